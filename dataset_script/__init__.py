@@ -1,0 +1,1 @@
+"""Everything that makes rows of Scale-VQA and writes them."""

@@ -1,0 +1,22 @@
+"""``scale-vqa build``: the ways to make a release folder."""
+
+from __future__ import annotations
+
+import click
+
+from scale_vqa_eval.cli import LazyGroup
+
+BUILDS = {
+    "release": ("dataset_script.release.command", "release", "From the authors' JSON files and their images."),
+    "slides": ("dataset_script.slides.command", "slides", "Grounding questions from slides that OpenSlide opens."),
+    "phantom": (
+        "dataset_script.phantom.command",
+        "phantom",
+        "Questions on procedural slides, for tests and teaching.",
+    ),
+}
+
+
+@click.group(cls=LazyGroup, table=BUILDS)
+def build() -> None:
+    """Build a release folder: Parquet files and a dataset card, as load_dataset reads them."""

@@ -1,0 +1,193 @@
+"""Opens the files that questions come in and yields one record a row, with the place it stands at."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from scale_vqa_eval.errors import Fault, InputError, shown
+
+IMAGE_COLUMNS: Final = frozenset({"low_mag", "mid_mag", "high_mag", "option_images"})
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row as the file has it.
+
+    Attributes:
+        row: the row's fields; image columns of a Parquet file are left out.
+        where: file and row number for messages, rows counted from 1 (a CSV header is row 0).
+        number: the row number.
+        split: split of a release folder or Hub id, else None.
+    """
+
+    row: Mapping[str, Any]
+    where: str
+    number: int
+    split: str | None = None
+
+
+def read_records(data: str | Path, split: str | None = None, config: str | None = None) -> Iterator[Record]:
+    """Yields the rows of ``data`` one by one; see ``questions.read_questions`` for the kinds of input.
+
+    Raises:
+        InputError: where the input is none of those, or its text cannot be read (with line and column).
+    """
+    path = Path(data)
+    if path.is_dir():
+        for name, files in release_files(path, config).items():
+            if split in (None, name):
+                for file in files:
+                    yield from _parquet(file, name)
+    elif path.is_file():
+        yield from (record for record in _file(path) if split is None or record.row.get("split", split) == split)
+    elif _HUB_ID.fullmatch(str(data)) and not path.suffix:
+        yield from _hub(str(data), split, config)
+    else:
+        raise InputError(Fault(str(data), "a file, a release folder or a Hub id", "nothing there", "check the name"))
+
+
+def release_configs(folder: Path) -> dict[str, dict[str, list[Path]]]:
+    """Returns config -> split -> Parquet files of a release folder, read from the YAML of its README.md.
+
+    Raises:
+        InputError: where the folder has no card or the card names files that are not there.
+    """
+    card = folder / "README.md"
+    mend = "name a folder that `scale-vqa build` made"
+    if not card.is_file():
+        raise InputError(Fault(str(folder), "a release folder with a README.md", "no README.md", mend))
+    head = re.match(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", card.read_text(encoding="utf-8"), re.DOTALL)
+    try:
+        configs = (yaml.safe_load(head.group(1)) or {}).get("configs") if head else None
+        found = {
+            entry["config_name"]: {item["split"]: sorted(folder.glob(item["path"])) for item in entry["data_files"]}
+            for entry in configs or []
+        }
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(Fault(str(card), "YAML with configs and data_files", shown(error), mend)) from error
+    if not found:
+        raise InputError(Fault(str(card), "YAML configs in the head of the card", "none", mend))
+    missing = [f"{name}/{split}" for name, splits in found.items() for split, files in splits.items() if not files]
+    if missing:
+        raise InputError(Fault(str(card), "the Parquet files it names", f"none for {', '.join(missing)}", mend))
+    return found
+
+
+def release_files(folder: Path, config: str | None = None) -> dict[str, list[Path]]:
+    """Returns split -> Parquet files of one config of a release folder (``default``, else the first one)."""
+    configs = release_configs(folder)
+    if config is None:
+        config = "default" if "default" in configs else next(iter(configs))
+    if config not in configs:
+        raise InputError(
+            Fault(str(folder), f"a config that it has ({', '.join(configs)})", shown(config), "name one of those")
+        )
+    return configs[config]
+
+
+def _file(path: Path) -> Iterator[Record]:
+    readers = {".parquet": _parquet, ".json": _json, ".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _csv}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(Fault(str(path), f"a file that ends in {', '.join(readers)}", path.suffix, "convert it"))
+    return reader(path)
+
+
+def _json(path: Path) -> Iterator[Record]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        where = f"{path}, line {error.lineno}, column {error.colno}"
+        raise InputError(Fault(where, "JSON", error.msg, "mend the file")) from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise InputError(Fault(str(path), "JSON in UTF-8", shown(error), "save it as UTF-8")) from error
+    if not isinstance(rows, list):
+        raise InputError(Fault(str(path), "a JSON list of rows", type(rows).__name__, "wrap the rows in a list"))
+    for number, row in enumerate(rows, 1):
+        yield _record(row, path, f"row {number}", number)
+
+
+def _jsonl(path: Path) -> Iterator[Record]:
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                column = getattr(error, "colno", 1)
+                where = f"{path}, line {number}, column {column}"
+                raise InputError(Fault(where, "one JSON object a line", shown(line), "mend the line")) from error
+            yield _record(row, path, f"line {number}", number)
+
+
+def _csv(path: Path) -> Iterator[Record]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        for number, row in enumerate(reader, 1):
+            if None in row:
+                found = f"{len(row[None])} more"
+                raise InputError(
+                    Fault(f"{path}, row {number}", f"{len(reader.fieldnames or [])} cells", found, "quote the commas")
+                )
+            yield _record(row, path, f"row {number}", number)
+
+
+def _record(row: object, path: Path, place: str, number: int) -> Record:
+    if not isinstance(row, Mapping):
+        raise InputError(Fault(f"{path}, {place}", "an object with fields", shown(row), "mend the row"))
+    return Record(row, f"{path}, {place}", number)
+
+
+def _parquet(path: Path, split: str | None = None) -> Iterator[Record]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Features
+
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(
+            Fault(str(path), "a Parquet file", shown(error, 160), "build or download it again")
+        ) from error
+    features = Features.from_arrow_schema(file.schema_arrow)
+    labels = {name: feature.names for name, feature in features.items() if getattr(feature, "names", None)}
+    labels.pop("answer", None)  # an answer's class index is its position among the options
+    columns = [name for name in file.schema_arrow.names if name not in IMAGE_COLUMNS]
+    number = 0
+    for batch in file.iter_batches(columns=columns, batch_size=2048):
+        for row in batch.to_pylist():
+            number += 1
+            for name, names in labels.items():
+                if row.get(name) is not None:
+                    row[name] = names[row[name]]
+            yield Record(row, f"{path}, row {number}", number, split)
+
+
+def _hub(name: str, split: str | None, config: str | None) -> Iterator[Record]:
+    from datasets import load_dataset
+
+    data = load_dataset(name, config, streaming=True)
+    for part, rows in data.items():
+        if split not in (None, part):
+            continue
+        features = rows.features or {}
+        labels = {key: value.names for key, value in features.items() if getattr(value, "names", None)}
+        labels.pop("answer", None)
+        kept = rows.remove_columns([column for column in features if column in IMAGE_COLUMNS or column == "images"])
+        for number, row in enumerate(kept, 1):
+            named = {
+                key: labels[key][value] if key in labels and value is not None else value for key, value in row.items()
+            }
+            yield Record(named, f"{name} {part}, row {number}", number, str(part))

@@ -1,0 +1,69 @@
+"""The question row of Scale-VQA: dimensions, views, letters, ids.
+
+Source: Phan et al., "Enhancing Pathological VLMs with Cross-scale Reasoning" (MICCAI 2026, arXiv:2606.17412) for the
+five dimensions and three views; PathScale-R1 (arXiv:2607.23794) for the idea of grounding questions.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+QUESTION_TYPES: Final[dict[str, str]] = {
+    "type_A": "Correspondence",
+    "type_B": "Confirmation",
+    "type_C": "Localization",
+    "type_D": "Explanation",
+    "type_E": "Diagnosis",
+}
+"""Authors' question type -> reasoning dimension."""
+
+GROUNDING_KINDS: Final[tuple[str, ...]] = ("zoom-in", "zoom-out", "origin", "bridge")
+"""Kinds of grounding question; each is a dimension of the ``grounding`` config."""
+
+DIMENSIONS: Final[tuple[str, ...]] = tuple(QUESTION_TYPES.values())
+ALL_DIMENSIONS: Final[tuple[str, ...]] = DIMENSIONS + GROUNDING_KINDS
+"""Names of the ``dimension`` ClassLabel, the same in every config, so that configs can be concatenated."""
+
+VIEWS: Final[tuple[str, ...]] = ("low_mag", "mid_mag", "high_mag")
+"""Image columns in scale order: 10x, 40x, 200x."""
+
+MPP: Final[dict[str, float]] = {"low_mag": 10.0, "mid_mag": 2.5, "high_mag": 0.5}
+"""Nominal scale of each view in um per pixel."""
+
+MAGNIFICATION: Final[dict[str, str]] = {"low_mag": "10x", "mid_mag": "40x", "high_mag": "200x"}
+
+CONFIGS: Final[dict[str, str]] = {
+    "default": "the benchmark as released",
+    "exchange": "groups of four with identical text: text-only accuracy is exactly 25%",
+    "screened": "what is left after pruning by image-free probes",
+    "grounding": "questions made from slide geometry, options are images",
+    "phantom": "procedural slides with known truth: for tests, teaching and learning curves only",
+    "text": "the questions without images",
+}
+"""Configs of a release folder and what each one is."""
+
+_TCGA = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])", re.IGNORECASE)
+
+
+def row_id(wsi_name: str, path_id: str, question_type: str, number: int = 0) -> str:
+    """Returns the id used everywhere, ``wsi_name::path_id::question_type`` (``::n`` from the second of a type on).
+
+    >>> row_id("S", "p1", "type_A"), row_id("S", "p1", "zoom-in", 2)
+    ('S::p1::type_A', 'S::p1::zoom-in::2')
+    """
+    base = f"{wsi_name}::{path_id}::{question_type}"
+    return base if number == 0 else f"{base}::{number}"
+
+
+def patient_of(wsi_name: str) -> str:
+    """Returns the patient of a slide: the first 12 characters of a TCGA barcode, else the slide's own name.
+
+    That every other slide is a patient of its own is an assumption: its names carry no patient.
+
+    >>> patient_of("TCGA-HT-A616-01Z-00-DX1"), patient_of("01K46JNMVW0MT1HZQ89SNSKBSH")
+    ('TCGA-HT-A616', '01K46JNMVW0MT1HZQ89SNSKBSH')
+    """
+    return wsi_name[:12].upper() if _TCGA.match(wsi_name) else wsi_name
