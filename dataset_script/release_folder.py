@@ -40,7 +40,7 @@ def write_release(
 
     Args:
         out: the release folder; made, or extended where it is one already.
-        tables: config -> split -> rows. A row has the columns of ``features.row_features`` as plain values: an image is
+        tables: config -> split -> rows. A row has the columns of ``row_features`` as plain values: an image is
             ``{"bytes": ..., "path": name}`` or None, ``answer`` a letter, ``dimension`` a name, absent columns null.
         notes: config -> Markdown paragraph for the card: where the rows come from, seed, limits, what was reported.
 

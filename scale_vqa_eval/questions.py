@@ -32,7 +32,7 @@ FIELD_NAMES: Final[dict[str, tuple[str, ...]]] = {
     "group": ("group",),
     "split": ("split",),
 }
-"""Field -> names under which a file may carry it, the first one present is taken; ``extra_info`` is looked into too."""
+"""Field -> names under which a file may carry it, the first present is taken; ``extra_info`` is looked into too."""
 
 
 @dataclass(frozen=True, slots=True)
