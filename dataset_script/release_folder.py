@@ -1,15 +1,8 @@
-"""Writes a release folder: Parquet files per config and split, and the dataset card that names them.
-
-A folder is put together beside its final place and moved there in one rename; its card is what makes it load, so a
-process killed at any moment leaves either the old folder, the new one, or a hidden sibling that the next call clears.
-"""
+"""Writes rows into a release folder: Parquet files per config and split, beside the card that names them."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -18,11 +11,8 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataset_script.card import write_card
 from dataset_script.features import row_features
-from scale_vqa_eval.errors import Fault, InputError
-from scale_vqa_eval.question_files import release_configs
-from scale_vqa_eval.schema import CONFIGS
+from scale_vqa_eval.release_staging import staged_release
 
 Row = Mapping[str, Any]
 ROWS_PER_GROUP: Final = 64
@@ -50,25 +40,11 @@ def write_release(
     Raises:
         InputError: where ``out`` holds something that is no release folder.
     """
-    out = Path(out).absolute()
-    staging = out.with_name(f".{out.name}.partial")
-    retired = out.with_name(f".{out.name}.retired")
-    _recover(out, retired)
-    kept = _configs_to_keep(out, set(tables))
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        for config in kept:
-            shutil.copytree(out / config, staging / config, copy_function=_link_or_copy)
+    with staged_release(out, set(tables), notes) as staging:
         for config, splits in tables.items():
             for split, rows in splits.items():
                 _write_split(staging / config, split, rows, images=config != "text")
-        write_card(staging, notes, previous=out / "README.md")
-        _swap(staging, out, retired)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    return out
+    return Path(out).absolute()
 
 
 def folder_digest(folder: str | Path) -> str:
@@ -80,23 +56,6 @@ def folder_digest(folder: str | Path) -> str:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def _configs_to_keep(out: Path, replaced: set[str]) -> list[str]:
-    unknown = sorted(replaced - set(CONFIGS))
-    if unknown:
-        raise ValueError(f"unknown config {', '.join(unknown)}; a release folder has {', '.join(CONFIGS)}")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return []
-    if not out.is_dir():
-        raise InputError(Fault(str(out), "a folder", "a file", "name another --out"))
-    with_other_things = Fault(
-        str(out), "no folder yet, or a release folder", "a folder that holds something else", "name another --out"
-    )
-    try:
-        return sorted(set(release_configs(out)) - replaced)
-    except InputError as error:
-        raise InputError(with_other_things) from error
 
 
 def _write_split(folder: Path, split: str, rows: Iterable[Row], images: bool) -> None:
@@ -132,32 +91,3 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
     iterator = iter(rows)
     while batch := list(islice(iterator, ROWS_PER_GROUP)):
         yield batch
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    """Hard-links a file that stays as it is (no second copy of large shards); copies where links are not to be had."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
-def _recover(out: Path, retired: Path) -> None:
-    """Brings back the folder of a run that was killed between the two renames of ``_swap``."""
-    if retired.exists():
-        if out.exists():
-            shutil.rmtree(retired)
-        else:
-            retired.rename(out)
-
-
-def _swap(staging: Path, out: Path, retired: Path) -> None:
-    if out.exists():
-        out.rename(retired)
-    try:
-        staging.rename(out)
-    except OSError:
-        with contextlib.suppress(OSError):
-            retired.rename(out)
-        raise
-    shutil.rmtree(retired, ignore_errors=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pyarrow.parquet as pq
 from datasets import Features
@@ -40,7 +40,7 @@ def write_card(folder: Path, notes: Mapping[str, str], previous: Path | None = N
         annotations_creators=["expert-generated", "machine-generated"],
     )
     first = "default" if "default" in present else present[0]
-    configs = {}
+    configs: dict[str, dict[str, Any]] = {}
     for config in present:
         configs[config] = {
             "data_files": [{"split": split, "path": f"{config}/{split}-*.parquet"} for split in infos[config].splits]
@@ -51,7 +51,7 @@ def write_card(folder: Path, notes: Mapping[str, str], previous: Path | None = N
     MetadataConfigs(configs).to_dataset_card_data(data)
     kept = read_notes(previous) if previous is not None and previous.is_file() else {}
     template = Environment(
-        loader=PackageLoader("dataset_script", "templates"), keep_trailing_newline=True
+        loader=PackageLoader("scale_vqa_eval", "templates"), keep_trailing_newline=True
     ).get_template("dataset_card.md.j2")
     body = template.render(
         configs=[(name, CONFIGS[name], infos[name], {**kept, **notes}.get(name, "")) for name in present],
