@@ -1,0 +1,172 @@
+"""Known defects of a question set, found and named by row id: they are reported, the rows stay.
+
+What is looked for comes from the released files: rationales that name another letter than the answer, duplicate
+options, views that are null, letters that are not balanced by split and dimension, slides and patients in two splits,
+repeated questions, rationales that cite a feature list instead of the image.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from scale_vqa_eval.questions import Question
+from scale_vqa_eval.schema import LETTERS, VIEWS
+
+KINDS: Final[dict[str, str]] = {
+    "rationale-letter": "the rationale names another letter than the answer",
+    "feature-list-rationale": "the rationale cites a feature list, not the image",
+    "duplicate-options": "two or more options have the same text",
+    "null-view": "a view has no image",
+    "repeated-question": "the same question with the same options stands in another row",
+    "unbalanced-letters": "the letters of the right answers are not balanced",
+    "slide-in-two-splits": "a slide stands in more than one split",
+    "patient-in-two-splits": "a patient stands in more than one split",
+}
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Defect:
+    """One defect.
+
+    Attributes:
+        id: the row id; for a defect of a whole split, slide or patient, that one's name.
+        kind: a key of ``KINDS``.
+        detail: what stands there, on one line.
+    """
+
+    id: str
+    kind: str
+    detail: str
+
+
+def find_defects(questions: Sequence[Question]) -> list[Defect]:
+    """Returns every defect of a question set, in the order of ``KINDS``, then of the rows."""
+    found = [defect for question in questions for defect in _row_defects(question)]
+    found += _repeated(questions)
+    found += _unbalanced(questions)
+    found += _straddling(questions, "slide")
+    found += _straddling(questions, "patient")
+    rank = {kind: index for index, kind in enumerate(KINDS)}
+    return sorted(found, key=lambda defect: rank[defect.kind])
+
+
+def normalised(text: str) -> str:
+    """Returns a text as it is compared for repetition: NFKC, case-folded, every run of non-word characters a space."""
+    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
+
+
+# A letter at the head of a rationale counts as named only before a verb in the third person ("A pairs ..."), so that
+# the article in "A matching feature" does not: no noun after the article "A" ends in s, but for -ss, -us and -is.
+_ADVERB = r"(?:(?:only|also|just|best|simply|correctly|accurately|alone)\s+)?"
+_VERB = r"(?:is|has|was|does|(?!\w*(?:ss|us|is)\b)[a-z]{2,}s)\b"
+_HEAD = re.compile(
+    rf"^\W*(?:[Oo]nly\s+|[Tt]herefore,?\s+|[Tt]hus,?\s+|[Ss]o\s+)?(?:"
+    rf"(?:[Oo]ptions?|[Cc]hoices?|[Aa]nswers?)\s+\(?([A-Z])\b\)?(?!\s*(?:,|and\b|or\b|&|/|[-–—]\s*[A-Z]\b))"
+    rf"|\(([A-Z])\)"
+    rf"|([A-Z])(?=[).:]\s)"
+    rf"|([A-Z])(?=\s+{_ADVERB}{_VERB})"
+    rf")(?!\s+(?:is|are)\s+(?:wrong|incorrect|not\b|false|unsupported))"
+)
+_CLAIM = re.compile(
+    rf"\b(?:[Cc]orrect|[Rr]ight|[Bb]est)\s+(?:answer|option|choice)\s+(?:is|:)\s*(?:option\s+)?\(?([A-Z])\b\)?"
+    rf"|\b[Oo]nly\s+(?:(?:option|choice)\s+([A-Z])\b|([A-Z])(?=\s+{_ADVERB}{_VERB}))"
+    rf"|\b(?:[Oo]ption|[Cc]hoice)\s+([A-Z])\s+(?:is|remains)\s+(?:the\s+)?(?:\w+ly\s+)?(?:correct|right|best)\b"
+)
+_BLAME = re.compile(
+    r"\b(?:[Oo]ptions?|[Cc]hoices?)\s+((?:[A-Z]\b[\s,&/]*(?:(?:and|or)\b\s*)?)+)(?:(?:each|all|both)\s+)?"
+    r"(?:(?:is|are)\s+(?:wrong|incorrect|not\s+(?:supported|correct)|unsupported|contradicted)"
+    r"|(?:incorrectly|wrongly|falsely)\s+\w+|contradicts?\b|introduces?\b|adds?\b|alters?\b|changes?\b|swaps?\b)"
+)
+
+
+def named_right(rationale: str, options: int = 4) -> list[str]:
+    """Returns the letters that a rationale names as the right one, sorted.
+
+    >>> named_right("A pairs two findings."), named_right("A matching feature is seen."), named_right("So only B fits.")
+    (['A'], [], ['B'])
+    """
+    head = _HEAD.match(rationale)
+    found = [group for group in head.groups() if group] if head else []
+    found += [group for match in _CLAIM.finditer(rationale) for group in match.groups() if group]
+    return sorted(set(found) & set(LETTERS[:options]))
+
+
+def named_wrong(rationale: str, options: int = 4) -> list[str]:
+    """Returns the letters that a rationale names as wrong ("options B and C change ..."), sorted."""
+    found = {letter for match in _BLAME.finditer(rationale) for letter in re.findall(r"\b[A-Z]\b", match.group(1))}
+    return sorted(found & set(LETTERS[:options]))
+
+
+def _row_defects(question: Question) -> Iterator[Defect]:
+    texts = Counter(normalised(text) or text for text in question.options)
+    same = [LETTERS[i] for i, text in enumerate(question.options) if texts[normalised(text) or text] > 1]
+    if same:
+        yield Defect(question.id, "duplicate-options", f"options {', '.join(same)} have the same text")
+    if question.images:
+        missing = [view for view in VIEWS if view not in dict(question.images)]
+        if missing:
+            yield Defect(question.id, "null-view", f"no image for {', '.join(missing)}")
+    rationale = question.rationale or ""
+    right, wrong = (letters(rationale, len(question.options)) for letters in (named_right, named_wrong))
+    if right and question.letter not in right:
+        yield Defect(question.id, "rationale-letter", f"names {', '.join(right)}; the answer is {question.letter}")
+    elif question.letter in wrong:
+        yield Defect(question.id, "rationale-letter", f"calls {question.letter} wrong, which is the answer")
+    if re.search(r"\b(?:feature|observation|finding)s?[\s-]+(?:sets?\s+)?lists?\b", rationale, re.IGNORECASE):
+        yield Defect(question.id, "feature-list-rationale", "the rationale cites a feature list")
+
+
+def _repeated(questions: Iterable[Question]) -> Iterator[Defect]:
+    first: dict[tuple[str, ...], Question] = {}
+    for question in questions:
+        if question.group is not None:
+            continue  # the rows of an exchange group have one text by design
+        key = (normalised(question.question), *sorted(normalised(text) or text for text in question.options))
+        before = first.setdefault(key, question)
+        if before is not question:
+            yield Defect(question.id, "repeated-question", f"same question and options as {before.id}")
+
+
+def _unbalanced(questions: Iterable[Question]) -> Iterator[Defect]:
+    counts: dict[tuple[str | None, str | None, int], Counter[str]] = defaultdict(Counter)
+    for question in questions:
+        for dimension in dict.fromkeys((None, question.dimension)):
+            counts[question.split, dimension, len(question.options)][question.letter] += 1
+    for (split, dimension, options), seen in counts.items():
+        per_letter = [seen[letter] for letter in LETTERS[:options]]
+        if max(per_letter) - min(per_letter) > 1:
+            listed = ", ".join(f"{letter} {seen[letter]}" for letter in LETTERS[:options])
+            place = "/".join(part for part in (split or "all", dimension) if part)
+            yield Defect(place, "unbalanced-letters", f"{listed}; chi-square p = {uniform_p(per_letter):.3g}")
+
+
+def uniform_p(counts: Sequence[int]) -> float:
+    """Returns the p-value of Pearson's chi-square test that all categories are equally likely.
+
+    The upper tail for an integer number of degrees of freedom is a finite sum (Abramowitz and Stegun 1964, 26.4.4 and
+    26.4.5), so that no statistics library is needed here.
+    """
+    freedom, expected = len(counts) - 1, sum(counts) / len(counts)
+    half = sum((count - expected) ** 2 for count in counts) / expected / 2
+    order, tail = (0.5, math.erfc(math.sqrt(half))) if freedom % 2 else (1.0, math.exp(-half))
+    while order < freedom / 2:
+        tail += half**order * math.exp(-half) / math.gamma(order + 1)
+        order += 1
+    return min(1.0, tail)
+
+
+def _straddling(questions: Iterable[Question], level: str) -> Iterator[Defect]:
+    splits: dict[str, set[str]] = defaultdict(set)
+    for question in questions:
+        name = question.slide if level == "slide" else question.patient
+        if name is not None and question.split is not None:
+            splits[name].add(question.split)
+    for name in sorted(splits):
+        if len(splits[name]) > 1:
+            yield Defect(name, f"{level}-in-two-splits", f"stands in {', '.join(sorted(splits[name]))}")
