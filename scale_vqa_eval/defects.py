@@ -67,7 +67,7 @@ _ADVERB = r"(?:(?:only|also|just|best|simply|correctly|accurately|alone)\s+)?"
 _VERB = r"(?:is|has|was|does|(?!\w*(?:ss|us|is)\b)[a-z]{2,}s)\b"
 _HEAD = re.compile(
     rf"^\W*(?:[Oo]nly\s+|[Tt]herefore,?\s+|[Tt]hus,?\s+|[Ss]o\s+)?(?:"
-    rf"(?:[Oo]ptions?|[Cc]hoices?|[Aa]nswers?)\s+\(?([A-Z])\b\)?(?!\s*(?:,|and\b|or\b|&|/|[-–—]\s*[A-Z]\b))"
+    rf"(?:[Oo]ptions?|[Cc]hoices?|[Aa]nswers?)\s+\(?([A-Z])\b\)?(?!\s*(?:,|and\b|or\b|&|/|[-\u2013\u2014]\s*[A-Z]\b))"
     rf"|\(([A-Z])\)"
     rf"|([A-Z])(?=[).:]\s)"
     rf"|([A-Z])(?=\s+{_ADVERB}{_VERB})"
@@ -88,7 +88,7 @@ _BLAME = re.compile(
 def named_right(rationale: str, options: int = 4) -> list[str]:
     """Returns the letters that a rationale names as the right one, sorted.
 
-    >>> named_right("A pairs two findings."), named_right("A matching feature is seen."), named_right("So only B fits.")
+    >>> named_right("A pairs findings."), named_right("A matching feature is seen."), named_right("So only B fits.")
     (['A'], [], ['B'])
     """
     head = _HEAD.match(rationale)
