@@ -1,0 +1,210 @@
+"""What a probe is: a score per option, what it is worth against the gold, and its interval.
+
+A probe reads questions without their images and scores every option. Ties are counted fractionally (the expected
+accuracy under random tie-breaks), so a probe whose scores tie gains nothing from the order of the letters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from scale_vqa_eval.audit.units import cluster_ids
+from scale_vqa_eval.questions import Question
+from scale_vqa_eval.scale_vqa_acc.clustered import clustered_interval
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+TIE = 1e-9
+"""Scores closer than this (relative to the largest magnitude in the question) are a tie."""
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """The scores of one probe on every question.
+
+    Attributes:
+        name: name of the probe, unique in a battery.
+        family: what the probe looks at: ``position``, ``length``, ``similarity``, ``overlap``, ``negation``,
+            ``geometry``, ``words``, ``characters``, ``ensemble``, ``embedding``, ``language model``, ``chat``.
+        trained: whether it was fitted to gold answers (of other questions than the one it scores).
+        scores: (n, width) score per option, higher is preferred, ``-inf`` where a question has no such option.
+            A row without any finite score is a question that the probe did not answer: wrong, and counted.
+        probability: (n, width) probability per option, rows sum to 1; None means an even share among the best.
+        note: what a reader should know of this run (a fall-back, a cap); empty where there is nothing to say.
+    """
+
+    name: str
+    family: str
+    trained: bool
+    scores: FloatArray
+    probability: FloatArray | None = None
+    note: str = ""
+
+    def shares(self) -> FloatArray:
+        """Returns (n, width): the share of the pick that each option has, ties sharing evenly."""
+        if np.isnan(self.scores).any():
+            raise ValueError(f"probe {self.name!r} has scores that are not a number")
+        best = self.scores.max(axis=1, keepdims=True)
+        answered = np.isfinite(best)
+        finite = np.where(np.isfinite(self.scores), self.scores, 0.0)
+        margin = TIE * np.maximum(1.0, np.abs(finite).max(axis=1, keepdims=True))
+        tied = (self.scores >= np.where(answered, best, 0.0) - margin) & answered
+        return tied / np.maximum(1, tied.sum(axis=1, keepdims=True))
+
+    def probabilities(self) -> FloatArray:
+        """Returns (n, width): the probability that the probe gives each option; 1/k each where it did not answer."""
+        given = self.shares() if self.probability is None else self.probability
+        there = self.scores > -np.inf
+        even = there / np.maximum(1, there.sum(axis=1, keepdims=True))
+        return np.where(given.sum(axis=1, keepdims=True) > 0, given, even)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """An accuracy with its clustered 95% interval and the one-sided p-value against chance.
+
+    Attributes:
+        n: questions.
+        clusters: patients, slides, exchange groups or questions that are the sample.
+        accuracy: expected accuracy under random tie-breaks.
+        chance: mean of 1/k over the questions' option counts.
+        ci_low: lower end of the interval, clipped to 0.
+        ci_high: upper end of the interval, clipped to 1.
+        p_value: of accuracy > chance; see ``p_above_chance``.
+    """
+
+    n: int
+    clusters: int
+    accuracy: float
+    chance: float
+    ci_low: float
+    ci_high: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class ProbeAccuracy:
+    """What one probe reached: over all questions and per dimension; fields as in ``ProbeResult`` and ``Accuracy``."""
+
+    name: str
+    family: str
+    trained: bool
+    accuracy: float
+    ci_low: float
+    ci_high: float
+    p_value: float
+    n: int
+    clusters: int
+    chance: float
+    by_dimension: dict[str, Accuracy] = field(default_factory=dict)
+    note: str = ""
+
+
+def option_counts(questions: Sequence[Question]) -> IntArray:
+    """Returns (n,): the number of options of each question."""
+    return np.array([len(question.options) for question in questions], dtype=np.int64)
+
+
+def padded(per_option: npt.ArrayLike, counts: IntArray) -> FloatArray:
+    """Lays scores in option order (all options of question 1, of question 2, ...) out as (n, width) with ``-inf``."""
+    width = int(counts.max(initial=0))
+    there = np.arange(width) < counts[:, None]
+    out = np.full((len(counts), width), -np.inf)
+    out[there] = np.asarray(per_option, dtype=np.float64)
+    return out
+
+
+def credit(result: ProbeResult, questions: Sequence[Question]) -> FloatArray:
+    """Returns (n,): 1 where the probe picks the gold option, 1/t where gold is one of t tied, else 0."""
+    shares = result.shares()
+    if len(shares) != len(questions):
+        raise ValueError(f"probe {result.name!r} scored {len(shares)} questions of {len(questions)}")
+    gold = np.array([question.answer for question in questions], dtype=np.int64)
+    return np.asarray(shares[np.arange(len(gold)), gold], dtype=np.float64)
+
+
+def gold_probability(result: ProbeResult, questions: Sequence[Question]) -> FloatArray:
+    """Returns (n,): the blind score s(x), the probability that the probe gives the gold option."""
+    gold = np.array([question.answer for question in questions], dtype=np.int64)
+    return np.asarray(result.probabilities()[np.arange(len(gold)), gold], dtype=np.float64)
+
+
+def picked(result: ProbeResult) -> IntArray:
+    """Returns (n,): 0-based index of the picked option (the first of a tie, for display only), -1 if unanswered."""
+    shares = result.shares()
+    return np.where(shares.sum(axis=1) > 0, shares.argmax(axis=1), -1).astype(np.int64)
+
+
+def evaluate_probe(
+    result: ProbeResult, questions: Sequence[Question], clusters: IntArray | None = None
+) -> ProbeAccuracy:
+    """Evaluates a probe over all questions and per dimension, clustered by ``units.cluster_ids``.
+
+    Args:
+        result: the scores.
+        questions: the questions in the order of the scores.
+        clusters: (n,) cluster of each question, to save counting them again for every probe of a battery.
+    """
+    ids = cluster_ids(questions) if clusters is None else clusters
+    values, chance = credit(result, questions), 1.0 / option_counts(questions)
+    rows: dict[str, list[int]] = {}
+    for row, question in enumerate(questions):
+        if question.dimension is not None:
+            rows.setdefault(question.dimension, []).append(row)
+    whole = accuracy_of(values, chance, ids)
+    parts = {name: accuracy_of(values[at], chance[at], ids[at]) for name, at in sorted(rows.items())}
+    return ProbeAccuracy(
+        name=result.name,
+        family=result.family,
+        trained=result.trained,
+        accuracy=whole.accuracy,
+        ci_low=whole.ci_low,
+        ci_high=whole.ci_high,
+        p_value=whole.p_value,
+        n=whole.n,
+        clusters=whole.clusters,
+        chance=whole.chance,
+        by_dimension=parts,
+        note=result.note,
+    )
+
+
+def accuracy_of(values: FloatArray, chance: FloatArray, clusters: IntArray) -> Accuracy:
+    """Returns accuracy, clustered interval and p-value of credits ``values`` (n,) against ``chance`` (n,)."""
+    interval = clustered_interval(values, clusters)
+    return Accuracy(
+        n=len(values),
+        clusters=interval.clusters,
+        accuracy=float(values.mean()),
+        chance=float(chance.mean()),
+        ci_low=max(0.0, float(interval.ci_low)),
+        ci_high=min(1.0, float(interval.ci_high)),
+        p_value=p_above_chance(values, chance, clusters),
+    )
+
+
+def p_above_chance(values: FloatArray, chance: FloatArray, clusters: IntArray) -> float:
+    """Returns the one-sided p-value of "the mean credit is above chance": the larger of two tests.
+
+    The first is the clustered t test on ``values - chance``, C-1 degrees of freedom; it knows that questions of one
+    slide go together, but with few clusters its variance can be small by luck. The second is the binomial tail at the
+    mean chance, which bounds the tail of unequal chances from above (Hoeffding 1956) and does not trust a variance;
+    a fraction of a credit is rounded down. With one cluster the second is all there is.
+    """
+    from scipy import stats
+
+    n, excess = len(values), float((values - chance).mean())
+    if n == 0 or excess <= TIE:
+        return 1.0
+    exact = float(stats.binom.sf(math.floor(values.sum() + TIE) - 1, n, chance.mean()))
+    interval = clustered_interval(values - chance, clusters)
+    if interval.clusters < 2:
+        return exact
+    error = float(interval.standard_error)
+    t_test = float(stats.t.sf(excess / error, interval.clusters - 1)) if error > TIE else 0.0
+    return max(exact, t_test)
