@@ -5,9 +5,9 @@ questions of one slide as if they were independent. Both use the same unit:
 
 - an *exchange set*: questions with the same stem and the same options in the same order, in which every option is gold
   equally often. Its members stay in one fold: then the fitted probe is one fixed function of one text there, and is
-  right on exactly 1/k of the set, whatever it has learned. Were the set cut, each member would be scored by a fit that
-  has seen the same text with the other golds, and the accuracy would fall *below* chance. Sets are found by their text,
-  with or without a ``group`` column;
+  right on exactly 1/k of the set, whatever it has learned. Were the set cut, each member would be scored by a fit
+  that has seen the same text with the other golds, and the accuracy would fall *below* chance. Sets are found by
+  their text, with or without a ``group`` column;
 - else the patient, else the slide, else the question itself (``Question.cluster``).
 """
 
@@ -89,7 +89,7 @@ def _cost(loose: int, unnamed: int, clusters: int) -> str:
         which = "No question names" if unnamed == loose else f"{unnamed} of {loose} questions do not name"
         return (
             f"{which} its patient or slide: each is taken for a unit of its own. Near-copies may then lie on both "
-            "sides of a fold, which flatters the trained probes, and intervals are too narrow if questions share slides."
+            "sides of a fold, which flatters the trained probes, and intervals are too narrow where slides are shared."
         )
     if clusters == 1:
         return (
