@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,8 @@ def write_release(
     out: str | Path,
     tables: Mapping[str, Mapping[str, Iterable[Row]]],
     notes: Mapping[str, str],
+    files: Mapping[str, bytes] | None = None,
+    drop: Set[str] = frozenset(),
 ) -> Path:
     """Writes configs into a release folder; configs that the folder already has and ``tables`` does not name stay.
 
@@ -33,6 +35,8 @@ def write_release(
         tables: config -> split -> rows. A row has the columns of ``row_features`` as plain values: an image is
             ``{"bytes": ..., "path": name}`` or None, ``answer`` a letter, ``dimension`` a name, absent columns null.
         notes: config -> Markdown paragraph for the card: where the rows come from, seed, limits, what was reported.
+        files: further files, ``<config>/<name>`` -> content, that lie beside the Parquet of a config.
+        drop: configs that the folder may have and that no longer hold, such as splits made from older rows.
 
     Returns:
         The path of the folder.
@@ -40,10 +44,12 @@ def write_release(
     Raises:
         InputError: where ``out`` holds something that is no release folder.
     """
-    with staged_release(out, set(tables), notes) as staging:
+    with staged_release(out, tables.keys() | drop, notes) as staging:
         for config, splits in tables.items():
             for split, rows in splits.items():
                 _write_split(staging / config, split, rows, images=config != "text")
+        for name, content in (files or {}).items():
+            (staging / name).write_bytes(content)
     return Path(out).absolute()
 
 
