@@ -1,0 +1,224 @@
+"""Regions of a slide by physical scale: the one door through which every question sees a slide.
+
+``SlideSource`` is what the rest of this room asks of a slide; ``OpenSlideSource`` is a slide file. Anything else that
+can show a square field at a wanted scale (a procedural slide, say) goes through the same code by having these members.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol, runtime_checkable
+
+from PIL import Image
+
+from dataset_script.slides.scale import slide_mpp
+from scale_vqa_eval.errors import Fault, InputError, shown
+
+MAGNIFY_LIMIT: Final = 1.15
+"""Most that level 0 is enlarged for a view (a "20x" scan has 0.46 to 0.55 um/px); a coarser slide is refused."""
+BLOCK_PIXELS: Final = 16_000_000
+"""Most pixels of one raw read; a larger box is read in strips, each averaged down before the next is read."""
+LEVEL_SLACK: Final = 1.01
+"""A level this much coarser than wanted still counts as fine enough: 0.504 um/px serves a 0.5 um/px view."""
+
+
+@runtime_checkable
+class SlideSource(Protocol):
+    """A slide that can be looked at: its name, its scale, its extent, and square fields of it.
+
+    Attributes:
+        name: slide name, as it stands in the rows (a file's stem).
+        mpp: um per pixel of level 0.
+        size: (width, height) of level 0 in pixels; the slide's extent in um is ``size * mpp``.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def mpp(self) -> float: ...
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+    def read_region(self, center_x_um: float, center_y_um: float, mpp: float, size_px: int) -> Image.Image:
+        """Returns the square field around a point as RGB of ``size_px`` x ``size_px``.
+
+        Args:
+            center_x_um: centre in um from the left edge of level 0.
+            center_y_um: centre in um from the top edge of level 0.
+            mpp: wanted um per pixel; the field's side is ``size_px * mpp`` um.
+            size_px: pixels along a side.
+
+        Raises:
+            InputError: where the field leaves the slide or cannot be read; never a made-up pixel.
+        """
+        ...
+
+    def thumbnail(self, max_px: int) -> Image.Image:
+        """Returns the whole slide as RGB whose longer side is at most ``max_px`` (never enlarged)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of the slide in um from the top left corner of level 0."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def __str__(self) -> str:
+        return f"box ({self.left:.1f}, {self.top:.1f}) to ({self.right:.1f}, {self.bottom:.1f}) um"
+
+
+class OpenSlideSource:
+    """A slide file of any format that OpenSlide opens.
+
+    Open it in the process that reads it; use it as a context manager or call ``close``.
+
+    Args:
+        path: the slide file.
+        mpp: um per pixel of level 0 for a slide that does not state it; see ``scale.slide_mpp``.
+
+    Raises:
+        InputError: where OpenSlide cannot open the file, or no scale is known.
+    """
+
+    def __init__(self, path: str | Path, mpp: float | None = None) -> None:
+        import openslide
+
+        self.path = Path(path)
+        self.name = self.path.stem
+        try:
+            self._slide: Any = openslide.OpenSlide(str(self.path))
+        except (openslide.OpenSlideError, OSError) as error:
+            mend = "check the file, or convert it to a pyramidal TIFF"
+            raise InputError(Fault(str(self.path), "a slide that OpenSlide opens", shown(error), mend)) from error
+        try:
+            self.mpp = slide_mpp(self._slide.properties, self.path, mpp)
+        except InputError:
+            self._slide.close()
+            raise
+        self.size: tuple[int, int] = self._slide.dimensions
+        self._background = "#" + self._slide.properties.get("openslide.background-color", "FFFFFF")
+
+    def __enter__(self) -> OpenSlideSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._slide.close()
+
+    def read_region(self, center_x_um: float, center_y_um: float, mpp: float, size_px: int) -> Image.Image:
+        """See ``SlideSource.read_region``."""
+        if self.mpp > mpp * MAGNIFY_LIMIT:
+            expected = f"level 0 at {mpp * MAGNIFY_LIMIT:.3g} um/px or finer for a view at {mpp:g} um/px"
+            mend = "scan at a higher power, or leave the slide out"
+            raise InputError(Fault(str(self.path), expected, f"{self.mpp:.4g} um/px", mend))
+        half = size_px * mpp / 2
+        box = Box(center_x_um - half, center_y_um - half, center_x_um + half, center_y_um + half)
+        return self._read(box, (size_px, size_px))
+
+    def thumbnail(self, max_px: int) -> Image.Image:
+        """See ``SlideSource.thumbnail``."""
+        width, height = self.size
+        scale = min(1.0, max_px / max(width, height))
+        shape = (max(1, round(width * scale)), max(1, round(height * scale)))
+        return self._read(Box(0.0, 0.0, width * self.mpp, height * self.mpp), shape)
+
+    def best_level(self, downsample: float) -> int:
+        """Returns the coarsest level whose downsample does not exceed the wanted one; level 0 where none is."""
+        return best_level(self._slide.level_downsamples, downsample)
+
+    def _read(self, box: Box, shape: tuple[int, int]) -> Image.Image:
+        """Reads a box and resamples it to ``shape`` (width, height) pixels."""
+        self._check_inside(box)
+        wanted = (box.right - box.left) / self.mpp / shape[0]
+        level = self.best_level(wanted)
+        down = self._slide.level_downsamples[level]
+        limit_x, limit_y = self._slide.level_dimensions[level]
+        scale = 1 / (self.mpp * down)
+        left, top = max(0.0, box.left * scale), max(0.0, box.top * scale)
+        right, bottom = min(float(limit_x), box.right * scale), min(float(limit_y), box.bottom * scale)
+        # Lanczos looks three target pixels beyond the box; without them the rim would be made of the rim alone
+        margin = math.ceil(3 * max(1.0, wanted / down)) + 1
+        x, y = max(0, math.floor(left) - margin), max(0, math.floor(top) - margin)
+        end_x = min(limit_x, math.ceil(right) + margin)
+        end_y = min(limit_y, math.ceil(bottom) + margin)
+        # OpenSlide takes the corner in whole level-0 pixels: what rounding moved is given back to the crop box
+        corner = (round(x * down), round(y * down))
+        shift_x, shift_y = corner[0] / down, corner[1] / down
+        reduce = max(1, int(wanted / down / 3))
+        raw = self._read_raw(corner, level, (end_x - x, end_y - y), reduce, box)
+        crop = (
+            _within((left - shift_x) / reduce, raw.width),
+            _within((top - shift_y) / reduce, raw.height),
+            _within((right - shift_x) / reduce, raw.width),
+            _within((bottom - shift_y) / reduce, raw.height),
+        )
+        return raw.resize(shape, Image.Resampling.LANCZOS, box=crop)
+
+    def _read_raw(
+        self, corner: tuple[int, int], level: int, size: tuple[int, int], reduce: int, box: Box
+    ) -> Image.Image:
+        """Reads pixels of one level, averaged ``reduce`` x ``reduce`` strip by strip, so that memory stays bounded."""
+        width, height = size
+        rows = max(1, BLOCK_PIXELS // width // reduce) * reduce
+        if height <= rows:
+            strip = self._read_level(corner, level, size, box)
+            return strip.reduce(reduce) if reduce > 1 else strip
+        down = self._slide.level_downsamples[level]
+        whole = Image.new("RGB", (math.ceil(width / reduce), math.ceil(height / reduce)))
+        for start in range(0, height, rows):
+            at = (corner[0], corner[1] + round(start * down))
+            strip = self._read_level(at, level, (width, min(rows, height - start)), box)
+            whole.paste(strip.reduce(reduce) if reduce > 1 else strip, (0, start // reduce))
+        return whole
+
+    def _read_level(self, corner: tuple[int, int], level: int, size: tuple[int, int], box: Box) -> Image.Image:
+        import openslide
+
+        try:
+            pixels = self._slide.read_region(corner, level, size)
+        except openslide.OpenSlideError as error:
+            where = f"{self.path}, level {level}, {box}"
+            mend = "the file is damaged: get it again, or leave it out"
+            raise InputError(Fault(where, "pixels", shown(str(error), 160), mend)) from error
+        return flattened(pixels, self._background)
+
+    def _check_inside(self, box: Box) -> None:
+        width, height = self.size[0] * self.mpp, self.size[1] * self.mpp
+        slack = self.mpp / 2
+        if min(box.left, box.top) < -slack or box.right > width + slack or box.bottom > height + slack:
+            expected = f"a field on the slide ({width:.0f} x {height:.0f} um)"
+            mend = "move the field or make it smaller; nothing is padded"
+            raise InputError(Fault(str(self.path), expected, str(box), mend))
+
+
+def best_level(downsamples: Sequence[float], wanted: float) -> int:
+    """Returns the index of the largest downsample that does not exceed the wanted one; 0 where none is small enough.
+
+    >>> best_level((1.0, 4.0, 16.0), 5.0), best_level((1.0, 4.0, 16.0), 0.99), best_level((1.0, 4.0), 3.99)
+    (1, 0, 1)
+    """
+    fine = [index for index, downsample in enumerate(downsamples) if downsample <= wanted * LEVEL_SLACK]
+    return max(fine, key=lambda index: downsamples[index], default=0)
+
+
+def flattened(pixels: Image.Image, background: str) -> Image.Image:
+    """Returns RGBA pixels laid over a background colour (``#RRGGBB``) as RGB; what was not scanned is transparent."""
+    if pixels.mode != "RGBA" or pixels.getextrema()[3] == (255, 255):
+        return pixels.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", pixels.size, background), pixels).convert("RGB")
+
+
+def _within(value: float, limit: int) -> float:
+    return min(max(value, 0.0), float(limit))
