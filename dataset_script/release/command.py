@@ -126,8 +126,8 @@ def _note(questions: Sequence[Question], defects: Sequence[Defect], with_images:
     counts = Counter(defect.kind for defect in defects)
     lines = [
         "The questions as the authors of Scale-VQA released them (arXiv:2606.17412), split and all, kept as it is:",
-        f"{len(questions)} questions on {len(slides)} slides of {len(patients)} patients. The patient of a TCGA slide is",
-        "the first 12 characters of its barcode; every other slide counts as a patient of its own (an assumption).",
+        f"{len(questions)} questions on {len(slides)} slides of {len(patients)} patients. The patient of a TCGA slide",
+        "is the first 12 characters of its barcode; every other slide counts as a patient of its own (assumed).",
         "The released files carry no licence; this folder adds none.",
         "",
     ]

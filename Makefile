@@ -1,0 +1,40 @@
+# make demo: build, load, score and show, without torch. make test: all tests. Both make .venv from constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SLIDES ?=
+RELEASE ?=
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/demo.done
+	$(BIN)/python tools/demo.py $(if $(SLIDES),--slides "$(SLIDES)") $(if $(RELEASE),--release "$(RELEASE)")
+
+test: $(VENV)/test.done
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: $(VENV)/test.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/test.done
+	for script in benchmarks/*.py; do $(BIN)/python $$script; done
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.done: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[slides,audit]'
+	touch $@
+
+# a CPU build of torch first, where pip is set up to find one: otherwise the registry's default build comes
+$(VENV)/test.done: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) torch
+	$(PIP) -e '.[slides,audit,dev]'
+	touch $@ $(VENV)/demo.done
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info
