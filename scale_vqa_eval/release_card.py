@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -47,6 +48,9 @@ def write_card(folder: Path, notes: Mapping[str, str], previous: Path | None = N
         }
         if config == first:
             configs[config]["default"] = True
+        # `datasets` keys its cache of a local folder by the card, not by the files: with the content's hash in the
+        # card, rows that changed while no size did are read anew.
+        configs[config]["description"] = f"{CONFIGS[config]} (content sha256:{_content_hash(folder / config)})"
     DatasetInfosDict(infos).to_dataset_card_data(data)
     MetadataConfigs(configs).to_dataset_card_data(data)
     kept = read_notes(previous) if previous is not None and previous.is_file() else {}
@@ -71,6 +75,14 @@ def read_notes(card: Path) -> dict[str, str]:
         if mark in text:
             notes[config] = text.split(mark, 2)[1].strip() if text.count(mark) > 1 else ""
     return notes
+
+
+def _content_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.parquet")):
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _info(folder: Path, config: str) -> DatasetInfo:
