@@ -36,6 +36,10 @@ class InputError(ValueError):
         head = "" if len(self.faults) == 1 else f"{len(self.faults)} faults:\n"
         super().__init__(head + "\n".join(str(fault) for fault in self.faults))
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[tuple[Fault, ...]]]:
+        # an exception is pickled by its message otherwise, and would come back from a worker without its faults
+        return type(self), (self.faults,)
+
 
 def shown(value: object, limit: int = 80) -> str:
     """Shows a value of an input on one line of an error message.

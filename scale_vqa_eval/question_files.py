@@ -70,7 +70,7 @@ def release_configs(folder: Path) -> dict[str, dict[str, list[Path]]]:
     try:
         configs = (yaml.safe_load(head.group(1)) or {}).get("configs") if head else None
         found = {
-            entry["config_name"]: {item["split"]: sorted(folder.glob(item["path"])) for item in entry["data_files"]}
+            entry["config_name"]: {item["split"]: _matches(folder, item["path"]) for item in entry["data_files"]}
             for entry in configs or []
         }
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
@@ -81,6 +81,14 @@ def release_configs(folder: Path) -> dict[str, dict[str, list[Path]]]:
     if missing:
         raise InputError(Fault(str(card), "the Parquet files it names", f"none for {', '.join(missing)}", mend))
     return found
+
+
+def _matches(folder: Path, pattern: str) -> list[Path]:
+    """Returns the files of a folder that match a pattern of its card; a pattern that leaves the folder is refused."""
+    if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+        mend = "do not use this folder: it names files outside of itself"
+        raise InputError(Fault(str(folder / "README.md"), "paths inside of the folder", shown(pattern), mend))
+    return sorted(folder.glob(pattern))
 
 
 def release_files(folder: Path, config: str | None = None) -> dict[str, list[Path]]:
