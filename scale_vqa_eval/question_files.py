@@ -108,7 +108,13 @@ def _file(path: Path) -> Iterator[Record]:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(Fault(str(path), f"a file that ends in {', '.join(readers)}", path.suffix, "convert it"))
-    return reader(path)
+    try:
+        yield from reader(path)
+    except UnicodeDecodeError as error:
+        found = f"{error.reason} at byte {error.start} of a block"
+        raise InputError(Fault(str(path), "text in UTF-8", found, "save the file as UTF-8")) from error
+    except csv.Error as error:
+        raise InputError(Fault(str(path), "CSV", str(error), "quote cells that hold commas or line breaks")) from error
 
 
 def _json(path: Path) -> Iterator[Record]:
@@ -117,8 +123,8 @@ def _json(path: Path) -> Iterator[Record]:
     except json.JSONDecodeError as error:
         where = f"{path}, line {error.lineno}, column {error.colno}"
         raise InputError(Fault(where, "JSON", error.msg, "mend the file")) from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise InputError(Fault(str(path), "JSON in UTF-8", shown(error), "save it as UTF-8")) from error
+    except RecursionError as error:
+        raise InputError(Fault(str(path), "JSON", "lists or objects nested too deeply", "mend the file")) from error
     if not isinstance(rows, list):
         raise InputError(Fault(str(path), "a JSON list of rows", type(rows).__name__, "wrap the rows in a list"))
     for number, row in enumerate(rows, 1):
@@ -131,7 +137,7 @@ def _jsonl(path: Path) -> Iterator[Record]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.rstrip("\r\n"))
             except (json.JSONDecodeError, RecursionError) as error:
                 column = getattr(error, "colno", 1)
                 where = f"{path}, line {number}, column {column}"
