@@ -1,0 +1,117 @@
+"""Near-duplicate images: two perceptual hashes an image, and a search that does not compare all pairs.
+
+A 64-bit DCT hash finds candidates, a 256-bit one confirms them. Copies that were re-encoded, resized, brightened or
+re-coloured are found; copies that were mirrored, turned or cropped by more than a few percent are not.
+Hash: Zauner 2010, as ``imagehash.phash``. Search: multi-index hashing, Norouzi et al. 2012 (CVPR).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import imagehash
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Hashes = npt.NDArray[np.uint64]
+
+COARSE_BITS: Final = 8
+FINE_BITS: Final = 40
+"""Largest distances of a near pair: of 64 bits, and of 256. Measured in ``benchmarks/near_images.py``."""
+
+FLAT_SPREAD: Final = 4.0
+"""An image whose grey values (0-255) spread less than this has no structure to compare: blank glass, a black frame."""
+
+_CANDIDATES_AT_ONCE: Final = 4_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class NearPair:
+    """Two images that look alike: their positions (first < second) and how many bits of each hash differ."""
+
+    first: int
+    second: int
+    coarse: int
+    fine: int
+
+
+def perceptual_hashes(image: Image.Image) -> tuple[int, bytes] | None:
+    """Returns the 64-bit and the 256-bit hash of an image; None where it is flat (see ``FLAT_SPREAD``)."""
+    grey = image.convert("L")
+    small = grey.resize((64, 64), Image.Resampling.LANCZOS)
+    if float(np.asarray(small, dtype=np.float32).std()) < FLAT_SPREAD:
+        return None
+    coarse = np.packbits(imagehash.phash(grey, hash_size=8).hash.ravel()).tobytes()
+    fine = np.packbits(imagehash.phash(grey, hash_size=16).hash.ravel()).tobytes()
+    return int.from_bytes(coarse, "big"), fine
+
+
+def near_pairs(coarse: Hashes, fine: npt.NDArray[np.uint8]) -> list[NearPair]:
+    """Returns every pair of images within ``COARSE_BITS`` and ``FINE_BITS``, sorted.
+
+    Args:
+        coarse: (n,) 64-bit hashes.
+        fine: (n, 32) the bytes of the 256-bit hashes.
+    """
+    first, second, distance = pairs_within(coarse, COARSE_BITS)
+    apart = np.bitwise_count(fine[first] ^ fine[second]).sum(axis=1, dtype=np.int64)
+    kept = np.flatnonzero(apart <= FINE_BITS)
+    return [NearPair(int(first[k]), int(second[k]), int(distance[k]), int(apart[k])) for k in kept]
+
+
+def pairs_within(
+    hashes: Hashes, bits: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Returns (first, second, distance) of every pair of hashes that differ in at most ``bits`` bits, sorted.
+
+    The 64 bits are cut into m chunks: of two hashes within r bits, some chunk differs in at most r/m. So it is enough
+    to look each chunk up in a table with so many bits flipped. m follows the number of hashes: a chunk has about as
+    many bits as tell n hashes apart, so that a table cell holds about one.
+    """
+    n = len(hashes)
+    chunks = min(8, max(3, round(64 / math.log2(max(n, 4)))))  # at least 3: a table of 2^22 cells, 32 MB
+    edges = [round(64 * part / chunks) for part in range(chunks + 1)]
+    found: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
+    for low, high in itertools.pairwise(edges):
+        keys = ((hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)).astype(np.int64)
+        for first, second in _neighbours(keys, high - low, bits // chunks):
+            near = np.bitwise_count(hashes[first] ^ hashes[second]) <= bits
+            found.append(first[near] * n + second[near])
+    codes = np.unique(np.concatenate(found))
+    first, second = codes // max(n, 1), codes % max(n, 1)
+    return first, second, np.bitwise_count(hashes[first] ^ hashes[second]).astype(np.int64)
+
+
+def _neighbours(
+    keys: npt.NDArray[np.int64], width: int, radius: int
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Yields pairs first < second whose keys of ``width`` bits differ in at most ``radius`` bits, some at a time."""
+    order = np.argsort(keys, kind="stable")
+    ends = np.concatenate(([0], np.cumsum(np.bincount(keys, minlength=1 << width))))
+    for flips in range(radius + 1):
+        for places in itertools.combinations(range(width), flips):
+            wanted = keys ^ sum(1 << place for place in places)
+            start = ends[wanted]
+            sizes = ends[wanted + 1] - start
+            for rows in _portions(sizes):
+                many = sizes[rows]
+                first = np.repeat(rows, many)
+                offset = np.arange(len(first)) - np.repeat(np.cumsum(many) - many, many)
+                second = order[np.repeat(start[rows], many) + offset]
+                ahead = first < second
+                yield first[ahead], second[ahead]
+
+
+def _portions(sizes: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+    """Cuts the rows into portions of bounded total size, so that memory does not grow with crowded cells."""
+    rows = np.flatnonzero(sizes)
+    total = np.cumsum(sizes[rows])
+    if len(rows) and total[-1] <= _CANDIDATES_AT_ONCE:
+        yield rows
+    elif len(rows):
+        yield from np.split(rows, np.flatnonzero(np.diff(total // _CANDIDATES_AT_ONCE)) + 1)
