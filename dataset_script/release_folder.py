@@ -17,6 +17,8 @@ from scale_vqa_eval.release_staging import staged_release
 Row = Mapping[str, Any]
 ROWS_PER_GROUP: Final = 64
 SHARD_BYTES: Final = 500_000_000
+# a dictionary page that holds a row group's images stores one once that the questions of a path share
+PARQUET: Final = {"compression": "snappy", "write_page_index": True, "dictionary_pagesize_limit": 64 * 2**20}
 
 
 def write_release(
@@ -78,7 +80,7 @@ def _write_split(folder: Path, split: str, rows: Iterable[Row], images: bool) ->
                 if writer is not None:
                     writer.close()
                 shards.append(folder / f"{split}.{len(shards):05d}.shard")
-                writer = pq.ParquetWriter(shards[-1], schema, compression="snappy", write_page_index=True)
+                writer = pq.ParquetWriter(shards[-1], schema, **PARQUET)
             writer.write_table(pa.Table.from_pylist(encoded, schema=schema))
     finally:
         if writer is not None:
