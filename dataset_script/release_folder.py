@@ -6,19 +6,15 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Set
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dataset_script.features import row_features
+from scale_vqa_eval.release_shards import ROWS_PER_GROUP, write_shards
 from scale_vqa_eval.release_staging import staged_release
 
 Row = Mapping[str, Any]
-ROWS_PER_GROUP: Final = 64
-SHARD_BYTES: Final = 500_000_000
-# a dictionary page that holds a row group's images stores one once that the questions of a path share
-PARQUET: Final = {"compression": "snappy", "write_page_index": True, "dictionary_pagesize_limit": 64 * 2**20}
 
 
 def write_release(
@@ -68,27 +64,10 @@ def folder_digest(folder: str | Path) -> str:
 
 def _write_split(folder: Path, split: str, rows: Iterable[Row], images: bool) -> None:
     """Writes one split as numbered Parquet shards of bounded size and row groups of bounded length."""
-    folder.mkdir(parents=True, exist_ok=True)
     features = row_features(images)
     schema = features.arrow_schema
-    shards: list[Path] = []
-    writer: pq.ParquetWriter | None = None
-    try:
-        for batch in _batches(rows):
-            encoded = [features.encode_example(_complete(row, features)) for row in batch]
-            if writer is None or shards[-1].stat().st_size > SHARD_BYTES:
-                if writer is not None:
-                    writer.close()
-                shards.append(folder / f"{split}.{len(shards):05d}.shard")
-                writer = pq.ParquetWriter(shards[-1], schema, **PARQUET)
-            writer.write_table(pa.Table.from_pylist(encoded, schema=schema))
-    finally:
-        if writer is not None:
-            writer.close()
-    if not shards:
-        raise ValueError(f"split {split!r} has no row")
-    for number, shard in enumerate(shards):
-        shard.rename(folder / f"{split}-{number:05d}-of-{len(shards):05d}.parquet")
+    encoded = ([features.encode_example(_complete(row, features)) for row in batch] for batch in _batches(rows))
+    write_shards(folder, split, schema, (pa.Table.from_pylist(batch, schema=schema) for batch in encoded))
 
 
 def _complete(row: Row, names: Iterable[str]) -> dict[str, Any]:

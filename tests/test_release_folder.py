@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from dataset_script import release_folder
 from dataset_script.release_folder import folder_digest, write_release
+from scale_vqa_eval import release_shards
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.question_files import release_configs
 from scale_vqa_eval.schema import ALL_DIMENSIONS
@@ -41,7 +41,7 @@ def test_card_makes_it_load_and_counts_are_true(tmp_path: Path) -> None:
 
 
 def test_shards_are_bounded_and_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(release_folder, "SHARD_BYTES", 200_000)
+    monkeypatch.setattr(release_shards, "SHARD_BYTES", 200_000)
     distinct = (row | {"low_mag": {"bytes": os.urandom(20_000), "path": "low.jpg"}} for row in rows(200))
     folder = write_release(tmp_path / "d", {"default": {"test": distinct}}, {})
     shards = sorted((folder / "default").glob("*.parquet"))
