@@ -1,0 +1,213 @@
+"""The exchange control: groups of four items with one text, of which each option is right for exactly one.
+
+Four items share the question text, come from four patients, and have the four right answers as options in one order.
+A reader without images sees the same text four times; whatever deterministic function of the text it is, it gives one
+letter, which is right for exactly one of the four: its accuracy is 1/4, its group accuracy 0, and no adversary is
+needed to show it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from scale_vqa_eval.controls.cliques import SIZE, capacity_bound
+from scale_vqa_eval.controls.packing import pack
+from scale_vqa_eval.controls.tissue import Tissue, describe_tissue
+from scale_vqa_eval.controls.validity import Matrix, ValidityLimits, claims, compatible, gold_fault, stem_key
+from scale_vqa_eval.questions import Question
+
+Items = npt.NDArray[np.int64]
+
+BLOCK: Final = 400
+"""Items with the same text that are packed at once; more are dealt into blocks, patient by patient."""
+NO_DIMENSION: Final = "all"
+DOUBT: Final = 10.0
+"""What a doubtful pair costs, in units of tissue likeness (0 to 2): a safe pair is always preferred."""
+TOO_FEW_ROWS: Final = "the question text stands in fewer than four usable rows"
+TOO_FEW_PATIENTS: Final = "the rows with the question text come from fewer than four patients"
+LEFT_OVER: Final = "no valid group could be made of what was left over"
+
+
+@dataclass(frozen=True)
+class ExchangeGroup:
+    """Four items with one text.
+
+    Attributes:
+        name: name of the group, unique in its set.
+        members: row numbers of the items, ascending.
+        options: row numbers of the same items in the order of the options: the first one's gold is option A.
+        stem: the question text that all four get, the most frequent spelling among the rows that share it.
+        likeness: mean tissue likeness of its six pairs.
+        doubtful: pairs (row, other row) whose gold may be true for the other: it is close to what the release calls
+            right in the same dimension for another region of the other's patient.
+    """
+
+    name: str
+    members: tuple[int, ...]
+    options: tuple[int, ...]
+    stem: str
+    likeness: float
+    doubtful: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """All groups of a question set, and the price.
+
+    Attributes:
+        groups: in the order of their first rows.
+        bounds: dimension -> upper bound of the number of groups under the same limits.
+        lost: dimension -> reason -> questions that are in no group for this reason.
+    """
+
+    groups: tuple[ExchangeGroup, ...]
+    bounds: dict[str, int]
+    lost: dict[str, Counter[str]]
+
+    @property
+    def bound(self) -> int:
+        """Upper bound of the number of groups."""
+        return sum(self.bounds.values())
+
+
+def exchange(
+    questions: Sequence[Question],
+    seed: int = 42,
+    limits: ValidityLimits | None = None,
+    organs: Sequence[str | None] | None = None,
+    progress: Callable[[int], object] = lambda items: None,
+) -> Exchange:
+    """Groups questions for exchange: as many groups as can be found, and of those hard and safe ones.
+
+    Groups never straddle splits, dimensions or question texts.
+
+    Args:
+        questions: any questions; how many options they have does not matter, their right answers become the options.
+        seed: of the search and of the order of the options.
+        limits: on how alike the right answers of a group may be.
+        organs: organ of each question, where known; see ``describe_tissue``.
+        progress: called with the number of questions that were dealt with.
+    """
+    grouping = _Grouping(questions, limits or ValidityLimits(), describe_tissue(questions, organs), seed)
+    bounds: Counter[str] = Counter()
+    lost: dict[str, Counter[str]] = defaultdict(Counter)
+    found: list[tuple[Items, str]] = []
+    for rows in _same_text(questions).values():
+        dimension = questions[rows[0]].dimension or NO_DIMENSION
+        usable = grouping.usable(rows, lost[dimension])
+        groups, bound = grouping.packed(usable)
+        bounds[dimension] += bound
+        lost[dimension][LEFT_OVER] += len(usable) - SIZE * len(groups)
+        found += [(group, _spelling(questions, rows)) for group in groups]
+        progress(len(rows))
+    numbers: Counter[str | None] = Counter()
+    groups_of_all = []
+    for members, stem in sorted(found, key=lambda pair: pair[0].tolist()):
+        split = questions[members[0]].split
+        numbers[split] += 1
+        name = "-".join(["exchange", *([split] if split else []), f"{numbers[split]:05d}"])
+        groups_of_all.append(grouping.described(members, name, stem))
+    return Exchange(tuple(groups_of_all), dict(bounds), {name: +reasons for name, reasons in lost.items()})
+
+
+class _Grouping:
+    """The questions, what the release calls right for whom, and the limits: what packing a set of rows needs."""
+
+    def __init__(self, questions: Sequence[Question], limits: ValidityLimits, tissue: Tissue, seed: int) -> None:
+        self.questions, self.limits, self.tissue, self.seed = questions, limits, tissue, seed
+        self.golds = [question.options[question.answer] for question in questions]
+        self.by_path: dict[tuple[str, ...], set[str]] = defaultdict(set)
+        self.by_patient: dict[tuple[str, str | None], set[str]] = defaultdict(set)
+        for question, gold in zip(questions, self.golds, strict=True):
+            self.by_path[_path(question)].add(gold)
+            self.by_patient[question.cluster, question.dimension].add(gold)
+
+    def usable(self, rows: Sequence[int], lost: Counter[str]) -> Items:
+        """Returns the rows of one text that can be in a group at all; counts the others in ``lost``."""
+        faults = {row: gold_fault(self.questions[row]) for row in rows}
+        lost.update(fault for fault in faults.values() if fault is not None)
+        kept = [row for row, fault in faults.items() if fault is None]
+        patients = {self.questions[row].cluster for row in kept}
+        if len(kept) < SIZE or len(patients) < SIZE:
+            lost[TOO_FEW_ROWS if len(kept) < SIZE else TOO_FEW_PATIENTS] += len(kept)
+            kept = []
+        return np.array(kept, dtype=np.int64)
+
+    def packed(self, rows: Items) -> tuple[list[Items], int]:
+        """Packs rows of one text, block by block, then what the blocks left over; returns groups and their bound."""
+        if len(rows) == 0:
+            return [], 0
+        blocks = self._dealt(rows)
+        done = [self._packed_block(block) for block in blocks]
+        groups = [group for part, _ in done for group in part]
+        if len(blocks) == 1:
+            return groups, done[0][1]
+        taken = np.concatenate(groups) if groups else rows[:0]
+        left = np.setdiff1d(rows, taken)
+        groups += self._packed_block(self._dealt(left)[0])[0] if len(left) >= SIZE else []
+        sizes = Counter(self.questions[row].cluster for row in rows.tolist())
+        return groups, capacity_bound(list(sizes.values()))
+
+    def _dealt(self, rows: Items) -> list[Items]:
+        """Deals rows into blocks as cards are dealt, so that every block has its share of every patient."""
+        number = -(-len(rows) // BLOCK)
+        by_patient = sorted(rows.tolist(), key=lambda row: (self.questions[row].cluster, row))
+        return [np.array(sorted(by_patient[start::number]), dtype=np.int64) for start in range(number)]
+
+    def _packed_block(self, rows: Items) -> tuple[list[Items], int]:
+        patients = [self.questions[row].cluster for row in rows.tolist()]
+        golds = [self.golds[row] for row in rows.tolist()]
+        on_images = [sorted(self.by_path[_path(self.questions[row])]) for row in rows.tolist()]
+        graph = compatible(golds, on_images, patients, self.limits)
+        weight = self.tissue.likeness(rows) - DOUBT * self._doubtful(rows).astype(np.float64)
+        packing = pack(graph, weight, patients, self.seed)
+        return [rows[list(group)] for group in packing.groups], packing.bound
+
+    def _doubtful(self, rows: Items) -> Matrix:
+        """Returns (n, n): one's gold is close to what is called right elsewhere in the other's patient."""
+        keys = [(self.questions[row].cluster, self.questions[row].dimension) for row in rows.tolist()]
+        distinct = list(dict.fromkeys(keys))
+        close = claims(
+            [self.golds[row] for row in rows], [sorted(self.by_patient[key]) for key in distinct], self.limits
+        )
+        pairs = close[:, [distinct.index(key) for key in keys]]
+        np.fill_diagonal(pairs, False)
+        result: Matrix = pairs | pairs.T
+        return result
+
+    def described(self, members: Items, name: str, stem: str) -> ExchangeGroup:
+        """Fixes the order of the options of a group, and tells what a reviewer should know of it."""
+        rows = members.tolist()
+        order = list(rows)
+        random.Random("\0".join([str(self.seed), *(self.questions[row].id for row in rows)])).shuffle(order)
+        pairs = np.argwhere(np.triu(self._doubtful(members), 1))
+        likeness = self.tissue.likeness(members)[np.triu_indices(SIZE, 1)].mean()
+        doubtful = tuple((rows[one], rows[other]) for one, other in pairs.tolist())
+        return ExchangeGroup(name, tuple(rows), tuple(order), stem, float(likeness), doubtful)
+
+
+def _same_text(questions: Sequence[Question]) -> dict[tuple[str, ...], list[int]]:
+    """Returns the rows of each split, dimension and question text, in order of appearance."""
+    rows: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for row, question in enumerate(questions):
+        rows[question.split or "", question.dimension or "", stem_key(question.question)].append(row)
+    return rows
+
+
+def _spelling(questions: Sequence[Question], rows: Sequence[int]) -> str:
+    """Returns the most frequent spelling of a question text; of equals the first in alphabetical order."""
+    counts = Counter(questions[row].question for row in rows)
+    return min(counts, key=lambda text: (-counts[text], text))
+
+
+def _path(question: Question) -> tuple[str, ...]:
+    if question.slide is None or question.path_id is None:
+        return ("question", question.id, question.split or "")
+    return ("path", question.slide, question.path_id)
