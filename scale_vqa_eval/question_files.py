@@ -59,6 +59,8 @@ def read_records(data: str | Path, split: str | None = None, config: str | None 
 def release_configs(folder: Path) -> dict[str, dict[str, list[Path]]]:
     """Returns config -> split -> Parquet files of a release folder, read from the YAML of its README.md.
 
+    The config that loads without a name comes first.
+
     Raises:
         InputError: where the folder has no card or the card names files that are not there.
     """
@@ -71,7 +73,7 @@ def release_configs(folder: Path) -> dict[str, dict[str, list[Path]]]:
         configs = (yaml.safe_load(head.group(1)) or {}).get("configs") if head else None
         found = {
             entry["config_name"]: {item["split"]: _matches(folder, item["path"]) for item in entry["data_files"]}
-            for entry in configs or []
+            for entry in sorted(configs or [], key=lambda entry: not entry.get("default", False))
         }
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise InputError(Fault(str(card), "YAML with configs and data_files", shown(error), mend)) from error

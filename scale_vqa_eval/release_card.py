@@ -18,6 +18,8 @@ from jinja2 import Environment, PackageLoader
 from scale_vqa_eval.schema import CONFIGS
 
 NOTE_MARK: Final = "<!-- note {config} -->"
+CONTROLS: Final = ("exchange", "screened")
+"""Configs made of another one, which are never what loads without a name where the other is there."""
 _SPLIT_ORDER: Final = ("train", "validation", "val", "test")
 
 
@@ -40,7 +42,7 @@ def write_card(folder: Path, notes: Mapping[str, str], previous: Path | None = N
         pretty_name="Scale-VQA",
         annotations_creators=["expert-generated", "machine-generated"],
     )
-    first = "default" if "default" in present else present[0]
+    first = next((config for config in present if config not in CONTROLS), present[0])
     configs: dict[str, dict[str, Any]] = {}
     for config in present:
         configs[config] = {
