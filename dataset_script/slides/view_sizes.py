@@ -1,0 +1,112 @@
+"""How many pixels each view of a slide gets: as asked, or, where nobody insisted, what the slide can hold.
+
+The scale of a view never changes and nothing is padded: a smaller view shows less of the slide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from dataset_script.slides.fields import OVERLAP_LIMIT
+from scale_vqa_eval.schema import MAGNIFICATION, MPP
+
+DEFAULT_PX: Final = 512
+STEP_PX: Final = 16
+SMALLEST_PX: Final = 128
+LEAST_RATIO: Final = 2.0
+"""A field is at least this many times as wide as the next one in it, so that there is something to look for."""
+LEAST_ZOOM_OUT_RATIO: Final = 4.0
+"""For zoom-out a 10x field is at least this many times as wide as the 200x field."""
+
+
+@dataclass(frozen=True)
+class ViewSizes:
+    """Pixels along a side that may serve on one slide, largest first; empty where the slide has no such view.
+
+    Attributes:
+        frame: of the 10x view that holds the fields of origin and bridge questions (one size).
+        zoom_out: of the four 10x options of a zoom-out question.
+        mid: of the 40x view.
+        high: of the 200x view, one for each size of ``mid``, or one where there is no 40x view.
+        notes: why a view is not to be had.
+    """
+
+    frame: tuple[int, ...]
+    zoom_out: tuple[int, ...]
+    mid: tuple[int, ...]
+    high: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+
+def fit_sizes(extent: tuple[float, float], views: tuple[str, ...], fixed: Mapping[str, int]) -> ViewSizes | str:
+    """Returns the sizes of a slide's views, or the reason why the slide cannot be used.
+
+    Args:
+        extent: (width, height) of the slide in um.
+        views: the views asked for, ``schema.VIEWS`` or fewer.
+        fixed: view -> pixels that the user asked for by number; those are used as they are or not at all.
+    """
+    high = asked("high_mag", fixed)
+    if "low_mag" not in views:
+        return _without_low(extent, fixed, ())
+    inner = side_of("mid_mag", fixed) if "mid_mag" in views else side_of("high_mag", fixed)
+    frame = _fitting("low_mag", fixed, min(extent), LEAST_RATIO * inner)
+    if frame:
+        zoom_out = _fitting(
+            "low_mag", fixed, largest_of_four(extent), LEAST_ZOOM_OUT_RATIO * side_of("high_mag", fixed)
+        )
+        mid = (asked("mid_mag", fixed),) if "mid_mag" in views else ()
+        notes = () if zoom_out else ("zoom-out is left out: four 10x views do not fit beside each other",)
+        return ViewSizes(frame[:1], zoom_out, mid, (high,), notes)
+    reason = too_small("low_mag", fixed, extent)
+    if "mid_mag" not in views:
+        return reason
+    return _without_low(extent, fixed, (f"refused at the 10x view ({reason}); used at --views mid,high",))
+
+
+def largest_of_four(extent: tuple[float, float]) -> float:
+    """Returns the side in um of the largest squares of which four fit, sharing no more than the overlap limit."""
+    short, long = min(extent), max(extent)
+    step = 1 - OVERLAP_LIMIT
+    return max(short / (1 + step), min(short, long / (1 + 3 * step)))
+
+
+def asked(view: str, fixed: Mapping[str, int]) -> int:
+    """Returns the pixels asked for a view, by number or by default."""
+    return fixed.get(view, DEFAULT_PX)
+
+
+def side_of(view: str, fixed: Mapping[str, int]) -> float:
+    """Returns the side in um of a view of the size asked for."""
+    return asked(view, fixed) * MPP[view]
+
+
+def too_small(view: str, fixed: Mapping[str, int], extent: tuple[float, float]) -> str:
+    """Says that a view does not fit a slide."""
+    return (
+        f"a {asked(view, fixed)} px view at {MAGNIFICATION[view]} spans {side_of(view, fixed) / 1000:.2f} mm, "
+        f"too much for a slide of {extent[0] / 1000:.2f} x {extent[1] / 1000:.2f} mm"
+    )
+
+
+def _without_low(extent: tuple[float, float], fixed: Mapping[str, int], notes: tuple[str, ...]) -> ViewSizes | str:
+    """Returns the sizes of a slide used at 40x and 200x; both shrink together, so that they nest 5:1 as ever."""
+    mid = _fitting("mid_mag", fixed, largest_of_four(extent), SMALLEST_PX * MPP["mid_mag"])
+    high = tuple(fixed.get("high_mag", min(asked("high_mag", fixed), px)) for px in mid)
+    kept = [
+        pair
+        for pair in zip(mid, high, strict=True)
+        if pair[0] * MPP["mid_mag"] >= LEAST_RATIO * pair[1] * MPP["high_mag"]
+    ]
+    if not kept:
+        return "; ".join([*notes, too_small("mid_mag", fixed, extent)])
+    return ViewSizes((), (), tuple(pair[0] for pair in kept), tuple(pair[1] for pair in kept), notes)
+
+
+def _fitting(view: str, fixed: Mapping[str, int], room: float, least: float) -> tuple[int, ...]:
+    """Returns the sizes of a view, largest first, whose side is at most ``room`` and at least ``least`` um."""
+    largest = asked(view, fixed)
+    sizes = [largest] if view in fixed else range(largest, SMALLEST_PX - 1, -STEP_PX)
+    return tuple(px for px in sizes if least <= px * MPP[view] <= room)
