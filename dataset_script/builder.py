@@ -1,0 +1,138 @@
+"""``ScaleVQA``: the benchmark as a ``datasets`` builder, one config a view of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from datasets.data_files import DataFilesDict, DataFilesList
+from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules.parquet.parquet import Parquet, ParquetConfig
+
+from dataset_script.features import row_features
+from dataset_script.shards import (
+    check_columns,
+    file_stamp,
+    first_config,
+    release_folder,
+    release_shards,
+    row_count,
+    unembedded_rows,
+)
+from scale_vqa_eval.bare_names import DATASET_NAME
+from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.schema import CONFIGS
+
+
+class RefusedRow(InputError, DatasetGenerationError):
+    """A row that must not be loaded; of both kinds so that ``datasets`` hands it on as it is, from workers too."""
+
+
+@dataclass
+class ScaleVQAConfig(ParquetConfig):
+    """One view of the data; ``columns``, ``filters`` and ``batch_size`` are those of the Parquet builder.
+
+    Attributes:
+        images: False where the view has no image column.
+    """
+
+    images: bool = True
+
+
+class ScaleVQA(Parquet):
+    """Reads one config of a release folder: ``ScaleVQA(config_name="text", data_dir="scale-vqa")``.
+
+    After ``download_and_prepare()`` the bare name ``load_dataset("scale-vqa")`` finds the prepared configs in any
+    process; ``scale-vqa prepare`` does that for all of them. ``as_streaming_dataset()`` needs no preparation.
+
+    Args:
+        cache_dir: root of the ``datasets`` cache; None takes the library's own.
+        dataset_name: name of the dataset in the cache.
+        config_name: a view; None takes ``default``, or the first one of a folder that has no ``default``.
+        hash: version of the data in the cache; None makes one of the places, sizes and times of the files.
+        data_dir: the release folder; None takes ``$SCALE_VQA_PATH``, else ``./scale-vqa``.
+        **kwargs: as for every builder.
+
+    Raises:
+        InputError: where there is no release folder, no such config, or columns that are not Scale-VQA's; while
+            rows are read, where an image is named by a path instead of being inside (``RefusedRow``).
+    """
+
+    BUILDER_CONFIG_CLASS = ScaleVQAConfig
+    BUILDER_CONFIGS = [  # noqa: RUF012  (the library's own way to declare them)
+        ScaleVQAConfig(name=name, description=text, images=name != "text") for name, text in CONFIGS.items()
+    ]
+    DEFAULT_CONFIG_NAME = "default"
+
+    def __init__(
+        self,
+        cache_dir: str | None = None,
+        dataset_name: str | None = DATASET_NAME,
+        config_name: str | None = None,
+        hash: str | None = None,
+        data_dir: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.folder = release_folder(data_dir)
+        configs = release_shards(self.folder)
+        name = config_name or first_config(configs)
+        if name not in configs:
+            expected = f"a config that it has ({', '.join(configs)})"
+            raise InputError(Fault(str(self.folder), expected, shown(name), "name one of those"))
+        self.shards = configs[name]
+        super().__init__(
+            cache_dir=cache_dir,
+            dataset_name=dataset_name or DATASET_NAME,
+            config_name=name,
+            hash=hash or file_stamp(name, self.shards),
+            **kwargs,
+        )
+
+    def _info(self) -> datasets.DatasetInfo:
+        info = super()._info()
+        info.description = self.config.description
+        info.homepage = "https://arxiv.org/abs/2606.17412"
+        if info.features is None:
+            declared = row_features(self.config.images)
+            chosen = self.config.columns or list(declared)
+            unknown = sorted(set(chosen) - set(declared))
+            if unknown:
+                where = f"columns of config {self.config.name}"
+                raise InputError(
+                    Fault(where, f"some of {', '.join(declared)}", ", ".join(unknown), "correct the name")
+                )
+            info.features = datasets.Features({name: declared[name] for name in chosen})
+        return info
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        check_columns(self.shards, row_features(self.config.images))
+        files = {
+            split: DataFilesList([str(file) for file in shards], [()] * len(shards))
+            for split, shards in self.shards.items()
+        }
+        self.config = replace(self.config, data_files=DataFilesDict(files))
+        splits: list[datasets.SplitGenerator] = super()._split_generators(dl_manager)
+        for split in splits:  # the total of the progress bar
+            split.split_info.num_examples = row_count(self.shards[str(split.name)])
+        return splits
+
+    def _generate_tables(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Any, pa.Table]]:
+        for key, table in super()._generate_tables(*args, **kwargs):
+            faults = [self._fault(table, *refused) for refused in unembedded_rows(table)]
+            if faults:
+                raise RefusedRow(faults)
+            yield key, table
+
+    def _fault(self, table: pa.Table, row: int, column: str, path: str) -> Fault:
+        place = (
+            f"row {table['id'][row].as_py()}" if "id" in table.column_names else "a row (load its `id` to see which)"
+        )
+        return Fault(
+            f"{self.folder}, config {self.config.name}, {place}, column {column}",
+            "an image inside of the Parquet file",
+            f"the path {shown(path)} without bytes",
+            "embed the image; a path is never opened",
+        )

@@ -1,0 +1,146 @@
+"""Parquet shards of a release folder that may come from anyone: where they lie, what they hold, what is refused.
+
+``datasets`` opens the file or URL that an image's ``path`` names wherever its ``bytes`` are null, and follows a card
+out of its folder. A release folder has every image inside, so both are refused here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Features
+from huggingface_hub.constants import HF_HUB_CACHE
+
+from scale_vqa_eval.bare_names import HOW_TO_MAKE_ONE, named_folder
+from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.question_files import release_configs
+from scale_vqa_eval.schema import CONFIGS
+
+Shards = Mapping[str, list[Path]]
+"""Split -> Parquet files, in order."""
+
+
+def release_folder(data_dir: str | Path | None) -> Path:
+    """Returns the absolute path of ``data_dir``; of ``$SCALE_VQA_PATH``, else of ``./scale-vqa``, where it is None.
+
+    Raises:
+        InputError: where none is named and none is here.
+    """
+    folder = named_folder() if data_dir is None else Path(data_dir).expanduser()
+    if folder is None:
+        raise InputError(Fault("data_dir", "a release folder", "none named and none here", HOW_TO_MAKE_ONE))
+    return folder.absolute()
+
+
+def release_shards(folder: Path) -> dict[str, Shards]:
+    """Returns config -> split -> Parquet files of a release folder.
+
+    Raises:
+        InputError: where the folder has no card, a config is none of Scale-VQA's, or a file lies outside.
+    """
+    configs = release_configs(folder)
+    card = folder / "README.md"
+    faults = [
+        Fault(str(card), f"configs of Scale-VQA ({', '.join(CONFIGS)})", shown(name), "rename or remove it")
+        for name in configs
+        if name not in CONFIGS
+    ]
+    for shards in configs.values():
+        for file in (file for files in shards.values() for file in files):
+            if not _is_inside(file, folder):
+                faults.append(
+                    Fault(str(file), "a file of this folder", f"a link to {file.resolve()}", "copy the file into it")
+                )
+    if faults:
+        raise InputError(faults)
+    return configs
+
+
+def first_config(configs: Iterable[str]) -> str:
+    """Returns the config that is loaded where none is named: ``default``, else the first of the card."""
+    names = list(configs)
+    return "default" if "default" in names else names[0]
+
+
+def content_hash(config: str, shards: Shards) -> str:
+    """Returns the SHA-256 over a config's name and the splits, names and bytes of its shards."""
+    return _hash(config, [[split, file.name, _sha256_of(file)] for split, files in shards.items() for file in files])
+
+
+def file_stamp(config: str, shards: Shards) -> str:
+    """Returns a SHA-256 over a config's name and the places, sizes and times of its shards, without reading them."""
+    files = [(split, file.absolute(), file.stat()) for split, files in shards.items() for file in files]
+    return _hash(config, [[split, str(file), stat.st_size, stat.st_mtime_ns] for split, file, stat in files])
+
+
+def row_count(files: Iterable[Path]) -> int:
+    """Returns the number of rows of some shards, from their footers."""
+    return sum(pq.read_metadata(file).num_rows for file in files)
+
+
+def check_columns(shards: Shards, declared: Features) -> None:
+    """Compares the columns of every shard with the declared features.
+
+    Raises:
+        InputError: with each column that is missing, unknown, or of another type or other class names.
+    """
+    faults = [fault for files in shards.values() for file in files for fault in _column_faults(file, declared)]
+    if faults:
+        raise InputError(faults)
+
+
+def unembedded_rows(table: pa.Table) -> Iterator[tuple[int, str, str]]:
+    """Yields row number, column and path of every image that is named by a path and has no bytes of its own."""
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        rows = None
+        if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+            rows, column = pc.list_parent_indices(column), pc.list_flatten(column)
+        if not pa.types.is_struct(column.type) or {field.name for field in column.type} != {"bytes", "path"}:
+            continue
+        paths = pc.struct_field(column, "path")
+        named_only = pc.and_(pc.is_null(pc.struct_field(column, "bytes")), pc.is_valid(paths))
+        for index in pc.indices_nonzero(named_only).to_pylist():
+            yield (index if rows is None else rows[index].as_py()), name, paths[index].as_py()
+
+
+def _is_inside(file: Path, folder: Path) -> bool:
+    root = folder.resolve()
+    # a snapshot in the Hub's cache is a folder of links that the Hub's client made itself
+    return file.resolve().is_relative_to(root) or root.is_relative_to(Path(HF_HUB_CACHE).resolve())
+
+
+def _hash(config: str, parts: list[list[str | int]]) -> str:
+    return hashlib.sha256(json.dumps([config, parts]).encode()).hexdigest()
+
+
+def _sha256_of(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _column_faults(file: Path, declared: Features) -> Iterator[Fault]:
+    mend = "build the folder again with `scale-vqa build`"
+    try:
+        schema = pq.read_schema(file)
+        found = Features.from_arrow_schema(schema)
+    except (pa.ArrowInvalid, OSError, ValueError, TypeError, KeyError) as error:
+        yield Fault(str(file), "a Parquet file with the columns of Scale-VQA", shown(str(error), 160), mend)
+        return
+    expected = declared.arrow_schema
+    for name in [*expected.names, *(name for name in schema.names if name not in declared)]:
+        where = f"{file}, column {name}"
+        if name not in declared:
+            yield Fault(where, "no such column", str(schema.field(name).type), mend)
+        elif schema.names.count(name) != 1:
+            yield Fault(where, "one column", str(schema.names.count(name)), mend)
+        elif schema.field(name).type != expected.field(name).type:
+            yield Fault(where, str(expected.field(name).type), str(schema.field(name).type), mend)
+        elif isinstance(found[name], ClassLabel) and found[name].names != declared[name].names:
+            yield Fault(where, f"the classes {declared[name].names}", f"the classes {found[name].names}", mend)
