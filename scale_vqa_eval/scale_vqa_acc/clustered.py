@@ -8,7 +8,7 @@ Standard library and numpy alone: these modules travel with the metric.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ import numpy.typing as npt
 from .distributions import beta_cdf, beta_quantile, t_quantile, t_tail
 
 Alternative = Literal["greater", "less", "two-sided"]
+Codes = npt.NDArray[np.int64]
+Clusters = Sequence[Hashable] | npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -77,25 +79,36 @@ class McNemar:
     p_value: float
 
 
-def cluster_codes(clusters: Iterable[Hashable]) -> tuple[npt.NDArray[np.int64], int]:
-    """Numbers the clusters in order of appearance.
+def cluster_codes(clusters: Clusters) -> tuple[Codes, int]:
+    """Numbers the clusters.
+
+    Args:
+        clusters: (n,) names, numbered in order of appearance; an integer array is taken as numbers already, which
+            need not be dense.
 
     Returns:
-        codes (n,) and the number of clusters.
+        codes (n,) and the number of clusters that occur.
 
     Raises:
-        ValueError: where a cluster is missing (None, nan or an empty name).
+        ValueError: where a cluster is missing (None, nan, an empty name, a negative number).
     """
+    if isinstance(clusters, np.ndarray) and clusters.dtype.kind in "iu":
+        if clusters.size and clusters.min() < 0:
+            raise ValueError(f"item {int(clusters.argmin())} has no cluster (found {clusters.min()})")
+        if clusters.size and clusters.max() > 4 * clusters.size:  # sparse numbers: a table of them would be large
+            clusters = np.unique(clusters, return_inverse=True)[1]
+        return clusters.astype(np.int64, copy=False), int(np.count_nonzero(np.bincount(clusters)))
     names = clusters if isinstance(clusters, list | tuple) else list(clusters)
     index = {name: number for number, name in enumerate(dict.fromkeys(names))}
     missing = [name for name in index if name is None or name == "" or name != name]
     if missing:
-        place = next(number for number, name in enumerate(names) if name is None or name == "" or name != name)
-        raise ValueError(f"item {place} has no cluster (found {missing[0]!r}); give each item a patient or slide")
+        raise ValueError(
+            f"item {names.index(missing[0])} has no cluster (found {missing[0]!r}); name a patient or slide"
+        )
     return np.fromiter(map(index.__getitem__, names), np.int64, len(names)), len(index)
 
 
-def clustered_standard_error(values: npt.ArrayLike, codes: npt.NDArray[np.int64], clusters: int) -> float:
+def clustered_standard_error(values: npt.ArrayLike, codes: Codes, clusters: int) -> float:
     """Returns sqrt(C/(C-1) * sum over clusters of (sum of residuals)^2) / n; nan where C is 1.
 
     Miller 2024, eq. 4, with the small-sample factor C/(C-1).
@@ -103,11 +116,11 @@ def clustered_standard_error(values: npt.ArrayLike, codes: npt.NDArray[np.int64]
     data = np.asarray(values, dtype=np.float64)
     if clusters < 2:
         return math.nan
-    sums = np.bincount(codes, weights=data - data.mean(), minlength=clusters)
+    sums = np.bincount(codes, weights=data - data.mean())
     return float(math.sqrt(clusters / (clusters - 1) * float(sums @ sums)) / data.size)
 
 
-def clustered_interval(correct: npt.ArrayLike, clusters: Sequence[Hashable], level: float = 0.95) -> ClusteredInterval:
+def clustered_interval(correct: npt.ArrayLike, clusters: Clusters, level: float = 0.95) -> ClusteredInterval:
     """Mean of ``correct`` with a clustered standard error and a t-interval at C-1 degrees of freedom.
 
     The interval is clipped to [0, 1]. Where the clustered variance is zero (all right, all wrong) a t-interval would
@@ -116,7 +129,7 @@ def clustered_interval(correct: npt.ArrayLike, clusters: Sequence[Hashable], lev
 
     Args:
         correct: (n,) values in [0, 1].
-        clusters: (n,) cluster of each item.
+        clusters: (n,) cluster of each item, names or codes as ``cluster_codes`` takes them.
         level: confidence level.
 
     Raises:
@@ -132,7 +145,7 @@ def clustered_interval(correct: npt.ArrayLike, clusters: Sequence[Hashable], lev
     if count < 2:
         return ClusteredInterval(mean, error, 0.0, 1.0, n, count, 1.0, "undefined")
     if _is_zero(error):
-        low, high = _clopper_pearson(mean, count, level)
+        low, high = clopper_pearson(mean, count, level)
         return ClusteredInterval(mean, 0.0, low, high, n, count, float(min(n, count)), "clopper-pearson")
     half = t_quantile(0.5 + level / 2.0, count - 1) * error
     independent = float(values.var(ddof=1)) / error**2
@@ -142,7 +155,7 @@ def clustered_interval(correct: npt.ArrayLike, clusters: Sequence[Hashable], lev
 
 def p_value_against(
     correct: npt.ArrayLike,
-    clusters: Sequence[Hashable],
+    clusters: Clusters,
     chance: float | npt.ArrayLike,
     alternative: Alternative = "greater",
 ) -> float:
@@ -174,7 +187,7 @@ def p_value_against(
 
 
 def paired_difference(
-    correct_a: npt.ArrayLike, correct_b: npt.ArrayLike, clusters: Sequence[Hashable], level: float = 0.95
+    correct_a: npt.ArrayLike, correct_b: npt.ArrayLike, clusters: Clusters, level: float = 0.95
 ) -> PairedDifference:
     """Mean of a - b over the same items, clustered; two-sided p by t at C-1 degrees (Miller 2024, section 4).
 
@@ -194,9 +207,9 @@ def paired_difference(
         return PairedDifference(mean, error, -1.0, 1.0, 1.0, n, count, "undefined")
     if _is_zero(error):
         if not gap.any():
-            reach = _clopper_pearson(0.0, count, level)[1]
+            reach = clopper_pearson(0.0, count, level)[1]
             return PairedDifference(0.0, 0.0, -reach, reach, 1.0, n, count, "clopper-pearson")
-        low, high = _clopper_pearson((mean + 1.0) / 2.0, count, level)
+        low, high = clopper_pearson((mean + 1.0) / 2.0, count, level)
         p_value = min(1.0, 2.0 * _binomial_tail((abs(mean) + 1.0) / 2.0, count, 0.5))
         return PairedDifference(mean, 0.0, 2 * low - 1, 2 * high - 1, p_value, n, count, "clopper-pearson")
     half = t_quantile(0.5 + level / 2.0, count - 1) * error
@@ -207,7 +220,7 @@ def paired_difference(
 def mcnemar_exact(correct_a: npt.ArrayLike, correct_b: npt.ArrayLike) -> McNemar:
     """Exact two-sided McNemar test: binomial(only_a + only_b, 1/2) (McNemar 1947). It ignores clusters.
 
-    >>> mcnemar_exact([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]).p_value
+    >>> round(mcnemar_exact([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]).p_value, 6)
     0.0625
     """
     left, right = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
@@ -245,9 +258,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def clopper_pearson(share: float, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a binomial share (Clopper & Pearson 1934); real-valued counts as in Korn & Graubard 1998.
+
+    >>> [round(end, 3) for end in clopper_pearson(1.0, 10)]
+    [0.692, 1.0]
+    """
+    right, tail = share * trials, (1.0 - level) / 2.0
+    low = 0.0 if right <= 1e-9 else beta_quantile(tail, right, trials - right + 1.0)
+    high = 1.0 if right >= trials - 1e-9 else beta_quantile(1.0 - tail, right + 1.0, trials - right)
+    return low, high
+
+
 def _checked(
-    values: npt.ArrayLike, clusters: Sequence[Hashable], low: float, high: float
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], int]:
+    values: npt.ArrayLike, clusters: Clusters, low: float, high: float
+) -> tuple[npt.NDArray[np.float64], Codes, int]:
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != 1 or data.size == 0:
         raise ValueError(f"a mean needs a list of at least one value, got shape {data.shape}")
@@ -261,14 +286,6 @@ def _checked(
 
 def _is_zero(error: float) -> bool:
     return error < 1e-12
-
-
-def _clopper_pearson(share: float, trials: int, level: float) -> tuple[float, float]:
-    """Exact interval for ``share * trials`` successes; a real-valued count is taken as Korn & Graubard do."""
-    right, tail = share * trials, (1.0 - level) / 2.0
-    low = 0.0 if right <= 1e-9 else beta_quantile(tail, right, trials - right + 1.0)
-    high = 1.0 if right >= trials - 1e-9 else beta_quantile(1.0 - tail, right + 1.0, trials - right)
-    return low, high
 
 
 def _binomial_tail(share: float, trials: int, chance: float) -> float:

@@ -1,0 +1,122 @@
+"""Reads the answer letter out of a model's response; never guesses.
+
+Two rules. ``reference`` is the accuracy rule published with ScaleReasoner-R1 (arXiv:2606.17412): the first
+``<answer>letter</answer>`` anywhere in the response, any letter. ``strict`` is this project's: the answer stands after
+the think block, once, and is a letter of the question. Every rule is linear in the length of the response.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal, NamedTuple
+
+Mode = Literal["reference", "strict"]
+MODES: Final[tuple[Mode, ...]] = ("reference", "strict")
+
+THINK: Final = "<think>"
+END_THINK: Final = "</think>"
+ANSWER: Final = "<answer>"
+END_ANSWER: Final = "</answer>"
+
+REASONS: Final[tuple[str, ...]] = (
+    "parsed",
+    "not_text",
+    "blank",
+    "no_answer",
+    "unclosed_answer",
+    "not_one_letter",
+    "answer_in_think",
+    "unclosed_think",
+    "several_answers",
+    "not_an_option",
+)
+"""What became of a response; the position is the code that ``parse_batch`` returns. The last four are strict's."""
+
+# runs of white space are bounded by tags, so no position is looked at more than twice per tag before it
+_FIRST = re.compile(rf"{ANSWER}\s*([A-Za-z])\s*{END_ANSWER}")
+_CONTENT = re.compile(rf"\s*([A-Za-z])\s*{END_ANSWER}")
+
+
+class Parsed(NamedTuple):
+    """What a response says: an upper-case letter, or None and the reason why there is none."""
+
+    letter: str | None
+    reason: str
+
+
+def parse_response(response: object, mode: Mode = "reference", options: int = 4) -> Parsed:
+    r"""Reads the answer letter of one response.
+
+    Args:
+        response: the model's text; anything else is ``not_text``.
+        mode: ``reference`` or ``strict``.
+        options: number of options of the question; only ``strict`` looks at it.
+
+    Returns:
+        The letter with reason ``parsed``, or None with one of ``REASONS``.
+
+    >>> parse_response("<think>Glands.</think> <answer> b\n</answer>")
+    Parsed(letter='B', reason='parsed')
+    >>> parse_response("<answer>A.</answer>").reason
+    'not_one_letter'
+    >>> parse_response("<think>It is <answer>A</answer></think>", "strict").reason
+    'answer_in_think'
+    """
+    if not isinstance(response, str):
+        return Parsed(None, "not_text")
+    if mode == "reference":
+        match = _FIRST.search(response)
+        return Parsed(match[1].upper(), "parsed") if match else Parsed(None, _missing(response, 0))
+    if mode == "strict":
+        return _strict(response, options)
+    raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+
+
+def keeps_format(response: object) -> bool:
+    """Says whether a response keeps the published format rule.
+
+    A think block somewhere, exactly one ``<answer>...</answer>`` block, in it one letter (at its end: the published
+    rule allows other text before an inner ``<answer>``), and nothing but white space after it.
+
+    >>> keeps_format("<think></think> <answer>Z</answer>"), keeps_format("<answer>A</answer>")
+    (True, False)
+    """
+    if not isinstance(response, str):
+        return False
+    think = response.find(THINK)
+    opener = response.find(ANSWER)
+    if think < 0 or opener < 0 or response.find(END_THINK, think) < 0:
+        return False
+    closer = response.find(END_ANSWER, opener)
+    if closer < 0 or response[closer + len(END_ANSWER) :].strip():
+        return False
+    # the one block ends at `closer`; the letter stands after the last opener before it
+    letter = _CONTENT.match(response, response.rfind(ANSWER, opener, closer) + len(ANSWER))
+    return letter is not None
+
+
+def _strict(response: str, options: int) -> Parsed:
+    end = response.rfind(END_THINK)
+    start = 0 if end < 0 else end + len(END_THINK)
+    if response.find(THINK, start) >= 0:
+        return Parsed(None, "unclosed_think")
+    opener = response.find(ANSWER, start)
+    if opener < 0:
+        inside = response.find(ANSWER, 0, start) >= 0
+        return Parsed(None, "answer_in_think" if inside else _missing(response, start))
+    content = opener + len(ANSWER)
+    if response.find(ANSWER, content) >= 0:
+        return Parsed(None, "several_answers")
+    match = _CONTENT.match(response, content)
+    if match is None:
+        return Parsed(None, _missing(response, content - len(ANSWER)))
+    letter = match[1].upper()
+    return Parsed(letter, "parsed") if ord(letter) - ord("A") < options else Parsed(None, "not_an_option")
+
+
+def _missing(response: str, start: int) -> str:
+    """Says why no letter was found from ``start`` on."""
+    opener = response.find(ANSWER, start)
+    if opener < 0:
+        return "no_answer" if response.strip() else "blank"
+    return "unclosed_answer" if response.find(END_ANSWER, opener) < 0 else "not_one_letter"

@@ -1,0 +1,180 @@
+"""The Scale-VQA metric: answer accuracy with patient-clustered intervals, beside its blind control."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+from .batch import parse_batch
+from .clustered import cluster_codes
+from .distributions import t_quantile
+from .parsing import Mode
+from .summary import gold_codes, summarise
+from .tags import find_tags
+
+# evaluate copies the modules that this file imports by name and no others, so each leaf is imported here
+LEAVES = (parse_batch, cluster_codes, t_quantile, Mode, summarise, find_tags)
+
+_DESCRIPTION = """\
+Accuracy on Scale-VQA and other lettered multiple-choice questions: the letter is read from the model's text by the
+published rule (never guessed), and the accuracy comes with a patient-clustered 95% interval, by dimension, by exchange
+group, and beside a blind run of the same model.
+"""
+
+_CITATION = """\
+@inproceedings{phan2026scale,
+  title = {Enhancing Pathological VLMs with Cross-scale Reasoning},
+  author = {Phan and Zhang and Xue and Wu and Hu and Liu and Wang and Jin},
+  booktitle = {MICCAI},
+  year = {2026},
+  eprint = {2606.17412},
+  archivePrefix = {arXiv}
+}
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions: responses, the model's text as it came. None or anything that is no text is wrong and counted.
+    references: gold letters, or 0-based class indices.
+    dimension: name of the dimension of each item (configs that contain ``dimension``).
+    cluster: patient or slide of each item; without it each item counts as independent.
+    group: exchange group of each item, None outside of one.
+    blind: responses of the same model to the same items without images.
+    mode: ``reference`` (the published rule, default) or ``strict`` (after the think block, once, a letter of the
+        question).
+    options: number of options, one for all (default 4) or one per item.
+
+The four optional inputs are declared by the config name, joined by ``+``: ``evaluate.load("scale_vqa_acc",
+"dimension+cluster")``; ``full`` has all four. A single call of ``compute`` takes them under any config.
+
+Returns:
+    A dictionary: accuracy, interval, interval_method, standard_error, n, clusters, effective_n, clustered, chance,
+    macro, by_dimension, unparsed (n, rate, reasons), format_rate, reward, group_accuracy, groups, blind, visual_gain,
+    leakage_adjusted_accuracy, mode. What was not asked for or is undefined is None.
+
+Example:
+
+    >>> import evaluate
+    >>> metric = evaluate.load("scale_vqa_acc")
+    >>> responses = ["<think>Glands at 40x.</think> <answer>B</answer>", "<answer>C</answer>", "It is A.", None]
+    >>> score = metric.compute(predictions=responses, references=["B", "C", "A", "D"])
+    >>> score["accuracy"], score["unparsed"]["n"], score["unparsed"]["reasons"]
+    (0.5, 2, {'not_text': 1, 'no_answer': 1})
+    >>> score = metric.compute(predictions=responses, references=[1, 2, 0, 3], cluster=["P1", "P1", "P2", "P3"])
+    >>> score["clusters"], [round(end, 2) for end in score["interval"]]
+    (3, [0.0, 1.0])
+"""
+
+FIELDS = ("dimension", "cluster", "group", "blind")
+_TEXTS = ("predictions", "blind")
+
+
+class ScaleVqaAcc(evaluate.Metric):  # type: ignore[misc]
+    """Accuracy of lettered answers; see ``inputs_description``."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = datasets.Value("large_string")  # unlike "string" it lets evaluate take None and more than 2 GB
+        features = {name: text for name in ("predictions", "references", *_fields_of(self.config_name))}
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(features),
+            reference_urls=["https://arxiv.org/abs/2606.17412", "https://arxiv.org/abs/2411.00640"],
+            license="Apache-2.0",
+        )
+
+    def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
+        """Computes the score of what is given here, or of what ``add`` and ``add_batch`` gathered."""
+        gathered = self.writer is not None or self.num_process > 1
+        if gathered or predictions is None or references is None:
+            figures: dict[str, Any] | None = super().compute(predictions=predictions, references=references, **kwargs)
+            return figures
+        missing = [name for name in self._feature_names() if name not in ("predictions", "references", *kwargs)]
+        if missing:
+            raise ValueError(f"config {self.config_name!r} needs the inputs {', '.join(missing)}")
+        # one process and one call: nothing to merge, so nothing goes through a file
+        return self._compute(predictions=predictions, references=references, **kwargs)
+
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
+        """Adds a batch of responses and references."""
+        batch = {"predictions": predictions, "references": references, **kwargs}
+        super().add_batch(**{name: _storable_column(name, values) for name, values in batch.items()})
+
+    def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
+        """Adds one response and its reference."""
+        one = {"predictions": prediction, "references": reference, **kwargs}
+        stored = {name: _storable_column(name, [value])[0] for name, value in one.items()}
+        super().add(prediction=stored.pop("predictions"), reference=stored.pop("references"), **stored)
+
+    def _compute(
+        self,
+        *,
+        predictions: Any,
+        references: Any,
+        dimension: Any = None,
+        cluster: Any = None,
+        group: Any = None,
+        blind: Any = None,
+        mode: Mode = "reference",
+        options: Any = 4,
+    ) -> dict[str, Any]:
+        responses = _listed(predictions)
+        counts = np.asarray(options, dtype=np.int64)
+        gold = gold_codes(_listed(references), counts)
+        if len(responses) != gold.size:
+            raise ValueError(f"{len(responses)} predictions but {gold.size} references")
+        figures = summarise(
+            parse_batch(responses, mode, counts),
+            gold,
+            dimension=_listed(dimension),
+            cluster=_listed(cluster),
+            group=_listed(group),
+            blind=None if blind is None else parse_batch(_listed(blind), mode, counts),
+            options=counts,
+        )
+        return {**figures, "mode": mode}
+
+
+def _fields_of(config_name: str) -> tuple[str, ...]:
+    """Returns the optional inputs that a config name declares."""
+    if config_name in ("default", "full"):
+        return FIELDS if config_name == "full" else ()
+    named = config_name.split("+")
+    if not set(named) <= set(FIELDS) or len(set(named)) != len(named):
+        raise ValueError(
+            f"config_name must be 'default', 'full' or some of {', '.join(FIELDS)} joined by '+', got {config_name!r}"
+        )
+    return tuple(name for name in FIELDS if name in named)
+
+
+def _listed(values: Any) -> Any:
+    """Returns a sequence that slices into lists: arrays, series and columns are converted."""
+    if values is None or isinstance(values, list | tuple):
+        return values
+    for convert in ("to_pylist", "tolist"):
+        if hasattr(values, convert):
+            return getattr(values, convert)()
+    return list(values)
+
+
+def _storable_column(name: str, values: Any) -> Any:
+    """Returns a column that Arrow can hold and that is read back with the same meaning."""
+    column: Sequence[Any] | None = _listed(values)
+    if column is None:
+        return None
+    if name == "references":
+        return [chr(code) for code in gold_codes(column)]
+    return [_storable(value, keep=name not in _TEXTS) for value in column]
+
+
+def _storable(value: Any, keep: bool) -> str | None:
+    """Returns text without lone surrogates (no rule looks at them); None for what is no text, unless to keep."""
+    if value is None or not (keep or isinstance(value, str)):
+        return None
+    text = str(value)
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
