@@ -17,6 +17,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "prepare": ("dataset_script.prepare", "prepare", 'Make load_dataset("scale-vqa") work by its bare name.'),
     "audit": ("scale_vqa_eval.audit.command", "audit", "Measure how far a reader without images gets, and why."),
     "control": ("scale_vqa_eval.controls.command", "control", "Make the exchange or screened split."),
+    "predict": (
+        "scale_vqa_eval.predict.command",
+        "predict",
+        "Ask a vision-language model, with or without its images.",
+    ),
     "score": ("scale_vqa_eval.score_command", "score", "Score a predictions file."),
     "compare": ("scale_vqa_eval.score_command", "compare", "Compare two predictions files, paired and clustered."),
 }

@@ -1,0 +1,176 @@
+"""Backend ``transformers``: any image-text-to-text model with a processor, in batches on this machine.
+
+Batches are padded on the left (padding on the right changes the answers) and sorted by length inside windows of some
+batches, so that little is padded and images are still read in the order they are stored. Everything a processor makes
+goes to the model: Qwen2.5-VL's ``mm_token_type_ids``, left out, breaks its positions without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.predict.items import Ask
+from scale_vqa_eval.predict.job import Answer, Job, Sink, hardest, model_digest
+
+_WINDOW: Final = 16
+"""Batches in a window that is sorted by length."""
+
+
+@dataclass
+class TransformersBackend:
+    """A model loaded by ``AutoModelForImageTextToText``.
+
+    Attributes:
+        batch_size: questions generated at a time.
+    """
+
+    batch_size: int = 8
+    _loaded: tuple[Any, Any] | None = field(default=None, repr=False)
+
+    def identity(self, job: Job) -> dict[str, Any]:
+        return {"model_sha256": model_digest(Path(job.model))}
+
+    def versions(self) -> dict[str, str]:
+        return {name: version(name) for name in ("torch", "transformers")}
+
+    def check(self, job: Job, paths: Sequence[Sequence[Ask]]) -> None:
+        """Loads the model and counts the tokens of the hardest question."""
+        if job.structured:
+            mend = "use --backend openai or vllm"
+            raise InputError(Fault("--structured", "a backend that constrains decoding", "transformers", mend))
+        processor, model = self._load(job)
+        first = hardest(paths)
+        tokens = int(self._inputs(processor, job, [first])["input_ids"].shape[1])
+        text_config = model.config.get_text_config()
+        context = getattr(text_config, "max_position_embeddings", None)
+        if context is not None and tokens + job.sampling.max_tokens > context:
+            where = f"model {job.model}, question {first.item.question.id}"
+            found = f"{tokens} of the prompt and {job.sampling.max_tokens} of --max-tokens"
+            mend = "give fewer --max-pixels or --max-tokens"
+            raise InputError(Fault(where, f"at most {context} tokens a question", found, mend))
+
+    def run(self, job: Job, paths: Sequence[Sequence[Ask]], sink: Sink) -> None:
+        processor, model = self._load(job)
+        asks = [ask for path in paths for ask in path]
+        for start in range(0, len(asks), window := self.batch_size * _WINDOW):
+            ordered = sorted(asks[start : start + window], key=lambda ask: (ask.pictures, _text_length(job, ask)))
+            for place in range(0, len(ordered), self.batch_size):
+                self._batch(processor, model, job, ordered[place : place + self.batch_size], sink)
+
+    def _load(self, job: Job) -> tuple[Any, Any]:
+        if self._loaded is None:
+            self._loaded = load(job)
+        return self._loaded
+
+    def _batch(self, processor: Any, model: Any, job: Job, asks: Sequence[Ask], sink: Sink) -> None:
+        readable = []
+        for ask in asks:
+            try:
+                readable.append((ask, job.conversation(ask)))
+            except InputError as error:
+                sink.fail(ask, str(error))
+        if not readable:
+            return
+        inputs = self._tokens(processor, [conversation for _, conversation in readable]).to(model.device)
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        for (ask, _), length, answer in zip(readable, lengths, _generated(processor, model, job, inputs), strict=True):
+            responses, counts, finish = answer
+            sink.keep(ask, Answer(tuple(responses), finish, int(length), sum(counts)))
+
+    def _inputs(self, processor: Any, job: Job, asks: Sequence[Ask]) -> Any:
+        return self._tokens(processor, [job.conversation(ask) for ask in asks])
+
+    def _tokens(self, processor: Any, conversations: list[list[dict[str, Any]]]) -> Any:
+        return processor.apply_chat_template(
+            conversations,
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=True,
+            processor_kwargs={"padding": True, "return_tensors": "pt"},
+        )
+
+
+def _text_length(job: Job, ask: Ask) -> int:
+    return len(job.prompt.text(ask.item.question.question, ask.options))
+
+
+def load(job: Job) -> tuple[Any, Any]:
+    """Returns processor and model, ready to generate.
+
+    Raises:
+        InputError: where there is no such model, or it takes no images.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    where = f"model {job.model}"
+    try:
+        config = AutoConfig.from_pretrained(job.model)
+    except (OSError, ValueError, KeyError) as error:
+        mend = "name a model folder or a Hub id that this machine can reach or has in its cache"
+        raise InputError(Fault(where, "a model that can be loaded", _first_line(error), mend)) from error
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        mend = "name a vision-language model; for text models see `scale-vqa audit --lm`"
+        found = f"{config.model_type}, which reads none"
+        raise InputError(Fault(where, "a model that reads images and answers in text", found, mend))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings: dict[str, Any] = {"dtype": "auto", "device_map": device} | dict(job.options)
+    try:
+        processor = AutoProcessor.from_pretrained(job.model, padding_side="left")
+        model = AutoModelForImageTextToText.from_pretrained(job.model, **settings).eval()
+    except (OSError, ValueError, ImportError) as error:
+        mend = "complete the model's folder, or correct --option; `scale-vqa doctor` tells what is installed"
+        raise InputError(Fault(where, "weights and a processor", _first_line(error), mend)) from error
+    if getattr(processor, "image_processor", None) is None:
+        mend = "complete the model's folder: preprocessor_config.json or processor_config.json"
+        raise InputError(Fault(where, "a processor for images", type(processor).__name__, mend))
+    return processor, model
+
+
+def _generated(processor: Any, model: Any, job: Job, inputs: Any) -> list[tuple[list[str], list[int], str]]:
+    """Generates for one batch; returns per question its responses, their token counts and why the first ended."""
+    import torch
+
+    sampling, drawn = job.sampling, []
+    settings: dict[str, Any] = {"max_new_tokens": sampling.max_tokens, "do_sample": sampling.temperature > 0}
+    if sampling.temperature > 0:
+        settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    ends = _ends(model)
+    for sample in range(sampling.n):
+        with torch.inference_mode(), torch.random.fork_rng(enabled=sampling.temperature > 0):
+            torch.manual_seed(sampling.seed + sample)
+            output = model.generate(**inputs, **settings)
+        drawn.append(output[:, inputs["input_ids"].shape[1] :].tolist())
+    answers = []
+    for samples in zip(*drawn, strict=True):
+        cut = [_cut(tokens, ends) for tokens in samples]
+        texts = processor.batch_decode([tokens for tokens, _ in cut], skip_special_tokens=True)
+        answers.append((texts, [len(tokens) for tokens, _ in cut], cut[0][1]))
+    return answers
+
+
+def _ends(model: Any) -> set[int]:
+    ends = model.generation_config.eos_token_id
+    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+
+
+def _cut(tokens: list[int], ends: set[int]) -> tuple[list[int], str]:
+    """Cuts an answer after its end token; what follows is padding.
+
+    >>> _cut([5, 6, 2, 0, 0], {2}), _cut([5, 6], {2})
+    (([5, 6, 2], 'stop'), ([5, 6], 'length'))
+    """
+    for place, token in enumerate(tokens):
+        if token in ends:
+            return tokens[: place + 1], "stop"
+    return tokens, "length"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return shown(text.splitlines()[0] if text else type(error).__name__, 160)
