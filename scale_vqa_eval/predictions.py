@@ -1,0 +1,174 @@
+"""Reads ``predictions.jsonl``: one JSON object a line, ``{"id": ..., "response": ...}`` and whatever else a run notes.
+
+An object without ``id`` on the first line is the run's own account of itself (model, prompt, sampling, versions).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from scale_vqa_eval.errors import Fault, InputError, shown
+
+PROVENANCE_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "model": ("model",),
+    "prompt_id": ("prompt_id", "prompt"),
+    "sampling": ("sampling",),
+    "backend": ("backend",),
+    "ablation": ("ablation", "ablate"),
+}
+"""Field of a results file -> names under which a run may note it, in its first line or in every row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One response.
+
+    Attributes:
+        id: row id of the question.
+        response: the model's text, None where the run noted a failure instead.
+        line: line of the file, counted from 1.
+        rotation: places that the options were turned by (CircularEval), None where they stood as released.
+        error: what the run noted about a failed response.
+    """
+
+    id: str
+    response: str | None
+    line: int
+    rotation: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A predictions file.
+
+    Attributes:
+        path: the file.
+        rows: the responses in file order.
+        header: what the first line says of the run; empty where there is none.
+        noted: field of ``PROVENANCE_FIELDS`` -> its value; None where it is not noted or the rows disagree.
+        digest: SHA-256 of the file's bytes.
+    """
+
+    path: Path
+    rows: tuple[Prediction, ...]
+    header: Mapping[str, Any]
+    noted: Mapping[str, Any]
+    digest: str
+
+
+def read_predictions(path: str | Path) -> Predictions:
+    """Reads a predictions file.
+
+    Raises:
+        InputError: with every fault: what is no JSON object (line and column), a missing id or response, an id twice.
+    """
+    path = Path(path)
+    faults: list[Fault] = []
+    header: dict[str, Any] = {}
+    rows: list[Prediction] = []
+    seen: dict[tuple[str, int | None], int] = {}
+    notes = _Notes()
+    for number, row in _objects(path, faults):
+        if number == 1 and "id" not in row and "response" not in row:
+            header = row
+            continue
+        prediction = _prediction(row, f"{path}, line {number}", number, faults)
+        if prediction is None:
+            continue
+        key = (prediction.id, prediction.rotation)
+        if key in seen:
+            found = f"the id of line {seen[key]}: {shown(prediction.id)}"
+            faults.append(Fault(f"{path}, line {number}", "an id of its own", found, "keep one of the two"))
+        seen[key] = number
+        notes.add(row)
+        rows.append(prediction)
+    if not rows and not faults:
+        faults.append(Fault(str(path), "at least one response", "none", "run `scale-vqa predict` again"))
+    if faults:
+        raise InputError(faults)
+    noted = {field: notes.value(field, header) for field in PROVENANCE_FIELDS}
+    return Predictions(path, tuple(rows), header, noted, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def _objects(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (line number, object); what is none is noted as a fault."""
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                where = f"{path}, line {number}"
+                try:
+                    row = json.loads(line.rstrip("\r\n"))
+                except (json.JSONDecodeError, RecursionError) as error:
+                    column = getattr(error, "colno", 1)
+                    mend = "mend the line" if line.endswith("\n") else "the file ends within a line: finish the run"
+                    faults.append(Fault(f"{where}, column {column}", "one JSON object a line", shown(line), mend))
+                    continue
+                if isinstance(row, dict):
+                    yield number, row
+                else:
+                    faults.append(Fault(where, "a JSON object", shown(row), 'write {"id": ..., "response": ...}'))
+    except UnicodeDecodeError as error:
+        faults.append(Fault(str(path), "text in UTF-8", shown(str(error)), "save it as UTF-8"))
+    except OSError as error:
+        fault = Fault(str(path), "a predictions file", error.strerror or type(error).__name__, "check the name")
+        raise InputError(fault) from error
+
+
+def _prediction(row: dict[str, Any], where: str, number: int, faults: list[Fault]) -> Prediction | None:
+    identity, rotation, error = row.get("id"), row.get("rotation"), row.get("error")
+    before = len(faults)
+    if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
+        found = shown(identity) if "id" in row else "no such field"
+        faults.append(Fault(where, "an id in the field 'id'", found, "name the question that was answered"))
+    if "response" not in row:
+        found = f"the fields {', '.join(map(str, row)) or 'none'}"
+        faults.append(Fault(where, "the model's text in the field 'response'", shown(found), "add the text"))
+    elif not isinstance(row["response"], str | None):
+        expected = "text, or null for a failed call, in the field 'response'"
+        faults.append(Fault(where, expected, shown(row["response"]), "give the text as it came"))
+    if isinstance(rotation, bool) or not isinstance(rotation, int | None):
+        faults.append(
+            Fault(where, "a number of places or null in the field 'rotation'", shown(rotation), "correct it")
+        )
+    if len(faults) > before:
+        return None
+    return Prediction(str(identity), row["response"], number, rotation, None if error is None else str(error))
+
+
+class _Notes:
+    """Gathers what the rows say of their run, as far as they agree."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Any] = {}
+        self._disagree: set[str] = set()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        for field, names in PROVENANCE_FIELDS.items():
+            value = _first(row, names)
+            if value is None or field in self._disagree:
+                continue
+            if self._found.setdefault(field, value) != value:
+                self._disagree.add(field)
+
+    def value(self, field: str, header: Mapping[str, Any]) -> Any:
+        stated = _first(header, PROVENANCE_FIELDS[field])
+        if stated is not None:
+            return stated
+        return None if field in self._disagree else self._found.get(field)
+
+
+def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    nested = row.get("provenance")
+    for place in (row, nested if isinstance(nested, Mapping) else {}):
+        for name in names:
+            if place.get(name) is not None:
+                return place[name]
+    return None
