@@ -35,7 +35,7 @@ def staged_release(out: str | Path, configs: Set[str], notes: Mapping[str, str])
     out = Path(out).absolute()
     staging = out.with_name(f".{out.name}.partial")
     retired = out.with_name(f".{out.name}.retired")
-    _recover(out, retired)
+    recover_release(out)
     kept = _entries_to_keep(out, configs)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -51,6 +51,17 @@ def staged_release(out: str | Path, configs: Set[str], notes: Mapping[str, str])
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def recover_release(out: str | Path) -> None:
+    """Brings back the folder of a run that was killed between the two renames that put a new one in its place."""
+    out = Path(out).absolute()
+    retired = out.with_name(f".{out.name}.retired")
+    if retired.exists():
+        if out.exists():
+            shutil.rmtree(retired)
+        else:
+            retired.rename(out)
 
 
 def _entries_to_keep(out: Path, replaced: Set[str]) -> list[Path]:
@@ -76,15 +87,6 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _recover(out: Path, retired: Path) -> None:
-    """Brings back the folder of a run that was killed between the two renames of ``_swap``."""
-    if retired.exists():
-        if out.exists():
-            shutil.rmtree(retired)
-        else:
-            retired.rename(out)
 
 
 def _swap(staging: Path, out: Path, retired: Path) -> None:

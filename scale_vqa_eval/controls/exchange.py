@@ -27,9 +27,10 @@ Items = npt.NDArray[np.int64]
 
 BLOCK: Final = 400
 """Items with the same text that are packed at once; more are dealt into blocks, patient by patient."""
-NO_DIMENSION: Final = "all"
 DOUBT: Final = 10.0
 """What a doubtful pair costs, in units of tissue likeness (0 to 2): a safe pair is always preferred."""
+UNLIKE_VIEWS: Final = 3.0
+"""What a pair costs that has not the same views: how many images there are must not tell the items apart."""
 TOO_FEW_ROWS: Final = "the question text stands in fewer than four usable rows"
 TOO_FEW_PATIENTS: Final = "the rows with the question text come from fewer than four patients"
 LEFT_OVER: Final = "no valid group could be made of what was left over"
@@ -45,6 +46,7 @@ class ExchangeGroup:
         options: row numbers of the same items in the order of the options: the first one's gold is option A.
         stem: the question text that all four get, the most frequent spelling among the rows that share it.
         likeness: mean tissue likeness of its six pairs.
+        same_views: whether all four have images for the same views.
         doubtful: pairs (row, other row) whose gold may be true for the other: it is close to what the release calls
             right in the same dimension for another region of the other's patient.
     """
@@ -54,7 +56,25 @@ class ExchangeGroup:
     options: tuple[int, ...]
     stem: str
     likeness: float
+    same_views: bool
     doubtful: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What became of the questions of one split and dimension.
+
+    Attributes:
+        questions: how many there are.
+        groups: how many groups were made of them.
+        bound: no more groups than this can be made under the same limits.
+        lost: reason -> questions that are in no group for this reason.
+    """
+
+    questions: int
+    groups: int
+    bound: int
+    lost: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -63,28 +83,26 @@ class Exchange:
 
     Attributes:
         groups: in the order of their first rows.
-        bounds: dimension -> upper bound of the number of groups under the same limits.
-        lost: dimension -> reason -> questions that are in no group for this reason.
+        parts: (split, dimension) -> what became of it; None where a file has no splits or no dimensions.
     """
 
     groups: tuple[ExchangeGroup, ...]
-    bounds: dict[str, int]
-    lost: dict[str, Counter[str]]
+    parts: dict[tuple[str | None, str | None], Part]
 
     @property
     def bound(self) -> int:
         """Upper bound of the number of groups."""
-        return sum(self.bounds.values())
+        return sum(part.bound for part in self.parts.values())
 
 
 def exchange(
     questions: Sequence[Question],
     seed: int = 42,
     limits: ValidityLimits | None = None,
-    organs: Sequence[str | None] | None = None,
+    tissue: Tissue | None = None,
     progress: Callable[[int], object] = lambda items: None,
 ) -> Exchange:
-    """Groups questions for exchange: as many groups as can be found, and of those hard and safe ones.
+    """Groups questions for exchange: as many groups as can be found, and of those safe and hard ones.
 
     Groups never straddle splits, dimensions or question texts.
 
@@ -92,29 +110,33 @@ def exchange(
         questions: any questions; how many options they have does not matter, their right answers become the options.
         seed: of the search and of the order of the options.
         limits: on how alike the right answers of a group may be.
-        organs: organ of each question, where known; see ``describe_tissue``.
+        tissue: what is known of the images; None takes ``describe_tissue(questions)``.
         progress: called with the number of questions that were dealt with.
     """
-    grouping = _Grouping(questions, limits or ValidityLimits(), describe_tissue(questions, organs), seed)
-    bounds: Counter[str] = Counter()
-    lost: dict[str, Counter[str]] = defaultdict(Counter)
+    grouping = _Grouping(questions, limits or ValidityLimits(), tissue or describe_tissue(questions), seed)
+    tally: dict[tuple[str | None, str | None], Counter[str]] = defaultdict(Counter)
     found: list[tuple[Items, str]] = []
-    for rows in _same_text(questions).values():
-        dimension = questions[rows[0]].dimension or NO_DIMENSION
-        usable = grouping.usable(rows, lost[dimension])
+    for (split, dimension, _), rows in _same_text(questions).items():
+        part = tally[split, dimension]
+        usable = grouping.usable(rows, part)
         groups, bound = grouping.packed(usable)
-        bounds[dimension] += bound
-        lost[dimension][LEFT_OVER] += len(usable) - SIZE * len(groups)
+        part.update({"questions": len(rows), "groups": len(groups), "bound": bound})
+        part[LEFT_OVER] += len(usable) - SIZE * len(groups)
         found += [(group, _spelling(questions, rows)) for group in groups]
         progress(len(rows))
     numbers: Counter[str | None] = Counter()
-    groups_of_all = []
+    described = []
     for members, stem in sorted(found, key=lambda pair: pair[0].tolist()):
         split = questions[members[0]].split
         numbers[split] += 1
         name = "-".join(["exchange", *([split] if split else []), f"{numbers[split]:05d}"])
-        groups_of_all.append(grouping.described(members, name, stem))
-    return Exchange(tuple(groups_of_all), dict(bounds), {name: +reasons for name, reasons in lost.items()})
+        described.append(grouping.described(members, name, stem))
+    return Exchange(tuple(described), {key: _part(counts) for key, counts in sorted(tally.items(), key=str)})
+
+
+def _part(counts: Counter[str]) -> Part:
+    lost = {reason: count for reason, count in sorted(counts.items()) if reason not in Part.__slots__ and count}
+    return Part(counts["questions"], counts["groups"], counts["bound"], lost)
 
 
 class _Grouping:
@@ -166,7 +188,9 @@ class _Grouping:
         golds = [self.golds[row] for row in rows.tolist()]
         on_images = [sorted(self.by_path[_path(self.questions[row])]) for row in rows.tolist()]
         graph = compatible(golds, on_images, patients, self.limits)
-        weight = self.tissue.likeness(rows) - DOUBT * self._doubtful(rows).astype(np.float64)
+        weight = (
+            self.tissue.likeness(rows) - DOUBT * self._doubtful(rows) - UNLIKE_VIEWS * self.tissue.unlike_views(rows)
+        )
         packing = pack(graph, weight, patients, self.seed)
         return [rows[list(group)] for group in packing.groups], packing.bound
 
@@ -188,16 +212,18 @@ class _Grouping:
         order = list(rows)
         random.Random("\0".join([str(self.seed), *(self.questions[row].id for row in rows)])).shuffle(order)
         pairs = np.argwhere(np.triu(self._doubtful(members), 1))
-        likeness = self.tissue.likeness(members)[np.triu_indices(SIZE, 1)].mean()
+        pairs_of = np.triu_indices(SIZE, 1)
+        likeness = self.tissue.likeness(members)[pairs_of].mean()
+        same_views = not self.tissue.unlike_views(members)[pairs_of].any()
         doubtful = tuple((rows[one], rows[other]) for one, other in pairs.tolist())
-        return ExchangeGroup(name, tuple(rows), tuple(order), stem, float(likeness), doubtful)
+        return ExchangeGroup(name, tuple(rows), tuple(order), stem, float(likeness), same_views, doubtful)
 
 
-def _same_text(questions: Sequence[Question]) -> dict[tuple[str, ...], list[int]]:
+def _same_text(questions: Sequence[Question]) -> dict[tuple[str | None, str | None, str], list[int]]:
     """Returns the rows of each split, dimension and question text, in order of appearance."""
-    rows: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    rows: dict[tuple[str | None, str | None, str], list[int]] = defaultdict(list)
     for row, question in enumerate(questions):
-        rows[question.split or "", question.dimension or "", stem_key(question.question)].append(row)
+        rows[question.split, question.dimension, stem_key(question.question)].append(row)
     return rows
 
 

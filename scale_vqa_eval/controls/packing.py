@@ -93,7 +93,8 @@ def raise_weight(compatible: Matrix, weight: Weights, groups: Sequence[Group]) -
             one, other = (int(part) for part in np.unravel_index(flat, gains.shape))
             if gains[one, other] <= 1e-9:
                 break
-            pair = {int(place[one]), int(place[other])} - {-1}
+            # a group, or an item left over, takes part in one exchange of a sweep
+            pair = {int(place[item]) if place[item] >= 0 else count + item for item in (one, other)}
             if touched & pair:
                 continue
             touched |= pair

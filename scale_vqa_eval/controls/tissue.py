@@ -26,10 +26,12 @@ class Tissue:
     Attributes:
         vectors: sparse (n, vocabulary) array with rows of length one.
         organs: n names of organs, None where unknown.
+        views: the views that each question has an image for; empty where unknown.
     """
 
     vectors: Any
     organs: tuple[str | None, ...]
+    views: tuple[frozenset[str], ...]
 
     def likeness(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Returns (m, m): how alike the tissue of each two of the m questions is, from 0 to 2."""
@@ -38,13 +40,24 @@ class Tissue:
         same = (names[:, None] == names[None, :]) & (names != "")[:, None]
         return np.asarray((part @ part.T).toarray() + same, dtype=np.float64)
 
+    def unlike_views(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Returns (m, m): whether two questions have images for different views."""
+        kinds = list(dict.fromkeys(self.views))
+        of = np.array([kinds.index(self.views[row]) for row in rows.tolist()], dtype=np.int64)
+        return np.asarray(of[:, None] != of[None, :])
 
-def describe_tissue(questions: Sequence[Question], organs: Sequence[str | None] | None = None) -> Tissue:
+
+def describe_tissue(
+    questions: Sequence[Question],
+    organs: Sequence[str | None] | None = None,
+    views: Sequence[frozenset[str]] | None = None,
+) -> Tissue:
     """Collects the texts about each question's images.
 
     Args:
         questions: n questions.
         organs: organ of each question where the file names it.
+        views: the views that each question has an image for; None takes them from the questions.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -55,7 +68,9 @@ def describe_tissue(questions: Sequence[Question], organs: Sequence[str | None] 
     texts = (" ".join(parts) for parts in about.values())
     vectors = TfidfVectorizer(analyzer=_sorted_words, sublinear_tf=True).fit_transform(texts)
     at = [places[_images(question, row)] for row, question in enumerate(questions)]
-    return Tissue(vectors[at], tuple(organs) if organs is not None else (None,) * len(questions))
+    if views is None:
+        views = [frozenset(view for view, _ in question.images) for question in questions]
+    return Tissue(vectors[at], tuple(organs or (None,) * len(questions)), tuple(views))
 
 
 def _images(question: Question, row: int) -> tuple[str, ...]:

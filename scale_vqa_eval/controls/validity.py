@@ -26,9 +26,10 @@ _UNSPACED: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")  # scripts that p
 NEGATIONS: Final = tokens(
     "no not without absent absence lack lacks lacking never none neither nor cannot negative devoid free"
 )
-_FUNCTION_WORDS: Final = tokens(
+_EMPTY_WORDS: Final = tokens(
     "a an the of in on at to and or with by for from as is are be been was were that this these those it its "
-    "both between across while but which also than into only there"
+    "both between across while but which also than into only there any "
+    "present seen noted described shown observed identified evident visible found"
 )
 _REFERS: Final = re.compile(
     r"(?i:\b(?:all|none|both|neither|either|any|some)\s+of\s+(?:the\s+)?"
@@ -125,7 +126,7 @@ def claims(golds: Sequence[str], truths: Sequence[Sequence[str]], limits: Validi
 
 
 def _content(text: frozenset[str]) -> frozenset[str]:
-    return text - _FUNCTION_WORDS - NEGATIONS or text
+    return text - _EMPTY_WORDS - NEGATIONS or text
 
 
 def _negated(golds: Sequence[str], limits: ValidityLimits) -> Matrix:
