@@ -138,10 +138,8 @@ def test_every_question_is_accounted_for() -> None:
 def test_groups_stay_within_a_split_and_a_dimension() -> None:
     questions = []
     for row, question in enumerate(corpus(5, rows=80, patients=20, stems=1)):
-        fields = {name: getattr(question, name) for name in question.__slots__}
-        questions.append(
-            Question(**{**fields, "split": "val" if row % 2 else "test", "dimension": "AB"[row % 4 // 2]})
-        )
+        split = "val" if row % 2 else "test"
+        questions.append(dataclasses.replace(question, split=split, dimension="AB"[row % 4 // 2]))
     found = exchange(questions)
     assert {len({(questions[row].split, questions[row].dimension) for row in g.members}) for g in found.groups} == {1}
     assert {group.name.rsplit("-", 1)[0] for group in found.groups} == {"exchange-val", "exchange-test"}
