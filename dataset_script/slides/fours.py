@@ -20,9 +20,9 @@ from scale_vqa_eval.schema import MPP
 FOUR: Final = 4
 FRAMES: Final = 40
 """10x fields tried for one four before the slide is said to hold no more."""
-CANDIDATES: Final = 600
-SEEDS: Final = 8
-"""Candidates from which a four is grown; few, so that a slide's rare tissue is asked about too."""
+CANDIDATES: Final = 1500
+SEEDS: Final = 64
+"""Candidates from which a four is grown; not all, so that a slide's rarer tissue is asked about too."""
 BOX_GAP: Final = 1.2
 """200x fields of one four keep a fifth of a side between them, room for the marks of an origin question."""
 
@@ -132,7 +132,7 @@ def alike(looks: Values, friends: Matrix, rng: np.random.Generator) -> NDArray[n
         rng: generator.
     """
     best: tuple[float, list[int]] | None = None
-    for seed in rng.permutation(np.flatnonzero(friends.sum(axis=1) >= FOUR - 1))[: 4 * SEEDS]:
+    for seed in rng.permutation(np.flatnonzero(friends.sum(axis=1) >= FOUR - 1))[:SEEDS]:
         distance = np.linalg.norm(looks - looks[seed], axis=1)
         free, chosen = friends[seed].copy(), [int(seed)]
         while len(chosen) < FOUR and free.any():
@@ -140,7 +140,7 @@ def alike(looks: Values, friends: Matrix, rng: np.random.Generator) -> NDArray[n
             chosen.append(nearest)
             free &= friends[nearest]
         if len(chosen) == FOUR and (best is None or distance[chosen[-1]] < best[0]):
-            best = (float(distance[chosen].max()), chosen)
+            best = (float(distance[chosen[-1]]), chosen)
     return None if best is None else np.array(best[1])
 
 

@@ -1,0 +1,175 @@
+"""``scale-vqa build slides``: slides into grounding questions."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from dataset_script.slides.settings import FOUR, VIEWS_OF, Settings
+from dataset_script.slides.view_sizes import LEAST_RATIO, SMALLEST_PX, side_of
+from scale_vqa_eval.schema import GROUNDING_KINDS, MAGNIFICATION, VIEWS
+
+SHORT: Final = {view.removesuffix("_mag"): view for view in VIEWS}
+LARGEST_PX: Final = 4096
+
+
+class Names(click.ParamType):
+    """A comma-separated list out of some names, returned in their own order."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.name = ",".join(names)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if not isinstance(value, str):
+            return tuple(value)
+        given = [part.strip() for part in value.split(",")]
+        unknown = [part for part in given if part not in self.names]
+        if unknown:
+            self.fail(f"expected some of {','.join(self.names)}, found {', '.join(map(repr, unknown))}", param, ctx)
+        return tuple(name for name in self.names if name in given)
+
+
+class Sizes(click.ParamType):
+    """Pixels of all views (``256``) or of some (``low=336,high=448``)."""
+
+    name = "px | view=px,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[tuple[str, int], ...]:
+        if not isinstance(value, str):
+            return tuple(value)
+        parts = [part.strip() for part in value.split(",")]
+        pairs = [(view, parts[0]) for view in SHORT] if len(parts) == 1 and "=" not in value else []
+        pairs = pairs or [(part.partition("=")[0], part.partition("=")[2]) for part in parts]
+        sizes: dict[str, int] = {}
+        for view, pixels in pairs:
+            if view not in SHORT or not pixels.isdecimal() or not SMALLEST_PX <= int(pixels) <= LARGEST_PX:
+                expected = f"expected {SMALLEST_PX} to {LARGEST_PX} pixels, as 512 or as low=512,mid=512,high=512"
+                self.fail(f"{expected}, found {value!r}", param, ctx)
+            sizes[SHORT[view]] = int(pixels)
+        return tuple(sorted(sizes.items()))
+
+
+@click.command()
+@click.argument(
+    "places", nargs=-1, required=True, metavar="SLIDE_OR_DIR...", type=click.Path(exists=True, path_type=Path)
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The release folder, such as scale-vqa.")
+@click.option(
+    "--paths-per-slide",
+    type=click.IntRange(1),
+    default=40,
+    show_default=True,
+    help="Questions of each kind a slide; rounded up to fours.",
+)
+@click.option("--seed", type=int, default=42, show_default=True)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that read slides.")
+@click.option("--kinds", type=Names(GROUNDING_KINDS), default=",".join(GROUNDING_KINDS), show_default=True)
+@click.option("--views", type=Names(tuple(SHORT)), default=",".join(SHORT), show_default=True)
+@click.option(
+    "--size",
+    "sizes",
+    type=Sizes(),
+    default=(),
+    help="Pixels a side, held to exactly. Default: 512, and less, by name, on a slide too small for it.",
+)
+@click.option("--mpp", type=click.FloatRange(0, min_open=True), help="Um per pixel of slides that do not state it.")
+@click.option(
+    "--distractors", type=click.Choice(["same-slide", "cross-slide"]), default="same-slide", show_default=True
+)
+@click.option(
+    "--min-tissue",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Least share of tissue in 40x and 200x fields; half of it in 10x fields.",
+)
+@click.option(
+    "--patients",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="CSV with columns slide,patient; else read off TCGA names, else each slide is a patient.",
+)
+def slides(
+    places: Sequence[Path],
+    out: Path,
+    paths_per_slide: int,
+    seed: int,
+    workers: int,
+    kinds: tuple[str, ...],
+    views: tuple[str, ...],
+    sizes: tuple[tuple[str, int], ...],
+    mpp: float | None,
+    distractors: str,
+    min_tissue: float,
+    patients: Path | None,
+) -> None:
+    """Build cross-scale grounding questions from slides: any file that OpenSlide opens, or folders of them.
+
+    Four kinds, their truth known from geometry: zoom-in, zoom-out, origin, bridge. Interrupted, run it again: it goes
+    on where it was. The same slides and seed give the same bytes, whatever --workers.
+    """
+    views = tuple(SHORT[view] for view in views)
+    _check_sizes(dict(sizes), views)
+    paths = -(-paths_per_slide // FOUR) * FOUR
+    if paths != paths_per_slide:
+        click.echo(f"--paths-per-slide {paths_per_slide} is rounded up to {paths}: questions come in fours", err=True)
+    settings = Settings(paths, seed, _possible(kinds, views), views, sizes, min_tissue, distractors, mpp)
+    from dataset_script.slides.build import build_slides
+    from dataset_script.slides.build_report import summary_lines
+    from dataset_script.slides.slide_files import find_slides, read_patients
+    from scale_vqa_eval.question_files import release_configs
+    from scale_vqa_eval.release_staging import recover_release
+
+    recover_release(out)
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        release_configs(out)  # hours of reading must not end at a folder that cannot be written
+    found = find_slides(places)
+    for path in found.skipped:
+        click.echo(f"skipped, no slide that OpenSlide opens: {path}", err=True)
+    named = read_patients(found.slides, patients)
+    # more processes than cores would only take turns
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers > cores:
+        click.echo(f"--workers {workers}: this machine has {cores} cores to give", err=True)
+    report = build_slides(found.slides, named, settings, out, workers, lambda line: click.echo(line, err=True))
+    for line in summary_lines(report):
+        click.echo(line, err=True)
+    parts = ", ".join(f"{split} {count}" for split, count in report.splits.items())
+    click.echo(f"{out}: grounding with {parts} questions")
+
+
+def _possible(kinds: tuple[str, ...], views: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the kinds that the views allow, naming the others.
+
+    Raises:
+        click.UsageError: where none is left.
+    """
+    possible = tuple(kind for kind in kinds if set(VIEWS_OF[kind]) <= set(views))
+    if not possible:
+        needs = "; ".join(f"{kind} needs {', '.join(VIEWS_OF[kind])}" for kind in kinds)
+        raise click.UsageError(f"--views leaves no kind of question: {needs}")
+    for kind in kinds:
+        if kind not in possible:
+            click.echo(f"{kind} is left out: it shows {', '.join(VIEWS_OF[kind])}", err=True)
+    return possible
+
+
+def _check_sizes(sizes: dict[str, int], views: tuple[str, ...]) -> None:
+    """Checks that sizes asked for by number nest.
+
+    Raises:
+        click.UsageError: where a view would be less than twice as wide as the next one in it.
+    """
+    for outer, inner in itertools.pairwise(views):
+        if (outer in sizes or inner in sizes) and side_of(outer, sizes) < LEAST_RATIO * side_of(inner, sizes):
+            raise click.UsageError(
+                f"--size: the {MAGNIFICATION[outer]} view ({side_of(outer, sizes):g} um) must be at least "
+                f"{LEAST_RATIO:g} times as wide as the {MAGNIFICATION[inner]} view ({side_of(inner, sizes):g} um)"
+            )

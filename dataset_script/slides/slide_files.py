@@ -1,0 +1,106 @@
+"""Which files a build is given: slides named or found in folders, and the patient of each."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.schema import patient_of
+
+
+@dataclass(frozen=True)
+class SlideFiles:
+    """Slides to work on, by name, and what was left aside.
+
+    Attributes:
+        slides: slide files, sorted by stem.
+        skipped: files of the folders that OpenSlide does not open.
+    """
+
+    slides: tuple[Path, ...]
+    skipped: tuple[Path, ...]
+
+
+def find_slides(places: Sequence[Path]) -> SlideFiles:
+    """Returns the slide files among files and folders (sub-folders too, hidden files aside).
+
+    Raises:
+        InputError: for a file named by itself that is no slide, two slides of one name, or no slide at all.
+    """
+    import openslide
+
+    slides: dict[str, Path] = {}
+    skipped: list[Path] = []
+    faults: list[Fault] = []
+    for place in places:
+        for path in [place] if place.is_file() else _files_in(place):
+            if openslide.OpenSlide.detect_format(str(path)) is None:
+                if place.is_file():
+                    mend = "convert it to a pyramidal TIFF, or leave it out"
+                    faults.append(Fault(str(path), "a slide that OpenSlide opens", "no format that it knows", mend))
+                else:
+                    skipped.append(path)
+            elif path.stem not in slides:
+                slides[path.stem] = path
+            elif not path.samefile(slides[path.stem]):
+                found = f"the name {shown(path.stem)} of {slides[path.stem]} too"
+                faults.append(Fault(str(path), "a slide name of its own", found, "rename one, or leave one out"))
+    if not slides and not faults:
+        where = ", ".join(str(place) for place in places)
+        faults.append(
+            Fault(where, "at least one slide that OpenSlide opens", "none", "name a slide or a folder of them")
+        )
+    if faults:
+        raise InputError(faults)
+    return SlideFiles(tuple(slides[stem] for stem in sorted(slides)), tuple(skipped))
+
+
+def read_patients(slides: Sequence[Path], table: Path | None) -> dict[str, str]:
+    """Returns slide name -> patient.
+
+    Args:
+        slides: slide files.
+        table: CSV with the columns ``slide`` (name or file name) and ``patient``; without it the patient is read off
+            the slide's name (``schema.patient_of``).
+
+    Raises:
+        InputError: where the table has not these columns, an empty cell, two patients for a slide, or lacks a slide.
+    """
+    if table is None:
+        return {slide.stem: patient_of(slide.stem) for slide in slides}
+    patients: dict[str, str] = {}
+    faults: list[Fault] = []
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        if not {"slide", "patient"} <= set(columns):
+            found = ", ".join(columns) or "no header"
+            raise InputError(Fault(f"{table}, line 1", "the columns slide and patient", found, "name the columns so"))
+        for row in reader:
+            where = f"{table}, line {reader.line_num}"
+            slide, patient = (row["slide"] or "").strip(), (row["patient"] or "").strip()
+            if not slide or not patient:
+                faults.append(Fault(where, "a slide and a patient", "an empty cell", "fill it in"))
+            elif patients.setdefault(slide, patient) != patient:
+                found = f"{shown(patients[slide])} and {shown(patient)} for {shown(slide)}"
+                faults.append(Fault(where, "one patient a slide", found, "correct one"))
+    named = {slide.stem: patients.get(slide.stem) or patients.get(slide.name) for slide in slides}
+    faults += [
+        Fault(str(table), f"a row for slide {shown(name)}", "none", "add one")
+        for name, patient in named.items()
+        if patient is None
+    ]
+    if faults:
+        raise InputError(faults)
+    return {name: patient for name, patient in named.items() if patient is not None}
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
