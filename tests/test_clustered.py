@@ -1,0 +1,210 @@
+"""Clustered statistics against SciPy, brute force and simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special, stats
+
+from scale_vqa_eval.scale_vqa_acc.clustered import (
+    clopper_pearson,
+    cluster_codes,
+    clustered_interval,
+    holm,
+    mcnemar_exact,
+    minimum_detectable_effect,
+    p_value_against,
+    paired_difference,
+)
+from scale_vqa_eval.scale_vqa_acc.distributions import beta_cdf, beta_quantile, t_quantile, t_tail
+
+
+@pytest.mark.parametrize("df", [1, 2, 3, 5, 16, 36, 100, 1004, 1e5, 9e6, 1e8])
+@pytest.mark.parametrize("p", [0.5, 0.500001, 0.8, 0.975, 0.9995, 0.025, 1e-6])
+def test_t_quantile(p, df):
+    assert t_quantile(p, df) == pytest.approx(stats.t.ppf(p, df), rel=1e-6, abs=1e-9)
+
+
+@given(st.floats(-50, 50), st.floats(1, 1e5))
+def test_t_tail(t, df):
+    assert t_tail(t, df) == pytest.approx(stats.t.sf(t, df), rel=1e-7)
+
+
+@given(st.floats(0, 1), st.floats(0.1, 2000), st.floats(0.1, 2000))
+def test_beta(x, a, b):
+    assert beta_cdf(x, a, b) == pytest.approx(special.betainc(a, b, x), abs=1e-11)
+
+
+@given(st.floats(1e-6, 1 - 1e-6), st.floats(0.5, 500), st.floats(0.5, 500))
+def test_beta_quantile_inverts(p, a, b):
+    assert special.betainc(a, b, beta_quantile(p, a, b)) == pytest.approx(p, abs=1e-8)
+
+
+def by_hand(values, clusters):
+    """sqrt(C/(C-1) * sum of squared cluster sums of residuals) / n, cluster by cluster."""
+    mean, names = sum(values) / len(values), sorted(set(clusters))
+    sums = [sum(v - mean for v, c in zip(values, clusters, strict=True) if c == name) for name in names]
+    return math.sqrt(len(names) / (len(names) - 1) * sum(s * s for s in sums)) / len(values)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from("abcdefg")), min_size=2, max_size=60))
+def test_interval_is_the_formula(items):
+    values, clusters = [float(v) for v, _ in items], [c for _, c in items]
+    interval = clustered_interval(values, clusters)
+    assert interval.mean == pytest.approx(np.mean(values))
+    assert 0.0 <= interval.ci_low <= interval.mean + 1e-12 and interval.mean - 1e-12 <= interval.ci_high <= 1.0
+    assert (interval.n, interval.clusters) == (len(items), len(set(clusters)))
+    if interval.clusters == 1:
+        assert (interval.ci_low, interval.ci_high, interval.method) == (0.0, 1.0, "undefined")
+        assert interval.as_dict()["standard_error"] is None
+    elif by_hand(values, clusters) < 1e-12:
+        assert interval.method == "clopper-pearson"
+        assert interval.ci_high - interval.ci_low > 0
+    else:
+        error = by_hand(values, clusters)
+        half = stats.t.ppf(0.975, interval.clusters - 1) * error
+        assert interval.standard_error == pytest.approx(error)
+        assert interval.ci_high == pytest.approx(min(1.0, np.mean(values) + half))
+        assert interval.ci_low == pytest.approx(max(0.0, np.mean(values) - half))
+
+
+def test_without_clusters_it_is_the_ordinary_standard_error():
+    values = np.array([1, 0, 0, 1, 1, 1, 0, 1], float)
+    interval = clustered_interval(values, list("abcdefgh"))
+    assert interval.standard_error == pytest.approx(values.std(ddof=1) / math.sqrt(8))
+    assert interval.effective_n == pytest.approx(8)
+
+
+def test_copies_of_one_item_add_no_information():
+    values, names = [1.0, 0.0, 1.0, 1.0, 0.0], list("abcde")
+    once, tenfold = clustered_interval(values, names), clustered_interval(values * 10, names * 10)
+    assert tenfold.standard_error == pytest.approx(once.standard_error)
+    assert tenfold.effective_n == pytest.approx(5, rel=0.2)
+    assert (tenfold.ci_low, tenfold.ci_high) == pytest.approx((once.ci_low, once.ci_high))
+
+
+def test_all_right_has_an_interval_with_width_that_shrinks_with_clusters():
+    few = clustered_interval(np.ones(300), [str(number % 3) for number in range(300)])
+    many = clustered_interval(np.ones(300), [str(number % 100) for number in range(300)])
+    assert few.ci_low == pytest.approx(0.025 ** (1 / 3)) and few.ci_high == 1.0
+    assert few.ci_low < many.ci_low < 1.0
+    assert clustered_interval(np.zeros(300), [str(number % 3) for number in range(300)]).ci_high == pytest.approx(
+        1 - 0.025 ** (1 / 3)
+    )
+
+
+def test_interval_covers_where_clusters_differ():
+    """At least 90% of the 95% intervals hold the truth; of intervals that ignore clusters far fewer do."""
+    generator = np.random.default_rng(5)
+    clusters = np.repeat(np.arange(20), 10)
+    held = naive = 0
+    for _ in range(400):
+        values = (generator.random(200) < np.clip(generator.normal(0.5, 0.25, 20), 0, 1)[clusters]).astype(float)
+        interval, ignoring = clustered_interval(values, clusters), clustered_interval(values, np.arange(200))
+        held += interval.ci_low <= 0.5 <= interval.ci_high
+        naive += ignoring.ci_low <= 0.5 <= ignoring.ci_high
+    assert held >= 0.9 * 400 > naive
+
+
+def test_p_value_holds_its_level_and_finds_an_effect():
+    generator = np.random.default_rng(7)
+    clusters = np.repeat(np.arange(17), 25)
+    null = [p_value_against(generator.random(425) < 0.25, clusters, 0.25) for _ in range(400)]
+    assert 0.02 <= np.mean(np.array(null) < 0.05) <= 0.09
+    assert p_value_against(generator.random(425) < 0.5, clusters, 0.25) < 1e-6
+
+
+def test_p_value_directions_and_edges():
+    values, clusters = [1, 1, 0, 1, 1, 0, 1, 1], list("aabbccdd")
+    above, below = (p_value_against(values, clusters, 0.5, side) for side in ("greater", "less"))
+    assert above + below == pytest.approx(1) and above < 0.5
+    assert p_value_against(values, clusters, 0.5, "two-sided") == pytest.approx(2 * above)
+    assert p_value_against([1, 1], ["a", "a"], 0.25) == 1.0
+    assert p_value_against(np.ones(8), clusters, 0.25) == pytest.approx(0.25**4)  # four clusters, not eight items
+    mixed = p_value_against(values, clusters, [0.5, 0.5, 0.25, 0.25, 0.5, 0.5, 0.25, 0.25])
+    assert mixed < above
+
+
+def test_paired_difference_against_the_one_sample_test():
+    generator = np.random.default_rng(3)
+    left, right = (generator.random(80) < share for share in (0.7, 0.5))
+    paired = paired_difference(left, right, [str(number) for number in range(80)])
+    expected = stats.ttest_1samp(left.astype(float) - right, 0.0)
+    assert paired.p_value == pytest.approx(expected.pvalue)
+    assert (paired.ci_low, paired.ci_high) == pytest.approx(tuple(expected.confidence_interval()))
+    mirrored = paired_difference(right, left, [str(number) for number in range(80)])
+    assert (mirrored.difference, mirrored.ci_low) == pytest.approx((-paired.difference, -paired.ci_high))
+
+
+def test_paired_difference_without_variance():
+    clusters = [str(number % 10) for number in range(40)]
+    same = paired_difference(np.ones(40), np.ones(40), clusters)
+    assert (same.difference, same.p_value) == (0.0, 1.0)
+    assert same.ci_high == -same.ci_low == pytest.approx(1 - 0.025**0.1)
+    better = paired_difference(np.ones(40), np.zeros(40), clusters)
+    assert better.difference == better.ci_high == 1.0 and 0 < better.ci_low < 1
+    assert better.p_value == pytest.approx(2 * 0.5**10)
+    one = paired_difference([1, 0], [0, 0], ["a", "a"])
+    assert (one.ci_low, one.ci_high, one.p_value) == (-1.0, 1.0, 1.0)
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar(only_a, only_b):
+    left = [1] * only_a + [0] * only_b + [1, 0]
+    right = [0] * only_a + [1] * only_b + [1, 0]
+    tested = mcnemar_exact(left, right)
+    expected = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    assert (tested.only_a, tested.only_b) == (only_a, only_b)
+    assert tested.p_value == pytest.approx(expected, rel=1e-9)
+
+
+def test_minimum_detectable_effect_is_found_with_its_power():
+    generator = np.random.default_rng(11)
+    clusters, error = 30, 1 / math.sqrt(30)
+    effect = minimum_detectable_effect(error, clusters)
+    found = [stats.ttest_1samp(generator.normal(effect, 1, clusters), 0).pvalue < 0.05 for _ in range(2000)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.03)
+    assert math.isnan(minimum_detectable_effect(0.0, 30)) and math.isnan(minimum_detectable_effect(math.nan, 1))
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holm(p_values):
+    adjusted = holm(p_values)
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    for rank, place in enumerate(order):
+        steps = [min(1.0, (len(order) - step) * p_values[order[step]]) for step in range(rank + 1)]
+        assert adjusted[place] == max(steps)
+
+
+@given(st.integers(0, 50), st.integers(1, 50))
+def test_clopper_pearson(right, extra):
+    low, high = clopper_pearson(right / (right + extra), right + extra)
+    expected = stats.binomtest(right, right + extra).proportion_ci()
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-7)
+
+
+def test_clusters_may_be_codes():
+    values = [1, 0, 1, 1, 0, 1]
+    named = clustered_interval(values, ["x", "y", "y", "x", "z", "z"])
+    for codes in ([0, 1, 1, 0, 2, 2], [5, 9, 9, 5, 0, 0], [10**12, 3, 3, 10**12, 4, 4]):
+        assert clustered_interval(values, np.array(codes)) == named
+
+
+@pytest.mark.parametrize("missing", [None, "", float("nan")])
+def test_a_missing_cluster_is_named(missing):
+    with pytest.raises(ValueError, match="item 1 has no cluster"):
+        cluster_codes(["a", missing])
+
+
+@pytest.mark.parametrize(
+    "values, clusters, message",
+    [([], [], "at least one"), ([1], ["a", "b"], "1 values but 2"), ([2, 0], ["a", "b"], r"\[0, 1\], got 0 to 2")],
+)
+def test_wrong_input_is_named(values, clusters, message):
+    with pytest.raises(ValueError, match=message):
+        clustered_interval(values, clusters)
