@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 import imagehash
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 Hashes = npt.NDArray[np.uint64]
+Places = npt.NDArray[np.int64]
 
 COARSE_BITS: Final = 8
 FINE_BITS: Final = 40
@@ -28,16 +28,6 @@ FLAT_SPREAD: Final = 4.0
 """An image whose grey values (0-255) spread less than this has no structure to compare: blank glass, a black frame."""
 
 _CANDIDATES_AT_ONCE: Final = 4_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class NearPair:
-    """Two images that look alike: their positions (first < second) and how many bits of each hash differ."""
-
-    first: int
-    second: int
-    coarse: int
-    fine: int
 
 
 def perceptual_hashes(image: Image.Image) -> tuple[int, bytes] | None:
@@ -51,35 +41,38 @@ def perceptual_hashes(image: Image.Image) -> tuple[int, bytes] | None:
     return int.from_bytes(coarse, "big"), fine
 
 
-def near_pairs(coarse: Hashes, fine: npt.NDArray[np.uint8]) -> list[NearPair]:
-    """Returns every pair of images within ``COARSE_BITS`` and ``FINE_BITS``, sorted.
+def near_pairs(coarse: Hashes, fine: npt.NDArray[np.uint8]) -> tuple[Places, Places, Places]:
+    """Returns (first, second, fine distance) of every pair of images within ``COARSE_BITS`` and ``FINE_BITS``.
 
     Args:
         coarse: (n,) 64-bit hashes.
         fine: (n, 32) the bytes of the 256-bit hashes.
+
+    Returns:
+        Positions first < second, sorted, and how many of the 256 bits differ.
     """
-    first, second, distance = pairs_within(coarse, COARSE_BITS)
+    first, second, _ = pairs_within(coarse, COARSE_BITS)
     apart = np.bitwise_count(fine[first] ^ fine[second]).sum(axis=1, dtype=np.int64)
-    kept = np.flatnonzero(apart <= FINE_BITS)
-    return [NearPair(int(first[k]), int(second[k]), int(distance[k]), int(apart[k])) for k in kept]
+    kept = apart <= FINE_BITS
+    return first[kept], second[kept], apart[kept]
 
 
-def pairs_within(
-    hashes: Hashes, bits: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def pairs_within(hashes: Hashes, bits: int) -> tuple[Places, Places, Places]:
     """Returns (first, second, distance) of every pair of hashes that differ in at most ``bits`` bits, sorted.
 
-    The 64 bits are cut into m chunks: of two hashes within r bits, some chunk differs in at most r/m. So it is enough
-    to look each chunk up in a table with so many bits flipped. m follows the number of hashes: a chunk has about as
-    many bits as tell n hashes apart, so that a table cell holds about one.
+    The 64 bits are cut into m chunks. Of two hashes within r = a m + b bits (b < m), one of the first b + 1 chunks
+    differs in at most a bits, or one of the others in at most a - 1: else the bits would add up to more than r. So it
+    is enough to look each chunk up in a table with so many bits flipped. m follows the number of hashes: a chunk has
+    about as many bits as tell n hashes apart, so that a table cell holds about one.
     """
     n = len(hashes)
     chunks = min(8, max(3, round(64 / math.log2(max(n, 4)))))  # at least 3: a table of 2^22 cells, 32 MB
     edges = [round(64 * part / chunks) for part in range(chunks + 1)]
-    found: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
-    for low, high in itertools.pairwise(edges):
+    found: list[Places] = [np.empty(0, np.int64)]
+    most, rest = divmod(bits, chunks)
+    for place, (low, high) in enumerate(itertools.pairwise(edges)):
         keys = ((hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)).astype(np.int64)
-        for first, second in _neighbours(keys, high - low, bits // chunks):
+        for first, second in _neighbours(keys, high - low, most if place <= rest else most - 1):
             near = np.bitwise_count(hashes[first] ^ hashes[second]) <= bits
             found.append(first[near] * n + second[near])
     codes = np.unique(np.concatenate(found))
@@ -87,9 +80,7 @@ def pairs_within(
     return first, second, np.bitwise_count(hashes[first] ^ hashes[second]).astype(np.int64)
 
 
-def _neighbours(
-    keys: npt.NDArray[np.int64], width: int, radius: int
-) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+def _neighbours(keys: Places, width: int, radius: int) -> Iterator[tuple[Places, Places]]:
     """Yields pairs first < second whose keys of ``width`` bits differ in at most ``radius`` bits, some at a time."""
     order = np.argsort(keys, kind="stable")
     ends = np.concatenate(([0], np.cumsum(np.bincount(keys, minlength=1 << width))))
@@ -107,7 +98,7 @@ def _neighbours(
                 yield first[ahead], second[ahead]
 
 
-def _portions(sizes: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+def _portions(sizes: Places) -> Iterator[Places]:
     """Cuts the rows into portions of bounded total size, so that memory does not grow with crowded cells."""
     rows = np.flatnonzero(sizes)
     total = np.cumsum(sizes[rows])
