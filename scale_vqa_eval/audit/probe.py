@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from scale_vqa_eval.audit.units import cluster_ids
+from scale_vqa_eval.audit.units import Units, units_of
 from scale_vqa_eval.questions import Question
-from scale_vqa_eval.scale_vqa_acc.clustered import clustered_interval
+from scale_vqa_eval.scale_vqa_acc.clustered import clustered_interval, p_value_against
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -140,24 +140,22 @@ def picked(result: ProbeResult) -> IntArray:
     return np.where(shares.sum(axis=1) > 0, shares.argmax(axis=1), -1).astype(np.int64)
 
 
-def evaluate_probe(
-    result: ProbeResult, questions: Sequence[Question], clusters: IntArray | None = None
-) -> ProbeAccuracy:
-    """Evaluates a probe over all questions and per dimension, clustered by ``units.cluster_ids``.
+def evaluate_probe(result: ProbeResult, questions: Sequence[Question], units: Units | None = None) -> ProbeAccuracy:
+    """Evaluates a probe over all questions and per dimension, clustered by unit.
 
     Args:
         result: the scores.
         questions: the questions in the order of the scores.
-        clusters: (n,) cluster of each question, to save counting them again for every probe of a battery.
+        units: ``units_of(questions)``, to save finding them again for every probe of a battery.
     """
-    ids = cluster_ids(questions) if clusters is None else clusters
+    units = units or units_of(questions)
     values, chance = credit(result, questions), 1.0 / option_counts(questions)
     rows: dict[str, list[int]] = {}
     for row, question in enumerate(questions):
         if question.dimension is not None:
             rows.setdefault(question.dimension, []).append(row)
-    whole = accuracy_of(values, chance, ids)
-    parts = {name: accuracy_of(values[at], chance[at], ids[at]) for name, at in sorted(rows.items())}
+    whole = accuracy_of(values, chance, units)
+    parts = {name: accuracy_of(values[at], chance[at], units.take(np.array(at))) for name, at in sorted(rows.items())}
     return ProbeAccuracy(
         name=result.name,
         family=result.family,
@@ -174,37 +172,39 @@ def evaluate_probe(
     )
 
 
-def accuracy_of(values: FloatArray, chance: FloatArray, clusters: IntArray) -> Accuracy:
-    """Returns accuracy, clustered interval and p-value of credits ``values`` (n,) against ``chance`` (n,)."""
-    interval = clustered_interval(values, clusters)
+def accuracy_of(values: FloatArray, chance: FloatArray, units: Units) -> Accuracy:
+    """Returns the mean of credits ``values`` (n,), its interval, and its p-value against ``chance`` (n,).
+
+    With one unit the questions themselves are the sample. In exchange sets that are all at chance the accuracy is an
+    identity, not an estimate: the interval has no width then.
+    """
+    ids = units.ids if len(np.unique(units.ids)) > 1 else np.arange(len(values))
+    interval = clustered_interval(values, ids)
+    low, high = interval.ci_low, interval.ci_high
+    if units.balanced.all() and not np.any(np.abs(np.bincount(units.ids, weights=values - chance)) > TIE):
+        low = high = float(values.mean())
     return Accuracy(
         n=len(values),
         clusters=interval.clusters,
         accuracy=float(values.mean()),
         chance=float(chance.mean()),
-        ci_low=max(0.0, float(interval.ci_low)),
-        ci_high=min(1.0, float(interval.ci_high)),
-        p_value=p_above_chance(values, chance, clusters),
+        ci_low=low,
+        ci_high=high,
+        p_value=p_above_chance(values, chance, ids),
     )
 
 
 def p_above_chance(values: FloatArray, chance: FloatArray, clusters: IntArray) -> float:
     """Returns the one-sided p-value of "the mean credit is above chance": the larger of two tests.
 
-    The first is the clustered t test on ``values - chance``, C-1 degrees of freedom; it knows that questions of one
-    slide go together, but with few clusters its variance can be small by luck. The second is the binomial tail at the
-    mean chance, which bounds the tail of unequal chances from above (Hoeffding 1956) and does not trust a variance;
-    a fraction of a credit is rounded down. With one cluster the second is all there is.
+    The clustered t test knows that questions of one unit go together, but with few clusters its variance can be small
+    by luck. The binomial tail at the mean chance trusts no variance; it bounds the tail of unequal chances from above
+    (Hoeffding 1956), and the fraction of a credit is rounded down. With fewer than two clusters it stands alone.
     """
     from scipy import stats
 
-    n, excess = len(values), float((values - chance).mean())
-    if n == 0 or excess <= TIE:
+    total, n = float(values.sum()), len(values)
+    if total - float(chance.sum()) <= TIE * n:
         return 1.0
-    exact = float(stats.binom.sf(math.floor(values.sum() + TIE) - 1, n, chance.mean()))
-    interval = clustered_interval(values - chance, clusters)
-    if interval.clusters < 2:
-        return exact
-    error = float(interval.standard_error)
-    t_test = float(stats.t.sf(excess / error, interval.clusters - 1)) if error > TIE else 0.0
-    return max(exact, t_test)
+    exact = float(stats.binom.sf(math.floor(total + TIE) - 1, n, chance.mean()))
+    return exact if len(np.unique(clusters)) < 2 else max(exact, p_value_against(values, clusters, chance))

@@ -25,14 +25,31 @@ IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Unit:
+class Units:
+    """The unit of each question.
+
+    Attributes:
+        ids: (n,) a number per question, equal for questions of one unit; numbered in order of appearance.
+        balanced: (n,) whether the question is a member of an exchange set.
+    """
+
+    ids: IntArray
+    balanced: npt.NDArray[np.bool_]
+
+    def take(self, rows: IntArray) -> Units:
+        """Returns the units of some questions."""
+        return Units(self.ids[rows], self.balanced[rows])
+
+
+@dataclass(frozen=True)
+class UnitSummary:
     """How the questions of a file hang together.
 
     Attributes:
-        kind: ``patient``, ``slide`` or ``question``: the coarsest that the file names for most of its questions.
+        kind: ``patient``, ``slide``, ``question`` or ``exchange set``: what most questions are clustered by.
         clusters: number of units.
         exchange_sets: number of exchange sets among them.
-        unnamed: questions without patient and slide, each a unit of its own.
+        unnamed: questions outside of exchange sets that name neither patient nor slide, each a unit of its own.
         note: what that costs; empty where it costs nothing.
     """
 
@@ -43,15 +60,20 @@ class Unit:
     note: str
 
 
-def cluster_ids(questions: Sequence[Question]) -> IntArray:
-    """Returns (n,): a number per question, equal for questions of one unit; numbered in order of appearance."""
+def units_of(questions: Sequence[Question]) -> Units:
+    """Finds the unit of each question: its exchange set, else its patient, its slide, or itself."""
     exchange = exchange_sets(questions)
     seen: dict[tuple[str, object], int] = {}
-    out = np.empty(len(questions), dtype=np.int64)
+    ids = np.empty(len(questions), dtype=np.int64)
     for row, question in enumerate(questions):
-        key: tuple[str, object] = ("exchange", exchange[row]) if exchange[row] >= 0 else ("cluster", question.cluster)
-        out[row] = seen.setdefault(key, len(seen))
-    return out
+        if exchange[row] >= 0:
+            key: tuple[str, object] = ("exchange", int(exchange[row]))
+        elif question.patient or question.slide:
+            key = ("cluster", question.cluster)
+        else:
+            key = ("question", row)
+        ids[row] = seen.setdefault(key, len(seen))
+    return Units(ids, exchange >= 0)
 
 
 def exchange_sets(questions: Sequence[Question]) -> IntArray:
@@ -71,17 +93,17 @@ def exchange_sets(questions: Sequence[Question]) -> IntArray:
     return out
 
 
-def describe_units(questions: Sequence[Question]) -> Unit:
+def describe_units(questions: Sequence[Question], units: Units) -> UnitSummary:
     """Says what the units of a file are, and what missing patients and slides cost."""
-    ids = cluster_ids(questions)
-    exchange = exchange_sets(questions)
-    loose = [question for row, question in enumerate(questions) if exchange[row] < 0]
+    loose = [question for question, balanced in zip(questions, units.balanced, strict=True) if not balanced]
     unnamed = sum(question.patient is None and question.slide is None for question in loose)
-    clusters = int(ids.max(initial=-1)) + 1
-    kind = "exchange group"
-    if loose:
-        kind = "question" if 2 * unnamed > len(loose) else "patient" if any(q.patient for q in loose) else "slide"
-    return Unit(kind, clusters, int(exchange.max(initial=-1)) + 1, unnamed, _cost(len(loose), unnamed, clusters))
+    clusters = int(units.ids.max(initial=-1)) + 1
+    sets = len(np.unique(units.ids[units.balanced]))
+    kind = "exchange set"
+    if 2 * len(loose) >= len(questions):
+        patients = any(question.patient for question in loose)
+        kind = "question" if 2 * unnamed > len(loose) else "patient" if patients else "slide"
+    return UnitSummary(kind, clusters, sets, unnamed, _cost(len(loose), unnamed, clusters))
 
 
 def _cost(loose: int, unnamed: int, clusters: int) -> str:
@@ -93,8 +115,8 @@ def _cost(loose: int, unnamed: int, clusters: int) -> str:
         )
     if clusters == 1:
         return (
-            "All questions come from one unit: folds are by question, intervals are by question and too narrow, and "
-            "nothing is said about other slides."
+            "All questions come from one unit: folds and intervals are by question, too narrow for other slides, "
+            "and near-copies may lie on both sides of a fold."
         )
     if clusters < 10:
         return f"{clusters} units only: intervals are wide, and a leak has to be large to be shown."

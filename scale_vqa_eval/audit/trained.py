@@ -1,0 +1,191 @@
+"""Probes that are fitted to the gold answers of other units' questions: cross-fitted, over repeated partitions.
+
+A "test-set stress test" (Brown et al. 2025, arXiv:2511.04655): every question is scored by models that have not seen
+its unit (patient, slide or exchange set); over several partitions of the units the votes are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from scale_vqa_eval.audit.layout import FloatArray, IntArray
+from scale_vqa_eval.audit.listwise import fit_listwise
+from scale_vqa_eval.audit.options_geometry import forest_columns
+from scale_vqa_eval.audit.prepared import WORDING_FAMILIES, Prepared
+from scale_vqa_eval.audit.wording import fit_columns
+
+FAMILIES: Final = ("position", "geometry", *WORDING_FAMILIES)
+TREES: Final = 100
+Model = Callable[[Prepared], FloatArray]
+"""A fitted model: the texts of some questions -> votes (N,), not negative, that sum to 1 in each question."""
+Fitter = Callable[[IntArray, int], Model]
+"""Fits a model to chosen questions (row numbers) of a sample, with a seed."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some questions of a file to be scored: their row numbers, and their texts."""
+
+    questions: IntArray
+    texts: Prepared
+
+
+def make_folds(units: IntArray, seed: int, partitions: int, folds: int = 5) -> IntArray:
+    """Deals units to folds: in shuffled order, each to the fold that has the fewest questions so far.
+
+    With a single unit the questions are dealt one by one, as there is nothing else to hold out.
+
+    Args:
+        units: (n,) unit of each question, numbered from 0.
+        seed: the same seed gives the same folds.
+        partitions: how many times the units are dealt anew.
+        folds: at most that many; there are never more than units.
+
+    Returns:
+        (partitions, n) fold of each question.
+    """
+    if int(units.max(initial=-1)) < 1:
+        units = np.arange(len(units))
+    sizes = np.bincount(units)
+    rng = np.random.default_rng([seed, 1])
+    dealt = np.empty((partitions, len(sizes)), dtype=np.int64)
+    for partition in range(partitions):
+        load = np.zeros(min(folds, len(sizes)), dtype=np.int64)
+        for unit in rng.permutation(len(sizes)):
+            dealt[partition, unit] = np.argmin(load)
+            load[np.argmin(load)] += sizes[unit]
+    return dealt[:, units]
+
+
+def cross_fitted(
+    families: Sequence[str],
+    fitters: dict[str, Fitter],
+    sampled: IntArray,
+    folds: IntArray,
+    parts: Iterable[Part],
+    seed: int,
+    keep_models: bool,
+) -> dict[str, FloatArray]:
+    """Returns family -> votes of all options of the file, averaged over partitions.
+
+    Args:
+        families: some of ``FAMILIES``.
+        fitters: family -> what fits it to questions of the sample.
+        sampled: (m,) which questions of the file the sample holds, in order.
+        folds: (partitions, n) of ``make_folds``.
+        parts: the questions to score, in order, chunk by chunk; read once.
+        seed: of the models that draw.
+        keep_models: fit all models first, for many parts; else each is dropped after use, for one part.
+    """
+    jobs = [(p, k) for p in range(len(folds)) for k in range(int(folds[p].max(initial=-1)) + 1)]
+
+    def fitted() -> Iterator[tuple[str, int, int, Model]]:
+        for family in families:
+            for p, k in jobs:
+                others = np.flatnonzero(folds[p, sampled] != k)
+                yield family, p, k, fitters[family](others, seed * 1009 + p * 101 + k)
+
+    kept = list(fitted()) if keep_models else None
+    votes: dict[str, list[FloatArray]] = {family: [] for family in families}
+    for part in parts:
+        total = {family: np.zeros(len(part.texts.layout.owner)) for family in families}
+        for family, p, k, model in fitted() if kept is None else kept:
+            scored = np.flatnonzero(folds[p, part.questions] == k)
+            if len(scored):
+                total[family][part.texts.layout.rows_of(scored)] += model(part.texts.take(scored))
+        for family in families:
+            votes[family].append(total[family] / len(folds))
+    return {family: np.concatenate(found) for family, found in votes.items()}
+
+
+def make_fitter(family: str, sample: Prepared, gold: IntArray) -> Fitter:
+    """Returns what fits a family to chosen questions of a sample with these gold options (m,)."""
+    fitter = {"position": _letters, "geometry": _forest}.get(family)
+    return fitter(sample, gold) if fitter is not None else _linear(family, sample, gold)
+
+
+def _even(texts: Prepared) -> FloatArray:
+    """The model of nothing: where there is no question to learn from."""
+    return np.asarray(1.0 / texts.layout.counts[texts.layout.owner], dtype=np.float64)
+
+
+def _letters(sample: Prepared, gold: IntArray) -> Fitter:
+    """How often each letter is gold, by dimension, shrunk to all dimensions by the weight of ten questions."""
+    width = int(sample.layout.counts.max(initial=2))
+
+    def rates(chosen: IntArray, before: FloatArray, weight: float) -> FloatArray:
+        right = np.bincount(gold[chosen], minlength=width)
+        there = (sample.layout.counts[chosen][:, None] > np.arange(width)).sum(axis=0)
+        return np.asarray((right + weight * before) / (there + weight), dtype=np.float64)
+
+    def fit(chosen: IntArray, seed: int) -> Model:
+        if not len(chosen):
+            return _even
+        even = np.full(width, 1.0 / float(np.mean(sample.layout.counts[chosen])))
+        every = rates(chosen, even, 10.0)
+        table = {int(kind): rates(chosen[sample.types[chosen] == kind], every, 10.0) for kind in set(sample.types)}
+
+        def vote(texts: Prepared) -> FloatArray:
+            letter = np.arange(len(texts.layout.owner)) - texts.layout.starts[texts.layout.owner]
+            at = np.minimum(letter, width - 1)
+            kinds = texts.types[texts.layout.owner]
+            values = every[at]
+            for kind, known in table.items():
+                values = np.where(kinds == kind, known[at], values)
+            return texts.layout.normalised(values)
+
+        return vote
+
+    return fit
+
+
+def _forest(sample: Prepared, gold: IntArray) -> Fitter:
+    """Extremely randomised trees on the geometry of the options; the gold option is the positive class."""
+    from sklearn.ensemble import ExtraTreesClassifier
+
+    columns = forest_columns(sample.geometry, sample.layout, sample.types)
+    right = np.zeros(len(columns), dtype=np.int64)
+    right[sample.layout.starts + gold] = 1
+    kinds = columns.shape[1]
+
+    def fit(chosen: IntArray, seed: int) -> Model:
+        if not len(chosen):
+            return _even
+        rows = sample.layout.rows_of(chosen)
+        leaf = max(3, len(rows) // 2000)  # bounds the size of a tree, whatever the number of questions
+        forest = ExtraTreesClassifier(TREES, min_samples_leaf=leaf, random_state=seed % 2**31, n_jobs=2)
+        forest.fit(columns[rows], right[rows])
+        forest.n_jobs = 1  # threads add votes in the order they end in: the last bit would differ between runs
+
+        def vote(texts: Prepared) -> FloatArray:
+            seen = forest_columns(texts.geometry, texts.layout, texts.types)
+            if seen.shape[1] < kinds:  # a chunk may lack the last types
+                seen = np.pad(seen, ((0, 0), (0, kinds - seen.shape[1])))
+            return texts.layout.normalised(forest.predict_proba(seen)[:, 1])
+
+        return vote
+
+    return fit
+
+
+def _linear(family: str, sample: Prepared, gold: IntArray) -> Fitter:
+    """Listwise ridge regression on the hashed n-grams of a wording family."""
+    columns = fit_columns(sample.wording[family], sample.layout)
+    matrix = columns.matrix(sample.wording[family])
+
+    def fit(chosen: IntArray, seed: int) -> Model:
+        if not len(chosen):
+            return _even
+        rows = sample.layout.rows_of(chosen)
+        weights = fit_listwise(matrix[rows], sample.layout.take(chosen), gold[chosen])
+
+        def vote(texts: Prepared) -> FloatArray:
+            return texts.layout.softmax(columns.matrix(texts.wording[family]) @ weights)
+
+        return vote
+
+    return fit
