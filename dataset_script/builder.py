@@ -16,7 +16,6 @@ from dataset_script.features import row_features
 from dataset_script.shards import (
     check_columns,
     file_stamp,
-    first_config,
     release_folder,
     release_shards,
     row_count,
@@ -51,7 +50,7 @@ class ScaleVQA(Parquet):
     Args:
         cache_dir: root of the ``datasets`` cache; None takes the library's own.
         dataset_name: name of the dataset in the cache.
-        config_name: a view; None takes ``default``, or the first one of a folder that has no ``default``.
+        config_name: a view; None takes the one that the folder's card calls the default.
         hash: version of the data in the cache; None makes one of the places, sizes and times of the files.
         data_dir: the release folder; None takes ``$SCALE_VQA_PATH``, else ``./scale-vqa``.
         **kwargs: as for every builder.
@@ -78,7 +77,7 @@ class ScaleVQA(Parquet):
     ) -> None:
         self.folder = release_folder(data_dir)
         configs = release_shards(self.folder)
-        name = config_name or first_config(configs)
+        name = config_name or next(iter(configs))
         if name not in configs:
             expected = f"a config that it has ({', '.join(configs)})"
             raise InputError(Fault(str(self.folder), expected, shown(name), "name one of those"))

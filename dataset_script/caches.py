@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Final
 
 import datasets
-from evaluate.loading import LocalEvaluationModuleFactory, init_dynamic_modules
 from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
 
 from dataset_script.builder import ScaleVQA
-from dataset_script.shards import content_hash, first_config, release_shards
+from dataset_script.shards import content_hash, release_shards
 from scale_vqa_eval.bare_names import DATASET_NAME, LEDGER, METRIC_FOLDER, METRIC_NAME
 from scale_vqa_eval.errors import Fault, InputError
 
@@ -62,7 +61,9 @@ def prepare_dataset(folder: Path, workers: int = 1) -> Prepared:
     cache.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(cache / f".{DATASET_NAME}.lock"):
         configs = release_shards(folder)
-        places = {name: Path(name, "0.0.0", _MARK + content_hash(name, shards)[:32]) for name, shards in configs.items()}
+        places = {
+            name: Path(name, "0.0.0", _MARK + content_hash(name, shards)[:32]) for name, shards in configs.items()
+        }
         kept = tuple(name for name, place in places.items() if (root / place).is_dir())
         made = {
             name: _generated(staging, folder, name, place.name, workers)
@@ -72,7 +73,7 @@ def prepare_dataset(folder: Path, workers: int = 1) -> Prepared:
         for name, generated in made.items():
             (root / places[name]).parent.mkdir(parents=True, exist_ok=True)
             generated.rename(root / places[name])
-        default = first_config(configs)
+        default = next(iter(configs))
         _set_order(root, places, default)
         rows = {name: _rows(root / place) for name, place in places.items()}
         prepared = Prepared(str(folder.absolute()), default, rows, kept)
@@ -93,6 +94,8 @@ def prepare_metric(folder: Path = METRIC_FOLDER) -> Path:
         InputError: where a module imports another that the script itself does not import: ``evaluate`` copies those
             alone, so the metric would not load from its cache, a path or a Space.
     """
+    from evaluate.loading import LocalEvaluationModuleFactory, init_dynamic_modules  # slow: seconds
+
     modules = Path(init_dynamic_modules())
     staging = modules / f".{METRIC_NAME}.partial"
     namespace = modules / "metrics"

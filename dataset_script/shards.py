@@ -39,7 +39,7 @@ def release_folder(data_dir: str | Path | None) -> Path:
 
 
 def release_shards(folder: Path) -> dict[str, Shards]:
-    """Returns config -> split -> Parquet files of a release folder.
+    """Returns config -> split -> Parquet files of a release folder; the config that loads without a name comes first.
 
     Raises:
         InputError: where the folder has no card, a config is none of Scale-VQA's, or a file lies outside.
@@ -60,12 +60,6 @@ def release_shards(folder: Path) -> dict[str, Shards]:
     if faults:
         raise InputError(faults)
     return configs
-
-
-def first_config(configs: Iterable[str]) -> str:
-    """Returns the config that is loaded where none is named: ``default``, else the first of the card."""
-    names = list(configs)
-    return "default" if "default" in names else names[0]
 
 
 def content_hash(config: str, shards: Shards) -> str:
@@ -139,7 +133,7 @@ def _column_faults(file: Path, declared: Features) -> Iterator[Fault]:
         if name not in declared:
             yield Fault(where, "no such column", str(schema.field(name).type), mend)
         elif schema.names.count(name) != 1:
-            yield Fault(where, "one column", str(schema.names.count(name)), mend)
+            yield Fault(where, str(expected.field(name).type), f"{schema.names.count(name)} such columns", mend)
         elif schema.field(name).type != expected.field(name).type:
             yield Fault(where, str(expected.field(name).type), str(schema.field(name).type), mend)
         elif isinstance(found[name], ClassLabel) and found[name].names != declared[name].names:

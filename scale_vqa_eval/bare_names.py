@@ -119,8 +119,7 @@ def _folder_module(folder: Path) -> Any:
     module = "dataset_script.builder"  # by name: the ground floor imports no other room
     configs = release_configs(folder)
     views = [view for view in import_main_class(module).BUILDER_CONFIGS if view.name in configs]
-    default = "default" if "default" in configs else next(iter(configs))
-    parameters = BuilderConfigsParameters(builder_configs=views, default_config_name=default)
+    parameters = BuilderConfigsParameters(builder_configs=views, default_config_name=next(iter(configs)))
     origin = {"data_dir": str(folder.absolute()), "dataset_name": DATASET_NAME}
     # without a hash the builder makes one of the files it reads
     return DatasetModule(module, hash="", builder_kwargs=origin, builder_configs_parameters=parameters)
