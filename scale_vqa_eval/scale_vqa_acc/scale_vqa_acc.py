@@ -123,18 +123,22 @@ class ScaleVqaAcc(evaluate.Metric):  # type: ignore[misc]
         mode: Mode = "reference",
         options: Any = 4,
     ) -> dict[str, Any]:
-        responses = _listed(predictions)
         counts = np.asarray(options, dtype=np.int64)
-        gold = gold_codes(_listed(references), counts)
-        if len(responses) != gold.size:
-            raise ValueError(f"{len(responses)} predictions but {gold.size} references")
+        responses, answers, without = _listed(predictions), _listed(references), _listed(blind)
+        for name, values in {
+            "predictions": responses,
+            "blind": without,
+            "options": counts if counts.ndim else None,
+        }.items():
+            if values is not None and len(values) != len(answers):
+                raise ValueError(f"{len(answers)} references but {len(values)} values of {name}")
         figures = summarise(
             parse_batch(responses, mode, counts),
-            gold,
+            gold_codes(answers, counts),
             dimension=_listed(dimension),
             cluster=_listed(cluster),
             group=_listed(group),
-            blind=None if blind is None else parse_batch(_listed(blind), mode, counts),
+            blind=None if without is None else parse_batch(without, mode, counts),
             options=counts,
         )
         return {**figures, "mode": mode}

@@ -102,8 +102,8 @@ def summarise(
     size = gold.size
     if size == 0:
         raise ValueError("a score needs at least one item")
-    inputs = {"responses": parsed.letters, "dimension": dimension, "cluster": cluster, "group": group}
-    for name, values in inputs.items():
+    answered = {"predictions": parsed.letters, "blind": None if blind is None else blind.letters}
+    for name, values in {**answered, "dimension": dimension, "cluster": cluster, "group": group}.items():
         if values is not None and len(values) != size:
             raise ValueError(f"{size} references but {len(values)} values of {name}")
     correct = (parsed.letters == gold).astype(np.float64)
@@ -196,8 +196,6 @@ def _beside_blind(
     """Visual gain (accuracy - blind accuracy, paired) and leakage-adjusted accuracy (acc - blind) / (1 - blind)."""
     if blind is None or blind_correct is None:
         return {"blind": None, "visual_gain": None, "leakage_adjusted_accuracy": None}
-    if blind_correct.size != correct.size:
-        raise ValueError(f"{correct.size} responses but {blind_correct.size} blind ones")
     gain = paired_difference(correct, blind_correct, codes).as_dict()
     accuracy, without = float(correct.mean()), float(blind_correct.mean())
     return {
