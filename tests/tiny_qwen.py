@@ -28,19 +28,20 @@ CORPUS = (
 )
 
 
-def make_tiny_qwen(folder: Path, seed: int = 0, context: int = 4096) -> Path:
+def make_tiny_qwen(folder: Path, seed: int = 0, context: int = 4096, most_pixels: int = 112 * 112) -> Path:
     """Writes model, tokenizer and processor into ``folder``; the same seed gives the same weights.
 
     Args:
         folder: where to.
         seed: of the weights.
         context: most positions.
+        most_pixels: of one image, as the processor brings it down; a token is 28 x 28 of them.
     """
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _save_processor(folder, context)
+    tokenizer = _save_processor(folder, context, most_pixels)
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
     config = Qwen2_5_VLConfig(
         text_config={
@@ -91,7 +92,7 @@ def make_tiny_qwen(folder: Path, seed: int = 0, context: int = 4096) -> Path:
     return folder
 
 
-def _save_processor(folder: Path, context: int) -> Any:
+def _save_processor(folder: Path, context: int, most_pixels: int) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen2_5_VLProcessor, Qwen2Tokenizer, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
@@ -118,7 +119,7 @@ def _save_processor(folder: Path, context: int) -> Any:
         model_max_length=context,
     )
     processor = Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size={"shortest_edge": 28 * 28, "longest_edge": 112 * 112}),
+        image_processor=Qwen2VLImageProcessor(size={"shortest_edge": 28 * 28, "longest_edge": most_pixels}),
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(),
         chat_template=TEMPLATE,

@@ -1,0 +1,151 @@
+"""The predictions file: nothing lost, nothing twice, and only the same run goes on."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.predict.items import Ask, Item
+from scale_vqa_eval.predict.run_file import RunFile, failures_path
+from scale_vqa_eval.predict.sampling import Sampling, voted
+from scale_vqa_eval.predictions import read_predictions
+from scale_vqa_eval.questions import Question
+
+ASKS = [Ask(Item(Question(f"q{i}", "?", ("x", "y"), 0), (), (), "p")) for i in range(8)]
+RUN = {"model": "m", "prompt_id": "published@1", "sampling": {"temperature": 0.0}, "data_hash": "d"}
+
+
+def opened(path: Path, **changes: Any) -> RunFile:
+    return RunFile(path, RUN | changes, {"python": "3"}, ASKS)
+
+
+def filled(path: Path, count: int) -> None:
+    with opened(path) as file:
+        for ask in ASKS[:count]:
+            if ask.key not in file.answered:
+                file.keep(ask.key, {"response": f"answer to {ask.key[0]}"})
+
+
+@pytest.mark.parametrize("torn", range(1, 60, 7))
+def test_a_torn_line_is_asked_again_and_nothing_else(tmp_path: Path, torn: int) -> None:
+    out = tmp_path / "p.jsonl"
+    filled(out, 5)
+    out.write_bytes(out.read_bytes()[:-torn])
+    with opened(out) as file:
+        # with its line break alone missing, a line is whole
+        assert file.answered == {ask.key for ask in (ASKS[:5] if torn == 1 else ASKS[:4])}
+        assert bool(file.repaired) == (torn > 1)
+    filled(out, 8)
+    assert [row.id for row in read_predictions(out).rows] == [ask.key[0] for ask in ASKS]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model": "other"}, "model"),
+        ({"prompt_id": "letter-only@1"}, "prompt_id"),
+        ({"sampling": {"temperature": 1.0}}, "sampling"),
+        ({"data_hash": "e"}, "data_hash"),
+        ({"ablation": "blind"}, "ablation"),
+    ],
+)
+def test_another_run_is_refused_and_the_file_left_alone(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    out = tmp_path / "p.jsonl"
+    filled(out, 3)
+    before = out.read_bytes()
+    with pytest.raises(InputError, match=f"line 1, {named}: .*another --out"), opened(out, **change):
+        pass
+    assert out.read_bytes() == before
+
+
+def test_other_versions_go_on_and_are_told(tmp_path: Path) -> None:
+    out = tmp_path / "p.jsonl"
+    filled(out, 3)
+    with RunFile(out, RUN, {"python": "4"}, ASKS) as file:
+        assert "python 3 -> 4" in file.notes[0]
+
+
+@pytest.mark.parametrize("damage", ["twice", "foreign", "no provenance"])
+def test_a_file_changed_by_hand_is_refused_by_line(tmp_path: Path, damage: str) -> None:
+    out = tmp_path / "p.jsonl"
+    filled(out, 3)
+    lines = out.read_text().splitlines()
+    changed = {
+        "twice": [*lines, lines[1]],
+        "foreign": [*lines, lines[1].replace("q1", "q99")],
+        "no provenance": lines[1:],
+    }
+    out.write_text("\n".join(changed[damage]) + "\n")
+    with pytest.raises(InputError, match="line 1" if damage == "no provenance" else "line 4"), opened(out):
+        pass
+
+
+def test_failures_stand_beside_with_their_reasons_until_they_are_answered_or_given_up(tmp_path: Path) -> None:
+    out = tmp_path / "p.jsonl"
+    with opened(out) as file:
+        file.fail(ASKS[0].key, "too long")
+        file.fail(ASKS[1].key, "timeout")
+        for ask in ASKS[2:]:
+            file.keep(ask.key, {"response": "r"})
+    with opened(out) as file:
+        assert file.failures == {("q0", None): "too long", ("q1", None): "timeout"}
+        file.keep(ASKS[1].key, {"response": "late"})
+    assert {row.id for row in read_predictions(out).rows} == {ask.key[0] for ask in ASKS[1:]}
+    with opened(out) as file:
+        file.give_up()
+        file.settle()
+    rows = read_predictions(out).rows
+    assert [row.id for row in rows] == [ask.key[0] for ask in ASKS]
+    assert (rows[0].response, rows[0].error) == (None, "too long") and rows[1].response == "late"
+    assert len(failures_path(out).read_text().splitlines()) == 2
+
+
+def test_an_untouched_run_leaves_no_file(tmp_path: Path) -> None:
+    with opened(tmp_path / "p.jsonl"):
+        pass
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    with (
+        opened(tmp_path / "p.jsonl"),
+        pytest.raises(InputError, match="another process"),
+        opened(tmp_path / "p.jsonl"),
+    ):
+        pass
+
+
+def test_settled_files_are_the_same_whatever_the_order_of_answers(tmp_path: Path) -> None:
+    contents = set()
+    for seed in range(4):
+        out = tmp_path / f"{seed}.jsonl"
+        order = random.Random(seed).sample(ASKS, len(ASKS))
+        with opened(out) as file:
+            for ask in order:
+                file.keep(ask.key, {"response": "\ud800 lone" if ask is ASKS[3] else "é", "images": 2})
+            file.settle()
+        contents.add(out.read_bytes())
+        with opened(out) as file:
+            assert len(file.answered) == len(ASKS)
+    assert len(contents) == 1
+    head = json.loads(contents.pop().split(b"\n")[0])
+    assert head["provenance"] == RUN and head["id"] == "q0"
+
+
+def test_what_a_run_notes_is_what_scoring_reads(tmp_path: Path) -> None:
+    filled(tmp_path / "p.jsonl", 8)
+    noted = read_predictions(tmp_path / "p.jsonl").noted
+    assert (noted["model"], noted["prompt_id"]) == ("m", "published@1")
+
+
+def test_the_vote_is_by_letter_and_never_a_guess() -> None:
+    assert voted(["<answer>B</answer>", "x", "<answer>a</answer>", "So <answer>A</answer>"], 4) == "<answer>a</answer>"
+    assert voted(["<answer>B</answer>", "<answer>A</answer>"], 4) == "<answer>B</answer>"
+    assert voted(["none", "<answer>Z</answer>"], 4) == "none"
+    with pytest.raises(InputError, match="--temperature above 0"):
+        Sampling(max_tokens=4, n=3)

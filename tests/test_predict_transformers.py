@@ -1,0 +1,158 @@
+"""The transformers backend on a real, tiny, randomly initialised Qwen2.5-VL."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from predict_release import make_release
+
+pytest.importorskip("torch")
+pytest.importorskip("torchvision", reason="Qwen2.5-VL's processor needs torchvision (tools/torchvision_hook.py)")
+
+from tiny_qwen import make_tiny_qwen
+
+from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.predict.command import predict
+from scale_vqa_eval.predict.items import asks_by_path, read_items
+from scale_vqa_eval.predict.job import Answer, Job
+from scale_vqa_eval.predict.prompt import load_prompt
+from scale_vqa_eval.predict.resolution import Bounds
+from scale_vqa_eval.predict.sampling import Sampling
+from scale_vqa_eval.predict.transformers_backend import TransformersBackend
+from scale_vqa_eval.predictions import read_predictions
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_release(tmp_path_factory.mktemp("data") / "scale-vqa", paths=3)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_qwen(tmp_path_factory.mktemp("model") / "tiny")
+
+
+class Kept:
+    """A sink in memory."""
+
+    def __init__(self) -> None:
+        self.answers: dict[Any, Answer] = {}
+        self.failed: dict[Any, str] = {}
+
+    def keep(self, ask: Any, answer: Answer) -> None:
+        assert ask.key not in self.answers
+        self.answers[ask.key] = answer
+
+    def fail(self, ask: Any, reason: str) -> None:
+        self.failed[ask.key] = reason
+
+
+def answers(
+    backend: TransformersBackend, release: Path, model: Path, config: str, sampling: Sampling, every: int = 1
+) -> dict[Any, Answer]:
+    items, store = read_items(str(release), "test", config, None, blind=False)
+    job = Job(str(model), load_prompt("letter-only"), sampling, Bounds(), store)
+    sink = Kept()
+    backend.run(job, asks_by_path(items[::every], circular=False), sink)
+    assert not sink.failed
+    return sink.answers
+
+
+def call(release: Path, model: Path | str, out: Path, *more: str) -> Result:
+    named = {"--data": str(release), "--split": "test", "--backend": "transformers", "--model": str(model)}
+    named |= {"--out": str(out), "--prompt": "letter-only", "--max-tokens": "6"}
+    return CliRunner().invoke(predict, [*(p for pair in named.items() for p in pair), *more], standalone_mode=False)
+
+
+@pytest.mark.parametrize("config", ["default", "grounding"])
+def test_a_batch_answers_as_one_by_one_does(release: Path, model: Path, config: str) -> None:
+    """Questions of one batch have two or three images (grounding: five) and texts of several lengths."""
+    greedy, every = Sampling(max_tokens=8), 2 if config == "default" else 1
+    single = answers(TransformersBackend(1), release, model, config, greedy, every)
+    for size in (3, 16):
+        assert answers(TransformersBackend(size), release, model, config, greedy, every) == single
+    assert len({answer.responses for answer in single.values()}) > len(single) // 2, (
+        "images and text change the answer"
+    )
+
+
+def test_samples_differ_by_their_seed_and_are_repeatable(release: Path, model: Path) -> None:
+    backend = TransformersBackend(8)
+    drawn = Sampling(max_tokens=6, temperature=1.0, n=3, seed=1)
+    first = answers(backend, release, model, "grounding", drawn)
+    assert answers(backend, release, model, "grounding", drawn) == first
+    assert all(len(set(answer.responses)) > 1 for answer in first.values())
+
+
+def test_a_run_is_resumed_and_blind_is_another_run(release: Path, model: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    assert call(release, model, whole, "--batch-size", "16").return_value == 0
+    assert call(release, model, parts, "--limit", "11", "--batch-size", "4").return_value == 0
+    assert len(read_predictions(parts).rows) == 11
+    assert call(release, model, parts).return_value == 0
+    assert whole.read_bytes() == parts.read_bytes()
+    refused = call(release, model, parts, "--ablate", "blind")
+    assert isinstance(refused.exception, InputError) and "another --out" in str(refused.exception)
+    assert call(release, model, tmp_path / "blind.jsonl", "--ablate", "blind").return_value == 0
+    blind = {row.id: row.response for row in read_predictions(tmp_path / "blind.jsonl").rows}
+    assert sum(blind[row.id] != row.response for row in read_predictions(whole).rows) > 7
+
+
+def test_other_weights_under_the_same_name_are_another_run(release: Path, model: Path, tmp_path: Path) -> None:
+    out, own = tmp_path / "p.jsonl", tmp_path / "model"
+    make_tiny_qwen(own, seed=1)
+    assert call(release, own, out, "--limit", "2").return_value == 0
+    make_tiny_qwen(own, seed=2)
+    refused = call(release, own, out)
+    assert isinstance(refused.exception, InputError) and "model_sha256" in str(refused.exception)
+
+
+def text_model(folder: Path) -> Path:
+    from transformers import LlamaConfig
+
+    LlamaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=64).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "message"),
+    [
+        ("gone", (), "a model that can be loaded"),
+        ("text", (), "reads images and answers in text, found 'llama'|found llama, which reads none"),
+        ("bare", (), "weights and a processor"),
+        ("tiny", ("--max-tokens", "4000"), "at most 4096 tokens"),
+        ("tiny", ("--structured",), "constrains decoding"),
+        ("tiny", ("--split", "val"), "no row of split"),
+    ],
+)
+def test_what_cannot_work_is_one_error_before_any_work(
+    release: Path, model: Path, tmp_path: Path, kind: str, more: tuple[str, ...], message: str
+) -> None:
+    name = {"gone": tmp_path / "gone", "text": tmp_path / "text", "bare": tmp_path / "bare", "tiny": model}[kind]
+    if kind == "text":
+        text_model(name)
+    if kind == "bare":
+        name.mkdir()
+        (name / "config.json").write_text((model / "config.json").read_text())
+    result = call(release, name, tmp_path / "p.jsonl", *more)
+    with pytest.raises(InputError, match=message):
+        raise result.exception or AssertionError("no error")
+    assert len(result.exception.faults) == 1
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_provenance_names_everything(release: Path, model: Path, tmp_path: Path) -> None:
+    call(release, model, tmp_path / "p.jsonl", "--limit", "1", "--max-pixels", "3000", "--ablate", "no-low")
+    head = json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0])
+    found = head["provenance"]
+    assert (found["ablation"], found["pixels"], found["backend"]) == (
+        "no-low",
+        {"least": None, "most": 3000},
+        "transformers",
+    )
+    assert set(head["versions"]) == {"python", "scale-vqa", "torch", "transformers"} and head["images"] == 2
+    assert len(found["data_hash"]) == len(found["images_hash"]) == len(found["model_sha256"]) == 64
