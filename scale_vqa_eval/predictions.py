@@ -1,6 +1,7 @@
 """Reads ``predictions.jsonl``: one JSON object a line, ``{"id": ..., "response": ...}`` and whatever else a run notes.
 
-An object without ``id`` on the first line is the run's own account of itself (model, prompt, sampling, versions).
+The run's account of itself (model, prompt, sampling, data hash, versions) is the field ``provenance`` of the first
+line, with ``versions`` beside it, or an object of its own on the first line, without ``id`` and ``response``.
 """
 
 from __future__ import annotations
@@ -50,14 +51,14 @@ class Predictions:
     Attributes:
         path: the file.
         rows: the responses in file order.
-        header: what the first line says of the run; empty where there is none.
+        account: what the run says of itself; empty where it says nothing.
         noted: field of ``PROVENANCE_FIELDS`` -> its value; None where it is not noted or the rows disagree.
         digest: SHA-256 of the file's bytes.
     """
 
     path: Path
     rows: tuple[Prediction, ...]
-    header: Mapping[str, Any]
+    account: Mapping[str, Any]
     noted: Mapping[str, Any]
     digest: str
 
@@ -70,14 +71,15 @@ def read_predictions(path: str | Path) -> Predictions:
     """
     path = Path(path)
     faults: list[Fault] = []
-    header: dict[str, Any] = {}
+    account: dict[str, Any] = {}
     rows: list[Prediction] = []
     seen: dict[tuple[str, int | None], int] = {}
     notes = _Notes()
     for number, row in _objects(path, faults):
-        if number == 1 and "id" not in row and "response" not in row:
-            header = row
-            continue
+        if number == 1:
+            account = _account(row)
+            if account is row:
+                continue
         prediction = _prediction(row, f"{path}, line {number}", number, faults)
         if prediction is None:
             continue
@@ -92,14 +94,24 @@ def read_predictions(path: str | Path) -> Predictions:
         faults.append(Fault(str(path), "at least one response", "none", "run `scale-vqa predict` again"))
     if faults:
         raise InputError(faults)
-    noted = {field: notes.value(field, header) for field in PROVENANCE_FIELDS}
-    return Predictions(path, tuple(rows), header, noted, hashlib.sha256(path.read_bytes()).hexdigest())
+    noted = {field: notes.value(field, account) for field in PROVENANCE_FIELDS}
+    return Predictions(path, tuple(rows), account, noted, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def _account(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the first line says of the run: the line itself where it is no prediction."""
+    if "id" not in row and "response" not in row:
+        return row
+    stated, versions = row.get("provenance"), row.get("versions")
+    account = dict(stated) if isinstance(stated, Mapping) else {}
+    return account | {"versions": versions} if isinstance(versions, Mapping) else account
 
 
 def _objects(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line number, object); what is none is noted as a fault."""
     try:
-        with path.open(encoding="utf-8-sig") as lines:
+        # lone surrogates are kept: a model's text may hold them, and no rule minds
+        with path.open(encoding="utf-8-sig", errors="surrogatepass") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
@@ -158,17 +170,12 @@ class _Notes:
             if self._found.setdefault(field, value) != value:
                 self._disagree.add(field)
 
-    def value(self, field: str, header: Mapping[str, Any]) -> Any:
-        stated = _first(header, PROVENANCE_FIELDS[field])
+    def value(self, field: str, account: Mapping[str, Any]) -> Any:
+        stated = _first(account, PROVENANCE_FIELDS[field])
         if stated is not None:
             return stated
         return None if field in self._disagree else self._found.get(field)
 
 
 def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    nested = row.get("provenance")
-    for place in (row, nested if isinstance(nested, Mapping) else {}):
-        for name in names:
-            if place.get(name) is not None:
-                return place[name]
-    return None
+    return next((row[name] for name in names if row.get(name) is not None), None)

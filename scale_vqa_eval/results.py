@@ -13,6 +13,7 @@ NO_BLIND: Final = (
     "No blind control: this score alone does not show that images were used. "
     "Answer the same questions without images (predict --ablate blind) and pass --blind FILE."
 )
+ITSELF_BLIND: Final = "This run saw no images: it is the blind control of a run with images."
 NO_CLUSTERS: Final = (
     "The data names no patient or slide: questions are taken as independent, which makes intervals too narrow "
     "where several belong to one patient."
@@ -138,7 +139,8 @@ def _set_notes(results: Mapping[str, Any]) -> list[str]:
 def _blind_notes(results: Mapping[str, Any]) -> list[str]:
     blind, adjusted = results["blind"], results["leakage_adjusted_accuracy"]
     if blind is None:
-        return [NO_BLIND]
+        ablation = results.get("provenance", {}).get("ablation")
+        return [ITSELF_BLIND if ablation == "blind" else NO_BLIND]
     low, high = (_points(end) for end in blind["gain_interval"])
     return [
         f"Visual gain: {_points(results['visual_gain'])} points [{low} to {high}], "

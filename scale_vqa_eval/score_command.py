@@ -14,7 +14,7 @@ from scale_vqa_eval.predictions import read_predictions
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.results import comparison_table, score_table, write_json
 from scale_vqa_eval.scale_vqa_acc.parsing import MODES, Mode
-from scale_vqa_eval.scoring import join, provenance, score_answers
+from scale_vqa_eval.scoring import doubts, join, provenance, score_answers
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -66,6 +66,7 @@ def score(
     run, blind_run = _both(read_predictions, predictions, blind)
     questions = read_questions(data, split, config)
     answers, blind_answers = _both(lambda one: join(one, questions, mode), run, blind_run)
+    _warn(doubts(run, questions, blind_run))
     results = score_answers(answers, blind_answers)
     results["provenance"] = provenance(run, questions, data, split, config, mode)
     if blind_run is not None:
@@ -91,6 +92,7 @@ def compare(
     first, second = _both(read_predictions, a, b)
     questions = read_questions(data, split, config)
     left, right = _both(lambda one: join(one, questions, mode), first, second)
+    _warn([*doubts(first, questions), *doubts(second, questions)])
     comparison = compare_answers(left, right)
     for name, run in (("a", first), ("b", second)):
         comparison[name] = provenance(run, questions, data, split, config, mode)
@@ -109,6 +111,11 @@ def _both(read: Callable[[Any], Any], first: Any, second: Any) -> tuple[Any, Any
     if faults:
         raise InputError(faults)
     return found[0], found[1]
+
+
+def _warn(lines: list[str]) -> None:
+    for line in lines:
+        click.echo(f"warning: {line}", err=True)
 
 
 def _show(table: str, content: dict[str, Any], json_path: str | None) -> None:

@@ -150,16 +150,36 @@ def provenance(
         "predictions": str(predictions.path),
         "predictions_hash": predictions.digest,
         **predictions.noted,
-        "predicted_with": dict(predictions.header) or None,
+        "predicted_with": dict(predictions.account) or None,
         "parsing": mode,
         "versions": {"scale-vqa": __version__, "numpy": np.__version__, "python": platform.python_version()},
     }
 
 
 def questions_digest(questions: Iterable[Question]) -> str:
-    """Returns the SHA-256 over id, question, options and answer of each question, in id order: its text alone."""
-    rows = sorted((item.id, item.split or "", item.question, item.options, item.answer) for item in questions)
+    """Returns the SHA-256 over id, text, options and answer of the questions, whatever file they came in."""
+    rows = sorted((item.id, item.question, item.options, item.answer) for item in questions)
     return hashlib.sha256(json.dumps(rows, ensure_ascii=True).encode()).hexdigest()
+
+
+def doubts(run: Predictions, questions: Sequence[Question], blind: Predictions | None = None) -> list[str]:
+    """Returns what the runs' own accounts say against the comparison that is being made."""
+    found = []
+    digest = questions_digest(questions)
+    for one in (run, blind):
+        if one is not None and one.account.get("data_hash", digest) != digest:
+            found.append(f"{one.path} was made on other questions or answers than these (another data hash)")
+    if blind is None:
+        return found
+    if blind.account.get("ablation", "blind") != "blind":
+        found.append(f"{blind.path} is given as the blind run but notes the ablation {blind.account['ablation']!r}")
+    for field in ("model", "prompt_id", "sampling"):
+        ours, theirs = run.noted[field], blind.noted[field]
+        if None not in (ours, theirs) and ours != theirs:
+            found.append(
+                f"the blind run differs in {field}: {theirs!r} instead of {ours!r}; the gain is not the images' alone"
+            )
+    return found
 
 
 def _mismatches(
