@@ -23,6 +23,7 @@ def fit_listwise(matrix: Any, layout: OptionLayout, gold: IntArray, strength: fl
         strength: inverse of the ridge penalty.
     """
     from scipy.optimize import minimize
+    from threadpoolctl import threadpool_limits
 
     transposed = matrix.T.tocsr() if hasattr(matrix, "tocsr") else np.ascontiguousarray(matrix.T)
     at = layout.starts + gold
@@ -38,4 +39,5 @@ def fit_listwise(matrix: Any, layout: OptionLayout, gold: IntArray, strength: fl
         return strength * missed + 0.5 * float(weights @ weights), strength * (transposed @ slope) + weights
 
     start = np.zeros(matrix.shape[1])
-    return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x)
+    with threadpool_limits(1):  # the vectors are short: threads of the linear algebra would only wait for each other
+        return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from scale_vqa_eval.audit.layout import FloatArray, IntArray, OptionLayout
 from scale_vqa_eval.audit.wording import HASH_COLUMNS, grams
@@ -136,18 +137,18 @@ def _similarities(matrix: Any, weighted: Any, layout: OptionLayout) -> list[Floa
     return out
 
 
-def _holding(words: Any, layout: OptionLayout) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _holding(words: Any, layout: OptionLayout) -> list[FloatArray]:
     """Tokens that no other option holds; that more than half hold; and that more than half hold but it lacks."""
     total = len(layout.owner)
     row = np.repeat(np.arange(total), np.diff(words.indptr))
     keys = layout.owner[row] * HASH_COLUMNS + words.indices
     unique, at, times = np.unique(keys, return_inverse=True, return_counts=True)
     asked = unique // HASH_COLUMNS
-    usual = 2 * times > layout.counts[asked]
-    own = np.bincount(row, weights=times[at] == 1, minlength=total)
+    usual = (2 * times > layout.counts[asked]).astype(np.float64)
+    own = np.bincount(row, weights=(times[at] == 1).astype(np.float64), minlength=total)
     most = np.bincount(row, weights=usual[at], minlength=total)
     in_question = np.bincount(asked, weights=usual, minlength=len(layout.counts))
-    return own, most, in_question[layout.owner] - most
+    return [np.asarray(count, dtype=np.float64) for count in (own, most, in_question[layout.owner] - most)]
 
 
 def _row_sums(matrix: Any) -> FloatArray:
@@ -159,7 +160,9 @@ def rarity_from(frequency: FloatArray, options: int) -> FloatArray:
     return np.asarray(np.log((options + 1.0) / (frequency + 1.0)) + 1.0, dtype=np.float64)
 
 
-def forest_columns(features: FloatArray, layout: OptionLayout, types: IntArray) -> FloatArray:
+def forest_columns(
+    features: npt.NDArray[np.float32], layout: OptionLayout, types: IntArray
+) -> npt.NDArray[np.float32]:
     """Returns the columns that the forest sees: raw, centred within the question, ranked, and the question's type.
 
     Args:
@@ -169,5 +172,5 @@ def forest_columns(features: FloatArray, layout: OptionLayout, types: IntArray) 
     """
     known = min(32, int(types.max(initial=-1)) + 1)
     kind = (types[layout.owner][:, None] == np.arange(known)).astype(np.float64)
-    blocks = [features, layout.centred(features), layout.ranks(features), kind]
-    return np.hstack(blocks).astype(np.float32)
+    values = features.astype(np.float64)
+    return np.hstack([values, layout.centred(values), layout.ranks(values), kind]).astype(np.float32)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from scale_vqa_eval.audit.layout import FloatArray, IntArray, OptionLayout
 from scale_vqa_eval.audit.options_geometry import document_frequency, geometry_of, rarity_from
@@ -22,13 +23,13 @@ class Prepared:
     Attributes:
         layout: where each question's options stand.
         types: (n,) number of each question's dimension; -1 for all where the file has less than two.
-        geometry: (N, f) options geometry, float32.
+        geometry: (N, f) options geometry, in single precision.
         wording: family -> which columns each option has.
     """
 
     layout: OptionLayout
     types: IntArray
-    geometry: FloatArray
+    geometry: npt.NDArray[np.float32]
     wording: dict[str, Presence]
 
     def take(self, chosen: IntArray) -> Prepared:

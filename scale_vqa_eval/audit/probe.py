@@ -54,7 +54,7 @@ class ProbeResult:
         finite = np.where(np.isfinite(self.scores), self.scores, 0.0)
         margin = TIE * np.maximum(1.0, np.abs(finite).max(axis=1, keepdims=True))
         tied = (self.scores >= np.where(answered, best, 0.0) - margin) & answered
-        return tied / np.maximum(1, tied.sum(axis=1, keepdims=True))
+        return np.asarray(tied / np.maximum(1, tied.sum(axis=1, keepdims=True)), dtype=np.float64)
 
     def probabilities(self) -> FloatArray:
         """Returns (n, width): the probability that the probe gives each option; 1/k each where it did not answer."""

@@ -203,3 +203,16 @@ def _vectorizer(kind: str) -> Any:
     return HashingVectorizer(
         n_features=HASH_COLUMNS, binary=True, norm=None, alternate_sign=False, dtype=np.float32, **_GRAMS[kind]
     )
+
+
+def terms_of(text: str, kind: str) -> list[str]:
+    """Returns the n-grams of a text as they are hashed."""
+    return list(_vectorizer(kind).build_analyzer()(text))
+
+
+def hash_of(term: str) -> int:
+    """Returns the column that an n-gram is hashed to."""
+    from sklearn.feature_extraction import FeatureHasher
+
+    hasher = FeatureHasher(HASH_COLUMNS, input_type="string", alternate_sign=False)
+    return int(hasher.transform([[term]]).indices[0])
