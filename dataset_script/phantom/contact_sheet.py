@@ -1,0 +1,74 @@
+"""Puts the three scales of phantom paths, and of slide files if named, on one picture.
+
+``python -m dataset_script.phantom.contact_sheet OUT.png [--paths 4] [--seed 42] [--side 320] [--beside SLIDE ...]``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from PIL import Image, ImageDraw
+
+from dataset_script.phantom.slide import phantom_slides
+from dataset_script.phantom.views import VIEW_PIXELS
+from dataset_script.slides.regions import OpenSlideSource, SlideSource
+from scale_vqa_eval.schema import MAGNIFICATION, MPP
+
+GAP = 4
+CAPTION = 18
+
+
+def phantom_rows(paths: int, seed: int) -> list[tuple[str, list[Image.Image]]]:
+    """Returns (title, views) of paths, each of another slide."""
+    rows = []
+    for number, slide in enumerate(phantom_slides(paths, seed)):
+        views = slide.views(number % 4)
+        title = f"phantom (procedural, no tissue): {slide.name}"
+        rows.append((title, [slide.view_image(view, VIEW_PIXELS) for view in views.values()]))
+    return rows
+
+
+def slide_row(source: SlideSource) -> tuple[str, list[Image.Image]]:
+    """Returns (title, views) around the centre of a slide; the coarsest as large as the slide allows."""
+    x, y = (side * source.mpp / 2 for side in source.size)
+    views = []
+    for mpp in MPP.values():
+        pixels = min(VIEW_PIXELS, int(2 * min(x, y) / mpp) - 2)
+        views.append(source.read_region(x, y, mpp, pixels))
+    return f"slide file: {source.name}", views
+
+
+def contact_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], side: int) -> Image.Image:
+    """Returns a picture with one row of views for each (title, views), views ``side`` pixels wide."""
+    columns = max(len(views) for _, views in rows)
+    width = columns * (side + GAP) + GAP
+    sheet = Image.new("RGB", (width, len(rows) * (side + CAPTION + GAP)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (title, views) in enumerate(rows):
+        top = row * (side + CAPTION + GAP)
+        pen.text((GAP, top + 3), title + "   " + "  |  ".join(MAGNIFICATION.values()), fill="black")
+        for column, view in enumerate(views):
+            shown = view.resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(shown, (GAP + column * (side + GAP), top + CAPTION))
+    return sheet
+
+
+@click.command()
+@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--paths", default=4, show_default=True, type=click.IntRange(0), help="Phantom paths to show.")
+@click.option("--seed", default=42, show_default=True)
+@click.option("--side", default=320, show_default=True, type=click.IntRange(32), help="Pixels of a view.")
+@click.option("--beside", multiple=True, type=click.Path(exists=True), help="A slide file to show below.")
+def main(out: Path, paths: int, seed: int, side: int, beside: tuple[str, ...]) -> None:
+    """Write a contact sheet of phantom paths to OUT (PNG or JPEG by its name)."""
+    rows = phantom_rows(paths, seed)
+    for path in beside:
+        with OpenSlideSource(path) as source:
+            rows.append(slide_row(source))
+    contact_sheet(rows, side).save(out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""Sprites of nuclei and cells: a sheet of variants of each kind in the colours of a slide, at any scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import skia
+from numpy.typing import NDArray
+
+from dataset_script.phantom.lattice import seeded
+from dataset_script.phantom.nuclei import Kind
+from dataset_script.phantom.outlines import ellipses, smooth_path, waves
+from dataset_script.phantom.stain import Stain
+
+SPRITE_MPP: Final = 0.25
+CELL: Final = 96
+"""Side of a sprite in pixels of ``SPRITE_MPP``: 24 um."""
+VARIANTS: Final = 12
+FACTORS: Final = (1, 2, 4, 8)
+"""Levels of the sheet: pixels averaged along a side."""
+
+
+@dataclass(frozen=True)
+class SpriteSheet:
+    """Rows of sprites, one a kind; ``pixels`` is premultiplied RGBA of shape (kinds * CELL, VARIANTS * CELL, 4)."""
+
+    pixels: NDArray[np.uint8]
+    _levels: dict[int, skia.Image] = field(default_factory=dict, compare=False)
+
+    def level(self, factor: int) -> skia.Image:
+        """Returns the sheet averaged over ``factor`` x ``factor`` pixels, one of ``FACTORS``."""
+        if factor not in self._levels:
+            averaged = np.rint(box_averaged(self.pixels, factor)).astype(np.uint8)
+            self._levels[factor] = skia.Image.fromarray(
+                averaged, skia.ColorType.kRGBA_8888_ColorType, skia.AlphaType.kPremul_AlphaType
+            )
+        return self._levels[factor]
+
+    @cached_property
+    def reach(self) -> NDArray[np.int64]:
+        """Half the side of the square that holds a kind's variants, in pixels, a multiple of the coarsest level."""
+        cells = self.pixels[:, :, 3].reshape(-1, CELL, VARIANTS, CELL).max(axis=2)
+        off_centre = np.abs(np.arange(CELL) - (CELL - 1) / 2)
+        across = np.where(cells.any(axis=1), off_centre, 0).max(axis=1)
+        down = np.where(cells.any(axis=2), off_centre, 0).max(axis=1)
+        needed = np.maximum(across, down) + 1.5
+        return np.asarray(np.minimum(np.ceil(needed / FACTORS[-1]) * FACTORS[-1], CELL // 2), np.int64)
+
+    @cached_property
+    def masses(self) -> NDArray[np.float64]:
+        """Returns what each kind covers on average, shape (kinds, 4): RGB times area, and area, in um2."""
+        kinds = self.pixels.shape[0] // CELL
+        cells = self.pixels.reshape(kinds, CELL, -1, 4).astype(np.float64)
+        return np.asarray(cells.sum(axis=(1, 2)) / VARIANTS * SPRITE_MPP**2 / np.array([1, 1, 1, 255.0]))
+
+
+def box_averaged(pixels: NDArray[Any], factor: int) -> NDArray[np.float32]:
+    """Returns a picture averaged over ``factor`` x ``factor`` pixels, unrounded; both sides are multiples of it."""
+    total = np.zeros((pixels.shape[0] // factor, pixels.shape[1] // factor, pixels.shape[2]), np.float32)
+    for row in range(factor):
+        for column in range(factor):
+            total += pixels[row::factor, column::factor]
+    return total / np.float32(factor * factor)
+
+
+def sprite_sheet(stain: Stain) -> SpriteSheet:
+    """Draws the sprites in the colours of a stain; shapes are the same for every slide."""
+    pixels = np.zeros((len(Kind) * CELL, VARIANTS * CELL, 4), np.uint8)
+    info = skia.ImageInfo.Make(
+        pixels.shape[1], pixels.shape[0], skia.ColorType.kRGBA_8888_ColorType, skia.AlphaType.kPremul_AlphaType
+    )
+    surface = skia.Surface.MakeRasterDirect(info, pixels)
+    canvas = surface.getCanvas()
+    for kind in Kind:
+        for variant in range(VARIANTS):
+            rng = np.random.default_rng(seeded(0, "sprite", int(kind), variant))
+            canvas.save()
+            canvas.translate((variant + 0.5) * CELL, (kind + 0.5) * CELL)
+            canvas.scale(1 / SPRITE_MPP, 1 / SPRITE_MPP)
+            _DRAWN[kind](_Pen(canvas, stain, rng))
+            canvas.restore()
+    surface.flushAndSubmit()
+    return SpriteSheet(pixels)
+
+
+@dataclass(frozen=True)
+class _Pen:
+    """Draws one sprite around the origin, in um."""
+
+    canvas: skia.Canvas
+    stain: Stain
+    rng: np.random.Generator
+
+    def blob(
+        self,
+        material: str,
+        radii: tuple[float, float],
+        at: tuple[float, float] = (0, 0),
+        alpha: float = 1.0,
+        wave: float = 0.05,
+        soft: float = 0.25,
+        angle: float = 0.0,
+    ) -> skia.Path:
+        outline = ellipses(np.array([at]), np.array([radii]), np.array([angle]), waves(self.rng, 1, 20, 2, 6, wave))
+        path = smooth_path(outline)
+        paint = self.paint(material, alpha)
+        paint.setMaskFilter(skia.MaskFilter.MakeBlur(skia.BlurStyle.kNormal_BlurStyle, soft))
+        self.canvas.drawPath(path, paint)
+        return path
+
+    def paint(self, material: str, alpha: float = 1.0) -> skia.Paint:
+        return skia.Paint(AntiAlias=True, Color=skia.Color(*self.stain.rgb(material), round(255 * alpha)))
+
+    def nucleus(
+        self, fill: str, radii: tuple[float, float], clumps: int, wave: float = 0.05, at: tuple[float, float] = (0, 0)
+    ) -> None:
+        """A nucleus: fill, chromatin clumps, darker membrane."""
+        path = self.blob(fill, radii, at, 0.94, wave)
+        self.canvas.save()
+        self.canvas.clipPath(path, skia.ClipOp.kIntersect, True)
+        for _ in range(clumps):
+            spot = self.rng.uniform(-0.85, 0.85, 2) * radii + at
+            size = float(self.rng.uniform(0.4, 1.0))
+            pale = self.rng.uniform() < 0.35
+            material = "nucleus_pale" if pale else "chromatin"
+            self.blob(material, (size, size * 0.8), (float(spot[0]), float(spot[1])), 0.45, 0.1, 0.35)
+        self.canvas.restore()
+        rim = self.paint("chromatin", 0.55)
+        rim.setStyle(skia.Paint.kStroke_Style)
+        rim.setStrokeWidth(0.45)
+        self.canvas.drawPath(path, rim)
+
+
+def _fibroblast(pen: _Pen) -> None:
+    long = float(pen.rng.uniform(5.0, 8.0))
+    pen.nucleus("nucleus", (long, float(pen.rng.uniform(1.1, 1.8))), 6, 0.08)
+
+
+def _lymphocyte(pen: _Pen) -> None:
+    radius = float(pen.rng.uniform(3.2, 3.8))
+    pen.blob("cytoplasm", (radius + 0.7, radius + 0.7), alpha=0.5)
+    pen.nucleus("nucleus_dark", (radius, radius * 0.95), 7, 0.02)
+
+
+def _neutrophil(pen: _Pen) -> None:
+    pen.blob("pale_cell", (5.4, 5.1), alpha=0.95, soft=0.3)
+    turn = pen.rng.uniform(0, 2 * np.pi)
+    lobes = int(pen.rng.integers(3, 5))
+    for lobe in range(lobes):
+        bend = turn + lobe * 4.2 / lobes
+        at = (float(2.5 * np.cos(bend)), float(2.5 * np.sin(bend)))
+        pen.blob("chromatin", (1.55, 1.25), at, 1.0, 0.08, 0.2, float(bend))
+
+
+def _eosinophil(pen: _Pen) -> None:
+    pen.blob("granules", (5.4, 5.0), alpha=0.97, soft=0.3)
+    for _ in range(26):
+        way, out = pen.rng.uniform(0, 2 * np.pi), 4.5 * pen.rng.uniform() ** 0.5
+        pen.blob("granules_dark", (0.5, 0.5), (float(out * np.cos(way)), float(out * np.sin(way))), 0.7, 0, 0.12)
+    for side in (-1, 1):
+        pen.blob("nucleus_dark", (1.9, 1.6), (-1.3, side * 1.8), 1.0, 0.06, 0.25)
+
+
+def _uniform(pen: _Pen) -> None:
+    pen.nucleus("nucleus", (float(pen.rng.uniform(4.3, 4.9)), float(pen.rng.uniform(2.9, 3.4))), 12, 0.03)
+
+
+def _bizarre(pen: _Pen) -> None:
+    long, across = float(pen.rng.uniform(4.8, 9.0)), float(pen.rng.uniform(3.8, 6.4))
+    fill = ("nucleus", "nucleus_dark", "nucleus_dark")[int(pen.rng.integers(3))]
+    pen.nucleus(fill, (long, across), 26, 0.16)
+    for _ in range(int(pen.rng.integers(1, 4))):
+        at = pen.rng.uniform(-0.4, 0.4, 2) * (long, across)
+        pen.blob("chromatin", (1.3, 1.2), (float(at[0]), float(at[1])), 1.0, 0.05, 0.2)
+
+
+def _mitosis(pen: _Pen) -> None:
+    pen.blob("halo", (7.6, 7.0), alpha=0.96, soft=0.6)
+    plates = ((0.0,), (-2.6, 2.6), (0.0,))[int(pen.rng.integers(3))]
+    for shift in plates:
+        pen.blob("chromatin", (1.5, 4.9), (shift, 0.0), 1.0, 0.22, 0.2)
+        for _ in range(5):
+            at = (float(shift + pen.rng.normal(0, 0.9)), float(pen.rng.uniform(-4.6, 4.6)))
+            pen.blob("chromatin", (1.0, 0.6), at, 1.0, 0.2, 0.15, float(pen.rng.uniform(0, 3)))
+
+
+def _red_cell(pen: _Pen) -> None:
+    pen.blob("red_cell", (3.5, 3.2), alpha=0.95, soft=0.25)
+    pen.blob("blood", (1.5, 1.3), alpha=0.6, soft=0.8)
+
+
+def _debris(pen: _Pen) -> None:
+    for _ in range(int(pen.rng.integers(2, 6))):
+        at = pen.rng.normal(0, 2.2, 2)
+        size = float(pen.rng.uniform(0.5, 1.5))
+        pen.blob("debris", (size, size), (float(at[0]), float(at[1])), 0.85, 0.15, 0.3)
+
+
+def _ghost(pen: _Pen) -> None:
+    pen.blob("ghost", (5.0, 4.2), alpha=0.5, wave=0.1, soft=1.2)
+
+
+def _vacuole(pen: _Pen) -> None:
+    pen.blob("vacuole", (4.4, 2.9), alpha=0.85, wave=0.06, soft=0.4)
+
+
+_DRAWN: Final[dict[Kind, Callable[[_Pen], None]]] = {
+    Kind.FIBROBLAST: _fibroblast,
+    Kind.LYMPHOCYTES: _lymphocyte,
+    Kind.NEUTROPHILS: _neutrophil,
+    Kind.EOSINOPHILS: _eosinophil,
+    Kind.UNIFORM: _uniform,
+    Kind.BIZARRE: _bizarre,
+    Kind.MITOSIS: _mitosis,
+    Kind.RED_CELL: _red_cell,
+    Kind.DEBRIS: _debris,
+    Kind.GHOST: _ghost,
+    Kind.VACUOLE: _vacuole,
+}

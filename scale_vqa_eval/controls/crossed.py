@@ -1,0 +1,137 @@
+"""Crossed options: four options as the product of two features, so that the options' geometry tells nothing.
+
+Where each wrong option differs from the right one in one feature, the right one is the centre of the four, and a
+reader without images finds it by counting words. In a product {a, a'} x {b, b'} every option shares a feature with two
+others and none with the third: no option is the centre. That holds for whatever option is the right one. What the
+words themselves mean ("necrosis" is right more often than not) is beyond any arrangement of options: against that,
+draw the truth uniformly, or put the questions into groups of identical text (``exchange``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Final
+
+from scale_vqa_eval.errors import Fault, InputError, shown
+
+NEGATIONS: Final = frozenset(
+    [
+        "no",
+        "not",
+        "none",
+        "nor",
+        "neither",
+        "never",
+        "without",
+        "absent",
+        "absence",
+        "lack",
+        "lacks",
+        "lacking",
+        "cannot",
+        "excludes",
+    ]
+)
+_WORD: Final = re.compile(r"\w+")
+
+
+@dataclass(frozen=True, slots=True)
+class CrossedOptions:
+    """Four options in letter order and the index of the right one."""
+
+    options: tuple[str, str, str, str]
+    answer: int
+
+
+def crossed_options(
+    first: tuple[str, str],
+    second: tuple[str, str],
+    truth: tuple[int, int],
+    order: Sequence[int] = (0, 1, 2, 3),
+    template: str = "{first}, {second}",
+    question: str = "",
+    length_slack: int = 0,
+) -> CrossedOptions:
+    """Builds four options as the product of two features with two values each.
+
+    Guarantee, whichever option is right: all four have the same number of words, the same set of overlaps with the
+    other three, as many negations, as many words of the question, and lengths that differ by ``length_slack``
+    characters at most. A probe that scores options by any of these scores the four alike. With ``length_slack`` above
+    0, the longest or shortest option is right once in four only if each option is equally often the right one.
+
+    Args:
+        first: the two values of the first feature, as phrases.
+        second: the two values of the second feature.
+        truth: index of the true value of each feature.
+        order: the letter order: a permutation of (first, second) = (0, 0), (0, 1), (1, 0), (1, 1).
+        template: text of an option, with ``{first}`` and ``{second}``.
+        question: text of the question, for words that options share with it.
+        length_slack: greatest difference of length in characters.
+
+    Raises:
+        InputError: where the phrases do not allow the guarantee; it says what differs between which options.
+        ValueError: where ``truth`` or ``order`` is none of the kind.
+
+    >>> crossed_options(("round nuclei", "oval nuclei"), ("many mitoses", "zero mitoses"), (0, 1), length_slack=1)
+    ... # doctest: +NORMALIZE_WHITESPACE
+    CrossedOptions(options=('round nuclei, many mitoses', 'round nuclei, zero mitoses', 'oval nuclei, many mitoses',
+                            'oval nuclei, zero mitoses'), answer=1)
+    """
+    if sorted(order) != [0, 1, 2, 3]:
+        raise ValueError(f"order must be a permutation of 0, 1, 2, 3, not {shown(order)}")
+    if any(index not in (0, 1) for index in truth) or len(truth) != 2:
+        raise ValueError(f"truth must be two indices 0 or 1, not {shown(truth)}")
+    texts = [template.format(first=a, second=b) for a, b in product(first, second)]
+    faults = geometry_faults(texts, question, length_slack)
+    if faults:
+        raise InputError(faults)
+    placed = [texts[index] for index in order]
+    return CrossedOptions((placed[0], placed[1], placed[2], placed[3]), list(order).index(2 * truth[0] + truth[1]))
+
+
+def geometry_faults(options: Sequence[str], question: str = "", length_slack: int = 0) -> list[Fault]:
+    """Says where the geometry of options tells them apart; an empty list where it tells nothing.
+
+    Args:
+        options: two option texts or more.
+        question: text of the question.
+        length_slack: greatest difference of length in characters.
+    """
+    words = [_WORD.findall(option.lower()) for option in options]
+    where = "crossed options"
+    faults = []
+    if len({frozenset(found) for found in words}) < len(options):
+        found = "options with the same words: " + shown(list(options), 300)
+        faults.append(Fault(where, "four options that differ in their words", found, "choose other values"))
+    asked = set(_WORD.findall(question.lower()))
+    profiles = [
+        (
+            ("words", len(own)),
+            ("overlap with the others", _overlaps(number, words)),
+            ("negations", sum(word in NEGATIONS for word in own)),
+            ("words of the question", len(set(own) & asked)),
+        )
+        for number, own in enumerate(words)
+    ]
+    for other, option in zip(profiles[1:], options[1:], strict=True):
+        for (name, here), (_, there) in zip(profiles[0], other, strict=True):
+            if here != there:
+                found = f"{here} in {shown(options[0])} and {there} in {shown(option)}"
+                mend = "choose phrases of equally many words that share none, or all, with each other"
+                faults.append(Fault(where, f"the same {name} in every option", found, mend))
+    lengths = [len(option) for option in options]
+    if max(lengths) - min(lengths) > length_slack:
+        expected = f"lengths that differ by {length_slack} characters at most"
+        mend = "choose phrases of equal length, or allow for it by length_slack and draw the truth uniformly"
+        faults.append(Fault(where, expected, f"{min(lengths)} to {max(lengths)} characters", mend))
+    return faults
+
+
+def _overlaps(number: int, words: Sequence[Sequence[str]]) -> tuple[tuple[int, int], ...]:
+    """Returns (shared, united) counts of distinct words with each other option, sorted."""
+    own = set(words[number])
+    others = (set(other) for index, other in enumerate(words) if index != number)
+    return tuple(sorted((len(own & other), len(own | other)) for other in others))
