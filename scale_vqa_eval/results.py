@@ -21,14 +21,16 @@ NO_CLUSTERS: Final = (
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Writes a results file: UTF-8, keys in their order, the same content the same bytes.
+    """Writes a results file in one rename: UTF-8, keys in their order, the same content the same bytes.
 
     Raises:
         InputError: where the file cannot be written.
     """
     text = json.dumps(content, indent=2, ensure_ascii=True, allow_nan=False) + "\n"
+    partial = Path(path).with_name(f".{Path(path).name}.partial")
     try:
-        Path(path).write_text(text, encoding="utf-8", newline="\n")
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.replace(path)
     except OSError as error:
         found = error.strerror or type(error).__name__
         raise InputError(Fault(str(path), "a file that can be written", found, "name another --json")) from error
@@ -60,7 +62,7 @@ def score_table(results: Mapping[str, Any]) -> str:
     if blind:
         total["blind_accuracy"] = results["blind"]["accuracy"]
     rows.append(["all", *_score_cells(total, blind)])
-    return "\n".join([_aligned([head, *rows]), "", *_score_notes(results)])
+    return "\n".join([aligned([head, *rows]), "", *_score_notes(results)])
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> str:
@@ -81,7 +83,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
         + ("undefined: the differences do not vary." if effect is None else f"{100 * effect:.1f} points."),
         *([] if comparison["clustered"] else [NO_CLUSTERS]),
     ]
-    return "\n".join([_aligned([head, *rows]), "", *notes])
+    return "\n".join([aligned([head, *rows]), "", *notes])
 
 
 def _score_cells(part: Mapping[str, Any], blind: bool) -> list[str]:
@@ -166,7 +168,7 @@ def _p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Lays out a table: the first column to the left, the others to the right, a rule under the head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [

@@ -34,6 +34,7 @@ def run_battery(
     families: Sequence[str] | None = None,
     prepared: Prepared | None = None,
     folds: int = 5,
+    progress: bool = False,
 ) -> list[ProbeResult]:
     """Scores every question with every probe of the wanted families; trained probes are cross-fitted by unit.
 
@@ -46,6 +47,7 @@ def run_battery(
             of them where none is.
         prepared: what ``prepare`` made of these very questions, to save reading the texts again.
         folds: folds of a partition, at most.
+        progress: show a bar on standard error.
 
     Raises:
         ValueError: where a family is unknown, there is no question, or ``prepared`` is of other questions.
@@ -87,6 +89,7 @@ def run_battery(
         parts(),
         seed,
         keep_models=streamed,
+        progress=progress,
     )
     layout = OptionLayout.of_questions(questions)
     geometry = np.concatenate([texts.geometry for texts in found])

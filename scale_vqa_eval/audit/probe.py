@@ -89,7 +89,10 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class ProbeAccuracy:
-    """What one probe reached: over all questions and per dimension; fields as in ``ProbeResult`` and ``Accuracy``."""
+    """What one probe reached over all questions, per dimension and per split (where there are several).
+
+    Fields as in ``ProbeResult`` and ``Accuracy``.
+    """
 
     name: str
     family: str
@@ -102,6 +105,7 @@ class ProbeAccuracy:
     clusters: int
     chance: float
     by_dimension: dict[str, Accuracy] = field(default_factory=dict)
+    by_split: dict[str, Accuracy] = field(default_factory=dict)
     note: str = ""
 
 
@@ -150,12 +154,13 @@ def evaluate_probe(result: ProbeResult, questions: Sequence[Question], units: Un
     """
     units = units or units_of(questions)
     values, chance = credit(result, questions), 1.0 / option_counts(questions)
-    rows: dict[str, list[int]] = {}
-    for row, question in enumerate(questions):
-        if question.dimension is not None:
-            rows.setdefault(question.dimension, []).append(row)
+
+    def parts(names: Sequence[str | None]) -> dict[str, Accuracy]:
+        at = {name: np.flatnonzero([other == name for other in names]) for name in sorted({n for n in names if n})}
+        return {name: accuracy_of(values[rows], chance[rows], units.take(rows)) for name, rows in at.items()}
+
     whole = accuracy_of(values, chance, units)
-    parts = {name: accuracy_of(values[at], chance[at], units.take(np.array(at))) for name, at in sorted(rows.items())}
+    splits = parts([question.split for question in questions])
     return ProbeAccuracy(
         name=result.name,
         family=result.family,
@@ -167,7 +172,8 @@ def evaluate_probe(result: ProbeResult, questions: Sequence[Question], units: Un
         n=whole.n,
         clusters=whole.clusters,
         chance=whole.chance,
-        by_dimension=parts,
+        by_dimension=parts([question.dimension for question in questions]),
+        by_split=splits if len(splits) > 1 else {},
         note=result.note,
     )
 

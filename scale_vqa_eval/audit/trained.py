@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from tqdm import tqdm
 
 from scale_vqa_eval.audit.layout import FloatArray, IntArray
 from scale_vqa_eval.audit.listwise import fit_listwise
@@ -69,6 +70,7 @@ def cross_fitted(
     parts: Iterable[Part],
     seed: int,
     keep_models: bool,
+    progress: bool = False,
 ) -> dict[str, FloatArray]:
     """Returns family -> votes of all options of the file, averaged over partitions.
 
@@ -80,18 +82,19 @@ def cross_fitted(
         parts: the questions to score, in order, chunk by chunk; read once.
         seed: of the models that draw.
         keep_models: fit all models first, for many parts; else each is dropped after use, for one part.
+        progress: show a bar over the fits on standard error.
     """
     jobs = [(p, k) for p in range(len(folds)) for k in range(int(folds[p].max(initial=-1)) + 1)]
 
     def fitted() -> Iterator[tuple[str, int, int, Model]]:
-        for family in families:
-            for p, k in jobs:
-                others = np.flatnonzero(folds[p, sampled] != k)
-                yield family, p, k, fitters[family](others, seed * 1009 + p * 101 + k)
+        fits = [(family, p, k) for family in families for p, k in jobs]
+        for family, p, k in tqdm(fits, "fitting probes", unit=" fits", disable=not progress, leave=False):
+            others = np.flatnonzero(folds[p, sampled] != k)
+            yield family, p, k, fitters[family](others, seed * 1009 + p * 101 + k)
 
     kept = list(fitted()) if keep_models else None
     votes: dict[str, list[FloatArray]] = {family: [] for family in families}
-    for part in parts:
+    for part in tqdm(parts, "scoring", unit=" parts", disable=not (progress and keep_models), leave=False):
         total = {family: np.zeros(len(part.texts.layout.owner)) for family in families}
         for family, p, k, model in fitted() if kept is None else kept:
             scored = np.flatnonzero(folds[p, part.questions] == k)
