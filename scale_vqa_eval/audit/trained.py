@@ -88,13 +88,15 @@ def cross_fitted(
 
     def fitted() -> Iterator[tuple[str, int, int, Model]]:
         fits = [(family, p, k) for family in families for p, k in jobs]
-        for family, p, k in tqdm(fits, "fitting probes", unit=" fits", disable=not progress, leave=False):
+        for family, p, k in tqdm(
+            fits, "fitting probes", unit=" fits", disable=None if progress else True, leave=False
+        ):
             others = np.flatnonzero(folds[p, sampled] != k)
             yield family, p, k, fitters[family](others, seed * 1009 + p * 101 + k)
 
     kept = list(fitted()) if keep_models else None
     votes: dict[str, list[FloatArray]] = {family: [] for family in families}
-    for part in tqdm(parts, "scoring", unit=" parts", disable=not (progress and keep_models), leave=False):
+    for part in tqdm(parts, "scoring", unit=" parts", disable=None if progress and keep_models else True, leave=False):
         total = {family: np.zeros(len(part.texts.layout.owner)) for family in families}
         for family, p, k, model in fitted() if kept is None else kept:
             scored = np.flatnonzero(folds[p, part.questions] == k)
