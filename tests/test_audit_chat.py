@@ -19,7 +19,7 @@ import pytest
 from chat_endpoint import ChatEndpoint, serving
 from small_models import smollm
 
-from scale_vqa_eval.audit.chat import chat_probe
+from scale_vqa_eval.audit.chat import chat_probe, chat_probes
 from scale_vqa_eval.audit.chat_cache import CachedChat, ChatRequest, ChatSettings
 from scale_vqa_eval.audit.chat_calls import endpoint_name
 from scale_vqa_eval.audit.journal import Journal
@@ -251,6 +251,30 @@ def test_the_budget_is_never_broken_and_counts_earlier_runs(tmp_path: Path) -> N
         rest = CachedChat(server.url, "m", tmp_path / "c.jsonl", more).complete(asked(100), progress=False)
     assert all(reply.text for reply in rest)
     assert set(server.keys.values()) == {1}
+
+
+def test_several_models_share_one_budget_and_one_cache(tmp_path: Path) -> None:
+    items, sampling = questions(30), {"max_tokens": 10}
+    with serving(ChatEndpoint(lambda body: "<answer>A</answer>")) as server:
+        # a call costs 0.1 for its answer and nothing for its prompt: 45 calls for two models
+        settings = quick(sampling=sampling, prices=(0.0, 10_000.0), budget=4.55, concurrency=1)
+        first, second = chat_probes(items, server.url, ["m", "n"], tmp_path / "c", settings, progress=False)
+        made = len(server.bodies)
+        again = chat_probes(items, server.url, ["m", "n"], tmp_path / "c", settings, progress=False)
+    assert first.result is not None and first.report["stopped"] is None
+    assert second.result is None and "budget" in second.report["stopped"]
+    assert [audit.report["spending"]["calls"] for audit in (first, second)] == [30, 15]
+    assert made == len(server.bodies) == 45
+    assert [audit.report["spending"]["calls"] for audit in again] == [30, 15]
+
+
+def test_what_others_have_paid_for_in_the_same_cache_is_no_part_of_the_budget(tmp_path: Path) -> None:
+    settings = quick(sampling={"max_tokens": 10}, prices=(0.0, 10_000.0), budget=1.05)
+    with serving(ChatEndpoint(echo)) as server:
+        for start in (0, 10, 20):
+            chat = CachedChat(server.url, "m", tmp_path / "c", settings)
+            assert all(reply.text for reply in chat.complete(asked(30)[start : start + 10], progress=False))
+            assert chat.spending.cost == pytest.approx(1.0)
 
 
 def test_the_limit_of_calls_is_kept(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,26 @@ class ChatAudit:
 
     result: ProbeResult | None
     report: dict[str, Any]
+
+
+def chat_probes(
+    questions: Sequence[Question],
+    endpoint: str,
+    models: Sequence[str],
+    cache_path: str | Path,
+    settings: ChatSettings | None = None,
+    repeats: int = 1,
+    progress: bool = True,
+) -> list[ChatAudit]:
+    """Runs ``chat_probe`` with one model after another, within one budget for all of them."""
+    settings = settings or ChatSettings()
+    audits = []
+    for model in models:
+        audits.append(chat_probe(questions, endpoint, model, cache_path, settings, repeats, progress))
+        if settings.budget is not None:
+            spent = audits[-1].report["spending"]["cost"]
+            settings = replace(settings, budget=max(0.0, settings.budget - spent))
+    return audits
 
 
 def chat_probe(

@@ -61,10 +61,10 @@ class ChatSettings:
         retries: of one call, with back-off, Retry-After honoured.
         timeout: seconds for one HTTP request.
         prices: money for a million prompt tokens and a million completion tokens; None where unknown.
-        budget: money that the cache file as a whole may have cost; needs ``prices``. No call starts that could
-            break it: until the server has counted, a prompt is taken as one token a byte and an answer as
-            ``max_tokens``.
-        max_calls: answered calls that the cache file as a whole may hold for this model.
+        budget: money that the requests of one ``complete`` may cost, what earlier runs paid for them included; needs
+            ``prices``. No call starts that could break it: until the server has counted, a prompt is taken as one
+            token a byte and an answer as ``max_tokens``.
+        max_calls: answered calls that they may take, those of earlier runs included.
         key_variable: environment variable that holds the API key.
     """
 
@@ -97,7 +97,7 @@ class ChatSettings:
 
 @dataclass(slots=True)
 class Spending:
-    """What the answers in a cache file have cost; ``cost`` counts the calls whose prices were given."""
+    """What the answers to some requests have cost, in this run and before; ``cost`` needs prices to be known."""
 
     calls: int = 0
     failed: int = 0
@@ -125,8 +125,8 @@ class CachedChat:
     >>> chat.complete([ChatRequest(({"role": "user", "content": "Hello"},))])[0].text  # doctest: +SKIP
     'Hello!'
 
-    After ``complete``: ``spending`` (of the whole file), ``sent`` (HTTP requests of this run, retries included) and
-    ``stopped`` (why requests were left unasked, None where none was).
+    After ``complete``: ``spending`` (on its requests, earlier runs included), ``sent`` (HTTP requests of this run,
+    retries included) and ``stopped`` (why requests were left unasked, None where none was).
     """
 
     def __init__(
@@ -159,14 +159,16 @@ class CachedChat:
             KeyboardInterrupt: after Ctrl-C, once the calls in flight are answered and kept.
         """
         with Journal(self.cache_path) as journal:
-            self.spending, self.stopped = Spending(), None
+            self.spending, self.sent, self.stopped = Spending(), 0, None
+            keys = [self.key(request) for request in requests]
+            wanted = set(keys)
             answers: dict[str, Mapping[str, Any]] = {}
             for record in journal.records:
-                self._take(record, answers)
-            keys = [self.key(request) for request in requests]
+                if record["key"] in wanted:
+                    self._take(record, answers)
             before = {key for key in keys if key in answers and answers[key]["failure"] is None}
             open_calls = {key: request for key, request in zip(keys, requests, strict=True) if key not in before}
-            title = f"{self.model} ({len(before)} of {len(set(keys))} cached)"
+            title = f"{self.model} ({len(before)} of {len(wanted)} cached)"
             if open_calls:
                 with tqdm(total=len(open_calls), desc=title, unit="call", disable=not progress) as bar:
                     asyncio.run(_Run(self, journal, answers, open_calls, bar).go())
