@@ -96,8 +96,8 @@ def card_note(report: BuildReport) -> str:
         "tissue, stain and sharpness; split by patient.",
         "",
         "Questions come in exchange groups of four (`group`): the same four options, each the answer once, so a "
-        "reader of the options alone is right on exactly one in four. File names in the image columns tell the centre of a "
-        "field: do not show them to a model.",
+        "reader of the options alone is right on exactly one in four. File names in the image columns tell the "
+        "centre of a field: do not show them to a model.",
         "",
         "| kind | questions | options alone | chance (95%) | nearest mean colour |",
         "|---|---|---|---|---|",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scale_vqa_eval.schema import MAGNIFICATION, MPP
 
 Values = NDArray[np.float64]
-Matrix = NDArray[np.bool_]
+Mask = NDArray[np.bool_]
 
 OVERLAP_LIMIT: Final = 0.25
 """Most that two fields of one question share, as part of one field's area."""
@@ -66,14 +66,17 @@ def field(view: str, x: Any, y: Any, size_px: int) -> Field:
     return Field(view, round(float(x), 1), round(float(y), 1), size_px)
 
 
-def overlaps(x: Values, y: Values, side: float) -> Values:
-    """Returns the (n, n) areas that equal fields share pairwise, as parts of one field's area."""
-    across = np.clip(1 - np.abs(x[:, None] - x) / side, 0, 1)
-    down = np.clip(1 - np.abs(y[:, None] - y) / side, 0, 1)
-    return np.asarray(across * down)
+def shared_area(across: Values, down: Values, side: float) -> Values:
+    """Returns the area that equal fields share, as part of one field's area, from the distances of their centres."""
+    return np.asarray(np.clip(1 - np.abs(across) / side, 0, 1) * np.clip(1 - np.abs(down) / side, 0, 1))
 
 
-def apart(x: Values, y: Values, side: float, other_x: Values, other_y: Values, other_side: float) -> Matrix:
-    """Returns the (n, m) truth of fields having no point in common with other fields (rounding kept in mind)."""
-    reach = (side + other_side) / 2 + 0.2
-    return np.asarray((np.abs(x[:, None] - other_x) >= reach) | (np.abs(y[:, None] - other_y) >= reach))
+def apart(across: Values, down: Values, reach: float) -> Mask:
+    """Says of fields whether they have no point in common, from the distances of their centres.
+
+    Args:
+        across: distances in um from left to right.
+        down: distances from top to bottom.
+        reach: half the sum of the two fields' sides; a fifth of a um more is asked for, for centres are rounded.
+    """
+    return np.asarray(np.maximum(np.abs(across), np.abs(down)) >= reach + 0.2)

@@ -6,14 +6,13 @@ the answer once. Nothing that looks at the options alone can then be right more 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dataset_script.slides.fields import OVERLAP_LIMIT, Field, Matrix, Values, apart, field, overlaps
+from dataset_script.slides.fields import OVERLAP_LIMIT, Field, Mask, Values, apart, field, shared_area
 from dataset_script.slides.survey import Survey
 from scale_vqa_eval.schema import MPP
 
@@ -22,7 +21,9 @@ FRAMES: Final = 40
 """10x fields tried for one four before the slide is said to hold no more."""
 CANDIDATES: Final = 1500
 SEEDS: Final = 64
-"""Candidates from which a four is grown; not all, so that a slide's rarer tissue is asked about too."""
+"""Fours grown to take the tightest of; not more, so that a slide's rarer tissue is asked about too."""
+TRIES: Final = 300
+"""Candidates from which growing a four is tried."""
 BOX_GAP: Final = 1.2
 """200x fields of one four keep a fifth of a side between them, room for the marks of an origin question."""
 
@@ -103,12 +104,18 @@ def _four_in(survey: Survey, shape: Shape, frame: Field | None, used: Values, rn
     distance = np.maximum(np.abs(inner_x[:, None] - used[:, 0]), np.abs(inner_y[:, None] - used[:, 1]))
     fit &= (distance >= inner_side / 2).all(axis=1)
     x, y, inner_x, inner_y = x[fit], y[fit], inner_x[fit], inner_y[fit]
-    outside = apart(x, y, outer_side, inner_x, inner_y, inner_side)
-    friends = (
-        outside & outside.T & apart(inner_x, inner_y, inner_side * BOX_GAP, inner_x, inner_y, inner_side * BOX_GAP)
-    )
-    if frame is not None or shape.outer_view == "low_mag":
-        friends &= overlaps(x, y, outer_side) <= OVERLAP_LIMIT
+    limit = OVERLAP_LIMIT if frame is not None or shape.outer_view == "low_mag" else 1.0
+
+    def friends(index: int) -> Mask:
+        """Says which candidates may stand in one question with one of them."""
+        across, down = inner_x - inner_x[index], inner_y - inner_y[index]
+        found = apart(across, down, BOX_GAP * inner_side)
+        reach = (outer_side + inner_side) / 2
+        found &= apart(inner_x - x[index], inner_y - y[index], reach)
+        found &= apart(inner_x[index] - x, inner_y[index] - y, reach)
+        found &= shared_area(x - x[index], y - y[index], outer_side) <= limit
+        return found
+
     looks = np.hstack([survey.looks(inner_x, inner_y, inner_side), survey.looks(x, y, outer_side)])
     chosen = alike(standardised(looks), friends, rng)
     if chosen is None:
@@ -121,27 +128,35 @@ def _four_in(survey: Survey, shape: Shape, frame: Field | None, used: Values, rn
     )
 
 
-def alike(looks: Values, friends: Matrix, rng: np.random.Generator) -> NDArray[np.intp] | None:
+def alike(looks: Values, friends: Callable[[int], Mask], rng: np.random.Generator) -> list[int] | None:
     """Returns the indices of four candidates that look alike and may stand in one question, None where none do.
 
-    Grown from a few random candidates by adding the nearest that may join all so far; the tightest four are taken.
+    Grown from random candidates by adding the nearest that may join all so far; the tightest four are taken.
 
     Args:
         looks: (n, features), each feature of unit spread.
-        friends: (n, n) truth of two candidates being allowed together.
+        friends: index -> (n,) truth of the others being allowed together with that candidate.
         rng: generator.
     """
     best: tuple[float, list[int]] | None = None
-    for seed in rng.permutation(np.flatnonzero(friends.sum(axis=1) >= FOUR - 1))[:SEEDS]:
+    grown = 0
+    for seed in rng.permutation(len(looks))[:TRIES]:
+        free, chosen = friends(int(seed)), [int(seed)]
+        if np.count_nonzero(free) < FOUR - 1:
+            continue
         distance = np.linalg.norm(looks - looks[seed], axis=1)
-        free, chosen = friends[seed].copy(), [int(seed)]
-        while len(chosen) < FOUR and free.any():
+        while len(chosen) < FOUR and np.count_nonzero(free) >= FOUR - len(chosen):
             nearest = int(np.argmin(np.where(free, distance, np.inf)))
             chosen.append(nearest)
-            free &= friends[nearest]
-        if len(chosen) == FOUR and (best is None or distance[chosen[-1]] < best[0]):
+            free &= friends(nearest)
+        if len(chosen) < FOUR:
+            continue
+        if best is None or distance[chosen[-1]] < best[0]:
             best = (float(distance[chosen[-1]]), chosen)
-    return None if best is None else np.array(best[1])
+        grown += 1
+        if grown == SEEDS:
+            break
+    return None if best is None else best[1]
 
 
 def standardised(looks: Values) -> Values:

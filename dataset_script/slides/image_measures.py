@@ -7,10 +7,12 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from dataset_script.slides.tissue import DIMMEST_GLASS, OTSU_BOUNDS
+from dataset_script.slides.tissue import OTSU_BOUNDS
 
 MEASURES: Final = ("red", "green", "blue", "saturation", "sharpness", "tissue", "bytes")
 """Names of what ``measure_image`` returns."""
+GLASS: Final = 245.0
+"""Light of empty glass, for an image by itself."""
 
 
 def measure_image(image: Image.Image, encoded_bytes: int) -> list[float]:
@@ -25,7 +27,7 @@ def measure_image(image: Image.Image, encoded_bytes: int) -> list[float]:
     small = np.asarray(image.reduce(min(4, *image.size)), dtype=np.float32)
     lightest, darkest = small.max(axis=-1), small.min(axis=-1)
     saturation = float(np.mean((lightest - darkest) / np.maximum(lightest, 1)))
-    density = -np.log10(np.maximum(small, 1) / (DIMMEST_GLASS + 45)).mean(axis=-1)
+    density = -np.log10(np.maximum(small, 1) / GLASS).mean(axis=-1)
     grey = np.asarray(image.convert("L"), dtype=np.float32)[::4]
     bend = grey[:, 2:] - 2 * grey[:, 1:-1] + grey[:, :-2]
     sharpness = float(np.log(np.mean(bend * bend) + 1e-6)) if bend.size else 0.0

@@ -7,7 +7,7 @@ between bounds because a slide that is all tissue has no second mode for it to f
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ Density = NDArray[np.float32]
 
 OTSU_BOUNDS: Final = (0.03, 0.07)
 """Bounds of the tissue threshold in mean optical density: empty glass lies below, pale stroma above."""
-DIMMEST_GLASS: Final = 200
+DIMMEST_GLASS: Final = 230
 """Empty glass is never taken to be darker than this, whatever a slide without empty glass suggests."""
 GLASS_TINT: Final = 8
 """Empty glass is near neutral; where a slide has none, its palest tissue must not pass for it."""
@@ -27,8 +27,9 @@ INK_EXCESS: Final = 0.15
 BLACK_DENSITY: Final = 0.7
 BLACK_SPREAD: Final = 0.12
 """Black ink is dense in every channel alike; the densest nuclei let blue through."""
-INK_SPECK_UM: Final = 60.0
-"""Ink narrower than this is left alone: pigment and dye on a cut margin belong to the tissue."""
+COLOURED_STROKE_UM: Final = 20.0
+BLACK_STROKE_UM: Final = 60.0
+"""Narrowest ink; black is asked to be wider, because pigment and dust are black too."""
 INK_RIM_UM: Final = 50.0
 SMALLEST_PIECE_UM: Final = 100.0
 
@@ -44,15 +45,14 @@ def optical_density(pixels: Pixels) -> Density:
 
 def ink_mask(density: Density, um_per_pixel: float) -> Mask:
     """Returns where a pen was: blue, green or black, wide enough for a stroke, with a rim around it."""
-    from scipy import ndimage
+    from skimage.morphology import isotropic_dilation
 
     red, green = density[..., 0], density[..., 1]
     lightest, densest = density.min(axis=-1), density.max(axis=-1)
     coloured = (red - green > INK_EXCESS) & (red > 2 * INK_EXCESS)
     black = (lightest > BLACK_DENSITY) & (densest - lightest < BLACK_SPREAD + lightest / 4)
-    strokes = ndimage.binary_opening(coloured | black, structure=_disk(INK_SPECK_UM / 2 / um_per_pixel))
-    grown: Mask = ndimage.binary_dilation(strokes, structure=_disk(INK_RIM_UM / um_per_pixel))
-    return grown
+    strokes = _strokes(coloured, COLOURED_STROKE_UM / um_per_pixel) | _strokes(black, BLACK_STROKE_UM / um_per_pixel)
+    return np.asarray(isotropic_dilation(strokes, INK_RIM_UM / um_per_pixel)) if strokes.any() else strokes
 
 
 def tissue_mask(density: Density, ink: Mask, um_per_pixel: float) -> Mask:
@@ -60,7 +60,7 @@ def tissue_mask(density: Density, ink: Mask, um_per_pixel: float) -> Mask:
     from scipy import ndimage
     from skimage.filters import threshold_otsu
 
-    mean = ndimage.uniform_filter(density.mean(axis=-1), size=3)
+    mean = density.mean(axis=-1)
     free = mean[~ink]
     if free.size == 0 or free.min() == free.max():
         threshold = OTSU_BOUNDS[1]
@@ -74,7 +74,8 @@ def tissue_mask(density: Density, ink: Mask, um_per_pixel: float) -> Mask:
     return large
 
 
-def _disk(radius: float) -> NDArray[Any]:
-    from skimage.morphology import disk
+def _strokes(mask: Mask, width: float) -> Mask:
+    """Returns the parts of a mask that are at least so many pixels wide."""
+    from skimage.morphology import isotropic_opening
 
-    return np.asarray(disk(max(1, round(radius))), dtype=bool)
+    return np.asarray(isotropic_opening(mask, width / 2)) if mask.any() else mask

@@ -1,0 +1,52 @@
+"""Small slide files drawn for tests: pyramidal TIFF with a scale, as OpenSlide's generic-tiff reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.uint8]
+
+
+def write_slide(path: Path, levels: list[Pixels], mpp: float | None = 0.5, compression: str | None = None) -> Path:
+    """Writes levels, largest first, as a tiled pyramidal TIFF; ``mpp`` None leaves the scale out."""
+    options = {"tile": (256, 256), "photometric": "rgb", "compression": compression}
+    if mpp is not None:
+        options |= {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+    with tifffile.TiffWriter(path) as file:
+        for number, level in enumerate(levels):
+            file.write(level, subfiletype=int(number > 0), **options)
+    return path
+
+
+def halves(pixels: Pixels, count: int) -> list[Pixels]:
+    """Returns an image and its means over 2 x 2, 4 x 4, ... pixels, ``count`` levels in all."""
+    levels = [pixels]
+    for _ in range(count - 1):
+        levels.append(np.asarray(Image.fromarray(levels[-1]).reduce(2)))
+    return levels
+
+
+def tissue_pixels(width: int, height: int, seed: int, margin: int = 100) -> Pixels:
+    """Returns stained-looking pixels on empty glass: pink ground, purple spots, texture at every scale."""
+    rng = np.random.default_rng(seed)
+    texture = np.zeros((height, width), dtype=np.float32)
+    for step in (4, 16, 64, 256):
+        coarse = rng.normal(size=(-(-height // step), -(-width // step))).astype(np.float32)
+        grown = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        texture += np.asarray(grown)
+    ground = np.array([214, 150, 196], dtype=np.float32)
+    pixels = np.clip(ground + texture[..., None] * np.array([13, 16, 10]), 60, 225)
+    empty = np.ones((height, width), dtype=bool)
+    empty[margin : height - margin, margin : width - margin] = False
+    pixels[empty] = 244
+    return pixels.astype(np.uint8)
+
+
+def tissue_slide(path: Path, width: int = 3200, height: int = 2800, seed: int = 0, mpp: float | None = 0.5) -> Path:
+    """Writes a slide of ``tissue_pixels`` with three levels."""
+    return write_slide(path, halves(tissue_pixels(width, height, seed), 3), mpp)

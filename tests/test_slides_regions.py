@@ -1,0 +1,160 @@
+"""Regions by physical scale: right place, right scale, no aliasing, no made-up pixel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+from drawn_slides import halves, tissue_pixels, write_slide
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dataset_script.slides import regions
+from dataset_script.slides.regions import OpenSlideSource, SlideSource, best_level, flattened
+from dataset_script.slides.scale import slide_mpp
+from scale_vqa_eval.errors import InputError
+
+MPP_X, MPP_Y, POWER = "openslide.mpp-x", "openslide.mpp-y", "openslide.objective-power"
+
+
+@pytest.mark.parametrize(
+    ("properties", "given_mpp", "expected"),
+    [
+        ({MPP_X: "0.25", MPP_Y: "0.25", POWER: "20"}, None, 0.25),
+        ({MPP_X: "0.25", MPP_Y: "0.25"}, 0.5, 0.25),
+        ({MPP_X: "0.250", MPP_Y: "0.252"}, None, 0.251),
+        ({MPP_X: "0,2325", MPP_Y: "0,2325"}, None, 0.2325),
+        ({POWER: "40"}, None, 0.25),
+        ({POWER: "20"}, 0.1, 0.5),
+        ({}, 0.3, 0.3),
+        ({MPP_X: "0", MPP_Y: "nan"}, 0.3, 0.3),
+        ({MPP_X: "0.2", MPP_Y: "0.4"}, 0.3, 0.3),
+    ],
+)
+def test_scale_of_a_slide(properties: dict[str, str], given_mpp: float | None, expected: float) -> None:
+    assert slide_mpp(properties, Path("a.svs"), given_mpp) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("properties", [{}, {MPP_X: "x"}, {MPP_X: "0.2", MPP_Y: "0.4"}, {POWER: "-1"}])
+def test_no_scale_names_the_option(properties: dict[str, str]) -> None:
+    with pytest.raises(InputError, match=r"a\.svs.*--mpp"):
+        slide_mpp(properties, Path("a.svs"))
+
+
+@given(st.lists(st.floats(1, 300), min_size=1, max_size=8).map(sorted), st.floats(0.3, 400))
+def test_best_level_is_the_coarsest_fine_enough(downsamples: list[float], wanted: float) -> None:
+    level = best_level([1.0, *downsamples], wanted)
+    chosen = [1.0, *downsamples][level]
+    assert level == 0 or chosen <= wanted * 1.01
+    assert not any(chosen < other <= wanted for other in downsamples)
+
+
+def test_a_view_is_read_from_its_best_level(tmp_path: Path) -> None:
+    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
+    levels = [np.full((1024 >> n, 1024 >> n, 3), colour, np.uint8) for n, colour in enumerate(colours)]
+    with OpenSlideSource(write_slide(tmp_path / "a.tif", levels)) as source:
+        seen = [source.read_region(256, 256, mpp, 64).getpixel((32, 32)) for mpp in (0.5, 0.9, 1.0, 1.9, 2.0, 5.0)]
+    assert seen == [colours[0], colours[0], colours[1], colours[1], colours[2], colours[2]]
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("mpp", [0.7, 2.5, 5.0])
+def test_a_region_is_the_area_mean_of_level_0(tmp_path: Path, levels: int, mpp: float) -> None:
+    pixels = tissue_pixels(2000, 1600, seed=1, margin=0)
+    slide = write_slide(tmp_path / "a.tif", halves(pixels, levels))
+    size = 100
+    left, top = 213.0, 157.0
+    with OpenSlideSource(slide) as source:
+        region = source.read_region(left + size * mpp / 2, top + size * mpp / 2, mpp, size)
+    box = (left * 2, top * 2, (left + size * mpp) * 2, (top + size * mpp) * 2)
+    expected = Image.fromarray(pixels).resize((size, size), Image.Resampling.BOX, box=box)
+    difference = np.abs(np.asarray(region, np.float32) - np.asarray(expected, np.float32))
+    assert region.mode == "RGB" and region.size == (size, size)
+    assert difference.mean() < 2.5
+    assert np.abs(np.asarray(region, np.float32).mean(axis=(0, 1)) - pixels_mean(pixels, box)).max() < 0.7
+
+
+def pixels_mean(pixels: np.ndarray, box: tuple[float, ...]) -> np.ndarray:
+    left, top, right, bottom = (round(edge) for edge in box)
+    return pixels[top:bottom, left:right].mean(axis=(0, 1))
+
+
+@pytest.mark.parametrize("period", [2, 3, 4])
+def test_detail_too_fine_for_a_view_does_not_alias(tmp_path: Path, period: int) -> None:
+    stripes = np.where(np.arange(1600) % period < period / 2, 255, 0).astype(np.uint8)
+    pixels = np.repeat(np.tile(stripes, (1600, 1))[..., None], 3, axis=2)
+    with OpenSlideSource(write_slide(tmp_path / "a.tif", [pixels])) as source:
+        region = np.asarray(source.read_region(400.3, 400.7, 2.5, 256), np.float32)
+    assert region.std() < 3  # the stripes themselves have a deviation of about 127
+
+
+def test_a_mark_is_found_where_geometry_puts_it(tmp_path: Path) -> None:
+    pixels = np.full((2000, 2000, 3), 240, np.uint8)
+    pixels[995:1005, 1195:1205] = 0  # centred at 600, 500 um
+    with OpenSlideSource(write_slide(tmp_path / "a.tif", halves(pixels, 3))) as source:
+        for mpp, centre in ((0.5, (610.3, 507.1)), (1.25, (580.2, 490.9)), (2.5, (555.5, 540.4))):
+            dark = 255 - np.asarray(source.read_region(*centre, mpp, 128).convert("L"), np.float64)
+            dark -= np.median(dark)
+            y, x = (np.arange(128) + 0.5 for _ in range(2))
+            found = (dark.sum(axis=0) @ x / dark.sum(), dark.sum(axis=1) @ y / dark.sum())
+            expected = ((600 - centre[0]) / mpp + 64, (500 - centre[1]) / mpp + 64)
+            assert found == pytest.approx(expected, abs=0.1)
+
+
+def test_strips_give_what_one_read_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slide = write_slide(tmp_path / "a.tif", [tissue_pixels(2400, 2400, seed=2)])
+    with OpenSlideSource(slide) as source:
+        whole = np.asarray(source.read_region(600, 600, 10, 110)), np.asarray(source.thumbnail(150))
+        monkeypatch.setattr(regions, "BLOCK_PIXELS", 200_000)
+        strips = np.asarray(source.read_region(600, 600, 10, 110)), np.asarray(source.thumbnail(150))
+    for one, other in zip(whole, strips, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_region_off_the_slide_is_an_error(tmp_path: Path) -> None:
+    with OpenSlideSource(write_slide(tmp_path / "a.tif", [tissue_pixels(800, 600, seed=3)])) as source:
+        assert isinstance(source, SlideSource)
+        assert source.read_region(200, 150, 2.5, 120).size == (120, 120)  # as high as the slide
+        for centre in ((149.0, 150), (200, 151), (200, -1), (251.0, 150)):
+            with pytest.raises(InputError, match=r"a\.tif.*nothing is padded"):
+                source.read_region(*centre, 2.5, 120)
+        with pytest.raises(InputError, match=r"level 0 at 0\.287 um/px or finer"):
+            source.read_region(200, 150, 0.25, 120)
+
+
+def test_what_was_not_scanned_takes_the_background_colour() -> None:
+    pixels = Image.new("RGBA", (4, 1), (10, 20, 30, 255))
+    pixels.putpixel((1, 0), (0, 0, 0, 0))
+    pixels.putpixel((2, 0), (100, 100, 100, 128))
+    flat = flattened(pixels, "#F0E0D0")
+    assert [flat.getpixel((x, 0)) for x in (0, 1)] == [(10, 20, 30), (240, 224, 208)]
+    assert flat.getpixel((2, 0)) == pytest.approx((170, 162, 154), abs=1)
+
+
+def test_a_damaged_slide_raises_with_slide_level_and_box(tmp_path: Path) -> None:
+    slide = write_slide(tmp_path / "torn.tif", halves(tissue_pixels(1600, 1600, seed=4), 2))
+    slide.write_bytes(slide.read_bytes()[: slide.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"torn\.tif(, level \d, box \(.*\) um|.*OpenSlide opens)"):
+        OpenSlideSource(slide).read_region(600, 600, 0.5, 256)
+
+
+def test_a_damaged_tile_raises_with_slide_level_and_box(tmp_path: Path) -> None:
+    slide = write_slide(tmp_path / "torn.tif", [tissue_pixels(1024, 1024, seed=5)], compression="zlib")
+    with tifffile.TiffFile(slide) as file:
+        start, length = file.pages[0].dataoffsets[5], file.pages[0].databytecounts[5]
+    content = bytearray(slide.read_bytes())
+    content[start : start + length] = bytes(length)
+    slide.write_bytes(content)
+    with OpenSlideSource(slide) as source, pytest.raises(InputError, match=r"torn\.tif, level 0, box \(.*\) um"):
+        source.read_region(192, 192, 0.5, 100)
+
+
+def test_what_openslide_does_not_open_is_named(tmp_path: Path) -> None:
+    (tmp_path / "note.tif").write_text("no slide")
+    with pytest.raises(InputError, match=r"note\.tif.*OpenSlide"):
+        OpenSlideSource(tmp_path / "note.tif")
+    assert openslide.OpenSlide.detect_format(str(tmp_path / "note.tif")) is None
