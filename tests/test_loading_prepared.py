@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_double import hub_double
 from loading_data import SIZES, write_folder
 from test_loading_folder import HEAD, check_uses, result
 
@@ -60,11 +61,14 @@ def home(first: tuple[Path, dict[str, Any], Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(first[2], tmp_path / "home"))
 
 
-@pytest.mark.parametrize("network", [{}, UNREACHABLE], ids=["offline", "unreachable"])
+@pytest.mark.parametrize("network", ["offline", "unreachable", "online"])
 def test_the_two_lines_in_a_new_process_elsewhere(
-    fresh_python: Run, first: tuple[Path, dict[str, Any], Path], home: Path, network: dict[str, str]
+    fresh_python: Run, first: tuple[Path, dict[str, Any], Path], home: Path, network: str, tmp_path: Path
 ) -> None:
-    done = fresh_python(TWO_LINES, HF_HOME=str(home), **network)
+    with hub_double(tmp_path / "no repositories") as server:
+        environment = {"offline": {}, "unreachable": UNREACHABLE, "online": server.environment()}[network]
+        done = fresh_python(TWO_LINES, HF_HOME=str(home), **environment)
+        assert any("scale-vqa" in request for request in server.requests) is (network == "online")
     assert result(done) == {"data": first[1]["default"], "accuracy": 0.5, "ours": []}
     assert "Retrying" not in done.stderr  # without a network a bare name costs 24 s of retries otherwise
 
