@@ -39,7 +39,7 @@ def tissue_pixels(width: int, height: int, seed: int, margin: int = 100) -> Pixe
         coarse = rng.normal(size=(-(-height // step), -(-width // step))).astype(np.float32)
         grown = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
         texture += np.asarray(grown)
-    ground = np.array([214, 150, 196], dtype=np.float32)
+    ground = np.array([204, 132, 184], dtype=np.float32)
     pixels = np.clip(ground + texture[..., None] * np.array([13, 16, 10]), 60, 225)
     empty = np.ones((height, width), dtype=bool)
     empty[margin : height - margin, margin : width - margin] = False

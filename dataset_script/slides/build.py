@@ -58,7 +58,8 @@ def build_slides(
         batches = sum(1 for work in works for _ in work.batches())
         _finish(run, make_regions, tasks, "region batches read", batches)
     splits = _splits(works, patients, settings)
-    tally = _Tally(tell)
+    _tell_uncrossed(splits, patients, settings, tell)
+    tally = _Tally()
     probes = probe_groups(tally.counted(_all_groups(splits, patients, settings)), settings.seed)
     if not tally.kinds:
         raise InputError([_unused(work) for work in works])
@@ -78,10 +79,9 @@ def build_slides(
 
 
 class _Tally:
-    """Counts questions by split, kind and slide while groups pass by; says where a split can have none of a kind."""
+    """Counts questions by split, kind and slide while groups pass by."""
 
-    def __init__(self, tell: Tell) -> None:
-        self.tell = tell
+    def __init__(self) -> None:
         self.splits: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
         self.slides: dict[str, Counter[str]] = {}
@@ -129,6 +129,19 @@ def _splits(works: Sequence[SlideWork], patients: Mapping[str, str], settings: S
             paths[patients[work.slide.stem]] += FOUR * count
     split_of = patient_splits(paths, settings.seed) if paths else {}
     return {split: [work for work in works if split_of.get(patients[work.slide.stem]) == split] for split in SPLITS}
+
+
+def _tell_uncrossed(
+    splits: Mapping[str, Sequence[SlideWork]], patients: Mapping[str, str], settings: Settings, tell: Tell
+) -> None:
+    """Names the splits that have too few patients for options from other slides."""
+    kinds = ", ".join(kind for kind in settings.kinds if kind in CROSSABLE)
+    if settings.distractors != "cross-slide" or not kinds:
+        return
+    for split, works in splits.items():
+        count = len({patients[work.slide.stem] for work in works})
+        if count < FOUR:
+            tell(f"{split}: no {kinds} with cross-slide distractors: it has {count} patients, and four are needed")
 
 
 def _all_groups(

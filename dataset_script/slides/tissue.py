@@ -76,6 +76,7 @@ def tissue_mask(density: Density, ink: Mask, um_per_pixel: float) -> Mask:
 
 def _strokes(mask: Mask, width: float) -> Mask:
     """Returns the parts of a mask that are at least so many pixels wide."""
-    from skimage.morphology import isotropic_opening
+    from skimage.morphology import isotropic_dilation, isotropic_erosion
 
-    return np.asarray(isotropic_opening(mask, width / 2)) if mask.any() else mask
+    core = np.asarray(isotropic_erosion(np.pad(mask, 1), width / 2))[1:-1, 1:-1]  # what lies beyond is no ink
+    return np.asarray(isotropic_dilation(core, width / 2)) if core.any() else core
