@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 
 import click
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.audit.published import read_published
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.results import write_json
 
 _OUT = click.Path(dir_okay=False, path_type=Path)
-_IN = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
@@ -38,7 +36,7 @@ _IN = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--cache", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Language models' answers."
 )
-@click.option("--published", metavar="FILE", type=_IN, help="Published accuracies to stand beside the probes.")
+@click.option("--published", metavar="FILE", help="Published accuracies to stand beside the probes.")
 @click.option("--images/--no-images", default=True, help="Compare images across splits, where there are any.")
 def audit(
     data: str,
@@ -48,7 +46,7 @@ def audit(
     html_path: Path | None,
     gate: bool,
     seed: int,
-    published: Path | None,
+    published: str | None,
     images: bool,
     **further: Any,
 ) -> int:
@@ -57,7 +55,8 @@ def audit(
     DATA is a release folder, a Hub id, or a Parquet, JSON, JSONL or CSV file with question, options and answer.
     Answers of language models are cached in DIR, so an interrupted audit goes on where it was.
 
-    --published FILE is JSON: model -> dimension (or "all") -> accuracy in per cent, drawn beside the probes.
+    --published FILE is YAML or JSON: model -> dimension (or "all") -> accuracy in per cent. The name scale-vqa-test
+    stands for the figures that the paper reports on its test split.
     """
     if (further["endpoint"] is None) != (not further["chat_models"]):
         raise click.UsageError("--chat URL and --chat-model MODEL go together: give both")
@@ -83,28 +82,6 @@ def audit(
         write_page(html_path, report)
     click.echo(audit_table(report))
     return int(gate and report["verdict"] == "leaks")
-
-
-def read_published(path: Path) -> dict[str, dict[str, float]]:
-    """Reads model -> dimension or ``all`` -> accuracy in per cent; returns accuracies as shares.
-
-    Raises:
-        InputError: where the file is no such JSON.
-    """
-    expected = 'JSON like {"GPT-5.2": {"all": 58.5, "Diagnosis": 65.2}}, accuracies in per cent'
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        return {
-            str(model): {str(name): _share(value) for name, value in row.items()} for model, row in content.items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(Fault(str(path), expected, shown(str(error)), "mend the file")) from error
-
-
-def _share(percent: object) -> float:
-    if isinstance(percent, bool) or not isinstance(percent, int | float) or not 0 <= percent <= 100:
-        raise ValueError(f"{shown(percent)} is no accuracy of 0 to 100 per cent")
-    return percent / 100
 
 
 def _language_probes(
@@ -135,16 +112,15 @@ def _language_probes(
         from scale_vqa_eval.audit.language_model import language_model_probes
 
         results += language_model_probes(questions, model, folder / f"likelihood-{_short(model)}.jsonl")
-    for model in chat_models:
-        from scale_vqa_eval.audit.chat import chat_probe
+    if endpoint is not None:
+        from scale_vqa_eval.audit.chat import chat_probes
         from scale_vqa_eval.audit.chat_cache import ChatSettings
 
-        assert endpoint is not None
         settings = ChatSettings(per_minute=chat_per_minute, prices=chat_price, budget=chat_budget)
-        file = folder / f"chat-{_short(f'{endpoint} {model}')}.jsonl"
-        asked = chat_probe(questions, endpoint, model, file, settings, chat_repeats)
-        results += [asked.result] if asked.result is not None else []
-        accounts.append(asked.report)
+        file = folder / f"chat-{_short(endpoint)}.jsonl"
+        for asked in chat_probes(questions, endpoint, chat_models, file, settings, chat_repeats):
+            results += [asked.result] if asked.result is not None else []
+            accounts.append(asked.report)
     return results, accounts
 
 
