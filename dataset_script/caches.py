@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Final
 
 import datasets
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
 
-from dataset_script.builder import ScaleVQA
+from dataset_script.builder import RefusedRow, ScaleVQA
 from dataset_script.shards import content_hash, release_shards
 from scale_vqa_eval.bare_names import DATASET_NAME, LEDGER, METRIC_FOLDER, METRIC_NAME
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import Fault, InputError, shown
 
 _MARK: Final = "prepared-"
 _AHEAD_S: Final = 3650 * 86400
@@ -138,7 +139,14 @@ def _generated(staging: Path, folder: Path, config: str, version: str, workers: 
     for half in staging.glob(f"*/{config}/*/*.incomplete"):
         shutil.rmtree(half)
     builder = ScaleVQA(cache_dir=str(staging), config_name=config, hash=version, data_dir=str(folder))
-    builder.download_and_prepare(num_proc=workers if workers > 1 else None)
+    try:
+        builder.download_and_prepare(num_proc=workers if workers > 1 else None)
+    except RefusedRow:
+        raise
+    except DatasetGenerationError as error:
+        where, found = f"{folder}, config {config}", shown(str(error.__cause__ or error), 200)
+        mend = "build or download the folder again, or make room"
+        raise InputError(Fault(where, "files that can be read into the cache", found, mend)) from error
     return Path(builder.cache_dir)
 
 

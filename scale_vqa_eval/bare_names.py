@@ -27,6 +27,8 @@ from typing import Any, Final
 
 from wrapt import register_post_import_hook
 
+from scale_vqa_eval.schema import CONFIGS
+
 DATASET_NAME: Final = "scale-vqa"
 METRIC_NAME: Final = "scale_vqa_acc"
 METRIC_FOLDER: Final = Path(__file__).parent / METRIC_NAME
@@ -131,7 +133,7 @@ def _prepared_module(cache_dir: str | None) -> Any:
     from datasets.load import BuilderConfigsParameters, DatasetModule
 
     root = Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser() / DATASET_NAME
-    names = sorted({info.parts[-4] for info in root.glob("*/*/*/dataset_info.json")})
+    names = [name for name in CONFIGS if any(root.glob(f"{name}/*/*/dataset_info.json"))]
     if not names:
         return None
     ledger = root / LEDGER

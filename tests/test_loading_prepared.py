@@ -167,10 +167,14 @@ def test_refused_data_leaves_the_old_version(
     folder = tmp_path / "other"
     write_folder(folder, seed=3)
     victim = next((folder / "text").glob("test-*.parquet"))
-    victim.write_bytes(victim.read_bytes()[:-100])
-    done = command(home, "prepare", "--data", str(folder))
-    assert done.returncode == 1
-    assert str(victim) in done.stderr
+    whole = victim.read_bytes()
+    for damaged in (whole[:-100], whole[:100] + b"?" * 900 + whole[1000:]):  # no footer; a page that is no page
+        victim.write_bytes(damaged)
+        done = command(home, "prepare", "--data", str(folder))
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert f"error: {folder}" in done.stderr
+        assert "text" in done.stderr.split("error: ")[-1]
     found = result(fresh_python(f"{HEAD}print(json.dumps(plain('scale-vqa', [None])))", HF_HOME=str(home)))
     assert found == {"None": first[1]["default"]}
 
