@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Final
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from .parsing import ANSWER, END_ANSWER, MODES, REASONS, Mode, keeps_format, parse_response
 from .tags import NOWHERE, Flags, Places, Tags, find_tags, letters_after, skip_space
 
-CHUNK_RESPONSES: Final = 2048
+CHUNK_RESPONSES: Final = 8192
 CHUNK_CHARACTERS: Final = 1 << 19  # a chunk and what is made of it then stay near the processor
 _CODE: Final = {reason: code for code, reason in enumerate(REASONS)}
 
@@ -79,6 +80,19 @@ def _parse_mixed(chunk: list[object], mode: Mode, options: Places, out: ParsedBa
 
 
 def _parse_texts(texts: list[str], mode: Mode, options: Places, out: ParsedBatch) -> None:
+    """Parses texts in ASCII apart from the others, which take four times as long."""
+    plain = np.fromiter(map(str.isascii, texts), np.bool_, len(texts))
+    if plain.all():
+        _parse_alike(texts, mode, options, out)
+        return
+    for rows in (plain, ~plain):
+        alike = list(compress(texts, rows.tolist()))
+        part = ParsedBatch.blank(len(alike))
+        _parse_alike(alike, mode, options[rows], part)
+        out.letters[rows], out.reasons[rows], out.formats[rows] = part.letters, part.reasons, part.formats
+
+
+def _parse_alike(texts: list[str], mode: Mode, options: Places, out: ParsedBatch) -> None:
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     for low, high in _cuts(lengths):
         place = slice(low, high)
@@ -105,7 +119,7 @@ def _parse_chunk(texts: list[str], lengths: Places, mode: Mode, options: Places,
     fill = _reference if mode == "reference" else _strict
     fill(tags, letters, options, out)
     unsure_tails = _formats(tags, letters, out)
-    silent = np.flatnonzero(out.reasons == _CODE["no_answer"])
+    silent = np.flatnonzero(out.reasons == _CODE["no_answer"]).tolist()
     out.reasons[[place for place in silent if not texts[place].strip()]] = _CODE["blank"]
     if unsure.any() or unsure_tails.size:
         _one_by_one(texts, np.union1d(tags.answer.owner[unsure], unsure_tails), mode, options, out)
