@@ -128,7 +128,7 @@ def probe_right(table: OptionTable, seed: int) -> NDArray[np.bool_] | None:
     for train, test in GroupKFold(min(FOLDS, len(clusters))).split(votes, groups=table.clusters):
         seen, unseen = (np.flatnonzero(np.repeat(np.isin(np.arange(n), part), options)) for part in (train, test))
         for model in (
-            RandomForestClassifier(200, min_samples_leaf=5, random_state=seed),
+            RandomForestClassifier(100, min_samples_leaf=5, random_state=seed),
             make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
         ):
             model.fit(features[seen], gold[seen])
