@@ -35,11 +35,11 @@ def write_page(path: str | Path, report: Mapping[str, Any]) -> None:
     Raises:
         InputError: where the file cannot be written.
     """
-    path = Path(path)
+    path, html = Path(path), render_page(report)
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(render_page(report))
+            file.write(html)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -60,7 +60,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "p": _p_value, "marked": _marked}
-    published = report.get("published") or {}
+    published = report.get("published") or {"source": None, "data": None, "models": {}}
     defects = defaultdict(list)
     for defect in report["defects"]:
         defects[defect["kind"]].append(defect)
@@ -70,7 +70,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         splits=sorted({split for probe in report["probes"] for split in probe.get("by_split", {})}),
         groups=_groups(report),
         published=published,
-        plots=_plots(report, published.get("models") or {}),
+        plots=_plots(report, published["models"]),
         scores=_score_figures(report),
         defects=dict(defects),
         kinds=KINDS,
