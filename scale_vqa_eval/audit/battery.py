@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from scale_vqa_eval.audit import trained, untrained
-from scale_vqa_eval.audit.layout import FloatArray, OptionLayout
+from scale_vqa_eval.audit.layout import FloatArray, IntArray, OptionLayout
 from scale_vqa_eval.audit.prepared import WORDING_FAMILIES, Prepared, Reader
 from scale_vqa_eval.audit.probe import ProbeResult, padded
 from scale_vqa_eval.audit.units import units_of
@@ -85,7 +85,7 @@ def run_battery(
         fitted,
         {family: trained.make_fitter(family, sample, gold) for family in fitted},
         sampled,
-        trained.make_folds(units_of(questions).ids, seed, partitions or (1 if streamed else 3), folds),
+        _folds(questions, seed, partitions or (1 if streamed else 3), folds),
         parts(),
         seed,
         keep_models=streamed,
@@ -109,6 +109,14 @@ def prepare(questions: Sequence[Question], families: Sequence[str] | None = None
     if len(questions) > TRAIN_CAP:
         raise ValueError(f"texts are prepared for at most {TRAIN_CAP} questions, got {len(questions)}")
     return Reader.fit(questions, _wording(FAMILIES if families is None else tuple(families))).read(questions)
+
+
+def _folds(questions: Sequence[Question], seed: int, partitions: int, folds: int) -> IntArray:
+    """Folds by unit; a file that is one exchange set stays whole (nothing is fitted then), as a cut would bias it."""
+    units = units_of(questions)
+    if units.balanced.all() and not units.ids.any():
+        return np.zeros((partitions, len(questions)), dtype=np.int64)
+    return trained.make_folds(units.ids, seed, partitions, folds)
 
 
 def _checked(families: tuple[str, ...]) -> tuple[str, ...]:

@@ -162,7 +162,8 @@ def _forest(sample: Prepared, gold: IntArray) -> Fitter:
             return _even
         rows = sample.layout.rows_of(chosen)
         leaf = max(3, len(rows) // 2000)  # bounds the size of a tree, whatever the number of questions
-        forest = ExtraTreesClassifier(TREES, min_samples_leaf=leaf, random_state=seed % 2**31, n_jobs=2)
+        threads = 2 if len(rows) > 4000 else 1  # below, starting them costs more than they save
+        forest = ExtraTreesClassifier(TREES, min_samples_leaf=leaf, random_state=seed % 2**31, n_jobs=threads)
         forest.fit(columns[rows], right[rows])
         forest.n_jobs = 1  # threads add votes in the order they end in: the last bit would differ between runs
 
