@@ -68,6 +68,10 @@ def test_image_paths_of_a_json_file_stay_inside_of_their_folder(tmp_path: Path) 
     file.write_text(json.dumps([row]))
     items, store = read_items(str(file), None, None, None, blind=False)
     assert store.read(items[0].views[0]) == picture(1)
+    with pytest.raises(InputError, match="2 image files, found none") as caught:
+        file.write_text(json.dumps([row | {"image_path": {"low_mag": "x.jpg", "mid_mag": "y.jpg"}}]))
+        read_items(str(file), None, None, None, blind=False)
+    assert len(caught.value.faults) == 1
     for bad in ("../secret.jpg", str(tmp_path / "secret.jpg"), "gone.jpg"):
         file.write_text(json.dumps([row | {"image_path": {"mid_mag": bad}}]))
         with pytest.raises(InputError, match="mid_mag"):

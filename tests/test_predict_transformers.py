@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from predict_release import make_release
 pytest.importorskip("torch")
 pytest.importorskip("torchvision", reason="Qwen2.5-VL's processor needs torchvision (tools/torchvision_hook.py)")
 
+from tiny_llava import make_tiny_llava
 from tiny_qwen import make_tiny_qwen
 
 from scale_vqa_eval.errors import InputError
@@ -34,6 +36,17 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_qwen(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models are faster on one thread, the more so where other tests run beside them."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Kept:
@@ -78,6 +91,33 @@ def test_a_batch_answers_as_one_by_one_does(release: Path, model: Path, config: 
     assert len({answer.responses for answer in single.values()}) > len(single) // 2, (
         "images and text change the answer"
     )
+
+
+def test_another_architecture_answers_in_batches_too(release: Path, tmp_path: Path) -> None:
+    model = make_tiny_llava(tmp_path / "llava")
+    single = answers(TransformersBackend(1), release, model, "default", Sampling(max_tokens=5), 3)
+    assert answers(TransformersBackend(8), release, model, "default", Sampling(max_tokens=5), 3) == single
+    assert len({answer.responses for answer in single.values()}) > len(single) // 2
+
+
+def test_a_batch_too_large_for_the_memory_is_halved(
+    release: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import Qwen2_5_VLForConditionalGeneration as Qwen
+
+    whole = answers(TransformersBackend(8), release, model, "default", Sampling(max_tokens=3), 2)
+    generate, sizes = Qwen.generate, []
+
+    def small(self: Any, **inputs: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("no room")
+        return generate(self, **inputs)
+
+    monkeypatch.setattr(Qwen, "generate", small)
+    assert answers(TransformersBackend(8), release, model, "default", Sampling(max_tokens=3), 2) == whole
+    assert max(sizes) == 8 and sizes.count(2) >= 4
 
 
 def test_samples_differ_by_their_seed_and_are_repeatable(release: Path, model: Path) -> None:

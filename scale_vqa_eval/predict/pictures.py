@@ -144,9 +144,13 @@ class FilePictures:
             for view, _ in question.images
             if view not in VIEWS
         ]
-        faults += [fault for row in range(len(questions)) for fault in self._missing(row, questions[row].id)]
-        if faults:
-            raise InputError(faults)
+        missing = [fault for row in range(len(questions)) for fault in self._missing(row, questions[row].id)]
+        named = sum(map(len, self._paths))
+        if len(missing) == named > 1:  # the folder is wrong, not some files
+            first = missing[0]
+            missing = [Fault(str(root), f"{named} image files", f"none, the first {first.found}", first.mend)]
+        if faults or missing:
+            raise InputError(faults + missing)
 
     def views(self, row: int) -> list[str]:
         return [view for view in VIEWS if self._paths[row].get(view)]

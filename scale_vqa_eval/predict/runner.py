@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from scale_vqa_eval.predict.items import Ask
 from scale_vqa_eval.predict.job import Answer, Backend, Job
 from scale_vqa_eval.predict.run_file import Key, RunFile
 from scale_vqa_eval.predict.sampling import voted
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,11 @@ class _Keeper:
     failed: int = field(default=0)
 
     def keep(self, ask: Ask, answer: Answer) -> None:
-        fields: dict[str, Any] = {"response": voted(answer.responses, len(ask.options)), "images": ask.pictures}
-        if len(answer.responses) > 1:
-            fields["responses"] = list(answer.responses)
+        # half a surrogate pair is no text: no reader of UTF-8 takes a file with one
+        texts = [_SURROGATE.sub("\ufffd", text) for text in answer.responses]
+        fields: dict[str, Any] = {"response": voted(texts, len(ask.options)), "images": ask.pictures}
+        if len(texts) > 1:
+            fields["responses"] = texts
         for name in ("finish", "prompt_tokens", "completion_tokens"):
             if getattr(answer, name) is not None:
                 fields[name] = getattr(answer, name)

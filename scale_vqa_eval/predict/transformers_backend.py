@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from jinja2 import TemplateError
+
 from scale_vqa_eval.errors import Fault, InputError, shown
 from scale_vqa_eval.predict.items import Ask
 from scale_vqa_eval.predict.job import Answer, Job, Sink, hardest, model_digest
@@ -45,54 +47,75 @@ class TransformersBackend:
             raise InputError(Fault("--structured", "a backend that constrains decoding", "transformers", mend))
         processor, model = self._load(job)
         first = hardest(paths)
-        tokens = int(self._inputs(processor, job, [first])["input_ids"].shape[1])
-        text_config = model.config.get_text_config()
-        context = getattr(text_config, "max_position_embeddings", None)
+        where = f"model {job.model}, question {first.item.question.id}"
+        conversation = job.conversation(first)
+        try:
+            tokens = int(_tokens(processor, [conversation])["input_ids"].shape[1])
+        except (ValueError, TypeError, IndexError, KeyError, TemplateError) as error:
+            mend = "name a model whose processor has a chat template for several images and a system message"
+            found = f"{type(error).__name__}: {_first_line(error)}"
+            raise InputError(Fault(where, f"a prompt with {first.pictures} images", found, mend)) from error
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if context is not None and tokens + job.sampling.max_tokens > context:
-            where = f"model {job.model}, question {first.item.question.id}"
             found = f"{tokens} of the prompt and {job.sampling.max_tokens} of --max-tokens"
             mend = "give fewer --max-pixels or --max-tokens"
             raise InputError(Fault(where, f"at most {context} tokens a question", found, mend))
 
     def run(self, job: Job, paths: Sequence[Sequence[Ask]], sink: Sink) -> None:
-        processor, model = self._load(job)
         asks = [ask for path in paths for ask in path]
         for start in range(0, len(asks), window := self.batch_size * _WINDOW):
             ordered = sorted(asks[start : start + window], key=lambda ask: (ask.pictures, _text_length(job, ask)))
             for place in range(0, len(ordered), self.batch_size):
-                self._batch(processor, model, job, ordered[place : place + self.batch_size], sink)
+                self._batch(job, ordered[place : place + self.batch_size], sink)
 
     def _load(self, job: Job) -> tuple[Any, Any]:
         if self._loaded is None:
             self._loaded = load(job)
         return self._loaded
 
-    def _batch(self, processor: Any, model: Any, job: Job, asks: Sequence[Ask], sink: Sink) -> None:
+    def _batch(self, job: Job, asks: Sequence[Ask], sink: Sink) -> None:
         readable = []
         for ask in asks:
             try:
                 readable.append((ask, job.conversation(ask)))
             except InputError as error:
                 sink.fail(ask, str(error))
-        if not readable:
+        if readable:
+            self._generate(job, readable, sink)
+
+    def _generate(self, job: Job, readable: Sequence[tuple[Ask, list[dict[str, Any]]]], sink: Sink) -> None:
+        """Answers a batch; one that the device's memory cannot hold is halved, a single question then fails alone."""
+        import torch
+
+        processor, model = self._load(job)
+        try:
+            inputs = _tokens(processor, [conversation for _, conversation in readable]).to(model.device)
+            answers = _generated(processor, model, job, inputs)
+        except torch.OutOfMemoryError as error:
+            if len(readable) == 1:
+                sink.fail(readable[0][0], f"out of memory: {_first_line(error)}")
+                return
+            half = len(readable) // 2
+            answers = None
+        if answers is None:  # outside of the handler, which would keep the failed batch's tensors alive
+            torch.cuda.empty_cache()
+            for part in (readable[:half], readable[half:]):
+                self._generate(job, part, sink)
             return
-        inputs = self._tokens(processor, [conversation for _, conversation in readable]).to(model.device)
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        for (ask, _), length, answer in zip(readable, lengths, _generated(processor, model, job, inputs), strict=True):
-            responses, counts, finish = answer
+        for (ask, _), length, (responses, counts, finish) in zip(readable, lengths, answers, strict=True):
             sink.keep(ask, Answer(tuple(responses), finish, int(length), sum(counts)))
 
-    def _inputs(self, processor: Any, job: Job, asks: Sequence[Ask]) -> Any:
-        return self._tokens(processor, [job.conversation(ask) for ask in asks])
 
-    def _tokens(self, processor: Any, conversations: list[list[dict[str, Any]]]) -> Any:
-        return processor.apply_chat_template(
-            conversations,
-            tokenize=True,
-            return_dict=True,
-            add_generation_prompt=True,
-            processor_kwargs={"padding": True, "return_tensors": "pt"},
-        )
+def _tokens(processor: Any, conversations: list[list[dict[str, Any]]]) -> Any:
+    """Returns everything that the processor makes of some conversations, padded on its side."""
+    return processor.apply_chat_template(
+        conversations,
+        tokenize=True,
+        return_dict=True,
+        add_generation_prompt=True,
+        processor_kwargs={"padding": True, "return_tensors": "pt"},
+    )
 
 
 def _text_length(job: Job, ask: Ask) -> int:

@@ -49,8 +49,9 @@ class VllmBackend:
         self._start(job, first.pictures)
         context = self._engine.llm_engine.model_config.max_model_len
         mend = "give fewer --max-pixels or --max-tokens, or --option max_model_len=N"
+        messages = job.chat(first)
         try:
-            output = self._engine.chat([job.chat(first)], SamplingParams(max_tokens=1), use_tqdm=False)[0]
+            output = self._engine.chat([messages], SamplingParams(max_tokens=1), use_tqdm=False)[0]
         except (ValueError, RuntimeError) as error:
             raise InputError(Fault(where, "an answer", shown(str(error), 200), mend)) from error
         needed = len(output.prompt_token_ids) + job.sampling.max_tokens
