@@ -82,7 +82,7 @@ def dimension_plot(
         high = np.array([100 * findings[name]["ci_high"] for name in names]) - values
         left = places - 0.22 if published else places
         axes.bar(left, values, 0.4, color="#e9cdbf", edgecolor=TRAINED, label="strongest probe, no images")
-        axes.errorbar(left, values, np.vstack([low, high]), fmt="none", ecolor=TRAINED, capsize=3)
+        axes.errorbar(left, values, np.maximum(0, [low, high]), fmt="none", ecolor=TRAINED, capsize=3)
         for number, (model, row) in enumerate(published.items()):
             there = [place for place, name in enumerate(names) if name in row]
             shift = 0.08 + 0.38 * (number + 0.5) / len(published)
