@@ -29,7 +29,7 @@ def read_published(place: str | Path) -> dict[str, Any]:
         InputError: where the file is no such thing.
     """
     name = SHIPPED.get(str(place))
-    path = files("scale_vqa_eval.audit") / "published" / name if name else Path(place)
+    path = files("scale_vqa_eval.audit") / "published_scores" / name if name else Path(place)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
         models = content.get("models", content)
