@@ -127,9 +127,10 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
     kinds: dict[str, int] = {}
     for defect in report["defects"]:
         kinds[defect["kind"]] = kinds.get(defect["kind"], 0) + 1
+    shown = "" if report["verdict"] == "leaks" else "No probe is shown to beat chance. "
     lines = [
-        f"Verdict: {report['verdict']}. Without images, {best['name']} is right on {_percent(best['accuracy'])}% of "
-        f"{report['n']} questions (chance {_percent(report['chance'])}%).",
+        f"Verdict: {report['verdict']}. {shown}Without images, {best['name']} is right on "
+        f"{_percent(best['accuracy'])}% of {report['n']} questions (chance {_percent(report['chance'])}%).",
         f"Null check {'passed' if null['passed'] else 'FAILED: do not trust the trained probes'}: on {null['draws']} "
         f"draws of meaningless golds the trained probes reach {_percent(highest)}% at most.",
         *report["notes"],

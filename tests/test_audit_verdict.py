@@ -1,0 +1,127 @@
+"""The verdict's rules, and how often it is wrong where there is nothing to find."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from audit_questions import clean_questions, leaking_questions
+from scipy import stats
+
+from scale_vqa_eval.audit import trained
+from scale_vqa_eval.audit.battery import prepare, run_battery
+from scale_vqa_eval.audit.null_check import null_check, redraw_gold
+from scale_vqa_eval.audit.probe import Accuracy, ProbeAccuracy, credit, evaluate_probe
+from scale_vqa_eval.audit.units import units_of
+from scale_vqa_eval.audit.verdict import ALPHA, reach_verdict
+
+
+def cell(p_value: float, accuracy: float = 0.25, ci_high: float = 0.3, n: int = 100) -> Accuracy:
+    return Accuracy(n, 10, accuracy, 0.25, 2 * accuracy - ci_high, ci_high, p_value)
+
+
+def probe(name: str, whole: Accuracy, **dimensions: Accuracy) -> ProbeAccuracy:
+    fields = {
+        key: getattr(whole, key) for key in ("accuracy", "ci_low", "ci_high", "p_value", "n", "clusters", "chance")
+    }
+    return ProbeAccuracy(name=name, family="f", trained=False, by_dimension=dimensions, **fields)
+
+
+def test_one_probe_above_chance_after_correction_leaks() -> None:
+    others = [probe(f"p{number}", cell(0.5)) for number in range(9)]
+    assert reach_verdict([probe("x", cell(0.004, 0.4, 0.5)), *others]).verdict == "leaks"
+    assert reach_verdict([probe("x", cell(0.006, 0.4, 0.5)), *others]).verdict == "clean"  # 10 x 0.006 > 0.05
+    assert reach_verdict([probe("x", cell(0.006, 0.4, 0.5))]).whole.leaking == ("x",)
+
+
+def test_the_level_is_split_between_the_whole_and_the_dimensions() -> None:
+    calm = {"b": cell(0.9), "c": cell(0.9)}
+    whole = probe("x", cell(0.03, 0.35, 0.4), **calm)
+    assert reach_verdict([whole]).verdict == "clean"
+    assert reach_verdict([probe("x", cell(0.02, 0.35, 0.4), **calm)]).whole.verdict == "leaks"
+    part = reach_verdict([probe("x", cell(0.9), b=cell(0.01, 0.5, 0.6), c=cell(0.9))])
+    assert (part.verdict, part.whole.verdict, part.by_dimension["b"].verdict) == ("leaks", "clean", "leaks")
+    assert reach_verdict([probe("x", cell(0.9), b=cell(0.02, 0.5, 0.6), c=cell(0.9))]).verdict == "clean"  # 2 x 0.02
+
+
+def test_clean_needs_every_upper_end_near_chance() -> None:
+    found = reach_verdict([probe("x", cell(0.5, 0.3, 0.34)), probe("y", cell(0.9, 0.2, 0.36))])
+    assert (found.whole.verdict, found.whole.strongest, found.whole.ceiling) == ("unresolved", "x", 0.36)
+    assert found.verdict == "clean" and found.unresolved == ("all",)
+    assert reach_verdict([probe("x", cell(0.5, 0.3, 0.34))]).whole.verdict == "clean"
+
+
+def test_below_chance_is_no_leak() -> None:
+    assert reach_verdict([probe("x", cell(1.0, 0.0, 0.05))]).whole.verdict == "clean"
+
+
+def test_a_single_dimension_is_the_whole() -> None:
+    found = reach_verdict([probe("x", cell(0.04, 0.4, 0.5), only=cell(0.04, 0.4, 0.5))])
+    assert found.by_dimension["only"] == found.whole and found.whole.verdict == "leaks"
+
+
+def test_three_questions_in_a_dimension_prove_nothing() -> None:
+    questions = [*leaking_questions(60, dimensions=1), *clean_questions(3, dimensions=0)]
+    questions[-3:] = [replace(q, id=f"r{row}", dimension="rare", answer=2) for row, q in enumerate(questions[-3:])]
+    found = reach_verdict(
+        [evaluate_probe(r, questions) for r in run_battery(questions, families=["position", "similarity"])]
+    )
+    assert found.by_dimension["rare"].verdict == "unresolved"
+    assert found.by_dimension["dimension-0"].verdict == "leaks"
+
+
+def test_shuffled_golds_are_at_chance_in_twenty_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaking texts, meaningless golds. Two bounds from the binomial distribution, neither chosen by eye:
+    verdicts "leaks" among 20 files at the stated rate, and right picks of each fitted probe among all questions.
+    A light configuration (20 trees, one partition) stands in for the full one: it has the same folds.
+    """
+    monkeypatch.setattr(trained, "TREES", 20)
+    questions = leaking_questions(120, patients=20)
+    assert reach_verdict([evaluate_probe(r, questions) for r in run_battery(questions, 0, 1)]).verdict == "leaks"
+    texts, units = prepare(questions), units_of(questions)
+    alarms, right = 0, dict[str, float]()
+    for seed in range(20):
+        drawn = redraw_gold(questions, seed)
+        results = run_battery(drawn, seed, 1, prepared=texts)
+        alarms += reach_verdict([evaluate_probe(r, drawn, units) for r in results]).verdict == "leaks"
+        for result in results:
+            if result.trained:
+                right[result.name] = right.get(result.name, 0.0) + float(credit(result, drawn).sum())
+    assert alarms <= stats.binom.ppf(0.999, 20, ALPHA)
+    bound = stats.binom.ppf(1 - 0.001 / len(right), 20 * len(questions), 0.25)
+    assert len(right) == 6 and max(right.values()) <= bound, right
+
+
+def test_null_check_fails_a_probe_that_sees_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trained, "TREES", 20)
+    questions = leaking_questions(60)
+    report = null_check(questions, families=("words", "position"), draws=2)
+    assert report["passed"] and set(report["probes"]) == {"words", "letter prior"}
+    assert report["probes"]["words"]["accuracy"] == pytest.approx(np.mean(report["probes"]["words"]["per_draw"]))
+
+    def everything(chosen: np.ndarray, seed: int) -> trained.Model:
+        return fitter(np.arange(len(questions)), seed)
+
+    def peeking(family: str, sample: object, gold: np.ndarray) -> trained.Fitter:
+        nonlocal fitter
+        fitter = honest(family, sample, gold)  # type: ignore[arg-type]
+        return everything
+
+    honest = trained.make_fitter
+    fitter = honest("words", prepare(questions), np.zeros(60, dtype=np.int64))
+    monkeypatch.setattr(trained, "make_fitter", peeking)
+    assert not null_check(questions, families=("words",), draws=2)["passed"]
+
+
+def test_null_check_of_a_large_file_takes_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scale_vqa_eval.audit.null_check.QUESTIONS_CAP", 30)
+    report = null_check(clean_questions(40), families=("position",), draws=1)
+    assert report["n"] == 30
+
+
+def test_redrawn_golds_are_options_of_their_questions() -> None:
+    questions = clean_questions(50, k=3)
+    drawn = redraw_gold(questions, 1)
+    assert {question.answer for question in drawn} == {0, 1, 2}
+    assert [q.answer for q in redraw_gold(questions, 1)] == [q.answer for q in drawn]
