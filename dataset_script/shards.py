@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Features
 from huggingface_hub.constants import HF_HUB_CACHE
 
+from dataset_script.features import row_features
 from scale_vqa_eval.bare_names import HOW_TO_MAKE_ONE, named_folder
 from scale_vqa_eval.errors import Fault, InputError, shown
 from scale_vqa_eval.question_files import release_configs
@@ -38,7 +39,7 @@ def release_folder(data_dir: str | Path | None) -> Path:
     return folder.absolute()
 
 
-def release_shards(folder: Path) -> dict[str, Shards]:
+def release_shards(folder: Path) -> Mapping[str, Shards]:
     """Returns config -> split -> Parquet files of a release folder; the config that loads without a name comes first.
 
     Raises:
@@ -63,8 +64,9 @@ def release_shards(folder: Path) -> dict[str, Shards]:
 
 
 def content_hash(config: str, shards: Shards) -> str:
-    """Returns the SHA-256 over a config's name and the splits, names and bytes of its shards."""
-    return _hash(config, [[split, file.name, _sha256_of(file)] for split, files in shards.items() for file in files])
+    """Returns the SHA-256 over a config's name and features and the splits, names and bytes of its shards."""
+    files = [[split, file.name, _sha256_of(file)] for split, files in shards.items() for file in files]
+    return _hash(config, [[str(row_features(config != "text"))], *files])
 
 
 def file_stamp(config: str, shards: Shards) -> str:
@@ -110,7 +112,7 @@ def _is_inside(file: Path, folder: Path) -> bool:
     return file.resolve().is_relative_to(root) or root.is_relative_to(Path(HF_HUB_CACHE).resolve())
 
 
-def _hash(config: str, parts: list[list[str | int]]) -> str:
+def _hash(config: str, parts: Sequence[Sequence[str | int]]) -> str:
     return hashlib.sha256(json.dumps([config, parts]).encode()).hexdigest()
 
 
