@@ -39,6 +39,17 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         yield url
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models are faster on one thread, the more so beside a server."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def arguments(release: Path, backend: str, model: str, out: Path, *more: str) -> list[str]:
     named = {"--data": str(release), "--split": "test", "--backend": backend, "--model": model, "--out": str(out)}
     named |= {"--prompt": "letter-only", "--max-tokens": "8"}

