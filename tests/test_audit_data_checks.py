@@ -187,13 +187,24 @@ def test_splits_named_in_a_column_of_one_file_are_compared(tmp_path: Path) -> No
     assert find_overlap(file)["leaks"] == ["1 patient(s) in more than one split"]
 
 
-def test_the_rows_of_an_exchange_group_are_no_duplicates(tmp_path: Path) -> None:
+def test_the_text_of_an_exchange_set_tells_nothing_and_is_no_duplicate(tmp_path: Path) -> None:
     text: Mapping[str, Any] = {"question": "Which?", "options": ["a", "b", "c", "d"]}
-    rows = [row(n, f"s{n}", None, group="g1", **text) for n in range(4)]
-    assert overlap(tmp_path, test=rows)["texts"]["within_split"] == 0
-    rows = [row(n, f"s{n}", None, **text) for n in range(4)]
-    report = overlap(tmp_path / "loose", test=rows)
-    assert (report["texts"]["within_split"], report["texts"]["other_answer"]) == (1, 1)
+    train = [row(n, f"s{n}", None, **text) for n in range(4)]
+    test = [row(n, f"s{n}", None, **text) for n in range(4, 12)]
+    report = overlap(tmp_path / "balanced", train=train, test=test)
+    assert report["texts"] == {
+        "across_splits": 0,
+        "within_split": 0,
+        "other_answer": 0,
+        "exchange_sets": 1,
+        "examples": [],
+    }
+    assert report["leaks"] == []
+    texts = overlap(tmp_path / "loose", train=train, test=test[:-1])["texts"]
+    assert (texts["across_splits"], texts["other_answer"], texts["exchange_sets"]) == (1, 1, 0)
+    assert [place["split"] for place in texts["examples"][0]["rows"]] == ["train", "test", "train", "train"]
+    texts = overlap(tmp_path / "alone", test=test[:3])["texts"]
+    assert (texts["within_split"], texts["other_answer"]) == (1, 1)
 
 
 def test_letters_that_are_balanced_pass_and_letters_that_are_not_fail() -> None:

@@ -114,33 +114,49 @@ def _shared(questions: Sequence[Question], names: Callable[[Question], list[Hash
 
 
 def _repeated_texts(questions: Sequence[Question]) -> dict[str, Any]:
-    """Groups questions with the same normalised question and options (in any order); exchange groups count once."""
-    same: dict[tuple[str, ...], dict[Hashable, list[Question]]] = defaultdict(lambda: defaultdict(list))
-    for row, question in enumerate(questions):
+    """Finds questions with the same normalised question and options (in any order), across splits and within one.
+
+    Where every option of such a text is gold equally often in each split, it is an exchange set: knowing the text says
+    nothing of the answer, and it is counted as ``exchange_sets`` alone.
+    """
+    same: dict[tuple[str, ...], list[Question]] = defaultdict(list)
+    for question in questions:
         options = sorted(normalised(text) or text for text in question.options)
-        unit = ("group", question.group) if question.group is not None else ("row", row)
-        same[normalised(question.question), *options][unit].append(question)
+        same[normalised(question.question), *options].append(question)
     crossing: list[list[Question]] = []
     within: list[list[Question]] = []
-    contradicting = 0
-    for units in same.values():
-        if len(units) < 2:
+    exchange = contradicting = 0
+    for (_, *options), members in same.items():
+        if len(members) < 2:
             continue
-        members = [question for unit in units.values() for question in unit]
-        (crossing if len({question.split for question in members}) > 1 else within).append(members)
-        contradicting += len({normalised(question.options[question.answer]) for question in members}) > 1
+        golds: dict[str | None, Counter[str]] = defaultdict(Counter)
+        for question in members:
+            gold = question.options[question.answer]
+            golds[question.split][normalised(gold) or gold] += 1
+        if all(len(seen) == len(options) and len(set(seen.values())) == 1 for seen in golds.values()):
+            exchange += 1
+            continue
+        (crossing if len(golds) > 1 else within).append(members)
+        contradicting += len(set().union(*golds.values())) > 1
     return {
         "across_splits": len(crossing),
         "within_split": len(within),
         "other_answer": contradicting,
+        "exchange_sets": exchange,
         "examples": [
             {
                 "question": members[0].question,
-                "rows": [{"id": question.id, "split": question.split} for question in members[:4]],
+                "rows": [{"id": question.id, "split": question.split} for question in _spread(members)],
             }
             for members in [*crossing, *within][:EXAMPLES]
         ],
     }
+
+
+def _spread(members: Sequence[Question]) -> list[Question]:
+    """Returns at most four questions, one of each split first."""
+    firsts = list({question.split: question for question in reversed(members)}.values())[::-1]
+    return [*firsts, *(question for question in members if question not in firsts)][:4]
 
 
 def _nulls(questions: Sequence[Question], images: Mapping[str, Any] | None) -> dict[str, Any]:
