@@ -8,6 +8,10 @@ RELEASE ?=
 
 .PHONY: demo test lint bench clean
 
+demo: # first, so that make alone runs it
+
+include tools/vllm_cpu.mk
+
 demo: $(VENV)/demo.done
 	$(BIN)/python tools/demo.py $(if $(SLIDES),--slides "$(SLIDES)") $(if $(RELEASE),--release "$(RELEASE)")
 
@@ -30,10 +34,13 @@ $(VENV)/demo.done: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[slides,audit]'
 	touch $@
 
-# a CPU build of torch first, where pip is set up to find one: otherwise the registry's default build comes
-$(VENV)/test.done: pyproject.toml constraints.txt | $(BIN)/python
+# torch first, so that torchvision (a CUDA build in the registry) does not bring another one; the hook lets it be
+# imported beside a CPU build of torch
+$(VENV)/test.done: pyproject.toml constraints.txt tools/torchvision_hook.py | $(BIN)/python
 	$(PIP) torch
+	$(PIP) --no-deps torchvision
 	$(PIP) -e '.[slides,audit,dev]'
+	$(BIN)/python tools/torchvision_hook.py
 	touch $@ $(VENV)/demo.done
 
 clean:
