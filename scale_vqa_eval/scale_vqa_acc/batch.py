@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from typing import Final
 
 import numpy as np
@@ -80,19 +79,6 @@ def _parse_mixed(chunk: list[object], mode: Mode, options: Places, out: ParsedBa
 
 
 def _parse_texts(texts: list[str], mode: Mode, options: Places, out: ParsedBatch) -> None:
-    """Parses texts in ASCII apart from the others, which take four times as long."""
-    plain = np.fromiter(map(str.isascii, texts), np.bool_, len(texts))
-    if plain.all():
-        _parse_alike(texts, mode, options, out)
-        return
-    for rows in (plain, ~plain):
-        alike = list(compress(texts, rows.tolist()))
-        part = ParsedBatch.blank(len(alike))
-        _parse_alike(alike, mode, options[rows], part)
-        out.letters[rows], out.reasons[rows], out.formats[rows] = part.letters, part.reasons, part.formats
-
-
-def _parse_alike(texts: list[str], mode: Mode, options: Places, out: ParsedBatch) -> None:
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     for low, high in _cuts(lengths):
         place = slice(low, high)

@@ -12,8 +12,8 @@ Codes = npt.NDArray[np.uint8]
 Places = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-OTHER: Final = 127
-"""Stands for every character outside ASCII."""
+OTHER: Final = ord("?")
+"""Stands for every character outside ASCII, as ``str.encode`` replaces them; and for itself."""
 NOWHERE: Final = np.iinfo(np.int64).max
 
 _PADDING: Final = "\0" * 64  # so that a look ahead never leaves the array
@@ -77,7 +77,7 @@ def find_tags(texts: list[str], lengths: Places) -> Tags:
     Raises:
         TypeError: where an item is no text.
     """
-    raw = _encoded("\0".join([*texts, _PADDING]))
+    raw = _encoded(texts)
     codes = np.frombuffer(raw, np.uint8)
     words = np.ndarray((len(raw) - 7,), "<u8", buffer=raw, strides=(1,))
     ends = np.cumsum(lengths + 1) - 1
@@ -129,13 +129,8 @@ def skip_space(codes: Codes, at: Places) -> tuple[Places, Flags]:
     return at, _SPACE[codes[at]] | (codes[at] == OTHER)
 
 
-def _encoded(joined: str) -> bytes:
-    """Returns one byte per character; those outside ASCII become ``OTHER``."""
-    if joined.isascii():
-        return joined.encode("ascii")
-    wide = np.frombuffer(joined.encode("utf-16-le", "surrogatepass"), "<u2")
-    if wide.size != len(joined):  # characters beyond 16 bits take two units there
-        wide = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "<u4")
-    codes = wide.astype(np.uint8)
-    codes[np.flatnonzero(wide > OTHER)] = OTHER
-    return codes.tobytes()
+def _encoded(texts: list[str]) -> bytes:
+    """Returns one byte per character, a NUL after each text; characters outside ASCII become ``OTHER``."""
+    if not all(map(str.isascii, texts)):
+        texts = [text if str.isascii(text) else text.encode("ascii", "replace").decode("ascii") for text in texts]
+    return "\0".join([*texts, _PADDING]).encode("ascii")
