@@ -134,8 +134,8 @@ def png_of_zeros(side: int) -> bytes:
         (lambda: png_of_zeros(8000), "decompression bomb"),
         (lambda: png_of_zeros(20000), "decompression bomb"),
         (lambda: encoded(field_of_view(0), "JPEG")[:3000], "truncated"),
-        (lambda: b"not an image", "cannot identify"),
-        (lambda: b"", "cannot identify"),
+        (lambda: b"not an image", "no image that can be told: 12 bytes, b'not an i' first"),
+        (lambda: b"", "no image that can be told: 0 bytes"),
     ],
     ids=["bomb", "larger bomb", "truncated", "text", "empty"],
 )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from scale_vqa_eval.audit.near_images import COARSE_BITS, FINE_BITS, near_pairs, perceptual_hashes
@@ -199,6 +199,8 @@ def _print(content: bytes) -> Print | str:
             if image.width * image.height > MAX_PIXELS:
                 return f"decompression bomb: {image.width}x{image.height} pixels in {len(content)} bytes"
             plain = image.convert("RGB")
+    except UnidentifiedImageError:
+        return f"no image that can be told: {len(content)} bytes, {shown(content[:8])} first"
     except Image.DecompressionBombError as error:
         return f"decompression bomb: {error}"
     except Exception as error:

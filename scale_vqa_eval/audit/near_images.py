@@ -32,12 +32,11 @@ _CANDIDATES_AT_ONCE: Final = 4_000_000
 
 def perceptual_hashes(image: Image.Image) -> tuple[int, bytes] | None:
     """Returns the 64-bit and the 256-bit hash of an image; None where it is flat (see ``FLAT_SPREAD``)."""
-    grey = image.convert("L")
-    small = grey.resize((64, 64), Image.Resampling.LANCZOS)
+    small = image.convert("L").resize((64, 64), Image.Resampling.LANCZOS)
     if float(np.asarray(small, dtype=np.float32).std()) < FLAT_SPREAD:
         return None
-    coarse = np.packbits(imagehash.phash(grey, hash_size=8).hash.ravel()).tobytes()
-    fine = np.packbits(imagehash.phash(grey, hash_size=16).hash.ravel()).tobytes()
+    coarse = np.packbits(imagehash.phash(small, hash_size=8).hash.ravel()).tobytes()
+    fine = np.packbits(imagehash.phash(small, hash_size=16).hash.ravel()).tobytes()
     return int.from_bytes(coarse, "big"), fine
 
 

@@ -20,7 +20,7 @@ LANGUAGE: Final = "#5c4a99"
 CHANCE: Final = "#444444"
 MARKS: Final = "osD^vPX*<>"
 COLOURS: Final = ("#1b7f5c", "#8a6d00", "#7a3b8f", "#00718a", "#a33b5c", "#4d6b16", "#6b4a2b", "#33518c")
-LABEL: Final = 38
+LABEL: Final = 50
 WIDTH: Final = 10.4
 
 _STYLE: Final = {
