@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
 import shutil
 import zipfile
 from collections import Counter
@@ -17,20 +15,15 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
+from dataset_script.phantom.draw import archive_of, draw_slide
 from dataset_script.phantom.plan import PathPlan, SlidePlan, deal_pools, plan_slides
 from dataset_script.phantom.questions import path_questions
-from dataset_script.phantom.slide import PhantomSlide
-from dataset_script.phantom.slide_files import write_slide
-from dataset_script.phantom.views import VIEW_PIXELS
 from dataset_script.release_folder import write_release
 from dataset_script.slides.workers import worker_pool
 from dataset_script.splits import SPLITS
-from scale_vqa_eval.errors import Fault
 from scale_vqa_eval.schema import VIEWS
 
 CONFIG: Final = "phantom"
-QUALITY: Final = 88
-"""JPEG quality of the views."""
 
 
 @dataclass(frozen=True)
@@ -74,32 +67,13 @@ def build_phantom(settings: PhantomSettings, out: Path, workers: int) -> dict[st
     by_split = {split: [plan for plan in plans if plan.split == split] for split in SPLITS}
     tables = {split: _rows(of_split, root, counts) for split, of_split in by_split.items() if of_split}
     write_release(out, {CONFIG: tables}, {CONFIG: card_note(settings, plans)})
-    shutil.rmtree(root)
+    shutil.rmtree(root.parent)
     return {split: counts[split] for split in tables}
-
-
-def draw_slide(task: tuple[SlidePlan, Path, Path | None]) -> tuple[Fault, ...]:
-    """Draws the views of one slide into an archive, and its slide file where one is wanted, unless that is done."""
-    plan, root, slide_files = task
-    slide = PhantomSlide(plan)
-    archive = _archive(root, plan)
-    if not archive.exists():
-        partial = archive.with_name(f".{archive.name}.{os.getpid()}")
-        with zipfile.ZipFile(partial, "w") as file:
-            for number, path in enumerate(plan.paths):
-                for name, view in slide.views(number).items():
-                    buffer = io.BytesIO()
-                    slide.view_image(view, VIEW_PIXELS).save(buffer, "JPEG", quality=QUALITY)
-                    file.writestr(f"{path.path_id}/{name}.jpg", buffer.getvalue())
-        partial.replace(archive)
-    if slide_files is not None:
-        write_slide(slide, slide_files / f"{plan.name}.tif")
-    return ()
 
 
 def _rows(plans: Sequence[SlidePlan], root: Path, counts: Counter[str]) -> Iterator[dict[str, Any]]:
     for plan in plans:
-        with zipfile.ZipFile(_archive(root, plan)) as archive:
+        with zipfile.ZipFile(archive_of(root, plan)) as archive:
             for path in plan.paths:
                 images = _images(plan, path, archive)
                 for question in path_questions(plan, path):
@@ -127,10 +101,6 @@ def _images(plan: SlidePlan, path: PathPlan, archive: zipfile.ZipFile) -> dict[s
         name = f"{path.path_id}/{view}.jpg"
         images[view] = {"bytes": archive.read(name), "path": f"{plan.name}/{name}"} if name in present else None
     return images
-
-
-def _archive(root: Path, plan: SlidePlan) -> Path:
-    return root / f"{plan.name}.zip"
 
 
 def _work_folder(settings: PhantomSettings, out: Path) -> Path:

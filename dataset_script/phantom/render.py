@@ -15,8 +15,9 @@ import numpy as np
 import skia
 from numpy.typing import NDArray
 
+from dataset_script.phantom.bodies import Bodies
 from dataset_script.phantom.lattice import Rect, grown, overlap
-from dataset_script.phantom.nuclei import REACH, Bodies, bodies
+from dataset_script.phantom.nuclei import REACH, bodies
 from dataset_script.phantom.scene import Fragment
 from dataset_script.phantom.sprites import CELL, FACTORS, SPRITE_MPP, VARIANTS, SpriteSheet, box_averaged
 from dataset_script.phantom.stain import Stain

@@ -20,10 +20,12 @@ LABEL_MPP: Final = 4.0
 FRAME: Final = 2900.0
 """Half the side of the square that a fragment lies in, um."""
 TISSUE_RADIUS: Final = 2230.0
-FOCUS_RADIUS: Final = 650.0
-FOCUS_DISTANCE: Final = 1150.0
-GLAND_SHARE: Final = 0.85
-VESSEL_SHARE: Final = 0.45
+FOCUS_RADIUS: Final = 820.0
+FOCUS_REACH: Final = 1.5 * FOCUS_RADIUS
+"""No outline of a focus goes further than this from its centre, um."""
+FOCUS_DISTANCE: Final = 1120.0
+GLAND_SHARE: Final = 0.8
+VESSEL_SHARE: Final = 0.5
 """Shares of the sites of glands and of vessels that bear one where there is room."""
 
 
@@ -157,7 +159,7 @@ def build_fragment(seed: int, centre: tuple[float, float], facts: Facts) -> Frag
     vessel_path = painter.fill(vessels.outlines, Label.VESSEL)
     vessel_lumens = smooth_path(vessels.lumens)
     focus_middle = (float(focus_centre[0, 0]), float(focus_centre[0, 1]))
-    fat = fat_cells(seed, focus_middle, 1.3 * FOCUS_RADIUS, focus) if facts.focus == "adipose" else skia.Path()
+    fat = fat_cells(seed, focus_middle, FOCUS_REACH, focus) if facts.focus == "adipose" else skia.Path()
     return Fragment(
         seed=seed,
         centre=centre,
@@ -215,7 +217,7 @@ def _follicles(seed: int, rng: np.random.Generator, painter: _LabelPainter, fact
     if facts.infiltrate != "nodular":
         return np.zeros((0, 32, 2))
     centres = _placed(lattice(seed, "follicle", painter.frame, 900.0, 0.2))
-    radii = rng.uniform(150, 205, (len(centres), 1)) * rng.uniform(0.9, 1.1, (len(centres), 2))
+    radii = rng.uniform(165, 230, (len(centres), 1)) * rng.uniform(0.9, 1.1, (len(centres), 2))
     wave = waves(rng, len(centres), 32, 2, 5, 0.06)
     outlines = ellipses(centres, radii, rng.uniform(0, 6, len(centres)), wave)
     return outlines[painter.lies_in(outlines, Label.STROMA)]
@@ -233,12 +235,12 @@ def _clefts(seed: int, rng: np.random.Generator, painter: _LabelPainter, fibre_a
 
 
 def _vessels(seed: int, rng: np.random.Generator, painter: _LabelPainter, facts: Facts) -> Vessels:
-    sites = lattice(seed, "vessel", painter.frame, 125.0, 0.2)
+    sites = lattice(seed, "vessel", painter.frame, 96.0, 0.2)
     centres = _placed(sites.where(sites.uniform(2) < VESSEL_SHARE))
     count = len(centres)
     angles = rng.uniform(0, 2 * np.pi, count)
     if facts.vessels == "congested":
-        inner = rng.uniform(26, 42, (count, 1)) * rng.uniform(0.8, 1.2, (count, 2))
+        inner = rng.uniform(24, 40, (count, 1)) * rng.uniform(0.85, 1.15, (count, 2))
         wall = 5.0
     else:
         inner = np.stack([rng.uniform(20, 30, count), rng.uniform(2.5, 4.5, count)], axis=1)

@@ -23,6 +23,7 @@ PITCH: Final = 5300.0
 """Distance of the fragments' centres, um: their 10x fields do not overlap."""
 EXTENT: Final = 11_264.0
 """Side of a slide, um: 22,528 pixels of 0.5 um."""
+ATTEMPTS: Final = 20
 
 
 class PhantomSlide:
@@ -37,7 +38,7 @@ class PhantomSlide:
 
     def __init__(self, plan: SlidePlan) -> None:
         self.plan = plan
-        self._fragments: dict[int, Fragment] = {}
+        self._fragments: dict[int, tuple[Fragment, dict[str, View]]] = {}
 
     @property
     def name(self) -> str:
@@ -98,10 +99,7 @@ class PhantomSlide:
 
     def fragment(self, number: int) -> Fragment:
         """Returns the scene graph of a fragment, by the number of its path."""
-        if number not in self._fragments:
-            seed = seeded(self.plan.seed, "path", number)
-            self._fragments[number] = build_fragment(seed, self.fragment_centre(number), self.plan.paths[number].facts)
-        return self._fragments[number]
+        return self._built(number)[0]
 
     def fragment_centre(self, number: int) -> tuple[float, float]:
         """Returns the centre of a fragment, um."""
@@ -110,7 +108,7 @@ class PhantomSlide:
 
     def views(self, number: int) -> dict[str, View]:
         """Returns view name -> field of a path; without ``high_mag`` where the plan says so."""
-        views = place_views(self.fragment(number))
+        views = dict(self._built(number)[1])
         if not self.plan.paths[number].has_high:
             del views["high_mag"]
         return views
@@ -118,6 +116,20 @@ class PhantomSlide:
     def view_image(self, view: View, size_px: int) -> Image.Image:
         """Returns a view of a path as RGB."""
         return self.read_region(view.x, view.y, view.mpp, size_px)
+
+    def _built(self, number: int) -> tuple[Fragment, dict[str, View]]:
+        """Builds a fragment, anew under another seed where no field of it shows all facts (none of 600 was)."""
+        if number not in self._fragments:
+            for attempt in range(ATTEMPTS):
+                seed = seeded(self.plan.seed, "path", number, attempt)
+                fragment = build_fragment(seed, self.fragment_centre(number), self.plan.paths[number].facts)
+                views = place_views(fragment)
+                if views is not None:
+                    self._fragments[number] = fragment, views
+                    break
+            else:
+                raise RuntimeError(f"{self.name}: no scene of {ATTEMPTS} shows {self.plan.paths[number].facts}")
+        return self._fragments[number]
 
     @cached_property
     def stain(self) -> Stain:

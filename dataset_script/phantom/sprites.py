@@ -11,15 +11,15 @@ import numpy as np
 import skia
 from numpy.typing import NDArray
 
+from dataset_script.phantom.bodies import Kind
 from dataset_script.phantom.lattice import seeded
-from dataset_script.phantom.nuclei import Kind
 from dataset_script.phantom.outlines import ellipses, smooth_path, waves
 from dataset_script.phantom.stain import Stain
 
 SPRITE_MPP: Final = 0.25
 CELL: Final = 96
 """Side of a sprite in pixels of ``SPRITE_MPP``: 24 um."""
-VARIANTS: Final = 12
+VARIANTS: Final = 10
 FACTORS: Final = (1, 2, 4, 8)
 """Levels of the sheet: pixels averaged along a side."""
 
@@ -179,7 +179,7 @@ def _bizarre(pen: _Pen) -> None:
 
 
 def _mitosis(pen: _Pen) -> None:
-    pen.blob("halo", (7.6, 7.0), alpha=0.96, soft=0.6)
+    pen.blob("halo", (8.2, 7.6), alpha=0.96, soft=0.6)
     plates = ((0.0,), (-2.6, 2.6), (0.0,))[int(pen.rng.integers(3))]
     for shift in plates:
         pen.blob("chromatin", (1.5, 4.9), (shift, 0.0), 1.0, 0.22, 0.2)

@@ -14,8 +14,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from dataset_script.phantom.bodies import Kind
 from dataset_script.phantom.lattice import Rect, grown, seeded, within
-from dataset_script.phantom.nuclei import Kind, bodies
+from dataset_script.phantom.nuclei import bodies
 from dataset_script.phantom.scene import LABEL_MPP, Fragment, Label
 from scale_vqa_eval.schema import MPP
 
@@ -26,9 +27,9 @@ MARGIN: Final = (0.10, 0.35)
 """Least and greatest share of a 40x field that the focus, or the bare glass, takes up."""
 CLEARANCE: Final = 150.0
 """A 40x field that avoids the focus, or lies in the centre, keeps this far from it or from the margin, um."""
-LEAST_VESSELS: Final = 4
-LEAST_CELLS: Final = 8
-LEAST_MITOSES: Final = 3
+LEAST_VESSELS: Final = 6
+LEAST_CELLS: Final = 12
+LEAST_MITOSES: Final = 5
 _TRIES: Final = 4000
 
 
@@ -51,12 +52,8 @@ class View:
         return self.x - self.half, self.y - self.half, self.x + self.half, self.y + self.half
 
 
-def place_views(fragment: Fragment) -> dict[str, View]:
-    """Returns view name -> field; each lies within the one before.
-
-    Raises:
-        RuntimeError: where no field fits; scenes are built so that this does not happen.
-    """
+def place_views(fragment: Fragment) -> dict[str, View] | None:
+    """Returns view name -> field, each within the one before; None where no field shows all facts."""
     rng = np.random.default_rng(seeded(fragment.seed, "views"))
     x, y = np.array(fragment.centre) + rng.uniform(-LOW_JITTER, LOW_JITTER, 2)
     low = View(float(x), float(y), MPP["low_mag"])
@@ -64,7 +61,7 @@ def place_views(fragment: Fragment) -> dict[str, View]:
         high = _high_field(fragment, mid, rng)
         if high is not None:
             return {"low_mag": low, "mid_mag": mid, "high_mag": high}
-    raise RuntimeError(f"no field shows {fragment.facts} in the fragment of seed {fragment.seed}")
+    return None
 
 
 def _share(fragment: Fragment, rect: Rect, *labels: Label) -> float:
