@@ -12,7 +12,7 @@ from scipy import stats
 from scale_vqa_eval.audit import trained
 from scale_vqa_eval.audit.battery import prepare, run_battery
 from scale_vqa_eval.audit.null_check import null_check, redraw_gold
-from scale_vqa_eval.audit.probe import Accuracy, ProbeAccuracy, credit, evaluate_probe
+from scale_vqa_eval.audit.probe import Accuracy, ProbeAccuracy, credit, evaluate_probe, sequential_credit
 from scale_vqa_eval.audit.units import units_of
 from scale_vqa_eval.audit.verdict import ALPHA, reach_verdict
 
@@ -72,25 +72,47 @@ def test_three_questions_in_a_dimension_prove_nothing() -> None:
 
 
 def test_shuffled_golds_are_at_chance_in_twenty_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaking texts, meaningless golds. Two bounds from the binomial distribution, neither chosen by eye:
-    verdicts "leaks" among 20 files at the stated rate, and right picks of each fitted probe among all questions.
-    A light configuration (20 trees, one partition) stands in for the full one: it has the same folds.
+    """Leaking texts, meaningless golds. Three bounds computed from distributions, none chosen by eye, each broken by
+    luck once in a thousand: verdicts "leaks" among 20 files at the stated rate; right picks in sequence (binomial);
+    cross-fitted accuracies (t over the seeds, which are independent). A light configuration, 20 trees and one
+    partition, stands in for the full one: it has the same folds.
     """
     monkeypatch.setattr(trained, "TREES", 20)
     questions = leaking_questions(120, patients=20)
     assert reach_verdict([evaluate_probe(r, questions) for r in run_battery(questions, 0, 1)]).verdict == "leaks"
     texts, units = prepare(questions), units_of(questions)
-    alarms, right = 0, dict[str, float]()
+    alarms, crossed, sequential = 0, dict[str, list[float]](), dict[str, list[float]]()
     for seed in range(20):
         drawn = redraw_gold(questions, seed)
         results = run_battery(drawn, seed, 1, prepared=texts)
         alarms += reach_verdict([evaluate_probe(r, drawn, units) for r in results]).verdict == "leaks"
-        for result in results:
-            if result.trained:
-                right[result.name] = right.get(result.name, 0.0) + float(credit(result, drawn).sum())
+        for result in (result for result in results if result.trained):
+            crossed.setdefault(result.name, []).append(float(credit(result, drawn).mean()))
+            right = sequential_credit(result, drawn)
+            sequential.setdefault(result.name, []).extend(right[~np.isnan(right)])
     assert alarms <= stats.binom.ppf(0.999, 20, ALPHA)
-    bound = stats.binom.ppf(1 - 0.001 / len(right), 20 * len(questions), 0.25)
-    assert len(right) == 6 and max(right.values()) <= bound, right
+    assert len(crossed) == 6
+    for name, picks in sequential.items():
+        assert 0.75 * 20 * 120 < len(picks) < 0.85 * 20 * 120
+        assert sum(picks) <= stats.binom.ppf(1 - 0.001 / 6, len(picks), 0.25), name
+    for name, rates in crossed.items():
+        spread = float(np.std(rates, ddof=1)) / 20**0.5
+        assert np.mean(rates) - 0.25 <= stats.t.ppf(1 - 0.001 / 6, 19) * spread, name
+
+
+def test_a_gold_trains_no_model_that_scores_it_or_comes_before_it() -> None:
+    """Changing one gold changes sequential votes of later folds only, and cross-fitted votes of other folds only."""
+    questions = leaking_questions(50, patients=10)
+    turned = list(questions)
+    turned[7] = replace(questions[7], answer=(questions[7].answer + 1) % 4)
+    folds = trained.make_folds(units_of(questions).ids, 0, 1)[0]
+    for one, two in zip(*(run_battery(q, 0, 1, ["words", "geometry"]) for q in (questions, turned)), strict=True):
+        same = np.isclose(one.scores, two.scores).all(axis=1)
+        assert same[folds == folds[7]].all() and not same[folds != folds[7]].all()
+        assert one.sequential is not None and two.sequential is not None
+        same = np.isclose(one.sequential, two.sequential).all(axis=1)
+        assert same[folds <= folds[7]].all()
+        assert np.isneginf(one.sequential[folds == 0]).all() and np.isfinite(one.sequential[folds > 0]).all()
 
 
 def test_null_check_fails_a_probe_that_sees_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:

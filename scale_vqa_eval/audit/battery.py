@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from scale_vqa_eval.audit import trained, untrained
-from scale_vqa_eval.audit.layout import FloatArray, IntArray, OptionLayout
+from scale_vqa_eval.audit.layout import IntArray, OptionLayout
 from scale_vqa_eval.audit.prepared import WORDING_FAMILIES, Prepared, Reader
 from scale_vqa_eval.audit.probe import ProbeResult, padded
 from scale_vqa_eval.audit.units import units_of
@@ -97,7 +97,9 @@ def run_battery(
     results += [_trained(family, votes[family], layout) for family in fitted if family in wanted]
     if "ensemble" in wanted:
         members = [family for family in MEMBERS if family in wanted] or list(MEMBERS)
-        results.append(_trained("ensemble", np.mean([votes[family] for family in members], axis=0), layout))
+        crossed = np.mean([votes[family].crossed for family in members], axis=0)
+        sequential = np.mean([votes[family].sequential for family in members], axis=0)
+        results.append(_trained("ensemble", trained.Votes(crossed, sequential), layout))
     return results
 
 
@@ -136,8 +138,13 @@ def _wording(wanted: tuple[str, ...]) -> list[str]:
     return [family for family in WORDING_FAMILIES if family in _needed(wanted)]
 
 
-def _trained(family: str, votes: FloatArray, layout: OptionLayout) -> ProbeResult:
-    scores = padded(votes, layout.counts)
+def _trained(family: str, votes: trained.Votes, layout: OptionLayout) -> ProbeResult:
+    scores = padded(votes.crossed, layout.counts)
     return ProbeResult(
-        _NAMES.get(family, family), family, True, scores, probability=np.where(np.isfinite(scores), scores, 0.0)
+        _NAMES.get(family, family),
+        family,
+        True,
+        scores,
+        probability=np.where(np.isfinite(scores), scores, 0.0),
+        sequential=padded(np.where(np.isnan(votes.sequential), -np.inf, votes.sequential), layout.counts),
     )

@@ -124,7 +124,7 @@ def _votes(
     probability = np.where(total > 0, votes / np.maximum(total, 1), there / counts[:, None])
     lost = sum(report["unparsed"].values()) + sum(report["failed"].values())
     note = f"{lost} of {picks.size} answers could not be read or had: each counts as wrong" if lost else ""
-    return ProbeResult(f"chat ({model})", "chat", False, scores, probability, note)
+    return ProbeResult(f"chat ({model})", "chat", False, scores, probability, note=note)
 
 
 def _report(

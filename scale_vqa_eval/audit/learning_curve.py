@@ -49,8 +49,8 @@ def learning_curve(
         sizes: list[int] = []
         fitters = {family: _starved(fitter, order, fraction, sizes) for family, fitter in whole.items()}
         part = trained.Part(everything, prepared)
-        votes = trained.cross_fitted(MEMBERS, fitters, everything, folds, [part], seed, keep_models=False)
-        scores = padded(np.mean([votes[family] for family in MEMBERS], axis=0), prepared.layout.counts)
+        votes = trained.cross_fitted(MEMBERS, fitters, everything, folds, [part], seed, False, sequential=False)
+        scores = padded(np.mean([votes[family].crossed for family in MEMBERS], axis=0), prepared.layout.counts)
         if np.mean(sizes) >= 4:
             reached = evaluate_probe(ProbeResult("ensemble", "ensemble", True, scores), questions, units)
             points.append(

@@ -7,7 +7,6 @@ audit, not of the data.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -17,7 +16,7 @@ import numpy as np
 from scale_vqa_eval.audit import trained
 from scale_vqa_eval.audit.battery import prepare, run_battery
 from scale_vqa_eval.audit.prepared import Prepared
-from scale_vqa_eval.audit.probe import credit, option_counts
+from scale_vqa_eval.audit.probe import FloatArray, credit, option_counts, p_above_chance, sequential_credit
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.clustered import holm
 
@@ -42,8 +41,9 @@ def null_check(
 ) -> dict[str, Any]:
     """Runs the trained probes on redrawn golds.
 
-    The right picks of all draws together are held against the binomial distribution at chance (redrawn golds are
-    independent of everything, so no clustering is needed), Holm-corrected over the probes, at ``LEVEL``.
+    The right picks in sequence (``trained.Votes``) of all draws together are held against the binomial distribution
+    at chance (redrawn golds are independent of everything, so no clustering is needed), Holm-corrected over the
+    probes, at ``LEVEL``. The accuracies shown are the cross-fitted ones.
 
     Args:
         questions: those of the audit; of more than ``QUESTIONS_CAP`` a seeded sample is taken.
@@ -62,20 +62,23 @@ def null_check(
         prepared = None if prepared is None else prepared.take(kept)
     prepared = prepared or prepare(questions, families)
     found: dict[str, list[float]] = {}
+    tested: dict[str, list[FloatArray]] = {}
     for draw in range(draws):
         drawn = redraw_gold(questions, seed * 1009 + draw)
         for result in run_battery(drawn, seed * 1009 + draw, 1, families, prepared):
             if result.trained:
                 found.setdefault(result.name, []).append(float(credit(result, drawn).mean()))
+                tested.setdefault(result.name, []).append(sequential_credit(result, drawn))
     chance = float((1.0 / option_counts(questions)).mean())
-    adjusted = holm([_tail(rates, len(questions), chance) for rates in found.values()])
+    even = np.tile(1.0 / option_counts(questions), draws)
+    adjusted = holm([_tail(np.concatenate(credits), even) for credits in tested.values()])
     probes = {
         name: {"accuracy": float(np.mean(rates)), "per_draw": rates, "p_value": p}
         for (name, rates), p in zip(found.items(), adjusted, strict=True)
     }
     return {
         "passed": min(adjusted) > LEVEL,
-        "method": "gold redrawn evenly among each question's options; binomial tail, Holm over probes",
+        "method": "gold redrawn evenly among each question's options; binomial tail in sequence, Holm over probes",
         "level": LEVEL,
         "draws": draws,
         "n": len(questions),
@@ -84,9 +87,7 @@ def null_check(
     }
 
 
-def _tail(rates: Sequence[float], n: int, chance: float) -> float:
-    """Binomial tail of the right picks of all draws; a fraction from ties is rounded down."""
-    from scipy import stats
-
-    right = math.floor(sum(rates) * n + 1e-6)
-    return float(stats.binom.sf(right - 1, n * len(rates), chance))
+def _tail(credits: FloatArray, even: FloatArray) -> float:
+    """Returns the binomial tail of the right picks of all draws, every question a cluster of its own."""
+    known = ~np.isnan(credits)
+    return p_above_chance(credits[known], even[known], np.zeros(int(known.sum()), dtype=np.int64))

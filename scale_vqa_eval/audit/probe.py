@@ -35,6 +35,8 @@ class ProbeResult:
         scores: (n, width) score per option, higher is preferred, ``-inf`` where a question has no such option.
             A row without any finite score is a question that the probe did not answer: wrong, and counted.
         probability: (n, width) probability per option, rows sum to 1; None means an even share among the best.
+        sequential: (n, width) scores by models fitted to earlier folds only, ``-inf`` in rows that none scored; what
+            the p-value of a trained probe is taken from (see ``trained.Votes``). None takes it from ``scores``.
         note: what a reader should know of this run (a fall-back, a cap); empty where there is nothing to say.
     """
 
@@ -43,18 +45,12 @@ class ProbeResult:
     trained: bool
     scores: FloatArray
     probability: FloatArray | None = None
+    sequential: FloatArray | None = None
     note: str = ""
 
     def shares(self) -> FloatArray:
         """Returns (n, width): the share of the pick that each option has, ties sharing evenly."""
-        if np.isnan(self.scores).any():
-            raise ValueError(f"probe {self.name!r} has scores that are not a number")
-        best = self.scores.max(axis=1, keepdims=True)
-        answered = np.isfinite(best)
-        finite = np.where(np.isfinite(self.scores), self.scores, 0.0)
-        margin = TIE * np.maximum(1.0, np.abs(finite).max(axis=1, keepdims=True))
-        tied = (self.scores >= np.where(answered, best, 0.0) - margin) & answered
-        return np.asarray(tied / np.maximum(1, tied.sum(axis=1, keepdims=True)), dtype=np.float64)
+        return _shares(self.scores, self.name)
 
     def probabilities(self) -> FloatArray:
         """Returns (n, width): the probability that the probe gives each option; 1/k each where it did not answer."""
@@ -109,6 +105,17 @@ class ProbeAccuracy:
     note: str = ""
 
 
+def _shares(scores: FloatArray, name: str) -> FloatArray:
+    if np.isnan(scores).any():
+        raise ValueError(f"probe {name!r} has scores that are not a number")
+    best = scores.max(axis=1, keepdims=True)
+    answered = np.isfinite(best)
+    finite = np.where(np.isfinite(scores), scores, 0.0)
+    margin = TIE * np.maximum(1.0, np.abs(finite).max(axis=1, keepdims=True))
+    tied = (scores >= np.where(answered, best, 0.0) - margin) & answered
+    return np.asarray(tied / np.maximum(1, tied.sum(axis=1, keepdims=True)), dtype=np.float64)
+
+
 def option_counts(questions: Sequence[Question]) -> IntArray:
     """Returns (n,): the number of options of each question."""
     return np.array([len(question.options) for question in questions], dtype=np.int64)
@@ -128,14 +135,25 @@ def credit(result: ProbeResult, questions: Sequence[Question]) -> FloatArray:
     shares = result.shares()
     if len(shares) != len(questions):
         raise ValueError(f"probe {result.name!r} scored {len(shares)} questions of {len(questions)}")
-    gold = np.array([question.answer for question in questions], dtype=np.int64)
-    return np.asarray(shares[np.arange(len(gold)), gold], dtype=np.float64)
+    return _at_gold(shares, questions)
+
+
+def sequential_credit(result: ProbeResult, questions: Sequence[Question]) -> FloatArray:
+    """Returns (n,): credits that a p-value may be taken from; nan where no model was fitted to earlier folds."""
+    if result.sequential is None:
+        return credit(result, questions)
+    scored = np.isfinite(result.sequential).any(axis=1)
+    return np.where(scored, _at_gold(_shares(result.sequential, result.name), questions), np.nan)
 
 
 def gold_probability(result: ProbeResult, questions: Sequence[Question]) -> FloatArray:
     """Returns (n,): the blind score s(x), the probability that the probe gives the gold option."""
+    return _at_gold(result.probabilities(), questions)
+
+
+def _at_gold(values: FloatArray, questions: Sequence[Question]) -> FloatArray:
     gold = np.array([question.answer for question in questions], dtype=np.int64)
-    return np.asarray(result.probabilities()[np.arange(len(gold)), gold], dtype=np.float64)
+    return np.asarray(values[np.arange(len(gold)), gold], dtype=np.float64)
 
 
 def picked(result: ProbeResult) -> IntArray:
@@ -154,12 +172,15 @@ def evaluate_probe(result: ProbeResult, questions: Sequence[Question], units: Un
     """
     units = units or units_of(questions)
     values, chance = credit(result, questions), 1.0 / option_counts(questions)
+    tested = sequential_credit(result, questions)
 
     def parts(names: Sequence[str | None]) -> dict[str, Accuracy]:
         at = {name: np.flatnonzero([other == name for other in names]) for name in sorted({n for n in names if n})}
-        return {name: accuracy_of(values[rows], chance[rows], units.take(rows)) for name, rows in at.items()}
+        return {
+            name: accuracy_of(values[rows], chance[rows], units.take(rows), tested[rows]) for name, rows in at.items()
+        }
 
-    whole = accuracy_of(values, chance, units)
+    whole = accuracy_of(values, chance, units, tested)
     splits = parts([question.split for question in questions])
     return ProbeAccuracy(
         name=result.name,
@@ -178,13 +199,16 @@ def evaluate_probe(result: ProbeResult, questions: Sequence[Question], units: Un
     )
 
 
-def accuracy_of(values: FloatArray, chance: FloatArray, units: Units) -> Accuracy:
+def accuracy_of(values: FloatArray, chance: FloatArray, units: Units, tested: FloatArray | None = None) -> Accuracy:
     """Returns the mean of credits ``values`` (n,), its interval, and its p-value against ``chance`` (n,).
 
-    With one unit the questions themselves are the sample. In exchange sets that are all at chance the accuracy is an
-    identity, not an estimate: the interval has no width then.
+    The p-value is taken from ``tested`` (n,) where it is not nan; None means the values themselves. With one unit the
+    questions themselves are the sample. In exchange sets that are all at chance the accuracy is an identity, not an
+    estimate: the interval has no width then.
     """
     ids = units.ids if len(np.unique(units.ids)) > 1 else np.arange(len(values))
+    tested = values if tested is None else tested
+    known = ~np.isnan(tested)
     interval = clustered_interval(values, ids)
     low, high = interval.ci_low, interval.ci_high
     if units.balanced.all() and not np.any(np.abs(np.bincount(units.ids, weights=values - chance)) > TIE):
@@ -196,7 +220,7 @@ def accuracy_of(values: FloatArray, chance: FloatArray, units: Units) -> Accurac
         chance=float(chance.mean()),
         ci_low=low,
         ci_high=high,
-        p_value=p_above_chance(values, chance, ids),
+        p_value=p_above_chance(tested[known], chance[known], ids[known]),
     )
 
 
@@ -210,7 +234,7 @@ def p_above_chance(values: FloatArray, chance: FloatArray, clusters: IntArray) -
     from scipy import stats
 
     total, n = float(values.sum()), len(values)
-    if total - float(chance.sum()) <= TIE * n:
+    if not n or total - float(chance.sum()) <= TIE * n:
         return 1.0
     exact = float(stats.binom.sf(math.floor(total + TIE) - 1, n, chance.mean()))
     return exact if len(np.unique(clusters)) < 2 else max(exact, p_value_against(values, clusters, chance))
