@@ -17,8 +17,9 @@ from scale_vqa_eval.schema import DIMENSIONS, LETTERS, QUESTION_TYPES, VIEWS, ro
 
 ORGAN_FIELDS: Final = ("organ", "primary_site", "anatomic_site", "tissue", "site")
 _TYPES: Final = {dimension: question_type for question_type, dimension in QUESTION_TYPES.items()}
+_OWN_PLACE = ("id", "question", "options", "answer", "rationale", "dimension", "group")
 _LAID_OUT: Final = {
-    *(name for field in ("id", "question", "options", "answer", "rationale", "group") for name in FIELD_NAMES[field]),
+    *(name for field in _OWN_PLACE for name in FIELD_NAMES[field]),
     *LETTERS,
     *VIEWS,
     "image_path",

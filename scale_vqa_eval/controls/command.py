@@ -1,0 +1,225 @@
+"""``scale-vqa control``: the exchange split and the screened split."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import numpy as np
+from tqdm import tqdm
+
+from scale_vqa_eval.audit.battery import FAMILIES
+from scale_vqa_eval.controls.changes import row_changes
+from scale_vqa_eval.controls.exchange import exchange
+from scale_vqa_eval.controls.figures import audited, figures, held_out_figures
+from scale_vqa_eval.controls.folder import add_config
+from scale_vqa_eval.controls.report import exchange_report, note, screened_part, screened_report
+from scale_vqa_eval.controls.rows import Change, Source, authors_row, read_source, write_rows, write_whole
+from scale_vqa_eval.controls.screened import FRESH, Readers, both_ways, fresh_audit, prune, too_few
+from scale_vqa_eval.controls.tissue import describe_tissue
+from scale_vqa_eval.controls.validity import ValidityLimits
+from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.question_files import release_configs
+from scale_vqa_eval.questions import Question
+from scale_vqa_eval.release_card import CONTROLS
+from scale_vqa_eval.release_staging import recover_release
+
+ROW_FILES: Final = (".json", ".jsonl")
+
+
+def _out(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
+    if path.suffix.lower() in {".csv", ".tsv", ".parquet", ".ndjson"}:
+        raise click.BadParameter(f"rows are written as {' or '.join(ROW_FILES)}, or into a release folder; got {path}")
+    if path.suffix.lower() in ROW_FILES and path.is_dir():
+        raise click.BadParameter(f"{path} is a folder; name a file, or a folder without that ending")
+    return path
+
+
+@click.command()
+@click.argument("data")
+@click.option("--method", type=click.Choice(["exchange", "screened"]), required=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    callback=_out,
+    required=True,
+    help="Rows as OUT.json (or .jsonl), or a release folder.",
+)
+@click.option("--split", help="This split only.  [default: every split on its own]")
+@click.option("--config", help="Config of a release folder or Hub id to start from.  [default: its default]")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=42, show_default=True)
+@click.option("--json", "report_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the report here.")
+@click.option(
+    "--max-jaccard",
+    type=click.FloatRange(0, 1, min_open=True),
+    help=f"exchange: token Jaccard of two right answers of a group is below this.  "
+    f"[default: {ValidityLimits().max_jaccard}]",
+)
+@click.option(
+    "--rationales",
+    type=click.Choice(["drop", "keep"]),
+    help="exchange: drop all, or keep those that name no letter and no option.  [default: drop]",
+)
+@click.option(
+    "--allow-unknown-patients",
+    is_flag=True,
+    help="exchange: count a question without patient and slide as a patient of its own.",
+)
+@click.option("--no-audit", is_flag=True, help="exchange: leave the audit before and after out of report and card.")
+@click.option("--no-hold-out", is_flag=True, help="screened: do not prune again without each family of probes.")
+def control(data: str, method: str, out: Path, report_path: Path | None, **options: Any) -> None:
+    """Make the exchange or the screened split of DATA.
+
+    DATA is a release folder, a Hub id, a Parquet file, or a JSON list, JSONL or CSV with question, options, answer.
+    exchange: groups of four items with one text, of which each option is right for exactly one.
+    screened: the questions on which no image-free probe is off chance. With a release folder as --out, DATA is a
+    release folder too (often the same), and the new config has its images.
+    """
+    _check_options(method, options)
+    to_folder = out.suffix.lower() not in ROW_FILES
+    if to_folder:
+        recover_release(out)
+        options["config"] = options["config"] or _source_config(data, out)
+    source = read_source(data, options["split"], options["config"])
+    settings = {
+        "data": Path(data).name if Path(data).exists() else data,
+        "config": options["config"] or "default",
+        "split": options["split"],
+        "seed": options["seed"],
+    }
+    make = _exchange if method == "exchange" else _screened
+    kept, report = make(data, source, settings, options, to_folder or report_path is not None)
+    as_json = json.dumps(report, ensure_ascii=True, indent=2) + "\n"
+    if report_path is not None:
+        write_whole(report_path, as_json)
+    if not report.get("reached", True):
+        raise InputError(_not_reached(data, report))
+    if to_folder:
+        images = add_config(Path(data), options["config"], out, method, _by_split(source, kept), note(report), as_json)
+        if not images:
+            click.echo(f"config {options['config']} has no images, so {method} has none", err=True)
+    else:
+        write_rows(out, [authors_row(source.questions[row], source.rows[row], kept[row]) for row in sorted(kept)])
+    click.echo(f"{out}: {method}: {report['kept']} of {report['questions']} questions{_detail(report)}")
+
+
+def _check_options(method: str, options: dict[str, Any]) -> None:
+    foreign = {
+        "exchange": ("no_hold_out",),
+        "screened": ("max_jaccard", "rationales", "allow_unknown_patients", "no_audit"),
+    }[method]
+    given = [f"--{name.replace('_', '-')}" for name in foreign if options[name]]
+    if given:
+        raise click.UsageError(f"{', '.join(given)} does not go with --method {method}")
+
+
+def _source_config(data: str, out: Path) -> str:
+    """Returns the config of a release folder that loads without a name, but no control made earlier."""
+    if not Path(data).is_dir():
+        raise click.UsageError(
+            f"--out {out} is a release folder, and DATA ({data}) is not: rows with images come from a release folder; "
+            f"name OUT.json, or run `scale-vqa build release` and give that folder as DATA"
+        )
+    names = list(release_configs(Path(data)))
+    return next((name for name in names if name not in CONTROLS), names[0])
+
+
+def _exchange(
+    data: str, source: Source, settings: dict[str, Any], options: dict[str, Any], with_audit: bool
+) -> tuple[dict[int, Change], dict[str, Any]]:
+    questions = source.questions
+    unknown = sum(question.patient is None and question.slide is None for question in questions)
+    if unknown and not options["allow_unknown_patients"]:
+        mend = "add wsi_name or patient_id, or give --allow-unknown-patients: each then counts as its own patient"
+        found = f"neither in {unknown} of {len(questions)} rows"
+        raise InputError(Fault(data, "a patient or slide for every question: a group has four", found, mend))
+    limits = ValidityLimits(max_jaccard=options["max_jaccard"] or ValidityLimits().max_jaccard)
+    tissue = describe_tissue(questions, source.organs, source.views)
+    with tqdm(total=len(questions), desc="questions grouped", disable=None) as bar:
+        found_groups = exchange(questions, options["seed"], limits, tissue, bar.update)
+    if not found_groups.groups:
+        reasons: Counter[str] = Counter()
+        for part in found_groups.parts.values():
+            reasons.update(part.lost)
+        listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+        mend = "four rows with one question text, from four patients, with unlike right answers make a group"
+        raise InputError(Fault(data, "questions that can be grouped", listed, mend))
+    changes = row_changes(questions, found_groups, options["rationales"] == "keep")
+    audit = None
+    if with_audit and not options["no_audit"]:
+        click.echo("auditing before and after", err=True)
+        grouped = [_changed(questions[row], changes[row]) for row in sorted(changes)]
+        audit = {name: audited(some, options["seed"]) for name, some in (("before", questions), ("after", grouped))}
+    kept_if = "kept where they name no letter and no option" if options["rationales"] == "keep" else "dropped"
+    settings = {**settings, "rationales": kept_if, "unknown_patients": unknown}
+    return changes, exchange_report(questions, found_groups, limits, settings, audit)
+
+
+def _screened(
+    data: str, source: Source, settings: dict[str, Any], options: dict[str, Any], with_audit: bool
+) -> tuple[dict[int, Change | None], dict[str, Any]]:
+    questions = source.questions
+    splits = {question.split: np.array([], dtype=np.int64) for question in questions}
+    for split in splits:
+        splits[split] = np.array([row for row, one in enumerate(questions) if one.split == split], dtype=np.int64)
+    parts: dict[str | None, dict[str, Any]] = {}
+    kept: dict[int, Change | None] = {}
+    runs = len(splits) * (1 if options["no_hold_out"] else 1 + len(FAMILIES))
+    with tqdm(total=runs, desc="prunings", disable=None) as bar:
+        readers = Readers(questions, options["seed"], bar.set_postfix_str)
+        for split, rows in splits.items():
+            pruned = prune(readers, rows)
+            bar.update()
+            left = [questions[row] for row in pruned.rows]
+            before = figures(both_ways(readers.whole(FRESH, rows, FAMILIES), [questions[row] for row in rows]))
+            after = None if too_few(left) else figures(fresh_audit(readers, pruned.rows))
+            held_out = None
+            if not options["no_hold_out"] and after is not None:
+                held_out = held_out_figures(readers, rows, bar.update)
+            parts[split] = screened_part([questions[row] for row in rows], left, pruned, before, after, held_out)
+            kept |= dict.fromkeys(pruned.rows.tolist())
+    return kept, screened_report(parts, settings)
+
+
+def _changed(question: Question, change: Change) -> Question:
+    return replace(
+        question, question=change.question, options=change.options, answer=change.answer, group=change.group
+    )
+
+
+def _by_split(source: Source, kept: Mapping[int, Change | None]) -> dict[str, dict[int, Change | None]]:
+    """Numbers the kept rows within their splits, as the files of a release folder hold them."""
+    found: dict[str, dict[int, Change | None]] = {}
+    counts: Counter[str] = Counter()
+    for row, question in enumerate(source.questions):
+        split = question.split or ""
+        if row in kept:
+            found.setdefault(split, {})[counts[split]] = kept[row]
+        counts[split] += 1
+    return found
+
+
+def _not_reached(data: str, report: dict[str, Any]) -> list[Fault]:
+    mend = "screen more questions, or use --method exchange, which needs no adversary"
+    return [
+        Fault(
+            f"{data}{', split ' + part['split'] if part['split'] else ''}",
+            "a subset on which no image-free probe is off chance",
+            f"not reached: {part['reason']}",
+            mend,
+        )
+        for part in report["splits"]
+        if not part["reached"]
+    ]
+
+
+def _detail(report: dict[str, Any]) -> str:
+    if report["method"] == "exchange":
+        return f" in {report['groups']} groups of four (at most {report['bound']} are possible)"
+    ceiling = max(part["audit"]["after"]["ceiling"] for part in report["splits"])
+    return f"; no image-free probe is off chance, none above {100 * ceiling:.0f}% (95% upper ends)"
