@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "score": ("scale_vqa_eval.score_command", "score", "Score a predictions file."),
     "compare": ("scale_vqa_eval.score_command", "compare", "Compare two predictions files, paired and clustered."),
+    "report": ("scale_vqa_eval.report.command", "report", "Join runs into the tables and plots of a paper."),
     "doctor": ("scale_vqa_eval.doctor", "doctor", "Say what is installed, what will not work here, and the mend."),
 }
 

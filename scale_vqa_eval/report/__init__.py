@@ -1,0 +1,1 @@
+"""Joins runs into the tables and plots of a paper."""
