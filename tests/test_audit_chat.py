@@ -183,7 +183,9 @@ def lines(path: Path) -> list[bytes]:
     return path.read_bytes().splitlines() if path.exists() else []
 
 
-def test_a_kill_costs_the_calls_in_flight_and_no_answer_is_paid_twice(tmp_path: Path) -> None:
+def test_a_kill_costs_the_calls_in_flight_and_no_answer_is_paid_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cache = tmp_path / "c.jsonl"
     with serving(ChatEndpoint(echo)) as server:
         server.delay = 0.1
@@ -198,6 +200,7 @@ def test_a_kill_costs_the_calls_in_flight_and_no_answer_is_paid_twice(tmp_path: 
         seen = server.keys.copy()
         replies = CachedChat(server.url, "m", cache, quick()).complete(asked(40), progress=False)
     assert len(kept) >= 17
+    assert "torn (23 bytes)" in capsys.readouterr().err
     assert [reply.text for reply in replies] == [f"to question {n}" for n in range(40)]
     assert all(server.keys[key] == seen[key] for key in kept), "an answer on disk was asked for again"
     assert len(server.keys) == 40

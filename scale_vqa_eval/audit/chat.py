@@ -69,7 +69,8 @@ def chat_probe(
 ) -> ChatAudit:
     """Asks a model every question ``repeats`` times without images; what the cache holds is not asked again.
 
-    An answer that names no letter of the question is wrong and counted, and so is a call that failed at every try.
+    An answer that names no letter of the question is counted and votes for no option, and so is a call that failed at
+    every try: with one repeat it is a wrong answer.
 
     Raises:
         InputError: see ``CachedChat.complete``.
@@ -123,7 +124,7 @@ def _votes(
     scores = np.where(there & (total > 0), votes, -np.inf)
     probability = np.where(total > 0, votes / np.maximum(total, 1), there / counts[:, None])
     lost = sum(report["unparsed"].values()) + sum(report["failed"].values())
-    note = f"{lost} of {picks.size} answers could not be read or had: each counts as wrong" if lost else ""
+    note = f"{lost} of {picks.size} answers could not be read or had: they are votes for no option" if lost else ""
     return ProbeResult(f"chat ({model})", "chat", False, scores, probability, note=note)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from io import BufferedRandom
 from pathlib import Path
@@ -92,6 +93,8 @@ class Journal:
             kept += len(line)
         if self.repaired_bytes:
             self._file.truncate(kept)
+            lost = f"a last line that was torn ({self.repaired_bytes} bytes); its work is done again"
+            print(f"{self.path}: cut off {lost}", file=sys.stderr)
         elif kept and not line.endswith(b"\n"):
             self._file.write(b"\n")
         self._file.flush()
