@@ -14,6 +14,7 @@ BUILDS = {
         "phantom",
         "Questions on procedural slides, for tests and teaching.",
     ),
+    "single": ("dataset_script.single.command", "single", "Rows from questions with one image, such as PathMMU's."),
 }
 
 

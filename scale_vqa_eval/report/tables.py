@@ -64,7 +64,8 @@ def _controls(block: Block) -> list[str]:
 TABLES: Final = (
     Table(
         "dimensions",
-        "Accuracy by dimension in per cent, with 95% intervals clustered by patient.",
+        "Accuracy by dimension in per cent, with 95% intervals clustered by patient (by slide or image where none is "
+        "named).",
         lambda block: [*(f"accuracy/{name}" for name in block.dimensions), "accuracy"],
         published=True,
     ),

@@ -1,0 +1,1 @@
+"""Questions with one image, such as those of PathMMU."""
