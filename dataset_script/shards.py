@@ -94,16 +94,23 @@ def check_columns(shards: Shards, declared: Features) -> None:
 def unembedded_rows(table: pa.Table) -> Iterator[tuple[int, str, str]]:
     """Yields row number, column and path of every image that is named by a path and has no bytes of its own."""
     for name in table.column_names:
-        column = table[name].combine_chunks()
-        rows = None
-        if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-            rows, column = pc.list_parent_indices(column), pc.list_flatten(column)
-        if not pa.types.is_struct(column.type) or {field.name for field in column.type} != {"bytes", "path"}:
-            continue
-        paths = pc.struct_field(column, "path")
-        named_only = pc.and_(pc.is_null(pc.struct_field(column, "bytes")), pc.is_valid(paths))
-        for index in pc.indices_nonzero(named_only).to_pylist():
-            yield (index if rows is None else rows[index].as_py()), name, paths[index].as_py()
+        start = 0
+        for chunk in table[name].chunks:  # as they are: to join them would copy every image
+            for row, path in _paths_alone(chunk):
+                yield start + row, name, path
+            start += len(chunk)
+
+
+def _paths_alone(column: pa.Array) -> Iterator[tuple[int, str]]:
+    rows = None
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        rows, column = pc.list_parent_indices(column), pc.list_flatten(column)
+    if not pa.types.is_struct(column.type) or {field.name for field in column.type} != {"bytes", "path"}:
+        return
+    paths = pc.struct_field(column, "path")
+    alone = pc.and_(pc.is_null(pc.struct_field(column, "bytes")), pc.is_valid(paths))
+    for index in pc.indices_nonzero(alone).to_pylist():
+        yield (index if rows is None else rows[index].as_py()), paths[index].as_py()
 
 
 def _is_inside(file: Path, folder: Path) -> bool:
