@@ -166,6 +166,22 @@ def test_lists_of_option_images_are_looked_at(tmp_path: Path) -> None:
     assert images["exact"]["other_slide"] == 4
 
 
+def test_images_of_a_hub_dataset_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    pictures = [{"bytes": encoded(field_of_view(n)), "path": "o.png"} for n in range(4)]
+    train = [row(n, f"s{n}", encoded(field_of_view(9 + n)), option_images=pictures) for n in range(2)]
+    test = [row(2, "s2", COPIES["darker"](field_of_view(9)), path_id="p")]
+    folder, load = release(tmp_path, train=train, test=test), datasets.load_dataset
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, *args, **options: load(str(folder), *args, **options))
+    report = find_overlap("org/scale-vqa", "default", progress=False)
+    assert report["splits"] == {"train": 2, "test": 1}
+    assert report["images"] == find_overlap(folder, progress=False)["images"]
+    assert report["images"]["near"]["across_splits"] == 1
+    assert report["images"]["exact"]["other_slide"] == 4
+
+
 def test_files_without_images_say_so_and_missing_columns_are_counted(tmp_path: Path) -> None:
     file = tmp_path / "q.json"
     file.write_text(json.dumps([{"question": "Why?", "options": ["a", "b"], "answer": "A"}] * 2))
