@@ -18,8 +18,8 @@ import random
 import re
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -30,10 +30,11 @@ from scale_vqa_eval.scale_vqa_acc.batch import parse_batch
 from scale_vqa_eval.scale_vqa_acc.parsing import REASONS
 from scale_vqa_eval.scale_vqa_acc.scale_vqa_acc import ScaleVqaAcc
 
-WORDS = (
+WORDS = re.findall(
+    r"\w+",
     "the glands show irregular contours with pleomorphic nuclei and a desmoplastic stroma at high magnification which "
-    "supports infiltration while necrosis is not clearly seen there"
-).split()
+    "supports infiltration while necrosis is not clearly seen there",
+)
 SHAPES = (
     ("<think>{}</think> <answer>{}</answer>", 85),
     ("<think>{}</think>\n<answer> {}\n</answer>\n", 5),
@@ -53,7 +54,7 @@ def make_responses(count: int, words: int, seed: int = 0) -> tuple[list[str], li
     bodies = [
         " ".join(generator.choices(WORDS, k=max(1, round(generator.gauss(words, words / 4))))) for _ in range(999)
     ]
-    bodies += [f"{body} – “marked” 200×" for body in bodies[:250]]
+    bodies += [f"{body} \u2013 \u201cmarked\u201d at 0.5 \u00b5m" for body in bodies[:250]]
     shapes = generator.choices([shape for shape, _ in SHAPES], [weight for _, weight in SHAPES], k=count)
     responses = [
         shape.format(f"{generator.choice(bodies)} {number}", generator.choice("ABCD"))
@@ -116,16 +117,12 @@ def best_of_three(works: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 def peak_memory(work: Callable[[], Any]) -> float:
-    """MiB that the process holds at most during the work beyond what it held before (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    """MiB that Python and numpy allocate at most during the work, beyond what they held before."""
+    tracemalloc.start()
     work()
-    return (_status("VmHWM") - before) / 1024
-
-
-def _status(field: str) -> int:
-    text = Path("/proc/self/status").read_text()
-    return int(text.split(f"{field}:")[1].split()[0])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak / 2**20
 
 
 def assert_same(responses: list[str]) -> None:
@@ -142,8 +139,8 @@ def main() -> None:
     parser.add_argument("--responses", type=int, default=1_000_000)
     count = parser.parse_args().responses
     with tempfile.TemporaryDirectory() as cache:
-        for words in (5, 25, 75, 350):
-            report(count, words, cache)
+        for words, share in ((5, 1), (25, 1), (75, 1), (350, 4)):
+            report(count // share, words, cache)
 
 
 def report(count: int, words: int, cache: str) -> None:
@@ -169,16 +166,13 @@ def report(count: int, words: int, cache: str) -> None:
     size = sum(map(len, responses)) / count
     print(f"{count:,} responses of {size:.0f} characters on average")
     print(f"  parser          {seconds['ours']:7.2f} s   {count / seconds['ours'] / 1e6:.2f} M/s")
-    print(
-        f"  loop with re    {seconds['loop']:7.2f} s   {seconds['loop'] / seconds['ours']:.1f}x the parser, same results"
-    )
-    print(
-        f"  bare search     {seconds['search']:7.2f} s   {seconds['search'] / seconds['ours']:.1f}x the parser, accuracy only"
-    )
+    for name, label in (("loop", "loop with re    "), ("search", "bare search     ")):
+        ratio, what = seconds[name] / seconds["ours"], "the same results" if name == "loop" else "accuracy only"
+        print(f"  {label}{seconds[name]:7.2f} s   {ratio:.1f}x the parser, {what}")
     print(f"  compute()       {seconds['score']:7.2f} s   with intervals")
     ratio = whole["evaluate"] / whole["ours"]
-    print(f"  plain evaluate metric, {count // 10:,} responses: {ratio:.1f}x the time of compute()")
-    print(f"  memory beyond the input: {memory[0]:.0f} MiB for a quarter, {memory[1]:.0f} MiB for all", flush=True)
+    print(f"  plain evaluate metric, {len(few):,} responses: {ratio:.1f}x the time of compute()")
+    print(f"  memory beyond the input: {memory[0]:.1f} MiB for a quarter, {memory[1]:.1f} MiB for all", flush=True)
 
 
 if __name__ == "__main__":
