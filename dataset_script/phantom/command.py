@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -29,7 +30,7 @@ def _cores() -> int:
 @click.option(
     "--write-slides",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Also write each slide as a pyramidal TIFF into this folder (minutes and some 50 MB a slide).",
+    help="Also write each slide as a pyramidal TIFF into this folder (a minute or more and some 80 MB a slide).",
 )
 def phantom(
     slides: int, out: Path, seed: int, workers: int | None, missing_high: float, write_slides: Path | None
@@ -39,6 +40,8 @@ def phantom(
     For tests, teaching and learning curves, never for claims about pathology. The same seed gives the same bytes,
     whatever --workers; interrupted, run it again: it goes on where it was.
     """
+    if write_slides is not None and find_spec("imagecodecs") is None:
+        raise click.UsageError("--write-slides needs the package 'imagecodecs': pip install 'scale-vqa[slides]'")
     from dataset_script.phantom.build import PhantomSettings, build_phantom
     from scale_vqa_eval.question_files import release_configs
     from scale_vqa_eval.release_staging import recover_release

@@ -60,14 +60,19 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], side: int) 
 @click.option("--paths", default=4, show_default=True, type=click.IntRange(0), help="Phantom paths to show.")
 @click.option("--seed", default=42, show_default=True)
 @click.option("--side", default=320, show_default=True, type=click.IntRange(32), help="Pixels of a view.")
+@click.option("--colours", type=click.IntRange(2, 256), help="Reduce to so many colours: a small PNG.")
 @click.option("--beside", multiple=True, type=click.Path(exists=True), help="A slide file to show below.")
-def main(out: Path, paths: int, seed: int, side: int, beside: tuple[str, ...]) -> None:
+def main(out: Path, paths: int, seed: int, side: int, colours: int | None, beside: tuple[str, ...]) -> None:
     """Write a contact sheet of phantom paths to OUT (PNG or JPEG by its name)."""
     rows = phantom_rows(paths, seed)
     for path in beside:
         with OpenSlideSource(path) as source:
             rows.append(slide_row(source))
-    contact_sheet(rows, side).save(out)
+    sheet = contact_sheet(rows, side)
+    if colours:
+        sheet = sheet.quantize(colours, dither=Image.Dither.NONE)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(out, optimize=True)
 
 
 if __name__ == "__main__":
