@@ -70,6 +70,9 @@ def audit(
 
     overlap = find_overlap(data, config, images)
     extra, chats = _language_probes(questions, seed, **further)
+    for chat in chats:
+        if chat["stopped"]:
+            click.echo(f"warning: chat with {chat['model']} has no result: {chat['stopped']}", err=True)
     detailed = json_path is not None or html_path is not None
     report = audit_questions(questions, seed, extra, overlap, detailed, progress=True)
     report |= {"chat": chats, "published": beside}

@@ -175,10 +175,12 @@ def evaluate_probe(result: ProbeResult, questions: Sequence[Question], units: Un
     tested = sequential_credit(result, questions)
 
     def parts(names: Sequence[str | None]) -> dict[str, Accuracy]:
-        at = {name: np.flatnonzero([other == name for other in names]) for name in sorted({n for n in names if n})}
-        return {
-            name: accuracy_of(values[rows], chance[rows], units.take(rows), tested[rows]) for name, rows in at.items()
-        }
+        rows: dict[str, list[int]] = {}
+        for row, name in enumerate(names):
+            if name is not None:
+                rows.setdefault(name, []).append(row)
+        at = {name: np.array(rows[name]) for name in sorted(rows)}
+        return {name: accuracy_of(values[r], chance[r], units.take(r), tested[r]) for name, r in at.items()}
 
     whole = accuracy_of(values, chance, units, tested)
     splits = parts([question.split for question in questions])

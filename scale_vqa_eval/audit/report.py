@@ -27,6 +27,7 @@ from scale_vqa_eval.scoring import questions_digest
 
 LEAKIEST: Final = 10
 DIGITS: Final = 6
+DIMENSIONS_SHOWN: Final = 20
 
 
 def audit_questions(
@@ -105,7 +106,9 @@ def audit_table(report: Mapping[str, Any]) -> str:
         for probe in probes
     ]
     head_2 = ["dimension", "n", "strongest probe", "accuracy", "95% interval", "p (Holm)", "verdict"]
-    parts = [*report["dimensions"].items(), ("all", report["whole"])]
+    dimensions = report["dimensions"]
+    worst = sorted(dimensions, key=lambda name: -dimensions[name]["accuracy"])[:DIMENSIONS_SHOWN]
+    parts = [*((name, part) for name, part in dimensions.items() if name in worst), ("all", report["whole"])]
     rows_2 = [
         [
             name,
@@ -133,6 +136,11 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
         f"{_percent(best['accuracy'])}% of {report['n']} questions (chance {_percent(report['chance'])}%).",
         f"Null check {'passed' if null['passed'] else 'FAILED: do not trust the trained probes'}: on {null['draws']} "
         f"draws of meaningless golds the trained probes reach {_percent(highest)}% at most.",
+        *(
+            [f"{DIMENSIONS_SHOWN} of {len(report['dimensions'])} dimensions are shown, the strongest; --json has all."]
+            if len(report["dimensions"]) > DIMENSIONS_SHOWN
+            else []
+        ),
         *report["notes"],
         *overlap.get("leaks", []),
         *overlap.get("notes", []),

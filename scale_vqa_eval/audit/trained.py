@@ -171,7 +171,7 @@ def _even(texts: Prepared) -> FloatArray:
 
 def _letters(sample: Prepared, gold: IntArray) -> Fitter:
     """How often each letter is gold, by dimension, shrunk to all dimensions by the weight of ten questions."""
-    width = int(sample.layout.counts.max(initial=2))
+    width, kinds = int(sample.layout.counts.max(initial=2)), int(sample.types.max(initial=-1)) + 1
 
     def rates(chosen: IntArray, before: FloatArray, weight: float) -> FloatArray:
         right = np.bincount(gold[chosen], minlength=width)
@@ -183,16 +183,12 @@ def _letters(sample: Prepared, gold: IntArray) -> Fitter:
             return _even
         even = np.full(width, 1.0 / float(np.mean(sample.layout.counts[chosen])))
         every = rates(chosen, even, 10.0)
-        table = {int(kind): rates(chosen[sample.types[chosen] == kind], every, 10.0) for kind in set(sample.types)}
+        of_type = [rates(chosen[sample.types[chosen] == kind], every, 10.0) for kind in range(kinds)]
+        table = np.array([*of_type, every])  # type -1 reads the last row
 
         def vote(texts: Prepared) -> FloatArray:
             letter = np.arange(len(texts.layout.owner)) - texts.layout.starts[texts.layout.owner]
-            at = np.minimum(letter, width - 1)
-            kinds = texts.types[texts.layout.owner]
-            values = every[at]
-            for kind, known in table.items():
-                values = np.where(kinds == kind, known[at], values)
-            return texts.layout.normalised(values)
+            return texts.layout.normalised(table[texts.types[texts.layout.owner], np.minimum(letter, width - 1)])
 
         return vote
 
@@ -206,7 +202,7 @@ def _forest(sample: Prepared, gold: IntArray) -> Fitter:
     columns = forest_columns(sample.geometry, sample.layout, sample.types)
     right = np.zeros(len(columns), dtype=np.int64)
     right[sample.layout.starts + gold] = 1
-    kinds = columns.shape[1]
+    seen = columns.shape[1]
 
     def fit(chosen: IntArray, seed: int) -> Model:
         if not len(chosen):
@@ -219,10 +215,9 @@ def _forest(sample: Prepared, gold: IntArray) -> Fitter:
         forest.n_jobs = 1  # threads add votes in the order they end in: the last bit would differ between runs
 
         def vote(texts: Prepared) -> FloatArray:
-            seen = forest_columns(texts.geometry, texts.layout, texts.types)
-            if seen.shape[1] < kinds:  # a chunk may lack the last types
-                seen = np.pad(seen, ((0, 0), (0, kinds - seen.shape[1])))
-            return texts.layout.normalised(forest.predict_proba(seen)[:, 1])
+            given = forest_columns(texts.geometry, texts.layout, texts.types)
+            given = np.pad(given, ((0, 0), (0, seen - given.shape[1])))  # a chunk may lack the last types
+            return texts.layout.normalised(forest.predict_proba(given)[:, 1])
 
         return vote
 
