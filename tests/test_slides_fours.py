@@ -60,7 +60,7 @@ def test_fields_hold_tissue(fours: list[Four], shape: Shape) -> None:
     for four in fours:
         for outer, inner in zip(four.outer, four.inner, strict=True):
             assert share(inner) >= 0.5 - 1e-9
-            assert share(outer) >= (0.25 if shape.outer_view == "low_mag" else 0.5) - 1e-9
+            assert share(outer) >= (0.125 if shape.outer_view == "low_mag" else 0.5) - 1e-9
 
 
 def share(field: Field) -> float:
@@ -98,13 +98,16 @@ def test_a_slide_that_holds_no_more_gives_fewer() -> None:
 
 
 def test_a_whole_slide_gets_the_default_sizes() -> None:
-    assert fit_sizes((20_000, 15_000), VIEWS, {}) == ViewSizes((512,), tuple(range(512, 127, -16)), (512,), (512,))
+    sizes = fit_sizes((20_000, 15_000), VIEWS, {})
+    assert isinstance(sizes, ViewSizes) and sizes.notes == ()
+    assert sizes.frame[0] == sizes.zoom_out[0] == sizes.mid[0] == sizes.high[0] == 512
+    assert set(sizes.high) == {512}
 
 
 def test_a_small_slide_gets_a_smaller_10x_view() -> None:
     sizes = fit_sizes((3615.0, 3615.0), VIEWS, {})
     assert isinstance(sizes, ViewSizes)
-    assert (sizes.frame, sizes.mid, sizes.high) == ((352,), (512,), (512,))
+    assert (sizes.frame, sizes.mid[0], sizes.high[0]) == ((352,), 512, 512)
     assert sizes.zoom_out[0] == 192
 
 

@@ -89,7 +89,7 @@ class Sizes(click.ParamType):
     type=click.FloatRange(0, 1),
     default=0.5,
     show_default=True,
-    help="Least share of tissue in 40x and 200x fields; half of it in 10x fields.",
+    help="Least share of tissue in 40x and 200x fields; a quarter of it in 10x fields.",
 )
 @click.option(
     "--patients",

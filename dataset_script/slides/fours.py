@@ -16,7 +16,12 @@ from dataset_script.slides.fields import OVERLAP_LIMIT, Field, Mask, Values, apa
 from dataset_script.slides.survey import Survey
 from scale_vqa_eval.schema import MPP
 
+Bounds = tuple[float, float, float, float]
+"""(left, right, top, bottom) in um."""
+
 FOUR: Final = 4
+LOW_SHARE: Final = 0.25
+"""Part of the least share of tissue that is asked of a 10x field: a needle biopsy fills no more of one."""
 FRAMES: Final = 40
 """10x fields tried for one four before the slide is said to hold no more."""
 CANDIDATES: Final = 1500
@@ -52,7 +57,7 @@ class Shape:
         outer_view: view of the outer fields.
         outer_px: their pixels.
         inner_px: pixels of the 200x fields.
-        least_tissue: least share of tissue in 40x and 200x fields; half of it counts for 10x fields.
+        least_tissue: least share of tissue in 40x and 200x fields; a quarter of it in 10x fields.
     """
 
     frame_px: int | None
@@ -85,8 +90,8 @@ def _frames(survey: Survey, shape: Shape, rng: np.random.Generator) -> Iterator[
         yield from [None] * 4
         return
     side = shape.frame_px * MPP["low_mag"]
-    x, y = _centres(rng, (0.0, survey.extent[0], 0.0, survey.extent[1]), side, 10 * FRAMES)
-    fit = np.flatnonzero(survey.tissue_share(x, y, side) >= shape.least_tissue / 2)
+    x, y = _centres(survey, _whole(survey), side, 10 * FRAMES, rng)
+    fit = np.flatnonzero(survey.tissue_share(x, y, side) >= shape.least_tissue * LOW_SHARE)
     for index in fit[:FRAMES]:
         yield field("low_mag", x[index], y[index], shape.frame_px)
 
@@ -94,11 +99,11 @@ def _frames(survey: Survey, shape: Shape, rng: np.random.Generator) -> Iterator[
 def _four_in(survey: Survey, shape: Shape, frame: Field | None, used: Values, rng: np.random.Generator) -> Four | None:
     """Returns a four in a frame (or anywhere on the slide), None where chance finds none."""
     inner_side, outer_side = shape.inner_px * MPP["high_mag"], shape.outer_px * MPP[shape.outer_view]
-    bounds = (0.0, survey.extent[0], 0.0, survey.extent[1]) if frame is None else _bounds(frame)
-    x, y = _centres(rng, bounds, outer_side, CANDIDATES)
-    shift = _centres(rng, (-outer_side / 2, outer_side / 2) * 2, inner_side, CANDIDATES)
-    inner_x, inner_y = np.round(x + shift[0], 1), np.round(y + shift[1], 1)
-    share = shape.least_tissue / (2 if shape.outer_view == "low_mag" else 1)
+    x, y = _centres(survey, _whole(survey) if frame is None else _bounds(frame), outer_side, CANDIDATES, rng)
+    room = max(0.0, (outer_side - inner_side) / 2 - 0.05)  # rounding must not push a field out of the one around it
+    inner_x = np.round(x + rng.uniform(-room, room, x.size), 1)
+    inner_y = np.round(y + rng.uniform(-room, room, y.size), 1)
+    share = shape.least_tissue * (LOW_SHARE if shape.outer_view == "low_mag" else 1)
     fit = survey.tissue_share(x, y, outer_side) >= share
     fit &= survey.tissue_share(inner_x, inner_y, inner_side) >= shape.least_tissue
     distance = np.maximum(np.abs(inner_x[:, None] - used[:, 0]), np.abs(inner_y[:, None] - used[:, 1]))
@@ -167,15 +172,27 @@ def standardised(looks: Values) -> Values:
     return np.asarray(looks / np.where(spread > 1e-9, spread, np.inf))
 
 
-def _centres(rng: np.random.Generator, bounds: tuple[float, ...], side: float, count: int) -> tuple[Values, Values]:
-    """Returns uniform centres, in tenths of a um, of fields that lie within (left, right, top, bottom)."""
+def _centres(
+    survey: Survey, bounds: Bounds, side: float, count: int, rng: np.random.Generator
+) -> tuple[Values, Values]:
+    """Returns centres, in tenths of a um, of fields within bounds, each around a random point of tissue."""
     left, right, top, bottom = bounds
     half = side / 2
-    x = rng.uniform(left + half, max(left + half, right - half), count)
-    y = rng.uniform(top + half, max(top + half, bottom - half), count)
-    return np.round(x, 1), np.round(y, 1)
+    x, y = survey.tissue_points(bounds, count, rng)
+    x, y = x + rng.uniform(-half, half, x.size), y + rng.uniform(-half, half, y.size)
+    return _tenths(x, left + half, right - half), _tenths(y, top + half, bottom - half)
 
 
-def _bounds(frame: Field) -> tuple[float, float, float, float]:
+def _tenths(centres: Values, least: float, most: float) -> Values:
+    """Returns centres in whole tenths of a um within two ends, which may be equal."""
+    least, most = np.ceil(least * 10 - 1e-6) / 10, np.floor(most * 10 + 1e-6) / 10
+    return np.asarray(np.round(np.clip(centres, least, max(least, most)), 1))
+
+
+def _whole(survey: Survey) -> Bounds:
+    return 0.0, survey.extent[0], 0.0, survey.extent[1]
+
+
+def _bounds(frame: Field) -> Bounds:
     half = frame.side / 2
     return frame.x - half, frame.x + half, frame.y - half, frame.y + half

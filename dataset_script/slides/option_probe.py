@@ -32,7 +32,7 @@ class OptionTable:
         options: (questions, 4, measures).
         queries: (questions, measures) of the image asked about.
         gold: (questions,) 0-based.
-        clusters: (questions,) what folds are made by: the slide, or the group where groups span slides.
+        clusters: (questions,) what folds are made by: the slide, or the group where groups span slides or one is all.
     """
 
     options: Values
@@ -77,7 +77,8 @@ def option_table(groups: Sequence[Group]) -> OptionTable:
     An origin question's options are places in one view: their measures are those of the box, and where it lies.
     """
     options, queries, clusters = [], [], []
-    spans = any(len({member.slide for member in group.members}) > 1 for group in groups)
+    slides = [{member.slide for member in group.members} for group in groups]
+    by_group = len(set().union(*slides)) == 1 or any(len(names) > 1 for names in slides)
     for group in groups:
         measures = np.array(group.measures())
         if group.kind == "origin":
@@ -87,7 +88,7 @@ def option_table(groups: Sequence[Group]) -> OptionTable:
             measures = np.hstack([measures, places / frame.side, np.abs(places).max(axis=1, keepdims=True)])
         options += [measures] * len(group.members)
         queries += group.query_measures()
-        clusters += [group.name if spans else group.members[0].slide] * len(group.members)
+        clusters += [group.name if by_group else group.members[0].slide] * len(group.members)
     gold = np.tile(np.arange(4), len(options) // 4)
     return OptionTable(np.array(options), np.array(queries), gold, np.array(clusters))
 

@@ -30,7 +30,7 @@ class Settings:
         kinds: kinds of question, in the order of ``schema.GROUNDING_KINDS``.
         views: views that may be shown, in scale order.
         sizes: (view, pixels) that were asked for by number.
-        least_tissue: least share of tissue in 40x and 200x fields; half of it counts for 10x fields.
+        least_tissue: least share of tissue in 40x and 200x fields; a quarter of it in 10x fields.
         distractors: ``same-slide`` or ``cross-slide``.
         mpp: um per pixel of slides that do not state it.
     """

@@ -15,8 +15,8 @@ from dataset_script.slides.regions import SlideSource
 from dataset_script.slides.tissue import Mask, ink_mask, optical_density, tissue_mask
 
 SURVEY_MPP: Final = 4.0
-SURVEY_PIXELS: Final = 4096
-"""Longer side of a survey at most; a slide of more than 16 mm is surveyed at a coarser scale."""
+SURVEY_PIXELS: Final = 2048
+"""Longer side of a survey at most (its tables then take 200 MB); a slide above 8 mm is surveyed at a coarser scale."""
 
 Values = NDArray[np.float64]
 
@@ -54,6 +54,22 @@ class Survey:
         means = self.means(x, y, side)
         return np.where(means[:, 1] > 0, -1.0, means[:, 0])
 
+    def tissue_points(
+        self, bounds: tuple[float, float, float, float], count: int, rng: np.random.Generator
+    ) -> tuple[Values, Values]:
+        """Returns random points (x, y in um) on tissue within (left, right, top, bottom); none where there is none."""
+        across, down = self.um_per_pixel
+        left, right, top, bottom = (
+            round(edge / scale) for edge, scale in zip(bounds, (across,) * 2 + (down,) * 2, strict=True)
+        )
+        rows, columns = np.nonzero(self.tissue[max(0, top) : bottom, max(0, left) : right])
+        if rows.size == 0:
+            return np.empty(0), np.empty(0)
+        drawn = rng.integers(0, rows.size, count)
+        x = (columns[drawn] + max(0, left) + rng.random(count)) * across
+        y = (rows[drawn] + max(0, top) + rng.random(count)) * down
+        return x, y
+
     def looks(self, x: Values, y: Values, side: float) -> Values:
         """Returns (n, 5) of what fields are matched on: tissue share, stain (three densities), log sharpness."""
         means = self.means(x, y, side)
@@ -73,10 +89,10 @@ def survey_slide(source: SlideSource) -> Survey:
     density = optical_density(pixels)
     ink = ink_mask(density, scale)
     tissue = tissue_mask(density, ink, scale)
-    grey = density.mean(axis=-1, dtype=np.float64)
-    maps = np.dstack([tissue, ink, density, _sharpness(grey)]).astype(np.float64)
-    sums = np.zeros((maps.shape[0] + 1, maps.shape[1] + 1, maps.shape[2]))
-    np.cumsum(np.cumsum(maps, axis=0), axis=1, out=sums[1:, 1:])
+    maps = (tissue, ink, *np.moveaxis(density, -1, 0), _sharpness(density.mean(axis=-1, dtype=np.float64)))
+    sums = np.zeros((tissue.shape[0] + 1, tissue.shape[1] + 1, len(maps)))
+    for number, values in enumerate(maps):
+        sums[1:, 1:, number] = values.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
     extent = (width * source.mpp, height * source.mpp)
     return Survey(extent, (extent[0] / pixels.shape[1], extent[1] / pixels.shape[0]), tissue, ink, sums)
 

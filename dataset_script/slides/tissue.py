@@ -78,5 +78,7 @@ def _strokes(mask: Mask, width: float) -> Mask:
     """Returns the parts of a mask that are at least so many pixels wide."""
     from skimage.morphology import isotropic_dilation, isotropic_erosion
 
+    if np.count_nonzero(mask) < width**2 / 2:
+        return np.zeros_like(mask)
     core = np.asarray(isotropic_erosion(np.pad(mask, 1), width / 2))[1:-1, 1:-1]  # what lies beyond is no ink
     return np.asarray(isotropic_dilation(core, width / 2)) if core.any() else core

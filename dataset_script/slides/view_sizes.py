@@ -28,7 +28,7 @@ class ViewSizes:
     Attributes:
         frame: of the 10x view that holds the fields of origin and bridge questions (one size).
         zoom_out: of the four 10x options of a zoom-out question.
-        mid: of the 40x view.
+        mid: of the 40x view; smaller ones serve where the tissue holds too few fields of the first.
         high: of the 200x view, one for each size of ``mid``, or one where there is no 40x view.
         notes: why a view is not to be had.
     """
@@ -57,9 +57,10 @@ def fit_sizes(extent: tuple[float, float], views: tuple[str, ...], fixed: Mappin
         zoom_out = _fitting(
             "low_mag", fixed, largest_of_four(extent), LEAST_ZOOM_OUT_RATIO * side_of("high_mag", fixed)
         )
-        mid = (asked("mid_mag", fixed),) if "mid_mag" in views else ()
+        room = min(side_of("mid_mag", fixed), min(extent))
+        mid = _fitting("mid_mag", fixed, room, LEAST_RATIO * side_of("high_mag", fixed)) if "mid_mag" in views else ()
         notes = () if zoom_out else ("zoom-out is left out: four 10x views do not fit beside each other",)
-        return ViewSizes(frame[:1], zoom_out, mid, (high,), notes)
+        return ViewSizes(frame[:1], zoom_out, mid, (high,) * max(1, len(mid)), notes)
     reason = too_small("low_mag", fixed, extent)
     if "mid_mag" not in views:
         return reason
