@@ -1,0 +1,182 @@
+"""Scale-VQA as a task of Inspect (``inspect_ai``): the same messages as ``predict``, the same rule as ``score``.
+
+Images are read when a sample's turn comes, so that a run holds those of the samples in flight and no more.
+"""
+
+# mypy: disable-error-code="import-not-found, untyped-decorator, unused-ignore"
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Final, get_args
+
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import (
+    ChatMessage,
+    ChatMessageAssistant,
+    ChatMessageSystem,
+    ChatMessageUser,
+    Content,
+    ContentImage,
+    ContentReasoning,
+    ContentText,
+    GenerateConfig,
+)
+from inspect_ai.scorer import CORRECT, INCORRECT, Score, Scorer, Target, accuracy, grouped, scorer, stderr
+from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
+
+from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.predict.items import Ask, Item, read_items
+from scale_vqa_eval.predict.job import Job
+from scale_vqa_eval.predict.prompt import Prompt, load_prompt
+from scale_vqa_eval.predict.resolution import Bounds
+from scale_vqa_eval.predict.sampling import Sampling
+from scale_vqa_eval.scale_vqa_acc.parsing import MODES, Mode, parse_response
+from scale_vqa_eval.scoring import questions_digest
+
+NO_DIMENSION: Final = "none"
+
+
+@task
+def scale_vqa(
+    data: str,
+    split: str | None = "test",
+    config: str | None = None,
+    prompt: str = "published",
+    blind: bool = False,
+    mode: str = "reference",
+    images: str | None = None,
+    max_pixels: int | None = None,
+    min_pixels: int | None = None,
+) -> Task:
+    """Scale-VQA: one question with its views from low to high magnification; errors are clustered by patient.
+
+    Args:
+        data: release folder, Parquet file, Hub id, or question file, as ``scale-vqa predict --data`` takes it.
+        split: split to ask, None for all.
+        config: config of a release folder or Hub id, None for its default.
+        prompt: prompt id, or a YAML file.
+        blind: the control, the same text to the byte without the images.
+        mode: how the letter is read, ``reference`` or ``strict``.
+        images: folder that a question file's image paths are relative to; None for the file's own folder.
+        max_pixels: most pixels (width x height) of an image, None for no bound.
+        min_pixels: least pixels of an image, None for no bound.
+
+    Raises:
+        InputError: where the data or the prompt breaks its contract, or an option is none of these.
+    """
+    if mode not in MODES:
+        raise InputError(Fault("mode", f"one of {', '.join(get_args(Mode))}", repr(mode), "name one of those"))
+    words = load_prompt(_from_here(prompt))
+    folder = None if images is None else Path(_from_here(images))
+    items, store = read_items(_from_here(data), split, config, folder, blind)
+    job = Job("", words, Sampling(words.max_tokens), Bounds(min_pixels, max_pixels), store)
+    questions = [item.question for item in items]
+    return Task(
+        dataset=MemoryDataset([_sample(item, words) for item in items], name=f"scale_vqa {split or 'all splits'}"),
+        setup=_with_images(job, {item.question.id: item for item in items}),
+        solver=generate(),
+        scorer=answer_letter(mode),
+        config=GenerateConfig(temperature=0.0, max_tokens=words.max_tokens),
+        metadata={
+            "prompt_id": words.id,
+            "prompt_version": words.version,
+            "prompt_digest": words.digest,
+            "data_hash": questions_digest(questions),
+            "ablation": "blind" if blind else None,
+            "parsing": mode,
+        },
+    )
+
+
+def _with_images(job: Job, items: dict[str, Item]) -> Solver:
+    """Turns a sample's text into the messages that ``predict`` would send: images first, low to high, text last."""
+
+    @solver
+    def images_first() -> Solver:  # without arguments: Inspect writes those of a solver into every log
+        async def solve(state: TaskState, _: Generate) -> TaskState:
+            messages = job.chat(Ask(items[str(state.sample_id)]))
+            state.messages = [_message(message) for message in messages]
+            return state
+
+        return solve
+
+    return images_first()
+
+
+@scorer(
+    metrics=[
+        accuracy(),
+        stderr(cluster="patient"),
+        grouped(accuracy(), "dimension", all=False),
+    ]
+)
+def answer_letter(mode: Mode = "reference") -> Scorer:
+    """Right where the letter is the gold one; a response that cannot be read is wrong and says why."""
+
+    async def score(state: TaskState, target: Target) -> Score:
+        response = response_text(state.output.message) if state.output.choices else ""
+        parsed = parse_response(response, mode, int(state.metadata["options"]))
+        right = parsed.letter == target.text
+        return Score(
+            value=CORRECT if right else INCORRECT,
+            answer=parsed.letter,
+            explanation=response,
+            metadata={"reason": parsed.reason},
+        )
+
+    return score
+
+
+def response_text(message: ChatMessageAssistant) -> str:
+    """Returns a response with its thoughts: Inspect takes the first ``<think>`` block out of the text.
+
+    It is put back in front; where other text stood before it, that text now follows.
+    """
+    if isinstance(message.content, str):
+        return message.content
+    parts = []
+    for part in message.content:
+        if isinstance(part, ContentReasoning):
+            parts.append(f"<think>{part.reasoning}</think>\n")
+        elif isinstance(part, ContentText):
+            parts.append(part.text)
+    return "".join(parts)
+
+
+def _from_here(name: str) -> str:
+    """Returns a path as the user meant it: Inspect changes into the folder of the task's file before it calls it.
+
+    What is no path of the shell's working directory (a Hub id, a prompt's id, an absolute path) stays as it is.
+    """
+    moved = Path.cwd() == Path(__file__).resolve().parent
+    meant = Path(os.environ.get("PWD", "."), name)
+    return str(meant) if moved and meant.exists() else name
+
+
+def _sample(item: Item, prompt: Prompt) -> Sample:
+    question = item.question
+    return Sample(
+        id=question.id,
+        input=prompt.text(question.question, question.options),
+        choices=list(question.options),
+        target=question.letter,
+        metadata={
+            "patient": question.cluster,
+            "dimension": question.dimension or NO_DIMENSION,
+            "options": len(question.options),
+            "views": [view.column for view in item.views],
+        },
+    )
+
+
+def _message(message: dict[str, Any]) -> ChatMessage:
+    """Returns a chat completions message as Inspect's."""
+    if message["role"] == "system":
+        return ChatMessageSystem(content=message["content"][0]["text"])
+    parts: list[Content] = [
+        ContentText(text=part["text"]) if part["type"] == "text" else ContentImage(image=part["image_url"]["url"])
+        for part in message["content"]
+    ]
+    return ChatMessageUser(content=parts)
