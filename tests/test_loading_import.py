@@ -38,21 +38,19 @@ print([name for name in ("datasets", "evaluate", "torch", "numpy", "pyarrow", "y
 @pytest.mark.parametrize("order", ["", "import datasets, evaluate\n"], ids=["before", "after"])
 def test_folder_of_the_variable(fresh_python: Run, written: tuple[Path, dict[str, Any]], order: str) -> None:
     folder, expected = written
-    next_steps = 'uses("scale-vqa")' if order else "None"  # the same objects either way: once is enough
+    # the same objects either way: once is enough
+    next_steps = '[uses("scale-vqa"), evaluate.load("scale_vqa_acc").module_type]' if order else "None"
     code = f"""{HEAD}{order}import scale_vqa_eval
-import evaluate
 from datasets import get_dataset_config_names, get_dataset_split_names, load_dataset
 try:
     load_dataset("scale-vqa", "screened")
 except ValueError as error:
     refused = str(error)
-metric = evaluate.load("scale_vqa_acc")
 print(json.dumps({{
     "plain": plain("scale-vqa", {[None, *SIZES]}), "streamed": plain("scale-vqa", {[*SIZES]}, streaming=True),
     "columns": load_dataset("scale-vqa", split="test", columns=["id", "answer"]).column_names,
     "uses": {next_steps}, "configs": get_dataset_config_names("scale-vqa"),
-    "splits": get_dataset_split_names("scale-vqa", "text"), "refused": refused,
-    "metric": metric.compute(predictions=["<answer>A</answer>"], references=["A"])["accuracy"]}}))"""
+    "splits": get_dataset_split_names("scale-vqa", "text"), "refused": refused}}))"""
     found = result(fresh_python(code, SCALE_VQA_PATH=str(folder), **NO_NETWORK))
     assert found["plain"] == {**expected, "None": expected["default"]}
     assert found["streamed"] == expected
@@ -60,9 +58,9 @@ print(json.dumps({{
     assert sorted(found["configs"]) == sorted(SIZES)
     assert sorted(found["splits"]) == ["test", "validation"]
     assert all(config in found["refused"] for config in SIZES)
-    assert found["metric"] == 1.0
     if order:
-        check_uses(found["uses"], expected["default"]["test"])
+        check_uses(found["uses"][0], expected["default"]["test"])
+        assert found["uses"][1] == "metric"
 
 
 def test_order_of_the_places(fresh_python: Run, tmp_path: Path) -> None:
