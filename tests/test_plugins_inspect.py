@@ -69,9 +69,13 @@ def evaluate(server: Server, folder: Path, *more: str) -> Path:
 
 
 def metrics(log: Path) -> dict[str, float]:
-    results = json.loads(log.read_text())["results"]
-    assert results["completed_samples"] == 30
-    return {name: one["value"] for part in results["scores"] for name, one in part["metrics"].items()}
+    """Returns what Inspect says of a run."""
+    if log.suffix == ".json":
+        text = log.read_text()
+    else:
+        text = run("inspect_ai", "log", "dump", "--header-only", str(log), cwd=log.parent).stdout
+    scores = json.loads(text)["results"]["scores"]
+    return {name: one["value"] for part in scores for name, one in part["metrics"].items()}
 
 
 def scored(log: Path, release: Path, mode: str, tmp_path: Path) -> dict[str, Any]:
@@ -85,25 +89,25 @@ def scored(log: Path, release: Path, mode: str, tmp_path: Path) -> dict[str, Any
     return dict(json.loads((tmp_path / "score.json").read_text()))
 
 
-@pytest.mark.parametrize("mode", ["reference", "strict"])
-def test_accuracy_and_clustered_error_are_those_of_score(
-    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server_module, "expected_response", varied_response)
-    release = make_release(tmp_path / "scale-vqa")
-    with chat_server() as server:
-        log = evaluate(server, tmp_path, "-T", f"mode={mode}", "--log-format", "json")
-    found, figures = metrics(log), scored(log, release, mode, tmp_path)
-    assert figures["n"] == 30
-    assert 0 < figures["accuracy"] < 1 and figures["unparsed"]["n"] > 0
+def check_figures(found: dict[str, float], figures: dict[str, Any]) -> None:
+    assert 0 < figures["accuracy"] < 1
     assert found["accuracy"] == pytest.approx(figures["accuracy"], abs=1e-12)
-    assert figures["clusters"] == 3
     assert found["stderr"] == pytest.approx(figures["standard_error"], abs=1e-12)
     assert len(figures["by_dimension"]) == 5
     for dimension, part in figures["by_dimension"].items():
         assert found[dimension] == pytest.approx(part["accuracy"], abs=1e-12)
-    if mode == "reference":
-        check_messages(server, release)
+
+
+def test_accuracy_and_clustered_error_are_those_of_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "expected_response", varied_response)
+    release = make_release(tmp_path / "scale-vqa")
+    with chat_server() as server:
+        log = evaluate(server, tmp_path)
+    figures = scored(log, release, "reference", tmp_path)
+    assert (figures["n"], figures["clusters"], figures["failed"]) == (30, 3, 0)
+    assert set(figures["unparsed"]["reasons"]) == {"not_one_letter"}
+    check_figures(metrics(log), figures)
+    check_messages(server, release)
 
 
 def check_messages(server: Server, release: Path) -> None:
@@ -127,16 +131,24 @@ def seen(messages: list[dict[str, Any]]) -> list[str]:
     return parts
 
 
-def test_the_blind_control_has_the_same_text_no_image_and_its_failures_counted(tmp_path: Path) -> None:
-    release = make_release(tmp_path / "scale-vqa", paths=2)
+def test_the_blind_control_has_the_same_text_no_image_and_its_failures_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "expected_response", varied_response)
+    release = make_release(tmp_path / "scale-vqa", paths=4)
+    given = ["-T", "blind=true", "-T", "prompt=letter-only", "-T", "mode=strict", "--no-fail-on-error"]
+    given += ["--log-format", "json"]
     with chat_server(Trouble(refuse_text="field 1, question 3")) as server:
-        log = evaluate(server, tmp_path, "-T", "blind=true", "-T", "prompt=letter-only")
+        log = evaluate(server, tmp_path, *given)
     prompt = load_prompt("letter-only")
     items, _ = read_items(str(release), "test", None, None, blind=True)
     texts = [[f"user {prompt.text(item.question.question, item.question.options)}"] for item in items]
     assert sorted(seen(body["messages"]) for body in server.asked) == sorted(texts)
-    figures = scored(log, release, "reference", tmp_path)
-    assert (figures["n"], figures["failed"]) == (10, 1), "a refused question is counted as failed"
+    figures = scored(log, release, "strict", tmp_path)
+    assert (figures["n"], figures["clusters"], figures["failed"]) == (20, 2, 1)
+    right = round(20 * figures["accuracy"])
+    assert 0 < right < 19
+    assert metrics(log)["accuracy"] == pytest.approx(right / 19, abs=1e-12), "Inspect leaves the failed one out"
     assert figures["provenance"]["ablation"] == "blind"
     assert figures["provenance"]["prompt_id"] == f"letter-only@{prompt.version}"
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 from inspect_ai.log import EvalLog, EvalSample, read_eval_log, read_eval_log_samples
 
 from scale_vqa_eval.errors import Fault, InputError
 from scale_vqa_eval.plugins.inspect_task import response_text
+
+REASON_KEPT: Final = 400
+"""Characters kept of an error, from its end: Inspect writes the whole request before it, images included."""
 
 
 def prediction_lines(path: str) -> list[dict[str, Any]]:
@@ -58,7 +61,7 @@ def _line(sample: EvalSample) -> dict[str, Any]:
     if reason is None and output.stop_reason == "model_length":  # Inspect gives the server's refusal as the text
         reason = output.completion
     if reason is not None:
-        return {"id": identity, "response": None, "error": reason}
+        return {"id": identity, "response": None, "error": reason.strip()[-REASON_KEPT:]}
     return {"id": identity, "response": response_text(output.message), "finish": output.stop_reason}
 
 
