@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from scale_vqa_eval.audit import report as report_module
 from scale_vqa_eval.audit import trained
 from scale_vqa_eval.audit.battery import prepare
 from scale_vqa_eval.audit.command import audit
+from scale_vqa_eval.audit.embedding import embedding_probes
 from scale_vqa_eval.audit.evidence import find_evidence
 from scale_vqa_eval.audit.learning_curve import learning_curve
 from scale_vqa_eval.audit.report import audit_questions, audit_table
@@ -156,6 +157,19 @@ def test_the_leakiest_of_a_large_file_are_explained_within_a_sample(monkeypatch:
         assert one["answer"] == by_id[one["id"]].letter and list(one["options"].values()) == list(
             by_id[one["id"]].options
         )
+
+
+def test_a_fitted_embedding_probe_joins_the_ensemble() -> None:
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        """Letter counts stand in for a sentence encoder."""
+        counts = np.array([[text.count(letter) for letter in "abcdefghij"] for text in texts], dtype=np.float32)
+        return counts / np.maximum(1, np.linalg.norm(counts, axis=1, keepdims=True))
+
+    questions = leaking_questions(50)
+    found = audit_questions(questions, extra=embedding_probes(questions, embed=embed, progress=False), detailed=False)
+    by_name = {probe["name"]: probe for probe in found["probes"]}
+    assert by_name["ensemble with embedding"]["trained"] and by_name["ensemble with embedding"]["accuracy"] > 0.6
+    assert {"embedding medoid", "embedding classifier"} < by_name.keys()
 
 
 def test_rounding_keeps_small_p_values() -> None:

@@ -12,9 +12,9 @@ from typing import Final
 import numpy as np
 
 from scale_vqa_eval.audit import trained, untrained
-from scale_vqa_eval.audit.layout import IntArray, OptionLayout
+from scale_vqa_eval.audit.layout import OptionLayout
 from scale_vqa_eval.audit.prepared import WORDING_FAMILIES, Prepared, Reader
-from scale_vqa_eval.audit.probe import ProbeResult, padded
+from scale_vqa_eval.audit.probe import ProbeResult
 from scale_vqa_eval.audit.units import units_of
 from scale_vqa_eval.audit.wording import chunks
 from scale_vqa_eval.questions import Question
@@ -85,7 +85,7 @@ def run_battery(
         fitted,
         {family: trained.make_fitter(family, sample, gold) for family in fitted},
         sampled,
-        _folds(questions, seed, partitions or (1 if streamed else 3), folds),
+        trained.folds_of(units_of(questions), seed, partitions or (1 if streamed else 3), folds),
         parts(),
         seed,
         keep_models=streamed,
@@ -94,12 +94,16 @@ def run_battery(
     layout = OptionLayout.of_questions(questions)
     geometry = np.concatenate([texts.geometry for texts in found])
     results = untrained.untrained_probes(layout, geometry, wanted)
-    results += [_trained(family, votes[family], layout) for family in fitted if family in wanted]
+    results += [
+        trained.trained_result(_NAMES.get(family, family), family, votes[family], layout)
+        for family in fitted
+        if family in wanted
+    ]
     if "ensemble" in wanted:
         members = [family for family in MEMBERS if family in wanted] or list(MEMBERS)
         crossed = np.mean([votes[family].crossed for family in members], axis=0)
         sequential = np.mean([votes[family].sequential for family in members], axis=0)
-        results.append(_trained("ensemble", trained.Votes(crossed, sequential), layout))
+        results.append(trained.trained_result("ensemble", "ensemble", trained.Votes(crossed, sequential), layout))
     return results
 
 
@@ -111,14 +115,6 @@ def prepare(questions: Sequence[Question], families: Sequence[str] | None = None
     if len(questions) > TRAIN_CAP:
         raise ValueError(f"texts are prepared for at most {TRAIN_CAP} questions, got {len(questions)}")
     return Reader.fit(questions, _wording(FAMILIES if families is None else tuple(families))).read(questions)
-
-
-def _folds(questions: Sequence[Question], seed: int, partitions: int, folds: int) -> IntArray:
-    """Folds by unit; a file that is one exchange set stays whole (nothing is fitted then), as a cut would bias it."""
-    units = units_of(questions)
-    if units.balanced.all() and not units.ids.any():
-        return np.zeros((partitions, len(questions)), dtype=np.int64)
-    return trained.make_folds(units.ids, seed, partitions, folds)
 
 
 def _checked(families: tuple[str, ...]) -> tuple[str, ...]:
@@ -136,15 +132,3 @@ def _needed(wanted: tuple[str, ...]) -> tuple[str, ...]:
 
 def _wording(wanted: tuple[str, ...]) -> list[str]:
     return [family for family in WORDING_FAMILIES if family in _needed(wanted)]
-
-
-def _trained(family: str, votes: trained.Votes, layout: OptionLayout) -> ProbeResult:
-    scores = padded(votes.crossed, layout.counts)
-    return ProbeResult(
-        _NAMES.get(family, family),
-        family,
-        True,
-        scores,
-        probability=np.where(np.isfinite(scores), scores, 0.0),
-        sequential=padded(np.where(np.isnan(votes.sequential), -np.inf, votes.sequential), layout.counts),
-    )

@@ -13,10 +13,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from scale_vqa_eval.audit.layout import FloatArray, OptionLayout
+from scale_vqa_eval.audit.layout import FloatArray, IntArray, OptionLayout
 from scale_vqa_eval.audit.listwise import fit_listwise
 from scale_vqa_eval.audit.probe import ProbeResult, padded
-from scale_vqa_eval.audit.trained import make_folds
+from scale_vqa_eval.audit.trained import Votes, folds_of, trained_result
 from scale_vqa_eval.audit.units import units_of
 from scale_vqa_eval.errors import Fault, InputError
 from scale_vqa_eval.questions import Question
@@ -62,9 +62,7 @@ def embedding_probes(
     geometry = [layout.centred(similarities / spread), layout.centred(layout.ranks(similarities))]
     columns = np.hstack([layout.centred(options.astype(np.float64)), *geometry])
     votes = _cross_fitted(columns, layout, questions, seed, partitions)
-    scores = padded(votes, layout.counts)
-    probability = np.where(np.isfinite(scores), scores, 0.0)
-    return [*results, ProbeResult("embedding classifier", "embedding", True, scores, probability)]
+    return [*results, trained_result("embedding classifier", "embedding", votes, layout)]
 
 
 def minilm(progress: bool = True) -> Embedder:
@@ -115,20 +113,24 @@ def _similarities(layout: OptionLayout, stems: Embeddings, options: Embeddings) 
 
 def _cross_fitted(
     columns: FloatArray, layout: OptionLayout, questions: Sequence[Question], seed: int, partitions: int
-) -> FloatArray:
-    """Returns (N,): probability of each option by models that have not seen its unit, averaged over partitions."""
+) -> Votes:
+    """Returns the probability of each option by models that have not seen its unit; see ``Votes``."""
     gold = np.array([question.answer for question in questions], dtype=np.int64)
-    votes = np.zeros(len(layout.owner))
+    votes = Votes(np.zeros(len(layout.owner)), np.full(len(layout.owner), np.nan))
     rng = np.random.default_rng([seed, 3])
-    for folds in make_folds(units_of(questions).ids, seed, partitions):
+
+    def vote(others: IntArray, scored: IntArray) -> FloatArray:
+        if len(others) > FIT_CAP:
+            others = np.sort(rng.choice(others, FIT_CAP, replace=False))
+        weights = np.zeros(columns.shape[1])
+        if len(others):
+            weights = fit_listwise(columns[layout.rows_of(others)], layout.take(others), gold[others])
+        return layout.take(scored).softmax(columns[layout.rows_of(scored)] @ weights)
+
+    for partition, folds in enumerate(folds_of(units_of(questions), seed, partitions)):
         for fold in range(int(folds.max()) + 1):
-            others, scored = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-            if len(others) > FIT_CAP:
-                others = np.sort(rng.choice(others, FIT_CAP, replace=False))
-            if len(others):
-                weights = fit_listwise(columns[layout.rows_of(others)], layout.take(others), gold[others])
-            else:
-                weights = np.zeros(columns.shape[1])
-            rows = layout.rows_of(scored)
-            votes[rows] += layout.take(scored).softmax(columns[rows] @ weights)
-    return votes / partitions
+            scored = np.flatnonzero(folds == fold)
+            votes.crossed[layout.rows_of(scored)] += vote(np.flatnonzero(folds != fold), scored) / partitions
+            if partition == 0 and fold > 0:
+                votes.sequential[layout.rows_of(scored)] = vote(np.flatnonzero(folds < fold), scored)
+    return votes

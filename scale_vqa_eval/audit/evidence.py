@@ -13,7 +13,7 @@ from scale_vqa_eval.audit.layout import FloatArray, IntArray
 from scale_vqa_eval.audit.listwise import fit_listwise
 from scale_vqa_eval.audit.options_geometry import COLUMN, FEATURES
 from scale_vqa_eval.audit.prepared import Prepared
-from scale_vqa_eval.audit.trained import make_folds
+from scale_vqa_eval.audit.trained import folds_of
 from scale_vqa_eval.audit.units import units_of
 from scale_vqa_eval.audit.wording import BLOCKS, HASH_COLUMNS, Columns, fit_columns, hash_of, terms_of
 from scale_vqa_eval.questions import Question
@@ -52,7 +52,7 @@ def find_evidence(
         seed: of the folds.
         most: how many wordings.
     """
-    folds = make_folds(units_of(questions).ids, seed, 1)[0]
+    folds = folds_of(units_of(questions), seed, 1)[0]
     gold = np.array([question.answer for question in questions], dtype=np.int64)
     columns = {family: fit_columns(prepared.wording[family], prepared.layout) for family in WORDINGS}
     ranks = prepared.layout.ranks(prepared.geometry.astype(np.float64))[prepared.layout.starts + gold]

@@ -40,7 +40,7 @@ def learning_curve(
     prepared = prepared or prepare(questions, MEMBERS)
     units = units_of(questions)
     order = _unit_order(units.ids, seed)
-    folds = trained.make_folds(units.ids, seed, 1)
+    folds = trained.folds_of(units, seed, 1)
     gold = np.array([question.answer for question in questions], dtype=np.int64)
     everything = np.arange(len(questions))
     whole = {family: trained.make_fitter(family, prepared, gold) for family in MEMBERS}

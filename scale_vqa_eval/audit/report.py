@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from scale_vqa_eval import __version__
-from scale_vqa_eval.audit.battery import TRAIN_CAP, prepare, run_battery
+from scale_vqa_eval.audit.battery import MEMBERS, TRAIN_CAP, prepare, run_battery
 from scale_vqa_eval.audit.evidence import find_evidence
 from scale_vqa_eval.audit.learning_curve import learning_curve
 from scale_vqa_eval.audit.null_check import null_check
@@ -53,6 +53,7 @@ def audit_questions(
     """
     prepared = prepare(questions) if len(questions) <= TRAIN_CAP else None
     results = [*run_battery(questions, seed, prepared=prepared, progress=progress), *extra]
+    results += _joined(results)
     units = units_of(questions)
     reached = [evaluate_probe(result, questions, units) for result in results]
     verdict = reach_verdict(reached)
@@ -89,6 +90,20 @@ def audit_questions(
     report["provenance"] = {"seed": seed, "data_hash": questions_digest(questions), "versions": versions}
     rounded: dict[str, Any] = _rounded(report)
     return rounded
+
+
+def _joined(results: Sequence[ProbeResult]) -> list[ProbeResult]:
+    """The ensemble with the fitted embedding probe, as one member more, where that was run."""
+    ensemble = next(result for result in results if result.family == "ensemble")
+    joined = []
+    for one in results:
+        if one.family == "embedding" and one.sequential is not None and ensemble.sequential is not None:
+            parts, weights = (ensemble, one), (len(MEMBERS), 1)
+            crossed = np.average([part.scores for part in parts], axis=0, weights=weights)
+            sequential = np.average([part.sequential for part in parts], axis=0, weights=weights)
+            probability = np.where(np.isfinite(crossed), crossed, 0.0)
+            joined.append(ProbeResult("ensemble with embedding", "ensemble", True, crossed, probability, sequential))
+    return joined
 
 
 def audit_table(report: Mapping[str, Any]) -> str:

@@ -13,10 +13,12 @@ from typing import Final
 import numpy as np
 from tqdm import tqdm
 
-from scale_vqa_eval.audit.layout import FloatArray, IntArray
+from scale_vqa_eval.audit.layout import FloatArray, IntArray, OptionLayout
 from scale_vqa_eval.audit.listwise import fit_listwise
 from scale_vqa_eval.audit.options_geometry import forest_columns
 from scale_vqa_eval.audit.prepared import WORDING_FAMILIES, Prepared
+from scale_vqa_eval.audit.probe import ProbeResult, padded
+from scale_vqa_eval.audit.units import Units
 from scale_vqa_eval.audit.wording import fit_columns
 
 FAMILIES: Final = ("position", "geometry", *WORDING_FAMILIES)
@@ -50,6 +52,21 @@ class Votes:
 
     crossed: FloatArray
     sequential: FloatArray
+
+
+def trained_result(name: str, family: str, votes: Votes, layout: OptionLayout) -> ProbeResult:
+    """Lays the votes of a fitted probe out as its result."""
+    scores = padded(votes.crossed, layout.counts)
+    probability = np.where(np.isfinite(scores), scores, 0.0)
+    sequential = padded(np.where(np.isnan(votes.sequential), -np.inf, votes.sequential), layout.counts)
+    return ProbeResult(name, family, True, scores, probability, sequential)
+
+
+def folds_of(units: Units, seed: int, partitions: int, folds: int = 5) -> IntArray:
+    """Returns ``make_folds``; a file that is one exchange set stays whole (nothing is fitted), as a cut biases it."""
+    if units.balanced.all() and not units.ids.any():
+        return np.zeros((partitions, len(units.ids)), dtype=np.int64)
+    return make_folds(units.ids, seed, partitions, folds)
 
 
 def make_folds(units: IntArray, seed: int, partitions: int, folds: int = 5) -> IntArray:
