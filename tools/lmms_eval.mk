@@ -1,4 +1,4 @@
-# make lmms-eval: lmms-eval in an environment of its own (about 3 GB). torch has to be there first; decord is imported by
+# make lmms-eval: lmms-eval in an environment of its own (about 2.5 GB). torch has to be there first; decord is imported by
 # lmms-eval and not declared.
 PYTHON ?= python3
 LMMS_VENV := .venv-lmms

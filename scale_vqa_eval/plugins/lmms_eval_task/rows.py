@@ -66,4 +66,4 @@ def process_results(doc: Row, results: Sequence[str]) -> Row:
 
 def accuracy(results: Sequence[Row]) -> float:
     """Returns the share of right answers."""
-    return sum(row["score"] for row in results) / len(results)
+    return float(sum(row["score"] for row in results) / len(results))
