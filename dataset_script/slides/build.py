@@ -62,6 +62,7 @@ def build_slides(
     tally = _Tally()
     probes = probe_groups(tally.counted(_all_groups(splits, patients, settings)), settings.seed)
     if not tally.kinds:
+        shutil.rmtree(root)
         raise InputError([_unused(work) for work in works])
     uses = tuple(_use(work, patients[work.slide.stem], tally) for work in works)
     counts = {split: tally.splits[split] for split in SPLITS if tally.splits[split]}

@@ -6,7 +6,7 @@ The scale of a view never changes and nothing is padded: a smaller view shows le
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from dataset_script.slides.fields import OVERLAP_LIMIT
@@ -50,7 +50,7 @@ def fit_sizes(extent: tuple[float, float], views: tuple[str, ...], fixed: Mappin
     """
     high = asked("high_mag", fixed)
     if "low_mag" not in views:
-        return _without_low(extent, fixed, ())
+        return _without_low(extent, fixed)
     inner = side_of("mid_mag", fixed) if "mid_mag" in views else side_of("high_mag", fixed)
     frame = _fitting("low_mag", fixed, min(extent), LEAST_RATIO * inner)
     if frame:
@@ -64,7 +64,10 @@ def fit_sizes(extent: tuple[float, float], views: tuple[str, ...], fixed: Mappin
     reason = too_small("low_mag", fixed, extent)
     if "mid_mag" not in views:
         return reason
-    return _without_low(extent, fixed, (f"refused at the 10x view ({reason}); used at --views mid,high",))
+    fallback = _without_low(extent, fixed)
+    if isinstance(fallback, str):
+        return f"{reason}; at --views mid,high, {fallback}"
+    return replace(fallback, notes=(f"refused at the 10x view ({reason}); used at --views mid,high",))
 
 
 def largest_of_four(extent: tuple[float, float]) -> float:
@@ -92,7 +95,7 @@ def too_small(view: str, fixed: Mapping[str, int], extent: tuple[float, float]) 
     )
 
 
-def _without_low(extent: tuple[float, float], fixed: Mapping[str, int], notes: tuple[str, ...]) -> ViewSizes | str:
+def _without_low(extent: tuple[float, float], fixed: Mapping[str, int]) -> ViewSizes | str:
     """Returns the sizes of a slide used at 40x and 200x; both shrink together, so that they nest 5:1 as ever."""
     mid = _fitting("mid_mag", fixed, largest_of_four(extent), SMALLEST_PX * MPP["mid_mag"])
     high = tuple(fixed.get("high_mag", min(asked("high_mag", fixed), px)) for px in mid)
@@ -102,8 +105,8 @@ def _without_low(extent: tuple[float, float], fixed: Mapping[str, int], notes: t
         if pair[0] * MPP["mid_mag"] >= LEAST_RATIO * pair[1] * MPP["high_mag"]
     ]
     if not kept:
-        return "; ".join([*notes, too_small("mid_mag", fixed, extent)])
-    return ViewSizes((), (), tuple(pair[0] for pair in kept), tuple(pair[1] for pair in kept), notes)
+        return too_small("mid_mag", fixed, extent)
+    return ViewSizes((), (), tuple(pair[0] for pair in kept), tuple(pair[1] for pair in kept))
 
 
 def _fitting(view: str, fixed: Mapping[str, int], room: float, least: float) -> tuple[int, ...]:
