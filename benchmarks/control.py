@@ -1,0 +1,116 @@
+"""Exchange groups: how many, how near to the bound, how long; beside a first-come greedy peer in the same run.
+
+    python benchmarks/control.py [--released val.json] [--sizes 1000 10000] [--json OUT]
+
+The peer takes the rows in their order and puts each into the first open group of its question text that it is
+compatible with (the same limits); a group closes at four. Generated corpora repeat a few question texts over patients
+with unequal numbers of rows; in ``crowded`` ones most right answers come from few findings, so that many pairs are
+too alike. Ratios are ours over the peer's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scale_vqa_eval.controls.exchange import exchange
+from scale_vqa_eval.controls.validity import ValidityLimits, compatible, gold_fault, stem_key
+from scale_vqa_eval.questions import Question, read_questions
+
+DIMENSIONS = ("Confirmation", "Correspondence", "Diagnosis", "Explanation", "Localization")
+
+
+def corpus(rows: int, findings: int, seed: int = 0) -> list[Question]:
+    """Questions of two templates a dimension; patients have 5 to 75 rows, as slides of a release do."""
+    rng = np.random.default_rng(seed)
+    patients = np.repeat(np.arange(rows), rng.integers(1, 16, rows) * 5)[:rows]
+    vocabulary = [f"finding{number}" for number in range(findings)]
+    questions = []
+    for row in range(rows):
+        dimension = DIMENSIONS[row % 5]
+        options = tuple(" ".join(rng.choice(vocabulary, 7, replace=False)) for _ in range(4))
+        stem = f"Template {rng.integers(2)} of {dimension}?"
+        slide = f"patient{patients[row]}"
+        gold = int(rng.integers(4))
+        questions.append(Question(f"q{row}", stem, options, gold, dimension, slide, slide, f"{slide}-{row // 5}"))
+    return questions
+
+
+def first_come(questions: Sequence[Question], limits: ValidityLimits) -> int:
+    """Number of groups that the peer makes."""
+    by_text: dict[tuple[str | None, str | None, str], list[Question]] = defaultdict(list)
+    for question in questions:
+        if gold_fault(question) is None:
+            by_text[question.split, question.dimension, stem_key(question.question)].append(question)
+    closed = 0
+    for rows in by_text.values():
+        golds = [question.options[question.answer] for question in rows]
+        graph = compatible(golds, [()] * len(rows), [question.cluster for question in rows], limits)
+        open_groups: list[list[int]] = []
+        for row in range(len(rows)):
+            group = next((group for group in open_groups if graph[row, group].all()), None)
+            if group is None:
+                open_groups.append([row])
+                continue
+            group.append(row)
+            if len(group) == 4:
+                closed += 1
+                open_groups.remove(group)
+    return closed
+
+
+def measured(name: str, questions: Sequence[Question]) -> dict[str, Any]:
+    """Runs both on the same questions."""
+    limits = ValidityLimits()
+    start = time.perf_counter()
+    peer = first_come(questions, limits)
+    middle = time.perf_counter()
+    found = exchange(questions, limits=limits)
+    end = time.perf_counter()
+    return {
+        "corpus": name,
+        "rows": len(questions),
+        "groups": len(found.groups),
+        "bound": found.bound,
+        "first_come": peer,
+        "of_bound": len(found.groups) / max(1, found.bound),
+        "of_first_come": len(found.groups) / max(1, peer),
+        "seconds": end - middle,
+        "first_come_seconds": middle - start,
+    }
+
+
+def main() -> None:
+    """Prints one line a corpus."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 3000, 10000])
+    parser.add_argument("--released", type=Path, help="a released split, such as val.json")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    corpora = [(f"{name} {rows}", corpus(rows, findings)) for rows in arguments.sizes
+               for name, findings in (("sparse", 200), ("crowded", 24))]  # fmt: skip
+    if arguments.released:
+        corpora.insert(0, (arguments.released.name, read_questions(arguments.released)))
+    results = []
+    print(f"{'corpus':>15} {'rows':>6} {'groups':>7} {'bound':>6} {'first come':>10} {'ratio':>6} {'seconds':>8}")
+    for name, questions in corpora:
+        line = measured(name, questions)
+        results.append(line)
+        print(
+            f"{name:>15} {line['rows']:>6} {line['groups']:>7} {line['bound']:>6} {line['first_come']:>10} "
+            f"{line['of_first_come']:>6.2f} {line['seconds']:>8.1f}",
+            flush=True,
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
