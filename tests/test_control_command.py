@@ -263,7 +263,7 @@ def test_the_card_gives_the_account(folder: Path) -> None:
     assert "Not yet confirmed by experts" in card
     assert "--seed 5 --max-jaccard 0.35" in card
     assert "the test's rows" in card  # other configs keep their note
-    assert "25.0% after" in card
+    assert "probes lie from 25.0% to 25.0%" in card
     assert "| val | Diagnosis | 8 | 2 | 2 |" in card
     report = json.loads((folder / "exchange" / "control.json").read_text())
     assert report["groups"] == 8 and report["config"] == "default"

@@ -28,6 +28,8 @@ DOUBTS: Final = (0.0, 0.01, 0.02, 0.04, 0.06, 0.09, 0.12, 0.16, 0.2, 0.3, 0.4)
 FOLDS: Final = 5
 RIDGE: Final = 1.0
 """Inverse of the ridge penalty on the weights of columns that are scaled to unit variance."""
+LEAST_VOTE: Final = 0.03
+"""Votes below this are taken as this in the logarithm: a forest's zero is no proof."""
 ROWS_PER_DIMENSION: Final = 40
 """From this mean number of questions a dimension on, dimensions get a weight of their own for the mean vote."""
 
@@ -93,19 +95,26 @@ def read_blind(questions: Sequence[Question], results: Sequence[ProbeResult], se
 
 
 def _columns(questions: Sequence[Question], results: Sequence[ProbeResult], layout: OptionLayout) -> FloatArray:
-    """Returns (N, f) columns of unit variance, centred within each question."""
+    """Returns (N, f) columns of unit variance, centred within each question: two shapes of each probe's scores.
+
+    Trained probes give logarithm and value of their votes, untrained ones score and rank; where dimensions are large
+    enough, the mean log vote has a weight of its own in each.
+    """
     there = np.arange(int(layout.counts.max())) < layout.counts[:, None]
-    found = []
+    shaped, votes = [], []
     for result in results:
-        scores = result.scores[there]
-        found.append(np.log(np.maximum(scores, 1e-3)) if result.trained else scores)
-    votes = [column for column, result in zip(found, results, strict=True) if result.trained]
+        scores = np.asarray(result.scores[there], dtype=np.float64)
+        if result.trained:
+            shaped += [np.log(np.maximum(scores, LEAST_VOTE)), scores]
+            votes.append(shaped[-2])
+        else:
+            shaped += [scores, layout.ranks(scores[:, None])[:, 0]]
     names = sorted({question.dimension or "" for question in questions})
     if votes and len(names) > 1 and len(questions) >= ROWS_PER_DIMENSION * len(names):
         mean = np.mean(votes, axis=0)
         kind = np.array([names.index(question.dimension or "") for question in questions])[layout.owner]
-        found += [np.where(kind == number, mean, 0.0) for number in range(len(names))]
-    columns = layout.centred(np.column_stack(found).astype(np.float64))
+        shaped += [np.where(kind == number, mean, 0.0) for number in range(len(names))]
+    columns = layout.centred(np.column_stack(shaped).astype(np.float64))
     spread = columns.std(axis=0)
     return np.asarray(columns / np.where(spread > 1e-12, spread, 1.0), dtype=np.float64)
 

@@ -157,7 +157,7 @@ def _exchange(
         audit = {name: audited(some, options["seed"]) for name, some in (("before", questions), ("after", grouped))}
     kept_if = "kept where they name no letter and no option" if options["rationales"] == "keep" else "dropped"
     settings = {**settings, "rationales": kept_if, "unknown_patients": unknown}
-    return changes, exchange_report(questions, found_groups, limits, settings, audit)
+    return changes, exchange_report(questions, found_groups, limits, settings, audit, any(source.views))
 
 
 def _screened(

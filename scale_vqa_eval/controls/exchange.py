@@ -12,6 +12,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Final
 
 import numpy as np
@@ -115,7 +116,7 @@ def exchange(
     """
     grouping = _Grouping(questions, limits or ValidityLimits(), tissue or describe_tissue(questions), seed)
     tally: dict[tuple[str | None, str | None], Counter[str]] = defaultdict(Counter)
-    found: list[tuple[Items, str]] = []
+    found: list[tuple[_Packed, str]] = []
     for (split, dimension, _), rows in _same_text(questions).items():
         part = tally[split, dimension]
         usable = grouping.usable(rows, part)
@@ -126,17 +127,30 @@ def exchange(
         progress(len(rows))
     numbers: Counter[str | None] = Counter()
     described = []
-    for members, stem in sorted(found, key=lambda pair: pair[0].tolist()):
-        split = questions[members[0]].split
+    for group, stem in sorted(found, key=lambda pair: pair[0].rows):
+        split = questions[group.rows[0]].split
         numbers[split] += 1
         name = "-".join(["exchange", *([split] if split else []), f"{numbers[split]:05d}"])
-        described.append(grouping.described(members, name, stem))
+        order = grouping.order(group.rows)
+        described.append(
+            ExchangeGroup(name, group.rows, order, stem, group.likeness, group.same_views, group.doubtful)
+        )
     return Exchange(tuple(described), {key: _part(counts) for key, counts in sorted(tally.items(), key=str)})
 
 
 def _part(counts: Counter[str]) -> Part:
     lost = {reason: count for reason, count in sorted(counts.items()) if reason not in Part.__slots__ and count}
     return Part(counts["questions"], counts["groups"], counts["bound"], lost)
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """A group before it has a name; fields as in ``ExchangeGroup``."""
+
+    rows: tuple[int, ...]
+    likeness: float
+    same_views: bool
+    doubtful: tuple[tuple[int, int], ...]
 
 
 class _Grouping:
@@ -162,7 +176,7 @@ class _Grouping:
             kept = []
         return np.array(kept, dtype=np.int64)
 
-    def packed(self, rows: Items) -> tuple[list[Items], int]:
+    def packed(self, rows: Items) -> tuple[list[_Packed], int]:
         """Packs rows of one text, block by block, then what the blocks left over; returns groups and their bound."""
         if len(rows) == 0:
             return [], 0
@@ -171,8 +185,7 @@ class _Grouping:
         groups = [group for part, _ in done for group in part]
         if len(blocks) == 1:
             return groups, done[0][1]
-        taken = np.concatenate(groups) if groups else rows[:0]
-        left = np.setdiff1d(rows, taken)
+        left = np.setdiff1d(rows, np.array([row for group in groups for row in group.rows], dtype=np.int64))
         groups += self._packed_block(self._dealt(left)[0])[0] if len(left) >= SIZE else []
         sizes = Counter(self.questions[row].cluster for row in rows.tolist())
         return groups, capacity_bound(list(sizes.values()))
@@ -183,40 +196,42 @@ class _Grouping:
         by_patient = sorted(rows.tolist(), key=lambda row: (self.questions[row].cluster, row))
         return [np.array(sorted(by_patient[start::number]), dtype=np.int64) for start in range(number)]
 
-    def _packed_block(self, rows: Items) -> tuple[list[Items], int]:
+    def _packed_block(self, rows: Items) -> tuple[list[_Packed], int]:
         patients = [self.questions[row].cluster for row in rows.tolist()]
         golds = [self.golds[row] for row in rows.tolist()]
         on_images = [sorted(self.by_path[_path(self.questions[row])]) for row in rows.tolist()]
         graph = compatible(golds, on_images, patients, self.limits)
-        weight = (
-            self.tissue.likeness(rows) - DOUBT * self._doubtful(rows) - UNLIKE_VIEWS * self.tissue.unlike_views(rows)
-        )
-        packing = pack(graph, weight, patients, self.seed)
-        return [rows[list(group)] for group in packing.groups], packing.bound
+        likeness, unlike_views = self.tissue.likeness(rows), self.tissue.unlike_views(rows)
+        doubtful = self._doubtful(rows, golds)
+        packing = pack(graph, likeness - DOUBT * doubtful - UNLIKE_VIEWS * unlike_views, patients, self.seed)
+        groups = []
+        for group in packing.groups:
+            pairs = list(combinations(group, 2))
+            groups.append(
+                _Packed(
+                    tuple(rows[list(group)].tolist()),
+                    float(np.mean([likeness[pair] for pair in pairs])),
+                    not any(unlike_views[pair] for pair in pairs),
+                    tuple((int(rows[one]), int(rows[other])) for one, other in pairs if doubtful[one, other]),
+                )
+            )
+        return groups, packing.bound
 
-    def _doubtful(self, rows: Items) -> Matrix:
+    def _doubtful(self, rows: Items, golds: Sequence[str]) -> Matrix:
         """Returns (n, n): one's gold is close to what is called right elsewhere in the other's patient."""
         keys = [(self.questions[row].cluster, self.questions[row].dimension) for row in rows.tolist()]
-        distinct = list(dict.fromkeys(keys))
-        close = claims(
-            [self.golds[row] for row in rows], [sorted(self.by_patient[key]) for key in distinct], self.limits
-        )
-        pairs = close[:, [distinct.index(key) for key in keys]]
+        column = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        close = claims(golds, [sorted(self.by_patient[key]) for key in column], self.limits)
+        pairs = close[:, [column[key] for key in keys]]
         np.fill_diagonal(pairs, False)
         result: Matrix = pairs | pairs.T
         return result
 
-    def described(self, members: Items, name: str, stem: str) -> ExchangeGroup:
-        """Fixes the order of the options of a group, and tells what a reviewer should know of it."""
-        rows = members.tolist()
+    def order(self, rows: Sequence[int]) -> tuple[int, ...]:
+        """Draws the order of a group's options: by the seed and the rows' ids, whatever else is in the file."""
         order = list(rows)
         random.Random("\0".join([str(self.seed), *(self.questions[row].id for row in rows)])).shuffle(order)
-        pairs = np.argwhere(np.triu(self._doubtful(members), 1))
-        pairs_of = np.triu_indices(SIZE, 1)
-        likeness = self.tissue.likeness(members)[pairs_of].mean()
-        same_views = not self.tissue.unlike_views(members)[pairs_of].any()
-        doubtful = tuple((rows[one], rows[other]) for one, other in pairs.tolist())
-        return ExchangeGroup(name, tuple(rows), tuple(order), stem, float(likeness), same_views, doubtful)
+        return tuple(order)
 
 
 def _same_text(questions: Sequence[Question]) -> dict[tuple[str | None, str | None, str], list[int]]:

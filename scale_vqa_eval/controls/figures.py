@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scale_vqa_eval.audit.battery import FAMILIES, run_battery
+from scale_vqa_eval.audit.battery import run_battery
 from scale_vqa_eval.audit.layout import IntArray
 from scale_vqa_eval.audit.probe import Accuracy, ProbeAccuracy, evaluate_probe
 from scale_vqa_eval.controls.screened import Readers, fresh_audit, prune
@@ -19,9 +19,10 @@ def audited(questions: Sequence[Question], seed: int) -> dict[str, Any]:
 
 
 def figures(probes: Sequence[ProbeAccuracy]) -> dict[str, Any]:
-    """Returns what a report has of the accuracies of some probes: the strongest, overall and by dimension, and all."""
+    """Returns what a report has of the accuracies of some probes: the extremes (also by dimension), and all."""
     adjusted = holm([probe.p_value for probe in probes])
     best = max(probes, key=lambda probe: probe.accuracy)
+    worst = min(probes, key=lambda probe: probe.accuracy)
     dimensions = sorted({name for probe in probes for name in probe.by_dimension})
     strongest = {name: max(probes, key=lambda probe: probe.by_dimension[name].accuracy) for name in dimensions}
     return {
@@ -29,6 +30,7 @@ def figures(probes: Sequence[ProbeAccuracy]) -> dict[str, Any]:
         "clusters": best.clusters,
         "chance": best.chance,
         "strongest": {"name": best.name, **_interval(best)},
+        "weakest": {"name": worst.name, **_interval(worst)},
         "ceiling": max(probe.ci_high for probe in probes),
         "off_chance": [probe.name for probe, p in zip(probes, adjusted, strict=True) if p <= 0.05],
         "strongest_by_dimension": {
@@ -43,7 +45,7 @@ def figures(probes: Sequence[ProbeAccuracy]) -> dict[str, Any]:
 
 
 def held_out_figures(
-    readers: Readers, rows: IntArray, done: Callable[[], object], families: Sequence[str] = FAMILIES
+    readers: Readers, rows: IntArray, done: Callable[[], object] = lambda: None
 ) -> dict[str, dict[str, Any]]:
     """Prunes without each family in turn, then lets that family try what stays, with new folds.
 
@@ -53,8 +55,8 @@ def held_out_figures(
     """
     found: dict[str, dict[str, Any]] = {}
     tested: list[tuple[str, ProbeAccuracy]] = []
-    for family in families:
-        pruned = prune(readers, rows, [other for other in families if other != family])
+    for family in readers.families:
+        pruned = prune(readers, rows, [other for other in readers.families if other != family])
         found[family] = {"kept": len(pruned.rows), "at_chance": pruned.at_chance, "off_chance": []}
         if pruned.at_chance:
             own = [probe for probe in fresh_audit(readers, pruned.rows) if probe.family == family]

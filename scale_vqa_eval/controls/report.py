@@ -23,6 +23,7 @@ def exchange_report(
     limits: ValidityLimits,
     settings: dict[str, Any],
     audit: dict[str, Any] | None,
+    views_known: bool,
 ) -> dict[str, Any]:
     """Returns the report of an exchange.
 
@@ -32,6 +33,7 @@ def exchange_report(
         limits: what they kept to.
         settings: how the command was called: data, config, split, seed and the like.
         audit: ``before`` and ``after``; None where no audit was wanted.
+        views_known: whether the file tells which views a question has.
     """
     members = 4 * len(found.groups)
     return {
@@ -48,7 +50,9 @@ def exchange_report(
             for (split, dimension), part in found.parts.items()
         ],
         "mean_likeness": sum(group.likeness for group in found.groups) / max(1, len(found.groups)),
-        "groups_with_unlike_views": [group.name for group in found.groups if not group.same_views],
+        "groups_with_unlike_views": [group.name for group in found.groups if not group.same_views]
+        if views_known
+        else None,
         "doubtful": [
             {"group": group.name, "item": questions[one].id, "other": questions[other].id}
             for group in found.groups

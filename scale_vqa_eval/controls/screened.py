@@ -76,18 +76,26 @@ class Screened:
 
 
 class Readers:
-    """The battery fitted to all questions of a file, kept by seed, and refitted to some of them."""
+    """The battery, or some families of it, fitted to all questions of a file and refitted to some of them."""
 
-    def __init__(self, questions: Sequence[Question], seed: int, tick: Callable[[str], object]) -> None:
-        self.questions, self.seed, self.tick = questions, seed, tick
-        self.texts = prepare(questions) if len(questions) <= TRAIN_CAP else None
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        seed: int,
+        tick: Callable[[str], object] = lambda what: None,
+        families: Sequence[str] = FAMILIES,
+    ) -> None:
+        self.questions, self.seed, self.tick, self.families = questions, seed, tick, tuple(families)
+        self.texts = prepare(questions, families) if len(questions) <= TRAIN_CAP else None
         self._whole: dict[int, list[ProbeResult]] = {}
 
     def whole(self, number: int, rows: IntArray, families: Sequence[str]) -> list[ProbeResult]:
         """Returns what probes fitted to all questions (cross-fitted; partitions by ``number``) say of some rows."""
         if number not in self._whole:
             partitions = 3 if number in (FIRST, FRESH) else 1
-            self._whole[number] = run_battery(self.questions, self._seed(number), partitions, None, self.texts)
+            self._whole[number] = run_battery(
+                self.questions, self._seed(number), partitions, self.families, self.texts
+            )
             self.tick("all")
         wanted = [
             result for result in self._whole[number] if result.family in families and result.family != "ensemble"
@@ -109,20 +117,20 @@ class Readers:
         return self.seed * 10_007 + number
 
 
-def prune(readers: Readers, rows: IntArray, families: Sequence[str] = FAMILIES, rounds: int = ROUNDS) -> Screened:
+def prune(readers: Readers, rows: IntArray, families: Sequence[str] | None = None, rounds: int = ROUNDS) -> Screened:
     """Takes questions out until a round with new folds finds nothing.
 
     Args:
         readers: the battery on all questions of the file.
         rows: which of them are to be screened.
-        families: families of probes to prune against.
+        families: families of probes to prune against; None takes all that the readers have.
         rounds: how many rounds at most.
     """
     history: list[Round] = []
     for number in range(FIRST, FIRST + rounds):
         if too_few([readers.questions[row] for row in rows]):
             break
-        found, kept = _round(readers, rows, families, number)
+        found, kept = _round(readers, rows, families or readers.families, number)
         history.append(found)
         if found.calm and len(history) > 1:
             return Screened(rows, tuple(history), True)
@@ -149,9 +157,10 @@ def _round(readers: Readers, rows: IntArray, families: Sequence[str], number: in
     return found, kept
 
 
-def fresh_audit(readers: Readers, rows: IntArray, families: Sequence[str] = FAMILIES) -> list[ProbeAccuracy]:
+def fresh_audit(readers: Readers, rows: IntArray) -> list[ProbeAccuracy]:
     """Audits questions with folds that no pruning has used: probes fitted to all, and refitted ones, both ways."""
     questions = [readers.questions[row] for row in rows]
+    families = readers.families
     results = readers.whole(FRESH, rows, families) + readers.refitted(FRESH, rows, families)
     return both_ways(results, questions)
 

@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -64,6 +65,7 @@ def stem_key(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+@lru_cache(maxsize=200_000)
 def words(text: str) -> frozenset[str]:
     """Returns the set of words of a text; scripts that are written without spaces count character by character."""
     return tokens(_UNSPACED.sub(r" \g<0> ", unicodedata.normalize("NFKC", text).casefold()))
