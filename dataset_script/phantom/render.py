@@ -24,9 +24,9 @@ from dataset_script.phantom.stain import Stain
 from dataset_script.phantom.tissue import draw_tissue
 
 FINE: Final = 3.0
-"""um per pixel up to which a view is drawn as it is; a coarser one is drawn larger and averaged."""
+"""um per pixel up to which a view is drawn as it is; a coarser one with sprites is drawn larger and averaged."""
 COARSE: Final = 9.0
-"""um per pixel from which a view is drawn at twice its size only, and nuclei become coverage."""
+"""um per pixel from which nuclei become coverage, summed on pixels half as wide and averaged."""
 WIDE: Final = 1.2
 """Pixels that a body may cover before its coverage is spread from four places instead of one."""
 
@@ -49,7 +49,7 @@ def render(
         mpp: um per pixel.
         size: width and height, pixels.
     """
-    over = 1 if mpp <= FINE else 2 if mpp >= COARSE else math.ceil(mpp / FINE)
+    over = 1 if mpp <= FINE or mpp >= COARSE else math.ceil(mpp / FINE)
     pixel = mpp / over
     width, height = size[0] * over, size[1] * over
     rect = (origin[0], origin[1], origin[0] + width * pixel, origin[1] + height * pixel)
@@ -70,8 +70,10 @@ def render(
     surface.flushAndSubmit()
     drawn: NDArray[Any] = pixels[:, :, :3]
     if mpp >= COARSE:
-        drawn = _cover(drawn, _coverage(found, sheet, rect, pixel, (height, width)))
-    if over > 1:
+        fine = _bounded(_coverage(found, sheet, rect, mpp / 2, (2 * height, 2 * width)))
+        covered = box_averaged(fine, 2)
+        drawn = np.rint(drawn * (1 - covered[:, :, 3:]) + covered[:, :, :3])
+    elif over > 1:
         drawn = np.rint(box_averaged(drawn, over))
     return np.ascontiguousarray(drawn, np.uint8)
 
@@ -159,11 +161,7 @@ def _spline(offset: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[n
     return 0.5 * (0.5 - offset) ** 2, 0.75 - offset**2, 0.5 * (0.5 + offset) ** 2
 
 
-def _cover(below: NDArray[np.uint8], coverage: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Lays coverage over a picture; where bodies would cover more than a pixel, their mean colour covers it."""
-    amount = coverage[:, :, 3:]
-    bounded = np.minimum(amount, np.float32(1))
-    covered = coverage[:, :, :3] * (bounded / np.maximum(amount, np.float32(1e-9)))
-    np.subtract(np.float32(1), bounded, out=bounded)
-    covered += below * bounded
-    return np.asarray(covered)
+def _bounded(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Bounds coverage by 1; where bodies would cover more than a pixel, their mean colour covers it."""
+    bounded: NDArray[np.float32] = coverage / np.maximum(coverage[:, :, 3:], np.float32(1))
+    return bounded
