@@ -16,6 +16,7 @@ from dataset_script.features import row_features
 from dataset_script.shards import (
     check_columns,
     file_stamp,
+    has_images,
     release_folder,
     release_shards,
     row_count,
@@ -32,13 +33,7 @@ class RefusedRow(InputError, DatasetGenerationError):
 
 @dataclass
 class ScaleVQAConfig(ParquetConfig):
-    """One view of the data; ``columns``, ``filters`` and ``batch_size`` are those of the Parquet builder.
-
-    Attributes:
-        images: False where the view has no image column.
-    """
-
-    images: bool = True
+    """One view of the data; ``columns``, ``filters`` and ``batch_size`` are those of the Parquet builder."""
 
 
 class ScaleVQA(Parquet):
@@ -62,7 +57,7 @@ class ScaleVQA(Parquet):
 
     BUILDER_CONFIG_CLASS = ScaleVQAConfig
     BUILDER_CONFIGS = [  # noqa: RUF012  (the library's own way to declare them)
-        ScaleVQAConfig(name=name, description=text, images=name != "text") for name, text in CONFIGS.items()
+        ScaleVQAConfig(name=name, description=text) for name, text in CONFIGS.items()
     ]
     DEFAULT_CONFIG_NAME = "default"
 
@@ -82,6 +77,7 @@ class ScaleVQA(Parquet):
             expected = f"a config that it has ({', '.join(configs)})"
             raise InputError(Fault(str(self.folder), expected, shown(name), "name one of those"))
         self.shards = configs[name]
+        self.images = has_images(name, self.shards)
         super().__init__(
             cache_dir=cache_dir,
             dataset_name=dataset_name or DATASET_NAME,
@@ -95,7 +91,7 @@ class ScaleVQA(Parquet):
         info.description = self.config.description
         info.homepage = "https://arxiv.org/abs/2606.17412"
         if info.features is None:
-            declared = row_features(self.config.images)
+            declared = row_features(self.images)
             chosen = self.config.columns or list(declared)
             unknown = sorted(set(chosen) - set(declared))
             if unknown:
@@ -107,7 +103,7 @@ class ScaleVQA(Parquet):
         return info
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        check_columns(self.shards, row_features(self.config.images))
+        check_columns(self.shards, row_features(self.images))
         files = {
             split: DataFilesList([str(file) for file in shards], [()] * len(shards))
             for split, shards in self.shards.items()

@@ -21,7 +21,7 @@ from dataset_script.features import row_features
 from scale_vqa_eval.bare_names import HOW_TO_MAKE_ONE, named_folder
 from scale_vqa_eval.errors import Fault, InputError, shown
 from scale_vqa_eval.question_files import release_configs
-from scale_vqa_eval.schema import CONFIGS
+from scale_vqa_eval.schema import CONFIGS, VIEWS
 
 Shards = Mapping[str, list[Path]]
 """Split -> Parquet files, in order."""
@@ -63,10 +63,21 @@ def release_shards(folder: Path) -> Mapping[str, Shards]:
     return configs
 
 
+def has_images(config: str, shards: Shards) -> bool:
+    """Says whether a config has image columns: all but ``text``, and controls made of a folder without images.
+
+    A control takes over the columns of the rows it was made of, so its own files are asked; that any other config has
+    its image columns is for ``check_columns`` to hold.
+    """
+    if config not in ("exchange", "screened"):
+        return config != "text"
+    return any(view in pq.read_schema(file).names for files in shards.values() for file in files for view in VIEWS)
+
+
 def content_hash(config: str, shards: Shards) -> str:
     """Returns the SHA-256 over a config's name and features and the splits, names and bytes of its shards."""
     files = [[split, file.name, _sha256_of(file)] for split, files in shards.items() for file in files]
-    return _hash(config, [[str(row_features(config != "text"))], *files])
+    return _hash(config, [[str(row_features(has_images(config, shards)))], *files])
 
 
 def file_stamp(config: str, shards: Shards) -> str:

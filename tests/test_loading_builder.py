@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,3 +171,29 @@ def test_files_outside_of_the_folder_are_refused(tmp_path: Path) -> None:
     file.symlink_to(tmp_path / "elsewhere.parquet")
     with pytest.raises(InputError, match="elsewhere"):
         builder(tmp_path / "data", tmp_path)
+
+
+def test_a_control_of_a_folder_without_images_has_none_either(tmp_path: Path) -> None:
+    release = [
+        {
+            "question": "Which?",
+            "options": {letter: f"finding {letter}{slide}" for letter in "ABCD"},
+            "answer": "ABCD"[slide % 4],
+            "rationale": None,
+            "image_path": {},
+            "extra_info": {"wsi_name": f"S{slide}", "path_id": "p", "question_type": "type_A"},
+        }
+        for slide in range(8)
+    ]
+    (tmp_path / "test.json").write_text(json.dumps(release))
+    folder = tmp_path / "scale-vqa"
+    command = [sys.executable, "-m", "scale_vqa_eval.cli"]
+    build = ["build", "release", "--json", f"test={tmp_path / 'test.json'}", "--out", str(folder)]
+    control = ["control", str(folder), "--method", "exchange", "--out", str(folder), "--max-jaccard", "1"]
+    for arguments in (build, control):
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr
+    made = ScaleVQA(config_name="exchange", data_dir=str(folder), cache_dir=str(tmp_path / "cache"))
+    made.download_and_prepare()
+    assert made.info.features == row_features(images=False)
+    assert len(made.as_dataset(split="test")) % 4 == 0
