@@ -128,6 +128,6 @@ class ScaleVQA(Parquet):
         return Fault(
             f"{self.folder}, config {self.config.name}, {place}, column {column}",
             "an image inside of the Parquet file",
-            f"the path {shown(path)} without bytes",
+            f"the path {shown(path, 400)} without bytes",
             "embed the image; a path is never opened",
         )
