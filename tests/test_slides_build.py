@@ -13,8 +13,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from drawn_slides import tissue_slide
+from drawn_slides import halves, tissue_pixels, tissue_slide, write_slide
 from PIL import Image
 
 from dataset_script.release_folder import folder_digest
@@ -204,10 +205,15 @@ def test_a_damaged_slide_stops_the_build_and_nothing_is_written(drawn: list[Path
     assert not (tmp_path / "release").exists()
 
 
-def test_a_slide_without_tissue_is_named_and_the_others_are_used(drawn: list[Path], tmp_path: Path) -> None:
-    import numpy as np
-    from drawn_slides import write_slide
+def test_a_level_that_lacks_what_another_shows_stops_the_build(tmp_path: Path) -> None:
+    levels = halves(tissue_pixels(3200, 2800, seed=3), 3)
+    levels[0][:] = 255  # never a white image in place of tissue
+    with pytest.raises(InputError, match=r"sparse, sparse_200x_.*one colour"):
+        build([write_slide(tmp_path / "sparse.tif", levels)], tmp_path / "release")
+    assert not (tmp_path / "release").exists()
 
+
+def test_a_slide_without_tissue_is_named_and_the_others_are_used(drawn: list[Path], tmp_path: Path) -> None:
     empty = write_slide(tmp_path / "empty.tif", [np.full((2800, 3200, 3), 243, np.uint8)])
     report, told = build([drawn[0], empty], tmp_path / "release")
     assert any(line.startswith("empty: 0 of 8 paths") for line in told)

@@ -11,7 +11,7 @@ import numpy as np
 
 from dataset_script.slides.fields import Field
 from dataset_script.slides.fours import FOUR, Four, Shape, sample_fours
-from dataset_script.slides.regions import SlideSource
+from dataset_script.slides.regions import MAGNIFY_LIMIT, SlideSource
 from dataset_script.slides.settings import Settings
 from dataset_script.slides.survey import Survey, survey_slide
 from dataset_script.slides.view_sizes import ViewSizes, fit_sizes
@@ -64,8 +64,7 @@ def plan_slide(source: SlideSource, settings: Settings) -> SlidePlan:
         InputError: where the slide cannot be read.
     """
     extent = (source.size[0] * source.mpp, source.size[1] * source.mpp)
-    coarsest = source.mpp / MPP["high_mag"]
-    if coarsest > 1.15:
+    if source.mpp > MPP["high_mag"] * MAGNIFY_LIMIT:
         reason = f"refused: {source.mpp:.3g} um/px is too coarse for the 200x view at {MPP['high_mag']:g} um/px"
         return SlidePlan(source.name, extent, {}, (reason,))
     sizes = fit_sizes(extent, settings.views, settings.fixed_sizes)

@@ -21,6 +21,7 @@ from dataset_script.slides.fours import Four
 from dataset_script.slides.image_measures import measure_image
 from dataset_script.slides.marks import box_in, mark_boxes
 from dataset_script.slides.regions import SlideSource
+from scale_vqa_eval.errors import Fault, InputError
 
 JPEG_QUALITY: Final = 90
 MEASURES_FILE: Final = "measures.json"
@@ -38,9 +39,16 @@ def read_field(source: SlideSource, field: Field) -> Image.Image:
     """Returns a field's pixels.
 
     Raises:
-        InputError: where it cannot be read.
+        InputError: where it cannot be read, or is one colour throughout: a level of the file then lacks what the
+            survey, read from another level, has seen there.
     """
-    return source.read_region(field.x, field.y, field.mpp, field.size_px)
+    image = source.read_region(field.x, field.y, field.mpp, field.size_px)
+    if all(low == high for low, high in image.getextrema()):
+        where = f"{source.name}, {field.name(source.name)}"
+        found = f"one colour, {image.getpixel((0, 0))}"
+        mend = "the file lacks this part at this scale: scan it again, or leave it out"
+        raise InputError(Fault(where, "the tissue that the thumbnail shows there", found, mend))
+    return image
 
 
 def marked_name(slide: str, four: Four) -> str:
