@@ -23,7 +23,7 @@ COLOURS: Final = ("#1b7f5c", "#8a6d00", "#7a3b8f", "#00718a", "#a33b5c", "#4d6b1
 LABEL: Final = 50
 WIDTH: Final = 10.4
 
-_STYLE: Final = {
+STYLE: Final = {
     "svg.hashsalt": "scale-vqa",  # the same report gives the same bytes
     "svg.fonttype": "path",
     "text.parse_math": False,  # a dollar in a name is a dollar
@@ -164,7 +164,7 @@ def _label(name: str, limit: int = LABEL) -> str:
 
 def _svg(draw: Callable[[Figure], None], height: float) -> str:
     """Returns a figure as wide as the page and ``height`` inches high as SVG; no state is left in matplotlib."""
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box in the plot; the tables have the name
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         draw(figure)

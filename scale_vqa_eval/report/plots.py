@@ -12,24 +12,14 @@ import matplotlib
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
-from scale_vqa_eval.audit.plots import CHANCE, COLOURS, MARKS
+from scale_vqa_eval.audit.plots import CHANCE, COLOURS, MARKS, STYLE
 from scale_vqa_eval.report.escaping import one_line
 from scale_vqa_eval.report.measures import TAKEN_AWAY, Block, Estimate, Row
 from scale_vqa_eval.report.tables import NOT_RUN, TITLES
 
 DPI: Final = 200
 LABEL: Final = 36
-_STYLE: Final = {
-    "svg.hashsalt": "scale-vqa",  # the same figures give the same bytes
-    "svg.fonttype": "path",
-    "text.parse_math": False,  # a dollar in a name is a dollar
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": "#e3e7eb",
-}
+_STYLE: Final = STYLE | {"font.size": 9}
 
 
 def block_plots(block: Block) -> dict[str, tuple[str, bytes, bytes]]:
