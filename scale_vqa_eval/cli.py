@@ -93,6 +93,7 @@ _EXTRA_OF = {
     "openslide": "slides",
     "skimage": "slides",
     "skia": "slides",
+    "imagecodecs": "slides",
     "tifffile": "slides",
     "scipy": "audit",
     "sklearn": "audit",
