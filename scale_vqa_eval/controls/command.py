@@ -183,7 +183,21 @@ def _screened(
                 held_out = held_out_figures(readers, rows, bar.update)
             parts[split] = screened_part([questions[row] for row in rows], left, pruned, before, after, held_out)
             kept |= dict.fromkeys(pruned.rows.tolist())
+    _warn_of_held_out(parts)
     return kept, screened_report(parts, settings)
+
+
+def _warn_of_held_out(parts: dict[str | None, dict[str, Any]]) -> None:
+    """Names the families that see something where they were left out of the pruning: so may probes not thought of."""
+    for split, part in parts.items():
+        for family, found in (part["held_out"] or {}).items():
+            if found.get("above_chance"):
+                best = found["strongest"]
+                click.echo(
+                    f"{split + ': ' if split else ''}left out of the pruning, {family} would still reach "
+                    f"{100 * best['accuracy']:.0f}% [{100 * best['ci_low']:.0f}, {100 * best['ci_high']:.0f}]",
+                    err=True,
+                )
 
 
 def _changed(question: Question, change: Change) -> Question:

@@ -50,8 +50,8 @@ def held_out_figures(
     """Prunes without each family in turn, then lets that family try what stays, with new folds.
 
     Returns:
-        Family -> how many questions its pruning kept, and the strongest of its probes on them; ``off_chance`` after
-        Holm's correction over the probes of all families together.
+        Family -> how many questions its pruning kept, the strongest of its probes on them, whether the whole of that
+        one's interval is above chance, and which are so after Holm's correction over the probes of all families.
     """
     found: dict[str, dict[str, Any]] = {}
     tested: list[tuple[str, ProbeAccuracy]] = []
@@ -62,6 +62,7 @@ def held_out_figures(
             own = [probe for probe in fresh_audit(readers, pruned.rows) if probe.family == family]
             best = max(own, key=lambda probe: probe.accuracy)
             found[family]["strongest"] = {"name": best.name, **_interval(best)}
+            found[family]["above_chance"] = best.ci_low > best.chance
             tested += [(family, probe) for probe in own]
         done()
     for (family, probe), p in zip(tested, holm([probe.p_value for _, probe in tested]), strict=True):
