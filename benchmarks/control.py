@@ -1,11 +1,14 @@
 """Exchange groups: how many, how near to the bound, how long; beside a first-come greedy peer in the same run.
 
-    python benchmarks/control.py [--released val.json] [--sizes 1000 10000] [--json OUT]
+    python benchmarks/control.py [--released val.json] [--sizes 1000 10000] [--screened 5000] [--json OUT]
 
 The peer takes the rows in their order and puts each into the first open group of its question text that it is
 compatible with (the same limits); a group closes at four. Generated corpora repeat a few question texts over patients
 with unequal numbers of rows; in ``crowded`` ones most right answers come from few findings, so that many pairs are
 too alike. Ratios are ours over the peer's.
+
+``--screened N`` prunes N generated questions instead, of which 60% have the right option at the centre of the four;
+the medoid's 70% then leave four times 10% of them, which is what a perfect reader would have to keep.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +91,44 @@ def measured(name: str, questions: Sequence[Question]) -> dict[str, Any]:
     }
 
 
+def screened(rows: int, leak: float = 0.6) -> dict[str, Any]:
+    """Prunes generated questions with the whole battery and audits what stays."""
+    from audit import generated_questions
+
+    from scale_vqa_eval.controls.figures import figures
+    from scale_vqa_eval.controls.screened import Readers, fresh_audit, prune
+
+    rng = np.random.default_rng(0)
+    questions = [
+        question if rng.random() < leak else replace(question, answer=int(rng.integers(4)))
+        for question in generated_questions(rows)
+    ]
+    start = time.perf_counter()
+    readers = Readers(questions, 42)
+    pruned = prune(readers, np.arange(rows))
+    after = figures(fresh_audit(readers, pruned.rows))
+    return {
+        "rows": rows,
+        "kept": len(pruned.rows),
+        "at_chance": pruned.at_chance and not after["off_chance"],
+        "rounds": len(pruned.rounds),
+        "strongest": after["strongest"],
+        "ceiling": after["ceiling"],
+        "seconds": time.perf_counter() - start,
+    }
+
+
 def main() -> None:
     """Prints one line a corpus."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[500, 1000, 3000, 10000])
     parser.add_argument("--released", type=Path, help="a released split, such as val.json")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--screened", type=int, metavar="N", help="prune N generated questions instead")
     arguments = parser.parse_args()
+    if arguments.screened:
+        print(json.dumps(screened(arguments.screened), indent=2))
+        return
     corpora = [(f"{name} {rows}", corpus(rows, findings)) for rows in arguments.sizes
                for name, findings in (("sparse", 200), ("crowded", 24))]  # fmt: skip
     if arguments.released:
