@@ -19,7 +19,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from scale_vqa_eval.audit import chat_calls
+from scale_vqa_eval.chat import calls as chat_calls
 from scale_vqa_eval.predict.items import Ask, asks_by_path, read_items
 from scale_vqa_eval.predict.job import Answer, Job
 from scale_vqa_eval.predict.openai_backend import OpenAIBackend

@@ -20,10 +20,10 @@ from chat_endpoint import ChatEndpoint, serving
 from small_models import smollm
 
 from scale_vqa_eval.audit.chat import chat_probe, chat_probes
-from scale_vqa_eval.audit.chat_cache import CachedChat, ChatRequest, ChatSettings
-from scale_vqa_eval.audit.chat_calls import endpoint_name
-from scale_vqa_eval.audit.journal import Journal
 from scale_vqa_eval.audit.probe import credit
+from scale_vqa_eval.chat.cache import CachedChat, ChatRequest, ChatSettings
+from scale_vqa_eval.chat.calls import endpoint_name
+from scale_vqa_eval.chat.journal import Journal
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.questions import Question
 
@@ -162,7 +162,7 @@ def test_an_endpoint_that_is_down_is_given_up_after_some_calls(tmp_path: Path) -
 
 CHILD = """
 import sys
-from scale_vqa_eval.audit.chat_cache import CachedChat, ChatRequest, ChatSettings
+from scale_vqa_eval.chat.cache import CachedChat, ChatRequest, ChatSettings
 requests = [ChatRequest(({"role": "user", "content": f"question {n}"},), f"id {n}") for n in range(40)]
 CachedChat(sys.argv[1], "m", sys.argv[2], ChatSettings(concurrency=4)).complete(requests)
 """

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from scale_vqa_eval.audit.chat_cache import CachedChat, ChatReply, ChatRequest, ChatSettings
 from scale_vqa_eval.audit.probe import ProbeResult, option_counts, padded
+from scale_vqa_eval.chat.cache import CachedChat, ChatReply, ChatRequest, ChatSettings
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
 from scale_vqa_eval.schema import LETTERS

@@ -21,8 +21,8 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from scale_vqa_eval.audit.journal import Journal
 from scale_vqa_eval.audit.probe import ProbeResult, option_counts, padded
+from scale_vqa_eval.chat.journal import Journal
 from scale_vqa_eval.errors import Fault, InputError, shown
 from scale_vqa_eval.questions import Question
 

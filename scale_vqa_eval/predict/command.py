@@ -109,7 +109,7 @@ def predict(**given: Any) -> int:
 def _backend(given: dict[str, Any]) -> Any:
     """Imports the backend that is asked for, and no other."""
     if given["backend"] == "openai":
-        from scale_vqa_eval.audit.chat_calls import endpoint_name
+        from scale_vqa_eval.chat.calls import endpoint_name
         from scale_vqa_eval.predict.openai_backend import OpenAIBackend
 
         endpoint_name(given["base_url"])

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from openai import APIError, AsyncOpenAI
 
-from scale_vqa_eval.audit.chat_calls import Outcome, Pacer, ask, endpoint_name, open_client
+from scale_vqa_eval.chat.calls import Outcome, Pacer, ask, endpoint_name, open_client
 from scale_vqa_eval.errors import Fault, InputError, shown
 from scale_vqa_eval.predict.items import Ask
 from scale_vqa_eval.predict.job import Answer, Job, Sink, hardest

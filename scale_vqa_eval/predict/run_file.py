@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from scale_vqa_eval.audit.journal import Journal
+from scale_vqa_eval.chat.journal import Journal
 from scale_vqa_eval.errors import Fault, InputError, shown
 from scale_vqa_eval.predict.items import Ask
 

@@ -21,8 +21,8 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
-from scale_vqa_eval.audit.chat_calls import Outcome, Pacer, ask, endpoint_name, open_client
-from scale_vqa_eval.audit.journal import Journal
+from scale_vqa_eval.chat.calls import Outcome, Pacer, ask, endpoint_name, open_client
+from scale_vqa_eval.chat.journal import Journal
 from scale_vqa_eval.errors import Fault, InputError
 
 DEFAULT_SAMPLING: Final[Mapping[str, Any]] = MappingProxyType({"temperature": 0.0, "max_tokens": 512})

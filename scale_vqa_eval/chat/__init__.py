@@ -1,0 +1,1 @@
+"""Models behind chat endpoints: asked with pace and budget, every answer kept, so that work resumes."""
