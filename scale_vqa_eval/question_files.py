@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import yaml
 
+from scale_vqa_eval.bare_names import DATASET_NAME
 from scale_vqa_eval.errors import Fault, InputError, shown
 
 IMAGE_COLUMNS: Final = frozenset({"low_mag", "mid_mag", "high_mag", "option_images"})
@@ -50,7 +51,7 @@ def read_records(data: str | Path, split: str | None = None, config: str | None 
                     yield from _parquet(file, name)
     elif path.is_file():
         yield from (record for record in _file(path) if split is None or record.row.get("split", split) == split)
-    elif _HUB_ID.fullmatch(str(data)) and not path.suffix:
+    elif str(data) == DATASET_NAME or (_HUB_ID.fullmatch(str(data)) and not path.suffix):
         yield from _hub(str(data), split, config)
     else:
         raise InputError(Fault(str(data), "a file, a release folder or a Hub id", "nothing there", "check the name"))
@@ -193,8 +194,12 @@ def _parquet(path: Path, split: str | None = None) -> Iterator[Record]:
 
 def _hub(name: str, split: str | None, config: str | None) -> Iterator[Record]:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
 
-    data = load_dataset(name, config, streaming=True)
+    try:
+        data = load_dataset(name, config, streaming=True)
+    except DatasetNotFoundError as error:
+        raise InputError(Fault(name, "a data set", shown(str(error), 800), "check the name")) from error
     for part, rows in data.items():
         if split not in (None, part):
             continue

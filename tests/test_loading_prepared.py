@@ -239,3 +239,23 @@ def contents(home: Path) -> dict[str, bytes]:
     """Every file of the caches but locks and the metric's record of where its script came from."""
     files = (path for path in home.rglob("*") if path.is_file() and path.suffix not in (".lock", ".json", ".pyc"))
     return {path.relative_to(home).as_posix(): path.read_bytes() for path in files}
+
+
+def test_questions_are_read_by_the_bare_name_of_what_is_prepared(
+    first: tuple[Path, dict[str, Any], Path], home: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from scale_vqa_eval.questions import read_questions; print(read_questions(sys.argv[1], 'test'))"
+    )
+    named, folder = (command(home, data, cwd=tmp_path, code=code) for data in ("scale-vqa", str(first[0])))
+    assert named.returncode == folder.returncode == 0, named.stderr + folder.stderr
+    assert named.stdout == folder.stdout
+    assert named.stdout.count("Question(") == 140
+
+
+def test_a_bare_name_that_nothing_stands_behind_says_how_to_make_one(tmp_path: Path) -> None:
+    done = command(tmp_path / "empty", "audit", "scale-vqa", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1
+    assert "scale-vqa prepare --data scale-vqa" in done.stderr
+    assert "Traceback" not in done.stderr
