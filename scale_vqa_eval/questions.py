@@ -82,8 +82,8 @@ def read_questions(data: str | Path, split: str | None = None, config: str | Non
     """Reads every question of a file, a release folder or a Hub id.
 
     Args:
-        data: release folder, ``.parquet``, ``.json`` (list), ``.jsonl``, ``.csv``, Hub id ``org/name`` or the bare name
-            ``scale-vqa`` of what is prepared.
+        data: release folder, ``.parquet``, ``.json`` (list), ``.jsonl``, ``.csv``, Hub id ``org/name``, or
+            ``scale-vqa``, the bare name of what is prepared.
         split: keep this split only; None keeps all.
         config: config of a release folder; None takes ``default`` where there is one, else the first.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with vllm_server(model, tmp_path_factory.mktemp("log") / "vllm.log", images=3) as url:
+    log = tmp_path_factory.mktemp("log") / "vllm.log"
+    with vllm_server(model, log, 3, "--enable-prompt-tokens-details", "--block-size", "32") as url:
         yield url
 
 
@@ -78,6 +80,18 @@ def test_server_and_transformers_agree(
     assert counts[0] == counts[1], "the same prompt to the token"
 
 
+def test_the_share_of_the_prefix_cache_is_shown(release: Path, server: str, tmp_path: Path) -> None:
+    shares = []
+    for name in ("first", "again"):
+        out = tmp_path / f"{name}.jsonl"
+        done = call(*arguments(release, "openai", "tiny", out, "--base-url", server))
+        found = re.search(r"prefix cache: ([\d.]+)% of ([\d,]+) prompt tokens", done.output)
+        assert found, done.output
+        assert int(found[2].replace(",", "")) == sum(json.loads(line)["prompt_tokens"] for line in out.open())
+        shares.append(float(found[1]))
+    assert shares[1] > 75, "asked again, all but the last blocks are there"
+
+
 def test_structured_answers_are_complete_ones(release: Path, server: str, tmp_path: Path) -> None:
     out = tmp_path / "p.jsonl"
     more = ("--base-url", server, "--structured", "--max-tokens", "32", "--limit", "5")
@@ -111,3 +125,4 @@ def test_the_engine_agrees_too(release: Path, model: Path, tmp_path: Path) -> No
     done = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     assert texts(theirs) == texts(ours)
+    assert "% of " in done.stderr.split("prefix cache: ")[1]

@@ -37,6 +37,7 @@ class Outcome:
         finish: the server's finish reason (``stop``, ``length``, ``content_filter``, ...).
         prompt_tokens: as the server counted them, None where it did not.
         completion_tokens: likewise.
+        cached_tokens: those of the prompt that the server took from its prefix cache, None where it does not say.
         served: name of the model as the server gives it.
         failure: why there is no answer; None where there is one.
         fatal: every other call would fail the same way.
@@ -46,6 +47,7 @@ class Outcome:
     finish: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    cached_tokens: int | None = None
     served: str | None = None
     failure: str | None = None
     fatal: bool = False
@@ -151,7 +153,8 @@ def _read(reply: object) -> Outcome:
         return Outcome(failure=f"malformed reply: the content is no text but {shown(content)}")
     usage = getattr(reply, "usage", None)
     counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
-    prompt, completion = (count if isinstance(count, int) and count >= 0 else None for count in counts)
+    counts.append(getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None))
+    prompt, completion, cached = (count if isinstance(count, int) and count >= 0 else None for count in counts)
     served = getattr(reply, "model", None)
     finish = getattr(choices[0], "finish_reason", None) if isinstance(choices, list) else None
     return Outcome(
@@ -159,6 +162,7 @@ def _read(reply: object) -> Outcome:
         finish=finish if isinstance(finish, str) else None,
         prompt_tokens=prompt,
         completion_tokens=completion,
+        cached_tokens=cached,
         served=served if isinstance(served, str) else None,
     )
 

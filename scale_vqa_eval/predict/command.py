@@ -154,6 +154,9 @@ def _report(outcome: Any, out: Path) -> int:
     click.echo(
         f"{out}: {outcome.answered} answered, {len(outcome.failures)} failed, {outcome.left} not asked", err=True
     )
+    if outcome.prompt_tokens:
+        share = outcome.cached_tokens / outcome.prompt_tokens
+        click.echo(f"prefix cache: {share:.1%} of {outcome.prompt_tokens:,} prompt tokens", err=True)
     for (name, turn), reason in list(outcome.failures.items())[:10]:
         click.echo(f"failed: {name}{'' if turn is None else f' (turn {turn})'}: {reason}", err=True)
     if outcome.failures:

@@ -80,12 +80,14 @@ class Answer:
         finish: why the first answer ended (``stop``, ``length``, ...), None where unknown.
         prompt_tokens: of one sample, None where unknown.
         completion_tokens: of all samples together, None where unknown.
+        cached_tokens: of the prompt of one sample, taken from a prefix cache; None where unknown.
     """
 
     responses: tuple[str, ...]
     finish: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    cached_tokens: int | None = None
 
 
 class Sink(Protocol):

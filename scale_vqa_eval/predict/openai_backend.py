@@ -223,4 +223,5 @@ def _answer(outcomes: Sequence[Outcome]) -> Answer:
         finish=outcomes[0].finish,
         prompt_tokens=outcomes[0].prompt_tokens,
         completion_tokens=None if None in counts else sum(count for count in counts if count is not None),
+        cached_tokens=outcomes[0].cached_tokens,
     )

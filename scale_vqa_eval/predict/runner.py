@@ -42,11 +42,18 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run stands at its end: answered, failed with their reasons, and not asked yet."""
+    """How a run stands at its end: answered, failed with their reasons, and not asked yet.
+
+    Attributes:
+        prompt_tokens: of the questions asked now whose cached tokens are known, the first sample of each.
+        cached_tokens: those of them that came out of a prefix cache.
+    """
 
     answered: int
     failures: Mapping[Key, str]
     left: int
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass
@@ -56,6 +63,8 @@ class _Keeper:
     file: RunFile
     bar: Any
     failed: int = field(default=0)
+    prompt_tokens: int = field(default=0)
+    cached_tokens: int = field(default=0)
 
     def keep(self, ask: Ask, answer: Answer) -> None:
         # half a surrogate pair is no text: no reader of UTF-8 takes a file with one
@@ -66,6 +75,10 @@ class _Keeper:
         for name in ("finish", "prompt_tokens", "completion_tokens"):
             if getattr(answer, name) is not None:
                 fields[name] = getattr(answer, name)
+        # not in the file: what a cache holds depends on the moment, and the same run gives the same bytes
+        if answer.prompt_tokens is not None and answer.cached_tokens is not None:
+            self.prompt_tokens += answer.prompt_tokens
+            self.cached_tokens += answer.cached_tokens
         self.file.keep(ask.key, fields)
         self.bar.update()
 
@@ -88,16 +101,19 @@ def run(backend: Backend, job: Job, out: Path, plan: Plan) -> Outcome:
             click.echo(note, err=True)
         paths = _left(plan, file)
         count = sum(map(len, paths))
+        counted = (0, 0)
         if count:
             backend.check(job, paths)
             with tqdm(total=count, desc=f"{job.model} ({len(file.answered)} done)", unit="question") as bar:
-                backend.run(job, paths, _Keeper(file, bar))
+                keeper = _Keeper(file, bar)
+                backend.run(job, paths, keeper)
+            counted = (keeper.prompt_tokens, keeper.cached_tokens)
         left = len(asks) - len(file.answered) - len(file.failures)
         if plan.give_up and not left:
             file.give_up()
         if len(file.answered) == len(asks):
             file.settle()
-        return Outcome(len(file.answered), dict(file.failures), left)
+        return Outcome(len(file.answered), dict(file.failures), left, *counted)
 
 
 def _notes(file: RunFile) -> list[str]:

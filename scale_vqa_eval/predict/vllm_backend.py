@@ -104,7 +104,8 @@ class VllmBackend:
         for (ask, _), output in zip(readable, outputs, strict=True):
             counts = [len(completion.token_ids) for completion in output.outputs]
             texts = tuple(completion.text for completion in output.outputs)
-            sink.keep(ask, Answer(texts, output.outputs[0].finish_reason, len(output.prompt_token_ids), sum(counts)))
+            tokens = (len(output.prompt_token_ids), sum(counts), output.num_cached_tokens)
+            sink.keep(ask, Answer(texts, output.outputs[0].finish_reason, *tokens))
 
 
 def _sampling_params(job: Job, ask: Ask) -> Any:
