@@ -169,3 +169,14 @@ def test_a_wrong_option_and_another_log_are_one_error_each(tmp_path: Path) -> No
     result = run("scale_vqa_eval.plugins.inspect_log", str(log), "--out", str(tmp_path / "p.jsonl"), cwd=tmp_path)
     assert result.returncode == 1 and "expected a log of the task scale_vqa" in result.stderr
     assert not (tmp_path / "p.jsonl").exists()
+
+
+def test_the_task_is_known_by_the_name_of_its_package() -> None:
+    code = (
+        "from importlib.metadata import entry_points\n"
+        "(point,) = entry_points(group='inspect_ai', name='scale_vqa_eval')\n"
+        "from inspect_ai._util.registry import registry_info\n"
+        "print(registry_info(point.load().scale_vqa).type)"
+    )
+    done = subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["task"], done.stderr
