@@ -180,3 +180,14 @@ def test_the_task_is_known_by_the_name_of_its_package() -> None:
     )
     done = subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["task"], done.stderr
+
+
+def test_option_images_stand_after_their_letters_as_in_predict(tmp_path: Path) -> None:
+    release = make_release(tmp_path / "scale-vqa", paths=1)
+    with chat_server() as server:
+        log = evaluate(server, tmp_path, "-T", "config=grounding")
+    items, store = read_items(str(release), "test", "grounding", None, blind=False)
+    job = Job(MODEL, load_prompt("published"), Sampling(4096), Bounds(), store)
+    wanted = sorted(seen(job.chat(Ask(item))) for item in items)
+    assert len(wanted) == 3 and sorted(seen(body["messages"]) for body in server.asked) == wanted
+    assert metrics(log)["zoom-in"] == metrics(log)["accuracy"]

@@ -40,6 +40,20 @@ def doc_to_messages(doc: Row, lmms_eval_specific_kwargs: Row | None = None) -> l
             parts.append({"type": "text", "text": filled(prompt.option_label, letter=LETTERS[place - first_option])})
         parts.append({"type": "image", "url": image})
     parts.append({"type": "text", "text": doc_to_text(doc)})
+    return _turns(prompt, parts)
+
+
+def no_visual(doc: Row) -> list[Any]:
+    """Returns no image, for the blind control."""
+    return []
+
+
+def blind_messages(doc: Row, lmms_eval_specific_kwargs: Row | None = None) -> list[Row]:
+    """Returns the messages of the blind control: the same text to the byte, and no image."""
+    return _turns(_prompt(), [{"type": "text", "text": doc_to_text(doc)}])
+
+
+def _turns(prompt: Prompt, parts: list[Row]) -> list[Row]:
     user = {"role": "user", "content": parts}
     system = {"role": "system", "content": [{"type": "text", "text": prompt.system}]}
     return [system, user] if prompt.system else [user]
