@@ -1,0 +1,119 @@
+"""Checkpoints: room for them before training, a mark on each whole one, and a resume that takes no other.
+
+A save that fails leaves the one before it as it was: older checkpoints go only after a newer one is whole, and what a
+failed save left behind carries no mark.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from scale_vqa_eval.errors import Fault, InputError, shown
+
+MARK: Final = "scale_vqa_checkpoint.json"
+"""File that is written last: a checkpoint without it is not whole."""
+
+
+def fingerprint(model: Any) -> dict[str, Any]:
+    """Returns what two models must share for one to go on from the other's checkpoint: class and trained shapes."""
+    shapes = sorted((name, list(weight.shape)) for name, weight in model.named_parameters() if weight.requires_grad)
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    return {
+        "architecture": type(inner).__name__,
+        "trained_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        "shapes_sha256": hashlib.sha256(json.dumps(shapes).encode()).hexdigest(),
+    }
+
+
+def mark_whole(folder: Path, print_of: dict[str, Any], step: int) -> None:
+    """Marks a checkpoint as whole."""
+    (folder / MARK).write_text(json.dumps({"step": step, **print_of}, indent=2) + "\n", encoding="utf-8")
+
+
+def last_whole(output_dir: str | Path) -> Path | None:
+    """Returns the checkpoint of the most steps that carries a mark, None where there is none."""
+    whole = [path for path in Path(output_dir).glob("checkpoint-*") if (path / MARK).is_file()]
+    return max(whole, key=_step, default=None)
+
+
+def checkpoint_to_resume(output_dir: str | Path, print_of: dict[str, Any], main_process: bool = True) -> str | None:
+    """Returns the checkpoint to go on from, None where the run has none yet; torn ones are removed and named.
+
+    Raises:
+        InputError: where the last one is of another architecture or of other trained weights.
+    """
+    for path in sorted(Path(output_dir).glob("checkpoint-*"), key=_step):
+        if not (path / MARK).is_file() and main_process:
+            print(f"{path}: not whole, a save was interrupted; removed", file=sys.stderr)
+            shutil.rmtree(path, ignore_errors=True)
+    found = last_whole(output_dir)
+    if found is None:
+        return None
+    there = json.loads((found / MARK).read_text(encoding="utf-8"))
+    differing = [name for name, value in print_of.items() if there.get(name) != value]
+    if differing:
+        name = differing[0]
+        mend = "resume with the model and LoRA settings of that run, or name another output_dir"
+        raise InputError(Fault(f"{found}, {name}", shown(print_of[name]), shown(there.get(name)), mend))
+    return str(found)
+
+
+def remove_earlier(output_dir: str | Path) -> None:
+    """Removes the checkpoints of an earlier run, and names them."""
+    for path in sorted(Path(output_dir).glob("checkpoint-*"), key=_step):
+        print(f"{path}: removed, overwrite is on", file=sys.stderr)
+        shutil.rmtree(path)
+
+
+def check_room(model: Any, config: Any) -> None:
+    """Checks that the disk has room for the checkpoints that are there at a time.
+
+    A checkpoint holds the weights that are trained (all of them, or the adapter) and, unless ``save_only_model``, two
+    moments each of AdamW. With ``save_total_limit`` k there are k + 1 for a moment; without it, this looks at one.
+
+    Raises:
+        InputError: where it has not, or the folder cannot be written.
+    """
+    if str(config.save_strategy.value) == "no":
+        return
+    peft = hasattr(model, "peft_config")
+    weights = sum(w.numel() * w.element_size() for w in model.parameters() if w.requires_grad or not peft)
+    moments = (
+        0
+        if config.save_only_model
+        else 2 * sum(w.numel() * w.element_size() for w in model.parameters() if w.requires_grad)
+    )
+    needed = (weights + moments) * (1 + (config.save_total_limit or 0))
+    folder = Path(config.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        found = error.strerror or type(error).__name__
+        raise InputError(
+            Fault(str(folder), "a folder that can be written", found, "name another output_dir")
+        ) from error
+    if free < needed:
+        expected = f"{needed / 2**30:.2f} GiB free for checkpoints"
+        mend = "free room, lower save_total_limit, or set save_only_model: true (which cannot be resumed)"
+        raise InputError(Fault(str(folder), expected, f"{free / 2**30:.2f} GiB", mend))
+
+
+def failed_save(folder: Path, error: BaseException) -> InputError:
+    """Returns what to raise after a save that failed; removes what it left, so that the next one has room."""
+    shutil.rmtree(folder, ignore_errors=True)
+    before = last_whole(folder.parent)
+    kept = f"{before.name} is whole" if before is not None else "there is no earlier one"
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    mend = f"free room and run the same command with --resume; {kept}"
+    return InputError(Fault(str(folder), "a checkpoint that can be written", shown(first, 160), mend))
+
+
+def _step(path: Path) -> int:
+    text = path.name.rpartition("-")[2]
+    return int(text) if text.isdigit() else -1

@@ -1,0 +1,211 @@
+"""Counts the tokens of every prompt before training, so that no row is cut, skipped or found too long on the way.
+
+Text is tokenised by the real tokenizer; image tokens follow from the images' sizes, read from their headers: no image
+is decoded. The longest row is then put through the whole processor, and the two counts have to agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.predict.pictures import OPTION_IMAGES, Picture, embedded
+from training_recipes.batches import encoded
+from training_recipes.rows import NUMBER, TARGET, Shape, TrainerRow, conversation, labels, question_of, texts
+
+_BATCH: Final = 256
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of each row: of the prompt's text, of its images, of the completion to learn (0 without one)."""
+
+    text: Counts
+    image: Counts
+    completion: Counts
+
+    @property
+    def prompt(self) -> Counts:
+        return self.text + self.image
+
+    @property
+    def total(self) -> Counts:
+        return self.prompt + self.completion
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """A row that cannot be trained on, and why."""
+
+    id: str
+    reason: str
+
+
+def count_tokens(
+    rows: Any, shape: Shape, processor: Any, pictures: Sequence[tuple[Picture, ...]], where: str = "data"
+) -> Lengths:
+    """Returns the tokens of each row.
+
+    Args:
+        rows: what ``load_rows`` gave, filtered, without a transform.
+        shape: how they are asked.
+        processor: of the model to train.
+        pictures: what ``shown_images`` says of the same rows.
+        where: what a message calls the data.
+
+    Raises:
+        InputError: where an image's header cannot be read, a text holds the model's own image token, or the processor
+            makes another number of tokens of the longest row.
+    """
+    written = _texts(rows, shape, processor, pictures, where)
+    token = getattr(processor, "image_token", None)
+    counts = np.array([len(row) for row in pictures])
+    if token is not None:
+        _check_places(rows, written, counts, token)
+    sizes = _sizes(rows, shape, pictures, where)
+    per_size = _tokens_of_sizes(processor, sorted({size for row in sizes for size in row}))
+    image = np.array([sum(per_size[size] for size in row) for row in sizes], np.int64)
+    # the one place that the template has for an image is counted among the text's tokens
+    text = _tokenised(processor, written) - counts
+    targets = rows[TARGET] if TARGET in rows.column_names else None
+    completion = np.zeros(len(rows), np.int64) if targets is None else _completions(processor, written, targets)
+    lengths = Lengths(text, image, completion)
+    if len(rows):
+        _check_longest(rows, shape, processor, lengths, where)
+    return lengths
+
+
+def unfit_rows(rows: Any, lengths: Lengths, pictures: Sequence[tuple[Picture, ...]], bound: int | None) -> list[Unfit]:
+    """Returns the rows without an image and those longer than ``bound`` tokens (completion included), by id.
+
+    Rows without images are unfit beside rows with images: trainers cannot mix them.
+    """
+    none = [not row for row in pictures]
+    mixed = any(none) and not all(none)
+    found = []
+    for row, identity in enumerate(rows["id"]):
+        if mixed and none[row]:
+            found.append(Unfit(identity, "none of the chosen views has an image"))
+        elif bound is not None and lengths.total[row] > bound:
+            parts = f"{lengths.text[row]} of text, {lengths.image[row]} of images"
+            parts += f", {lengths.completion[row]} to learn" if lengths.completion[row] else ""
+            found.append(Unfit(identity, f"{lengths.total[row]} tokens ({parts}), the bound is {bound}"))
+    return found
+
+
+def _texts(rows: Any, shape: Shape, processor: Any, pictures: Sequence[tuple[Picture, ...]], where: str) -> list[str]:
+    """Returns each row's prompt as the chat template writes it, one place an image."""
+    names = labels(rows, "dimension") if "dimension" in rows.column_names else None
+    written: list[str] = []
+    content = texts(rows)
+    for start in range(0, len(content), _BATCH):
+        messages = []
+        for row, views in zip(content[start : start + _BATCH], pictures[start : start + _BATCH], strict=True):
+            cells: dict[str, Any] = {picture.column: {} for picture in views if picture.option is None}
+            cells[OPTION_IMAGES] = [{} for picture in views if picture.option is not None]
+            messages.append(conversation({**row, **cells}, question_of(row, names), shape)[0])
+        written += processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return written
+
+
+def _check_places(rows: Any, written: Sequence[str], counts: Counts, token: str) -> None:
+    faults = [
+        Fault(
+            f"row {identity}", f"{count} image tokens {token}", f"{text.count(token)}", "mend the text, it holds one"
+        )
+        for identity, text, count in zip(rows["id"], written, counts, strict=True)
+        if text.count(token) != count
+    ]
+    if faults:
+        raise InputError(faults)
+
+
+def _sizes(
+    rows: Any, shape: Shape, pictures: Sequence[tuple[Picture, ...]], where: str
+) -> list[tuple[tuple[int, int], ...]]:
+    """Returns (width, height) of each row's images inside the bounds, from their headers."""
+    rows = rows.flatten_indices() if rows._indices is not None else rows
+    columns = {name: rows.data.column(name) for name in {picture.column for row in pictures for picture in row}}
+    numbers = rows[NUMBER]
+    sizes = []
+    for row, shown_here in enumerate(pictures):
+        found = []
+        for picture in shown_here:
+            cell = columns[picture.column][row]
+            there = Picture(numbers[row], picture.column, picture.option)
+            found.append(shape.bounds.size(*_header(cell, there, where)))
+        sizes.append(tuple(found))
+    return sizes
+
+
+def _header(cell: Any, picture: Picture, where: str) -> tuple[int, int]:
+    """Returns (width, height) of an image in an Arrow cell; of a memory-mapped one the header's pages are read."""
+    import pyarrow as pa
+    from PIL import Image
+
+    scalar = cell if picture.option is None else cell[picture.option]
+    content = scalar["bytes"]
+    if not content.is_valid:
+        embedded(cell.as_py(), picture, where)  # raises with the reason
+    try:
+        with Image.open(pa.BufferReader(content.as_buffer())) as image:
+            return image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        found = shown(str(error), 120)
+        raise InputError(Fault(f"{where}, {picture.name}", "an image", found, "bring back the original")) from error
+
+
+def _tokens_of_sizes(processor: Any, sizes: Sequence[tuple[int, int]]) -> Mapping[tuple[int, int], int]:
+    """Returns the tokens of an image of each (width, height), by the processor's own arithmetic where it tells it."""
+    from PIL import Image
+
+    if not sizes:
+        return {}
+    if hasattr(processor, "_get_num_multimodal_tokens"):  # the name by which serving engines ask it too
+        counted = processor._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in sizes])
+        return dict(zip(sizes, (int(count) for count in counted.num_image_tokens), strict=True))
+    place = processor.image_token
+    alone = len(processor.tokenizer(place)["input_ids"]) - 1
+    return {
+        size: len(processor(text=[place], images=[[Image.new("RGB", size)]])["input_ids"][0]) - alone for size in sizes
+    }
+
+
+def _tokenised(processor: Any, written: Sequence[str]) -> Counts:
+    found: list[int] = []
+    for start in range(0, len(written), _BATCH):
+        batch = processor.tokenizer(list(written[start : start + _BATCH]), add_special_tokens=False)
+        found += [len(ids) for ids in batch["input_ids"]]
+    return np.array(found, np.int64)
+
+
+def _completions(processor: Any, written: Sequence[str], targets: Sequence[str]) -> Counts:
+    """Returns the tokens that follow the prompt, the template's end of turn included."""
+    turns = [
+        [{"role": "user", "content": [{"type": "text", "text": ""}]}, _assistant(target)] for target in ["", *targets]
+    ]
+    opened = processor.apply_chat_template(turns[0][:1], tokenize=False, add_generation_prompt=True)
+    full = processor.apply_chat_template(turns[1:], tokenize=False)
+    return _tokenised(processor, [text[len(opened) :] for text in full])
+
+
+def _assistant(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def _check_longest(rows: Any, shape: Shape, processor: Any, lengths: Lengths, where: str) -> None:
+    """Puts the longest prompt through the whole processor: a count that is wrong must not decide what is dropped."""
+    place = int(lengths.prompt.argmax())
+    row = TrainerRow(shape, where, tuple(labels(rows, "dimension")) if "dimension" in rows.column_names else None)
+    made = row.one(rows[place])
+    real = int(encoded(processor, [made])["input_ids"].shape[1])
+    if real != lengths.prompt[place]:
+        expected, found = f"{real} tokens, as the processor makes", f"{lengths.prompt[place]} by the preflight"
+        mend = "the preflight cannot count for this processor: report it with the model's name"
+        raise InputError(Fault(f"row {made['id']}", expected, found, mend))

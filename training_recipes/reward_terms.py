@@ -1,0 +1,124 @@
+"""Reward terms as ``GRPOTrainer`` calls them: a batch of completions in, a number each out, parts logged.
+
+The rules are those of ``scale_vqa_eval.rewards``; these are picklable callables around them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.rewards import (
+    accuracy_reward,
+    compute_score,
+    format_reward,
+    structure_reward,
+    visual_gain_reward,
+)
+from scale_vqa_eval.scale_vqa_acc.parsing import Mode, parse_response
+
+TERMS: Final = ("reference", "strict", "structure", "visual_gain")
+Log = Callable[..., None]
+
+
+def text_of(completion: Any) -> str:
+    """Returns the text of a completion: a string, or messages whose content is text or parts of text."""
+    if isinstance(completion, str):
+        return completion
+    content = completion[-1]["content"] if completion else ""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text") or "" for part in content or [])
+
+
+def _ignore(*_: Any) -> None:
+    """Logs nothing: for a call outside of a trainer."""
+
+
+def mean(values: Sequence[float]) -> float:
+    """Returns the mean; 0 of nothing."""
+    return sum(values) / len(values) if values else 0.0
+
+
+@dataclass(frozen=True)
+class AnswerReward:
+    """0.8 * accuracy + 0.2 * format by the rule of ``mode``; logs both parts, and letters beside the completions."""
+
+    mode: Mode
+
+    @property
+    def __name__(self) -> str:
+        return self.mode
+
+    def __call__(
+        self,
+        completions: Sequence[Any],
+        answer: Sequence[str],
+        option_count: Sequence[int] | None = None,
+        log_metric: Log = _ignore,
+        log_extra: Log = _ignore,
+        **columns: Any,
+    ) -> list[float]:
+        given = [text_of(completion) for completion in completions]
+        options = list(option_count) if option_count is not None else [4] * len(given)
+        rows = list(zip(given, answer, options, strict=True))
+        log_metric(
+            f"{self.mode}/accuracy", mean([accuracy_reward(text, gold, self.mode, n) for text, gold, n in rows])
+        )
+        log_metric(f"{self.mode}/format", mean([format_reward(text, self.mode, n) for text, _, n in rows]))
+        letters = [parse_response(text, self.mode, count).letter for text, _, count in rows]
+        log_metric(f"{self.mode}/unparsed", mean([float(letter is None) for letter in letters]))
+        log_extra(f"{self.mode}_letter", [letter or "" for letter in letters])
+        log_extra("gold", list(answer))
+        if "id" in columns:
+            log_extra("id", list(columns["id"]))
+        return [compute_score(text, gold, self.mode, count) for text, gold, count in rows]
+
+
+def structure(completions: Sequence[Any], views: Sequence[Sequence[str]], **_: Any) -> list[float]:
+    """How far the reasoning speaks of the scales that are shown, and of no other."""
+    return [
+        structure_reward(text_of(completion), shown_here)
+        for completion, shown_here in zip(completions, views, strict=True)
+    ]
+
+
+def visual_gain(
+    completions: Sequence[Any], answer: Sequence[str], blind_prior: Sequence[Sequence[float] | None], **_: Any
+) -> list[float | None]:
+    """Accuracy less the blind reader's probability of the same letter; None, which TRL leaves out, without a prior."""
+    return [
+        None if prior is None else visual_gain_reward(text_of(completion), gold, prior)
+        for completion, gold, prior in zip(completions, answer, blind_prior, strict=True)
+    ]
+
+
+def reward_functions(terms: Sequence[str], weights: Sequence[float] | None, has_prior: bool) -> list[Any]:
+    """Returns the callables of the terms, in order.
+
+    Raises:
+        InputError: for an unknown term, weights of another number, or ``visual_gain`` without a blind prior.
+    """
+    faults = [
+        Fault("reward_terms", f"some of {', '.join(TERMS)}", shown(term), "correct the name")
+        for term in terms
+        if term not in TERMS
+    ]
+    if not terms:
+        faults.append(Fault("reward_terms", "one term at least", "none", "add reference"))
+    if weights is not None and len(weights) != len(terms):
+        faults.append(Fault("reward_weights", f"{len(terms)} weights, one a term", str(len(weights)), "match them"))
+    if "visual_gain" in terms and not has_prior:
+        mend = "run `scale-vqa predict --ablate blind` on the training split and name its file as blind_prior"
+        faults.append(Fault("reward_terms", "blind_prior for visual_gain", "none", mend))
+    if faults:
+        raise InputError(faults)
+    made = {
+        "reference": AnswerReward("reference"),
+        "strict": AnswerReward("strict"),
+        "structure": structure,
+        "visual_gain": visual_gain,
+    }
+    return [made[term] for term in terms]

@@ -1,0 +1,100 @@
+"""The steps that both recipes share: choose the rows, train or go on, save, validate, leave a record."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from training_recipes.arguments import RecipeArguments
+from training_recipes.checkpoints import checkpoint_to_resume, remove_earlier
+from training_recipes.metadata import last_rewards, metadata, write_metadata
+from training_recipes.rows import Shape
+from training_recipes.selection import Selection, Targets, select, tell
+from training_recipes.validation import figures, greedy_answers
+
+
+def select_both(
+    recipe: RecipeArguments,
+    config: Any,
+    shape: Shape,
+    processor: Any,
+    bound: int | None,
+    targets: Targets | None = None,
+    blind_prior: str | None = None,
+) -> tuple[Selection, Selection | None]:
+    """Returns the rows to train and to validate on, the latter None without a ``validation_split``."""
+    with config.main_process_first(desc="choose the rows"):
+        train = select(
+            recipe, shape, processor, recipe.train_split, recipe.train_limit, config.seed, bound, targets, blind_prior
+        )
+        validation = None
+        if recipe.validation_split is not None:
+            validation = select(
+                recipe,
+                shape,
+                processor,
+                recipe.validation_split,
+                recipe.validation_limit,
+                config.seed,
+                recipe.max_prompt_length,
+                training=False,
+            )
+    if config.process_index == 0:
+        tell(train, config.output_dir, "train")
+        if validation is not None:
+            tell(validation, config.output_dir, "validation")
+    return train, validation
+
+
+def callbacks(recipe: RecipeArguments) -> list[Any]:
+    """Returns the callbacks that a recipe asks for."""
+    from transformers import EarlyStoppingCallback
+
+    patience = recipe.early_stop_patience
+    return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
+
+
+def fit(
+    method: str,
+    trainer: Any,
+    recipe: RecipeArguments,
+    model_arguments: Any,
+    shape: Shape,
+    train: Selection,
+    validation: Selection | None,
+) -> None:
+    """Trains, saves to ``<output_dir>/final``, validates with images and without, and writes the record.
+
+    Raises:
+        InputError: where a checkpoint to go on from does not fit, or one cannot be written.
+    """
+    args, first = trainer.args, trainer.is_world_process_zero()
+    checkpoint = None
+    if recipe.resume:
+        checkpoint = checkpoint_to_resume(args.output_dir, trainer.trained, first)
+    elif recipe.overwrite and first:
+        remove_earlier(args.output_dir)
+    trainer.accelerator.wait_for_everyone()
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.monotonic() - started
+
+    final = Path(args.output_dir, "final")
+    trainer.save_model(str(final))
+    if first:
+        trainer.processing_class.save_pretrained(str(final))
+    record = metadata(method, trainer, recipe, model_arguments, shape, train, validation, seconds)
+    record["resumed_from"] = checkpoint
+    record["rewards"] = last_rewards(trainer.state.log_history)
+    record["final_validation"] = _final(trainer, validation, shape) if validation is not None else None
+    if first:
+        write_metadata(args.output_dir, record)
+        write_metadata(final, record)
+
+
+def _final(trainer: Any, validation: Selection, shape: Shape) -> dict[str, Any]:
+    """Returns the metric's figures of the trained model on the validation rows, beside the same model blind."""
+    seen = greedy_answers(trainer, validation.rows, trainer.validation_tokens, shape.blind)
+    blind = None if shape.blind else greedy_answers(trainer, validation.rows, trainer.validation_tokens, blind=True)
+    return figures(validation.rows, seen, blind)

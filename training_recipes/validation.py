@@ -1,0 +1,85 @@
+"""Greedy answers of the model in training, with images and without, scored by the metric ``scale_vqa_acc``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scale_vqa_eval.scale_vqa_acc.batch import parse_batch
+from scale_vqa_eval.scale_vqa_acc.summary import gold_codes, summarise
+from training_recipes.batches import encoded
+
+
+def greedy_answers(trainer: Any, rows: Any, tokens: int, blind: bool = False) -> list[str]:
+    """Answers every row greedily, the rows dealt out over the processes; every process gets all answers.
+
+    Args:
+        trainer: a trainer whose model generates; its per-device evaluation batch size is used.
+        rows: trainer rows.
+        tokens: most new tokens.
+        blind: leave the images out; the text stays the same.
+    """
+    import torch
+    from accelerate.utils import gather_object
+    from trl.models import unwrap_model_for_generation
+
+    accelerator, processor, model = trainer.accelerator, trainer.processing_class, trainer.model_wrapped
+    size, world = trainer.args.per_device_eval_batch_size, accelerator.num_processes
+    mine = list(range(accelerator.process_index, len(rows), world))
+    # sharded weights are gathered in step, so every process generates equally often: one without rows repeats one
+    turns = math.ceil(math.ceil(len(rows) / world) / size)
+    was_training, found = model.training, []
+    model.eval()
+    settings = {"max_new_tokens": tokens, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    with (
+        unwrap_model_for_generation(
+            model, accelerator, gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs
+        ) as unwrapped,
+        torch.no_grad(),
+    ):
+        for turn in range(turns):
+            places = mine[turn * size : (turn + 1) * size]
+            inputs = encoded(processor, [rows[place] for place in places or [0]], blind).to(accelerator.device)
+            output = unwrapped.generate(**inputs, **settings)
+            texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            found += list(zip(places, texts, strict=False))
+    model.train(was_training)
+    gathered = dict(gather_object(found))
+    return [gathered[place] for place in range(len(rows))]
+
+
+def figures(rows: Any, answers: Sequence[str], blind: Sequence[str] | None = None) -> dict[str, Any]:
+    """Returns what ``scale_vqa_acc`` says of the answers: accuracy, interval, by dimension, beside blind ones."""
+    held = rows.with_format(None)
+    names = held.features["dimension"].names if "dimension" in held.column_names else None
+    dimension = [names[value] if value is not None else None for value in held["dimension"]] if names else None
+    patients = held["patient_id"] if "patient_id" in held.column_names else None
+    options = [len(texts) for texts in held["options"]]
+    counts = np.array(options)
+    return summarise(
+        parse_batch(list(answers), "reference", counts),
+        gold_codes(list(held["answer"]), counts),
+        dimension=dimension,
+        cluster=list(patients) if patients is not None and all(patients) else None,
+        blind=None if blind is None else parse_batch(list(blind), "reference", counts),
+        options=counts,
+    )
+
+
+def short(full: dict[str, Any]) -> dict[str, float]:
+    """Returns the figures that a training log keeps."""
+    names = ("accuracy", "reward", "format_rate")
+    return {**{name: float(full[name]) for name in names}, "unparsed_rate": float(full["unparsed"]["rate"])}
+
+
+def write_answers(path: Path, rows: Any, answers: Sequence[str]) -> None:
+    """Writes the answers as a predictions file that ``scale-vqa score`` and people can read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ids = rows.with_format(None)["id"]
+    lines = [json.dumps({"id": name, "response": text}) + "\n" for name, text in zip(ids, answers, strict=True)]
+    path.write_text("".join(lines), encoding="utf-8")
