@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "score": ("scale_vqa_eval.score_command", "score", "Score a predictions file."),
     "compare": ("scale_vqa_eval.score_command", "compare", "Compare two predictions files, paired and clustered."),
     "report": ("scale_vqa_eval.report.command", "report", "Join runs into the tables and plots of a paper."),
+    "publish": ("model_card.publish.command", "publish", "Publish data, metric or weights to the Hub; a dry run first."),
     "doctor": ("scale_vqa_eval.doctor", "doctor", "Say what is installed, what will not work here, and the mend."),
 }
 
@@ -107,6 +108,7 @@ _EXTRA_OF = {
     "accelerate": "train",
     "gradio": "curate",
     "ray": "curate",
+    "detect_secrets": "publish",
     "mlcroissant": "publish",
     "safetensors": "publish",
     "vllm": "vllm",

@@ -1,0 +1,80 @@
+"""What the last dry run saw, kept beside the Hub's cache: so that a remote that changed since then is refused.
+
+A record is also how an interrupted run tells its own commits from those of others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from .inventory import LocalFile
+from .remote import INITIAL, Remote, Repository
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The remote as it was when the plan was made, and what the plan would put there.
+
+    Attributes:
+        commit: None where there was no repository.
+        files: path -> id of its content.
+        planned: path -> ids (SHA-256 and git blob) of what the plan puts there; None for what it deletes.
+    """
+
+    commit: str | None
+    files: dict[str, str]
+    planned: dict[str, list[str] | None]
+
+    @classmethod
+    def of(cls, remote: Remote, planned: list[LocalFile], deletes: list[str]) -> Seen:
+        ids: dict[str, list[str] | None] = {file.path: [file.sha256, file.blob_id] for file in planned}
+        files = {path: file.oid for path, file in remote.files.items()}
+        return cls(remote.commit, files, {**ids, **dict.fromkeys(deletes)})
+
+    def foreign(self, now: Remote) -> list[str]:
+        """Returns what somebody else changed since: paths, each with what happened to it."""
+        changes = []
+        for path in sorted(self.files.keys() | now.files.keys()):
+            before, after = self.files.get(path), now.files.get(path)
+            if (after.oid if after else None) == before:
+                continue
+            if self.commit is None and path in INITIAL and now.files.keys() <= INITIAL:
+                continue
+            if after is None and path in self.planned and self.planned[path] is None:
+                continue
+            if after is not None and after.oid in (self.planned.get(path) or ()):
+                continue
+            if self.commit is None and path == ".gitattributes":
+                continue
+            changes.append(f"{path} ({'added' if before is None else 'removed' if after is None else 'changed'})")
+        return changes
+
+
+def record_path(repository: Repository, pr: bool) -> Path:
+    """Returns where the record of a repository lies."""
+    from huggingface_hub import constants
+
+    where = "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in constants.ENDPOINT)
+    name = f"{repository.kind.repo_type}s--{repository.name.replace('/', '--')}{'--pr' if pr else ''}.json"
+    return Path(constants.HF_HOME) / "scale-vqa" / "publish" / where / name
+
+
+def read_record(path: Path) -> Seen | None:
+    """Returns the record; None where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Seen(found["commit"], dict(found["files"]), dict(found["planned"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_record(path: Path, seen: Seen) -> None:
+    """Writes the record, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    content = {"commit": seen.commit, "files": seen.files, "planned": seen.planned}
+    partial.write_text(json.dumps(content, sort_keys=True), encoding="utf-8")
+    partial.replace(path)
