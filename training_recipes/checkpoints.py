@@ -70,6 +70,19 @@ def remove_earlier(output_dir: str | Path) -> None:
         shutil.rmtree(path)
 
 
+def load_weights(model: Any, folder: str | Path) -> None:
+    """Loads the weights of a whole model from a checkpoint, all of them.
+
+    The trainer's own loading matches names leniently; a checkpoint of a vision-language model has the names of the
+    published format, not those in memory, so it would load nothing, with a warning for all there is to see.
+
+    Raises:
+        RuntimeError: where a weight is missing or left over.
+    """
+    loaded = type(model).from_pretrained(str(folder), dtype=model.dtype)
+    model.load_state_dict(loaded.state_dict(), strict=True)
+
+
 def check_room(model: Any, config: Any) -> None:
     """Checks that the disk has room for the checkpoints that are there at a time.
 

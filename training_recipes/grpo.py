@@ -8,6 +8,7 @@ docs/training.md has the options, the configurations for one GPU, eight and seve
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config
 
@@ -18,6 +19,7 @@ from training_recipes.models import check_context, load_model, load_processor
 from training_recipes.reward_terms import reward_functions
 from training_recipes.rows import make_shape
 from training_recipes.run import callbacks, fit, select_both
+from training_recipes.selection import select
 from training_recipes.trainers import Recipe, remember_trained
 
 
@@ -35,9 +37,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     # data first: what is wrong with it is known before any weight is loaded
     processor = load_processor(recipe, config, model_arguments)
     shape = make_shape(recipe.prompt, recipe.views, recipe.min_pixels, recipe.max_pixels, recipe.blind)
-    train, validation = select_both(
-        recipe, config, shape, processor, recipe.max_prompt_length, blind_prior=recipe.blind_prior
+    training_rows = partial(
+        select,
+        recipe,
+        shape,
+        processor,
+        recipe.train_split,
+        recipe.train_limit,
+        config.seed,
+        recipe.max_prompt_length,
+        blind_prior=recipe.blind_prior,
     )
+    train, validation = select_both(recipe, config, shape, processor, training_rows)
 
     model = load_model(model_arguments)
     check_context(model.config, train.tokens[1], config.max_completion_length)

@@ -7,7 +7,7 @@ from typing import Any
 
 from scale_vqa_eval.errors import Fault, InputError, shown
 from training_recipes.arguments import RecipeArguments
-from training_recipes.tiny_model import make_tiny_model
+from training_recipes.tiny_model import make_tiny_model, teach_format
 
 
 def load_processor(recipe: RecipeArguments, config: Any, model_arguments: Any) -> Any:
@@ -24,7 +24,7 @@ def load_processor(recipe: RecipeArguments, config: Any, model_arguments: Any) -
     if recipe.make_tiny_model:
         with config.main_process_first(desc="make the tiny model"):
             if not Path(name, "config.json").is_file():
-                make_tiny_model(Path(name))
+                teach_format(make_tiny_model(Path(name)))
     where, source = f"model {name}", _source(model_arguments)
     try:
         kind = AutoConfig.from_pretrained(name, **source)

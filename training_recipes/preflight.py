@@ -6,7 +6,7 @@ is decoded. The longest row is then put through the whole processor, and the two
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,7 +16,17 @@ import numpy.typing as npt
 from scale_vqa_eval.errors import Fault, InputError, shown
 from scale_vqa_eval.predict.pictures import OPTION_IMAGES, Picture, embedded
 from training_recipes.batches import encoded
-from training_recipes.rows import NUMBER, TARGET, Shape, TrainerRow, conversation, labels, question_of, texts
+from training_recipes.rows import (
+    NUMBER,
+    TARGET,
+    Shape,
+    TrainerRow,
+    assistant,
+    conversation,
+    labels,
+    question_of,
+    texts,
+)
 
 _BATCH: Final = 256
 Counts = npt.NDArray[np.int64]
@@ -63,21 +73,56 @@ def count_tokens(
         InputError: where an image's header cannot be read, a text holds the model's own image token, or the processor
             makes another number of tokens of the longest row.
     """
-    written = _texts(rows, shape, processor, pictures, where)
+    names = tuple(labels(rows, "dimension")) if "dimension" in rows.column_names else None
+    make = TrainerRow(shape, where, names)
+    return measured(
+        processor,
+        rows["id"],
+        _messages(rows, shape, pictures, names),
+        _sizes(rows, shape, pictures, where),
+        rows[TARGET] if TARGET in rows.column_names else None,
+        lambda place: make.one(rows[place]),
+    )
+
+
+def measured(
+    processor: Any,
+    ids: Sequence[str],
+    messages: Sequence[list[dict[str, Any]]],
+    sizes: Sequence[Sequence[tuple[int, int]]],
+    targets: Sequence[str] | None,
+    make: Callable[[int], Mapping[str, Any]],
+) -> Lengths:
+    """Returns the tokens of each row from its messages and the sizes of its images.
+
+    Args:
+        processor: of the model to train.
+        ids: (n,) what a message calls a row.
+        messages: (n,) messages with image places.
+        sizes: (n,) (width, height) of each image, in the places' order.
+        targets: (n,) completions to learn, None for none.
+        make: returns the trainer row at a place; called for the longest.
+
+    Raises:
+        InputError: as ``count_tokens`` does.
+    """
+    if not len(ids):
+        return Lengths(*(np.zeros(0, np.int64) for _ in range(3)))
+    written: list[str] = []
+    for start in range(0, len(messages), _BATCH):
+        batch = list(messages[start : start + _BATCH])
+        written += processor.apply_chat_template(batch, tokenize=False, add_generation_prompt=True)
+    counts = np.array([len(row) for row in sizes])
     token = getattr(processor, "image_token", None)
-    counts = np.array([len(row) for row in pictures])
     if token is not None:
-        _check_places(rows, written, counts, token)
-    sizes = _sizes(rows, shape, pictures, where)
+        _check_places(ids, written, counts, token)
     per_size = _tokens_of_sizes(processor, sorted({size for row in sizes for size in row}))
     image = np.array([sum(per_size[size] for size in row) for row in sizes], np.int64)
     # the one place that the template has for an image is counted among the text's tokens
     text = _tokenised(processor, written) - counts
-    targets = rows[TARGET] if TARGET in rows.column_names else None
-    completion = np.zeros(len(rows), np.int64) if targets is None else _completions(processor, written, targets)
+    completion = np.zeros(len(ids), np.int64) if targets is None else _completions(processor, targets)
     lengths = Lengths(text, image, completion)
-    if len(rows):
-        _check_longest(rows, shape, processor, lengths, where)
+    _check_longest(processor, lengths, make)
     return lengths
 
 
@@ -99,27 +144,24 @@ def unfit_rows(rows: Any, lengths: Lengths, pictures: Sequence[tuple[Picture, ..
     return found
 
 
-def _texts(rows: Any, shape: Shape, processor: Any, pictures: Sequence[tuple[Picture, ...]], where: str) -> list[str]:
-    """Returns each row's prompt as the chat template writes it, one place an image."""
-    names = labels(rows, "dimension") if "dimension" in rows.column_names else None
-    written: list[str] = []
-    content = texts(rows)
-    for start in range(0, len(content), _BATCH):
-        messages = []
-        for row, views in zip(content[start : start + _BATCH], pictures[start : start + _BATCH], strict=True):
-            cells: dict[str, Any] = {picture.column: {} for picture in views if picture.option is None}
-            cells[OPTION_IMAGES] = [{} for picture in views if picture.option is not None]
-            messages.append(conversation({**row, **cells}, question_of(row, names), shape)[0])
-        written += processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return written
+def _messages(
+    rows: Any, shape: Shape, pictures: Sequence[tuple[Picture, ...]], names: Sequence[str] | None
+) -> list[list[dict[str, Any]]]:
+    """Returns each row's messages with image places; no image is read."""
+    found = []
+    for row, views in zip(texts(rows), pictures, strict=True):
+        cells: dict[str, Any] = {picture.column: {} for picture in views if picture.option is None}
+        cells[OPTION_IMAGES] = [{} for picture in views if picture.option is not None]
+        found.append(conversation({**row, **cells}, question_of(row, names), shape)[0])
+    return found
 
 
-def _check_places(rows: Any, written: Sequence[str], counts: Counts, token: str) -> None:
+def _check_places(ids: Sequence[str], written: Sequence[str], counts: Counts, token: str) -> None:
     faults = [
         Fault(
             f"row {identity}", f"{count} image tokens {token}", f"{text.count(token)}", "mend the text, it holds one"
         )
-        for identity, text, count in zip(rows["id"], written, counts, strict=True)
+        for identity, text, count in zip(ids, written, counts, strict=True)
         if text.count(token) != count
     ]
     if faults:
@@ -185,27 +227,22 @@ def _tokenised(processor: Any, written: Sequence[str]) -> Counts:
     return np.array(found, np.int64)
 
 
-def _completions(processor: Any, written: Sequence[str], targets: Sequence[str]) -> Counts:
+def _completions(processor: Any, targets: Sequence[str]) -> Counts:
     """Returns the tokens that follow the prompt, the template's end of turn included."""
     turns = [
-        [{"role": "user", "content": [{"type": "text", "text": ""}]}, _assistant(target)] for target in ["", *targets]
+        [{"role": "user", "content": [{"type": "text", "text": ""}]}, assistant(target)] for target in ["", *targets]
     ]
     opened = processor.apply_chat_template(turns[0][:1], tokenize=False, add_generation_prompt=True)
     full = processor.apply_chat_template(turns[1:], tokenize=False)
     return _tokenised(processor, [text[len(opened) :] for text in full])
 
 
-def _assistant(text: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
-
-
-def _check_longest(rows: Any, shape: Shape, processor: Any, lengths: Lengths, where: str) -> None:
+def _check_longest(processor: Any, lengths: Lengths, make: Callable[[int], Mapping[str, Any]]) -> None:
     """Puts the longest prompt through the whole processor: a count that is wrong must not decide what is dropped."""
     place = int(lengths.prompt.argmax())
-    row = TrainerRow(shape, where, tuple(labels(rows, "dimension")) if "dimension" in rows.column_names else None)
-    made = row.one(rows[place])
-    real = int(encoded(processor, [made])["input_ids"].shape[1])
+    row = make(place)
+    real = int(encoded(processor, [row])["input_ids"].shape[1])
     if real != lengths.prompt[place]:
         expected, found = f"{real} tokens, as the processor makes", f"{lengths.prompt[place]} by the preflight"
         mend = "the preflight cannot count for this processor: report it with the model's name"
-        raise InputError(Fault(f"row {made['id']}", expected, found, mend))
+        raise InputError(Fault(f"row {row['id']}", expected, found, mend))

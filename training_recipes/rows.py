@@ -250,10 +250,15 @@ class TrainerRow:
             "cluster": question.cluster,
         }
         if row.get(TARGET) is not None:
-            made["completion"] = [{"role": "assistant", "content": [{"type": "text", "text": row[TARGET]}]}]
+            made["completion"] = [assistant(row[TARGET])]
         if "blind_prior" in row:
             made["blind_prior"] = row["blind_prior"]
         return made
+
+
+def assistant(text: str) -> dict[str, Any]:
+    """Returns the turn that SFT learns."""
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
 def trainer_rows(rows: Any, shape: Shape, where: str = "data") -> Any:

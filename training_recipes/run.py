@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,19 @@ from training_recipes.arguments import RecipeArguments
 from training_recipes.checkpoints import checkpoint_to_resume, remove_earlier
 from training_recipes.metadata import last_rewards, metadata, write_metadata
 from training_recipes.rows import Shape
-from training_recipes.selection import Selection, Targets, select, tell
+from training_recipes.selection import Selection, select, tell
 from training_recipes.validation import figures, greedy_answers
 
 
 def select_both(
-    recipe: RecipeArguments,
-    config: Any,
-    shape: Shape,
-    processor: Any,
-    bound: int | None,
-    targets: Targets | None = None,
-    blind_prior: str | None = None,
+    recipe: RecipeArguments, config: Any, shape: Shape, processor: Any, training_rows: Callable[[], Selection]
 ) -> tuple[Selection, Selection | None]:
-    """Returns the rows to train and to validate on, the latter None without a ``validation_split``."""
+    """Returns the rows to train and to validate on, the latter None without a ``validation_split``.
+
+    One process goes first: it fills the cache of ``datasets`` for the others.
+    """
     with config.main_process_first(desc="choose the rows"):
-        train = select(
-            recipe, shape, processor, recipe.train_split, recipe.train_limit, config.seed, bound, targets, blind_prior
-        )
-        validation = None
+        train, validation = training_rows(), None
         if recipe.validation_split is not None:
             validation = select(
                 recipe,

@@ -7,6 +7,7 @@ For tests, laptops and learning curves; it knows nothing until it is trained.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,12 +202,55 @@ def _save_processor(folder: Path, shape: TinyShape, corpus: Sequence[str]) -> An
     return tokenizer
 
 
+def teach_format(folder: Path, steps: int = 100, seed: int = 0) -> Path:
+    """Teaches a small model of ``make_tiny_model`` to close its answer tags, and nothing else.
+
+    The letter is drawn at random each time and no image is shown, so it guesses: a random model never earns a reward,
+    and without one GRPO has nothing to compare.
+
+    Args:
+        folder: the model, changed in place.
+        steps: of 16 short texts each.
+        seed: of texts and letters.
+    """
+    import torch
+    from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+    processor = AutoProcessor.from_pretrained(folder)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).train()
+    optimizer, generator = torch.optim.AdamW(model.parameters(), lr=3e-3), random.Random(seed)
+    words = " ".join(CORPUS).split()
+    for _ in range(steps):
+        asked = [" ".join(generator.choices(words, k=generator.randint(4, 24))) for _ in range(16)]
+        opened = [[{"role": "user", "content": [{"type": "text", "text": text}]}] for text in asked]
+        prompts = processor.apply_chat_template(opened, tokenize=False, add_generation_prompt=True)
+        answers = [f"<think></think> <answer>{generator.choice('ABCD')}</answer><|im_end|>" for _ in asked]
+        ids = [
+            [processor.tokenizer(text)["input_ids"] for text in pair] for pair in zip(prompts, answers, strict=True)
+        ]
+        longest = max(len(before) + len(after) for before, after in ids)
+        tokens = torch.full((len(ids), longest), processor.tokenizer.pad_token_id)
+        labels, mask = torch.full_like(tokens, -100), torch.zeros_like(tokens)
+        for row, (before, after) in enumerate(ids):
+            end = len(before) + len(after)
+            tokens[row, :end], mask[row, :end] = torch.tensor(before + after), 1
+            labels[row, len(before) : end] = torch.tensor(after)
+        loss = model(input_ids=tokens, attention_mask=mask, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    return folder
+
+
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--seed", default=0, show_default=True)
-def main(folder: Path, seed: int) -> None:
-    """Write a small random Qwen2.5-VL into FOLDER."""
-    click.echo(make_tiny_model(folder, seed=seed))
+@click.option("--format/--no-format", "taught", default=True, help="Teach it to close its answer tags.")
+def main(folder: Path, seed: int, taught: bool) -> None:
+    """Write a small Qwen2.5-VL into FOLDER: random, but for the form of an answer."""
+    make_tiny_model(folder, seed=seed)
+    click.echo(teach_format(folder, seed=seed) if taught else folder)
 
 
 if __name__ == "__main__":

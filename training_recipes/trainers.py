@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training_recipes.checkpoints import failed_save, fingerprint, mark_whole
+from training_recipes.checkpoints import failed_save, fingerprint, load_weights, mark_whole
 from training_recipes.validation import figures, greedy_answers, short, write_answers
 
 
@@ -58,6 +58,22 @@ class Recipe:
             if _no_room(error):
                 raise failed_save(folder, error) from error
             raise
+
+    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._loads_whole_models() and model is None:
+            load_weights(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
+    def _load_best_model(self: Any) -> None:
+        if self._loads_whole_models():
+            load_weights(self.model, self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()  # type: ignore[misc]
+
+    def _loads_whole_models(self: Any) -> bool:
+        """Adapters and sharded weights are the trainer's own business: their names are those in memory."""
+        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled or hasattr(self.model, "peft_config"))
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Writes nothing: the trainer's own draft has no licence; cards are made from ``training_metadata.json``."""

@@ -1,0 +1,114 @@
+"""Turns released conversations into trainer rows for SFT."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.predict.resolution import Bounds, decoded
+from training_recipes.arguments import SFTArguments
+from training_recipes.conversations import Conversations, read_conversations
+from training_recipes.preflight import Unfit, measured
+from training_recipes.rows import TARGET, Shape, assistant
+from training_recipes.selection import Selection
+
+
+@dataclass(frozen=True)
+class ConversationRow:
+    """The transform from a stored conversation to a trainer row; picklable."""
+
+    bounds: Bounds
+    where: str
+
+    def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        made = [self.one(dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)]
+        return {name: [row[name] for row in made] for name in made[0]}
+
+    def one(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns one trainer row; raises InputError where an image cannot be decoded."""
+        where = f"{self.where}, {row['id']}"
+        images = [decoded(Path(file).read_bytes(), f"{where}, {file}", self.bounds) for file in row["files"]]
+        completion = [assistant(row[TARGET])]
+        return {"id": row["id"], "prompt": json.loads(row["messages"]), "images": images, "completion": completion}
+
+
+def select_conversations(
+    recipe: SFTArguments, shape: Shape, processor: Any, seed: int, bound: int | None
+) -> Selection:
+    """Reads a conversation file and returns what fits, as ``selection.select`` does.
+
+    Args:
+        recipe: its conversations, image_root, train_limit and policy.
+        shape: its bounds; prompt and views are those of the file.
+        processor: of the model.
+        seed: of the draw of ``train_limit``.
+        bound: most tokens of a row.
+
+    Raises:
+        InputError: where the file or an image breaks the layout, or rows do not fit and are not to be dropped.
+    """
+    from datasets import Dataset
+
+    path = str(recipe.conversations)
+    if recipe.image_root is None:
+        raise InputError(Fault("image_root", "the folder of the conversations' images", "none", "name it"))
+    found = read_conversations(path, recipe.image_root)
+    _say(path, found)
+    rows = Dataset.from_list(
+        [
+            {
+                "id": row.id,
+                "messages": json.dumps(row.messages),
+                "files": [str(file) for file in row.images],
+                TARGET: row.answer,
+            }
+            for row in found.rows
+        ]
+    )
+    make = ConversationRow(shape.bounds, path)
+    sizes = [[shape.bounds.size(*_size(file, path, row.id)) for file in row.images] for row in found.rows]
+    messages = [list(row.messages) for row in found.rows]
+    lengths = measured(processor, rows["id"], messages, sizes, rows[TARGET], lambda place: make.one(rows[place]))
+    mixed = any(sizes) and not all(sizes)
+    unfit = [
+        Unfit(row.id, "no image" if mixed and not size else f"{total} tokens, the bound is {bound}")
+        for row, size, total in zip(found.rows, sizes, lengths.total.tolist(), strict=True)
+        if (mixed and not size) or (bound is not None and total > bound)
+    ]
+    if unfit and (recipe.unfit_rows == "refuse" or len(unfit) == len(rows)):
+        mend = "raise the bound, lower max_pixels, or drop such rows with unfit_rows: drop"
+        raise InputError([Fault(f"{path}, {row.id}", "a row that fits", row.reason, mend) for row in unfit])
+    names = {row.id for row in unfit}
+    kept = [place for place, row in enumerate(found.rows) if row.id not in names]
+    if recipe.train_limit is not None and recipe.train_limit < len(kept):
+        kept = sorted(random.Random(seed).sample(kept, recipe.train_limit))
+    total = lengths.total[kept]
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    rows = rows.select(kept).with_transform(make)
+    return Selection(rows, path, tuple(unfit), (int(total.min()), int(total.max())), digest)
+
+
+def _say(path: str, found: Conversations) -> None:
+    print(f"{path}: {len(found.rows)} conversations", file=sys.stderr)
+    if found.mended:
+        print(f"{path}: a literal \\n was made a line break in {found.mended} conversations", file=sys.stderr)
+    if found.doubtful:
+        print(f"{path}: {found.doubtful} keep a \\n before a small letter, which may be LaTeX", file=sys.stderr)
+
+
+def _size(file: Path, path: str, row: str) -> tuple[int, int]:
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        found = shown(str(error), 120)
+        raise InputError(Fault(f"{path}, {row}, {file}", "an image", found, "bring back the original")) from error
