@@ -276,7 +276,8 @@ class _Handler(BaseHTTPRequestHandler):
         objects = []
         for one in asked["objects"]:
             entry: dict[str, Any] = {"oid": one["oid"], "size": one["size"]}
-            if not self.server.hub.large(one["oid"]).is_file():
+            stored = self.server.hub.large(one["oid"])
+            if not stored.is_file() or stored.stat().st_size != one["size"]:
                 entry["actions"] = {"upload": {"href": f"{self.server.url}/lfs/{one['oid']}"}}
             objects.append(entry)
         return _json({"transfer": "basic", "objects": objects})

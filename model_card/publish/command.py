@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -138,7 +138,6 @@ def _publish(kind: str, folder: Path, options: dict[str, Any]) -> None:
 def _with_hub(wish: Wish, local: Any, token: str, options: dict[str, Any]) -> None:
     from .remote import Repository
     from .send import send, tag_commit
-    from .verify import verify
 
     repository = Repository(wish.kind, wish.repo, token)
     record = record_path(repository, wish.pr)
@@ -164,13 +163,24 @@ def _with_hub(wish: Wish, local: Any, token: str, options: dict[str, Any]) -> No
         if options["no_verify"]:
             _say(options, "NOT verified, as --no-verify says")
         else:
-            checked = verify(plan, sent, token)
+            checked = _verified(plan, sent, token, seen or now, record)
             outcome |= {"verified": True, "verification": checked.report}
             _say(options, checked.line())
         record.unlink(missing_ok=True)
     finally:
         if options["as_json"]:
             _print_json(outcome)
+
+
+def _verified(plan: Any, sent: Any, token: str, seen: Seen, record: Path) -> Any:
+    """Verifies; which files came back as others is kept, so that the next run sends them once more."""
+    from .verify import NotVerified, verify
+
+    try:
+        return verify(plan, sent, token)
+    except NotVerified as error:
+        write_record(record, replace(seen, suspect=error.wrong))
+        raise
 
 
 def _token() -> str:

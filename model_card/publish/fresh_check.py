@@ -16,7 +16,11 @@ BATCH = 8
 
 
 class NotTheSame(Exception):
-    """What was downloaded is not what was published."""
+    """What was downloaded is not what was published; ``wrong`` names the files."""
+
+    def __init__(self, message: str, wrong: list[str] | None = None) -> None:
+        super().__init__(message)
+        self.wrong = wrong or []
 
 
 def main() -> None:
@@ -27,7 +31,8 @@ def main() -> None:
     except Exception as error:
         lines = [line for line in str(error).strip().splitlines() if line] or [type(error).__name__]
         kind = "" if isinstance(error, NotTheSame) else f"{type(error).__name__}: "
-        print(json.dumps({"error": kind + " ".join(lines)[:600]}))
+        wrong = getattr(error, "wrong", [])
+        print(json.dumps({"error": kind + " ".join(lines)[:600], "wrong": wrong}))
         sys.exit(1)
     print(json.dumps(report))
 
@@ -49,26 +54,29 @@ def download(request: dict[str, Any]) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    place = Path(
-        snapshot_download(
-            request["repo"],
-            repo_type=request["repo_type"],
-            revision=request["commit"],
-            allow_patterns=list(request["files"]),
-        )
-    )
-    wrong = []
+    files = list(request["files"])
+    where = {"repo_type": request["repo_type"], "revision": request["commit"]}
+    try:
+        place = Path(snapshot_download(request["repo"], allow_patterns=files, **where))
+    except OSError as error:
+        if "Consistency check failed" not in str(error):
+            raise
+        # the client found another size than the Hub lists, and does not say of which file
+        raise NotTheSame(str(error).split(" This is usually")[0], files) from None
+    wrong: dict[str, str] = {}
     for name, (size, sha256) in sorted(request["files"].items()):
         path = place / name
         if not path.is_file():
-            wrong.append(f"{name} is not there")
+            wrong[name] = f"{name} is not there"
             continue
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != sha256:
-            wrong.append(f"{name}: SHA-256 {found[:12]} and {path.stat().st_size} bytes, not {sha256[:12]} and {size}")
+            there = path.stat().st_size
+            wrong[name] = f"{name}: SHA-256 {found[:12]} and {there} bytes, not {sha256[:12]} and {size}"
     if wrong:
-        raise NotTheSame(f"{len(wrong)} of {len(request['files'])} files came back as others: {'; '.join(wrong[:3])}")
+        shown = "; ".join(list(wrong.values())[:3])
+        raise NotTheSame(f"{len(wrong)} of {len(request['files'])} files came back as others: {shown}", sorted(wrong))
     return place
 
 

@@ -68,12 +68,15 @@ def wait_after(error: BaseException, attempt: int) -> float:
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """Runs a call that can be repeated without harm, up to four times while it fails for a passing reason."""
+    """Runs a call that can be repeated without harm, up to four times while it fails for a passing reason.
+
+    No connection at all is said at once: whoever is offline knows the mend.
+    """
     for attempt in range(len(_WAITS)):
         try:
             return call()
         except Exception as error:
-            if not is_transient(error):
+            if not is_transient(error) or type(error).__name__ in ("ConnectError", "OfflineModeIsEnabled"):
                 raise
             seconds = wait_after(error, attempt)
             click.echo(f"the Hub did not answer ({reason(error)}); trying again in {seconds:.0f} s", err=True)

@@ -22,11 +22,13 @@ class Seen:
         commit: None where there was no repository.
         files: path -> id of its content.
         planned: path -> ids (SHA-256 and git blob) of what the plan puts there; None for what it deletes.
+        suspect: files that came back as others when they were verified, so that they are sent once more.
     """
 
     commit: str | None
     files: dict[str, str]
     planned: dict[str, list[str] | None]
+    suspect: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, remote: Remote, planned: list[LocalFile], deletes: list[str]) -> Seen:
@@ -66,7 +68,7 @@ def read_record(path: Path) -> Seen | None:
     """Returns the record; None where there is none that can be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return Seen(found["commit"], dict(found["files"]), dict(found["planned"]))
+        return Seen(found["commit"], dict(found["files"]), dict(found["planned"]), tuple(found["suspect"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -75,6 +77,6 @@ def write_record(path: Path, seen: Seen) -> None:
     """Writes the record, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    content = {"commit": seen.commit, "files": seen.files, "planned": seen.planned}
+    content = {"commit": seen.commit, "files": seen.files, "planned": seen.planned, "suspect": seen.suspect}
     partial.write_text(json.dumps(content, sort_keys=True), encoding="utf-8")
     partial.replace(path)

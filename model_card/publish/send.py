@@ -70,6 +70,8 @@ def _bring(plan: Plan, repository: Repository, seen: Seen, revision: str) -> Rem
     for attempt in range(_ATTEMPTS):
         now = _unchanged(plan, repository, seen, revision)
         files, deletes = plan.pending(now)
+        if attempt == 0:
+            files += [file for file in plan.files if file.path in seen.suspect and file not in files]
         if not files and not deletes:
             return now
         assert now.commit is not None

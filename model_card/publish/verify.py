@@ -23,6 +23,14 @@ WHOLE_LIMIT: Final = 2 * 10**9
 """Bytes of a data set up to which it is also prepared as ``load_dataset`` does; above, it is streamed."""
 
 
+class NotVerified(HubError):
+    """Published, but not shown to be what lies here; ``wrong`` names files that came back as others."""
+
+    def __init__(self, message: str, wrong: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.wrong = wrong
+
+
 @dataclass(frozen=True)
 class Verified:
     """What the fresh process did: files and bytes whose hashes agree, what it loaded, what it scored."""
@@ -42,7 +50,7 @@ def verify(plan: Plan, sent: Sent, token: str) -> Verified:
     """Downloads, compares, loads by id and scores one batch, in a process of its own.
 
     Raises:
-        HubError: where any of it fails; what was published is then not verified.
+        NotVerified: where any of it fails.
     """
     with tempfile.TemporaryDirectory(prefix="scale-vqa-verify-") as home:
         request = json.dumps(_request(plan, sent))
@@ -77,9 +85,10 @@ def verify(plan: Plan, sent: Sent, token: str) -> Verified:
     if status == 0 and answer is not None and "error" not in answer:
         return Verified(answer)
     found = answer["error"] if answer and "error" in answer else "".join(said[-3:]).strip() or f"exit status {status}"
-    raise HubError(
+    raise NotVerified(
         f"published to {plan.wish.repo}, but NOT verified: {found}\n"
-        "run the same command again: it sends what is missing and verifies anew"
+        "run the same command again: it sends anew what is missing or wrong, and verifies again",
+        tuple(answer.get("wrong", ())) if answer else (),
     )
 
 

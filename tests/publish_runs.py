@@ -1,0 +1,83 @@
+"""Runs ``scale-vqa publish`` as a user does, in a process of its own, against the test double of the Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hub_repositories import Repository
+from hub_server import TOKEN, HubServer
+
+REPO = "org/scale-vqa"
+
+
+@dataclass
+class Publisher:
+    """A user with a home and a working directory of their own.
+
+    Attributes:
+        server: the Hub.
+        home: ``HF_HOME``.
+        folder: the release folder, in the working directory.
+        said: everything that any run wrote.
+    """
+
+    server: HubServer
+    home: Path
+    folder: Path
+    said: str = ""
+
+    def command(self, *arguments: str, kind: str = "dataset", repo: str = REPO, **env: str) -> dict[str, Any]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "SCALE_VQA_"))}
+        place = [] if kind == "metric" else [str(self.folder)]
+        return {
+            "args": [sys.executable, "-m", "scale_vqa_eval.cli", "publish", kind, *place, "--repo", repo, *arguments],
+            "env": {**clean, **self.server.environment(), "HF_HOME": str(self.home), **env},
+            "cwd": self.folder.parent,
+            "text": True,
+        }
+
+    def run(self, *arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
+        """Runs the command to its end."""
+        done = subprocess.run(**self.command(*arguments, **options), capture_output=True, timeout=300)
+        self.said += done.stdout + done.stderr
+        return done
+
+    def plan(self, *arguments: str, **options: str) -> dict[str, Any]:
+        """Returns what ``--json`` prints."""
+        done = self.run("--json", *arguments, **options)
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout))
+
+    def kill_when_hanging(self, *arguments: str, **options: str) -> None:
+        """Starts the command and kills it, without a word, when the Hub hangs as a fault of the server says."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
+        with subprocess.Popen(**self.command(*arguments, **options), **pipes) as process:
+            assert self.server.hanging.wait(60), process.stderr and process.stderr.read()
+            os.killpg(process.pid, signal.SIGKILL)
+        self.server.hanging.clear()
+        time.sleep(0.05)
+
+    def repository(self, kind: str = "datasets", repo: str = REPO) -> Repository:
+        return self.server.repository(kind, repo)
+
+    def is_published(self, kind: str = "datasets", repo: str = REPO, tag: str = "v0.1.0") -> bool:
+        """Whether the tag stands for every file of the folder, byte for byte."""
+        repository = self.repository(kind, repo)
+        if tag not in repository.tags:
+            return False
+        files = repository.commits[repository.tags[tag]]
+        here = {path.relative_to(self.folder).as_posix(): path for path in self.folder.rglob("*") if path.is_file()}
+        return all(
+            name in files and self.server.hub.bytes_of(files[name]) == path.read_bytes() for name, path in here.items()
+        )
+
+
+__all__ = ["REPO", "TOKEN", "Publisher"]

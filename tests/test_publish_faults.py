@@ -1,0 +1,135 @@
+"""``publish`` when the Hub fails or the process dies: nothing half done is called done, and a second run finishes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import Fault, hub_server
+from loading_data import write_folder
+from publish_runs import REPO, Publisher
+
+SOON = (("Retry-After", "0"),)
+COMMIT, TAG, PUT = "POST .*/commit/main", "POST .*/tag/", "PUT /lfs/"
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("release") / "scale-vqa"
+    write_folder(folder, 1, {"text": {"test": 12}})
+    return folder
+
+
+@pytest.fixture
+def publisher(release: Path, tmp_path: Path) -> Iterator[Publisher]:
+    folder = tmp_path / "work" / "scale-vqa"
+    shutil.copytree(release, folder)
+    with hub_server(tmp_path / "hub") as server:
+        yield Publisher(server, tmp_path / "home", folder)
+
+
+def published_once(publisher: Publisher) -> bool:
+    commits = [title for _, title in publisher.repository().log if title.startswith("Publish")]
+    return publisher.is_published() and len(commits) == 1 and list(publisher.repository().tags) == ["v0.1.0"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("GET .*/revision/main", "drop"),
+        Fault("POST /api/repos/create", "drop after"),
+        Fault("POST /api/repos/create", "status", 503, headers=SOON),
+        Fault("POST .*/preupload", "status", 500, headers=SOON),
+        Fault(PUT, "cut"),
+        Fault(PUT, "status", 500, headers=SOON),
+        Fault(COMMIT, "drop"),
+        Fault(COMMIT, "drop after"),
+        Fault(COMMIT, "status", 500, headers=SOON),
+        Fault(COMMIT, "status", 429, headers=SOON),
+        Fault(TAG, "drop after"),
+    ],
+    ids=lambda fault: f"{fault.pattern} {fault.action} {fault.status if fault.action == 'status' else ''}",
+)
+def test_a_passing_fault_is_survived(publisher: Publisher, fault: Fault) -> None:
+    publisher.server.faults = [fault]
+    done = publisher.run("--yes", "--no-verify")
+    assert done.returncode == 0, done.stderr
+    assert fault.times == 0, "the fault was met"
+    assert published_once(publisher)
+
+
+def test_a_repository_that_came_into_being_meanwhile(publisher: Publisher) -> None:
+    make = Fault("POST /api/repos/create", "call", do=lambda: publisher.server.hub.create("datasets", REPO))
+    publisher.server.faults = [make]
+    done = publisher.run("--yes", "--no-verify")
+    assert done.returncode == 0, done.stderr
+    assert published_once(publisher)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "status", "says"),
+    [
+        ("POST /api/repos/create", 403, "write access"),
+        (PUT, 403, "write access"),
+        (COMMIT, 400, "the Hub refused"),
+        (COMMIT, 412, "a commit came in between (412)"),
+        (TAG, 403, "write access"),
+    ],
+)
+def test_a_lasting_fault_is_no_publication(publisher: Publisher, pattern: str, status: int, says: str) -> None:
+    publisher.server.faults = [Fault(pattern, "status", status, times=99)]
+    failed = publisher.run("--yes", "--no-verify")
+    assert failed.returncode == 1 and says in failed.stderr, failed.stderr
+    assert "published:" not in failed.stdout and "Traceback" not in failed.stderr
+    assert not [key for key, repository in publisher.server.hub.repositories.items() if repository.tags]
+    publisher.server.faults = []
+    again = publisher.run("--yes", "--no-verify")
+    assert again.returncode == 0, again.stderr
+    assert published_once(publisher)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "action"),
+    [
+        ("POST /api/repos/create", "hang after"),
+        (PUT, "hang"),
+        (PUT, "hang after"),
+        (COMMIT, "hang"),
+        (COMMIT, "hang after"),
+        (TAG, "hang"),
+        (TAG, "hang after"),
+    ],
+)
+def test_killed_anywhere_a_second_run_finishes(publisher: Publisher, pattern: str, action: str) -> None:
+    publisher.server.faults = [Fault(pattern, action)]
+    publisher.kill_when_hanging("--yes", "--no-verify")
+    uploads = publisher.server.count(PUT)
+    again = publisher.run("--yes", "--no-verify")
+    assert again.returncode == 0, again.stderr
+    assert published_once(publisher)
+    if (pattern, action) in ((PUT, "hang after"), (COMMIT, "hang"), (COMMIT, "hang after")):
+        assert publisher.server.count(PUT) == uploads, "what arrived is not sent again"
+
+
+def test_killed_while_it_verifies_is_not_verified(publisher: Publisher) -> None:
+    publisher.server.faults = [Fault("GET /datasets/.*/resolve/.*parquet", "hang")]
+    publisher.kill_when_hanging("--yes")
+    assert published_once(publisher)
+    again = publisher.run("--yes")
+    assert again.returncode == 0 and "verified: 3 files" in again.stdout
+    assert published_once(publisher)
+
+
+@pytest.mark.parametrize("action", ["corrupt", "truncate"])
+def test_other_bytes_than_here_are_not_verified(publisher: Publisher, action: str) -> None:
+    where = PUT if action == "truncate" else "GET /datasets/.*/resolve/.*parquet"
+    publisher.server.faults = [Fault(where, action)]
+    done = publisher.run("--yes", "--json")
+    assert done.returncode == 1, done.stdout
+    assert "NOT verified" in done.stderr
+    assert '"verified": false' in done.stdout and '"published": true' in done.stdout
+    again = publisher.run("--yes")
+    assert again.returncode == 0 and "verified: 3 files" in again.stdout, again.stderr
+    assert published_once(publisher)
