@@ -15,8 +15,11 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 from jinja2 import Environment, PackageLoader
 
+from scale_vqa_eval.card_marks import body, head, kept_facts, own_words
 from scale_vqa_eval.schema import CONFIGS
 
+NO_LICENCE: Final = "see-the-configs"
+"""Name of the licence of a card for which nobody has stated one yet."""
 NOTE_MARK: Final = "<!-- note {config} -->"
 CONTROLS: Final = ("exchange", "screened")
 """Configs made of another one, which are never what loads without a name where the other is there."""
@@ -29,14 +32,15 @@ def write_card(folder: Path, notes: Mapping[str, str], previous: Path | None = N
     Args:
         folder: the release folder; every sub-folder with Parquet files is a config.
         notes: config -> Markdown paragraph on its provenance.
-        previous: a card whose notes are kept for the configs that ``notes`` does not name.
+        previous: a card whose notes are kept for the configs that ``notes`` does not name, and with them its licence
+            and its sections written by hand; what ``scale-vqa card`` wrote goes, as the rows may have changed.
     """
     present = [config for config in CONFIGS if any((folder / config).glob("*.parquet"))]
     infos = {config: _info(folder / config, config) for config in present}
     data = DatasetCardData(
         language=["en"],
         license="other",
-        license_name="see-the-configs",
+        license_name=NO_LICENCE,
         task_categories=["visual-question-answering", "multiple-choice"],
         tags=["pathology", "medical", "multi-image", "multi-scale"],
         pretty_name="Scale-VQA",
@@ -59,12 +63,18 @@ def write_card(folder: Path, notes: Mapping[str, str], previous: Path | None = N
     template = Environment(
         loader=PackageLoader("scale_vqa_eval", "templates"), keep_trailing_newline=True
     ).get_template("dataset_card.md.j2")
-    body = template.render(
+    text = template.render(
         configs=[(name, CONFIGS[name], infos[name], {**kept, **notes}.get(name, "")) for name in present],
         first=first,
         mark=NOTE_MARK,
     )
-    card = DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}", ignore_metadata_errors=False)
+    if previous is not None and previous.is_file():
+        old = previous.read_text(encoding="utf-8")
+        for key, value in kept_facts(head(old), vars(data), NO_LICENCE).items():
+            setattr(data, key, value)
+        theirs = own_words(body(old), text)
+        text = text.replace("## Citation\n", f"{theirs}\n\n## Citation\n" if theirs else "## Citation\n", 1)
+    card = DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}", ignore_metadata_errors=False)
     (folder / "README.md").write_text(str(card), encoding="utf-8", newline="\n")
 
 

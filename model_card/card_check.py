@@ -1,0 +1,83 @@
+"""Whether a card may be published: a valid head, every section, a citation, no path of a machine, no blank."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import yaml
+from huggingface_hub import DatasetCard, ModelCard, RepoCard, parse_eval_result_entries
+
+from scale_vqa_eval.card_marks import head, marked_sections
+from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.release_card import NO_LICENCE
+
+Kind = Literal["dataset", "model", "metric"]
+
+SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "dataset": ("splits", "audit", "defects", "uses", "licence", "package"),
+    "model": ("summary", "use", "results", "transfer", "training", "limits", "cost", "citation"),
+    "metric": ("example", "citation"),
+}
+HEADS: Final[Mapping[str, tuple[str, ...]]] = {
+    "dataset": ("license", "configs", "dataset_info", "task_categories", "pretty_name"),
+    "model": ("license", "base_model", "datasets", "pipeline_tag", "library_name", "model-index"),
+    "metric": ("license", "title", "sdk", "sdk_version", "app_file", "tags"),
+}
+_CLASSES: Final[Mapping[str, type[RepoCard]]] = {"dataset": DatasetCard, "model": ModelCard, "metric": RepoCard}
+_LOCAL: Final = re.compile(r"(?<![\w:/.])(?:/(?:home|root|Users|tmp|work|mnt|data)/[\w.-]+|[A-Z]:\\\\?Users)")
+_BLANK: Final = re.compile(r"\b(?:TODO|TBD|FIXME|More Information Needed)\b|\{\{\s|\{%|\bNone\b(?= \|)")
+
+
+def check_card(folder: Path, kind: Kind) -> list[Fault]:
+    """Returns what is wrong with the card of a folder that is to be published; empty where it may be.
+
+    Args:
+        folder: holds ``README.md``, for a model also ``.eval_results/*.yaml``.
+        kind: ``dataset``, ``model`` or ``metric``.
+    """
+    path = folder / "README.md"
+    mend = f"scale-vqa card {kind}"
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = head(text)
+        _CLASSES[kind](text, ignore_metadata_errors=False)
+    except InputError as error:
+        return list(error.faults)
+    except (OSError, ValueError) as error:
+        return [Fault(str(path), "a card", shown(str(error), 200), mend)]
+    faults = [Fault(str(path), f"{name} in the head", "none", mend) for name in HEADS[kind] if not data.get(name)]
+    if data.get("license_name") == NO_LICENCE:
+        faults.append(Fault(str(path), "a licence", NO_LICENCE, f"{mend} --license"))
+    there = marked_sections(text)
+    faults += [Fault(str(path), f"the section {name}", "none", mend) for name in SECTIONS[kind] if name not in there]
+    if "@inproceedings{phan2026scalevqa" not in text:
+        faults.append(Fault(str(path), "the paper's BibTeX", "none", mend))
+    for number, line in enumerate(text.splitlines(), 1):
+        if _LOCAL.search(line):
+            faults.append(Fault(f"{path}, line {number}", "no path of a machine", shown(line), "take it out"))
+        if kind != "metric" and _BLANK.search(line):
+            faults.append(Fault(f"{path}, line {number}", "no blank to fill in", shown(line), "fill it in"))
+    return faults + (_eval_faults(folder) if kind == "model" else [])
+
+
+def _eval_faults(folder: Path) -> list[Fault]:
+    files = sorted((folder / ".eval_results").glob("*.yaml"))
+    mend = "scale-vqa card model"
+    if not files:
+        return [Fault(str(folder / ".eval_results"), "evaluation results", "none", mend)]
+    faults = []
+    for file in files:
+        try:
+            content: list[dict[str, Any]] = yaml.safe_load(file.read_text(encoding="utf-8"))
+            bare = [
+                entry for entry in parse_eval_result_entries(content) if "blind control" not in (entry.notes or "")
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+            faults.append(Fault(str(file), "evaluation results", shown(str(error), 160), mend))
+            continue
+        expected = "a blind control beside each value, or the note that there is none"
+        faults += [Fault(str(file), expected, shown(entry.notes), mend) for entry in bare]
+    return faults

@@ -1,0 +1,106 @@
+"""The card of a release folder, completed from its rows and its audits.
+
+The folder's writer makes the card that loads: configs, features, the account of each config. What it cannot know
+(the licence, the audit, what the rows are fit for) is set here in marked sections; ``configs``, ``dataset_info`` and
+all text outside of the marks stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from model_card.dataset_facts import IDS_SHOWN, read_audits, read_fields, split_facts
+from model_card.licence import stated_licence
+from model_card.sections import merged_card, render
+from scale_vqa_eval import __version__
+from scale_vqa_eval.card_marks import head
+from scale_vqa_eval.defects import KINDS
+from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.release_card import read_notes
+
+AUTHORS_CONFIGS: Final = ("default", "exchange", "screened", "text")
+_SIZES: Final = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+def dataset_card(
+    folder: Path,
+    licence: Mapping[str, str | None],
+    audits: Sequence[Path],
+    curation: Path | None = None,
+) -> str:
+    """Returns the completed card of a release folder.
+
+    Args:
+        folder: the release folder.
+        licence: ``license``, ``license_name``, ``license_link`` as given; what the card has stands in.
+        audits: files of ``scale-vqa audit --json`` that cover every config.
+        curation: the report of a curation run.
+
+    Raises:
+        InputError: naming every fact that is missing at once.
+    """
+    path = folder / "README.md"
+    facts, places = split_facts(folder)
+    old = path.read_text(encoding="utf-8")
+    faults: list[Fault] = []
+    stated = stated_licence(licence, head(old), str(path), faults)
+    notes = read_notes(path)
+    configs = list(dict.fromkeys(part.config for part in facts))
+    for config in configs:
+        if notes.get(config, "") in ("", "No account was given when this config was written."):
+            where = f"{path}, config {config}"
+            faults.append(Fault(where, "an account of where its rows come from", "none", "write it between the marks"))
+    found = read_audits(audits, places, faults)
+    made = _curation(curation, faults)
+    if faults or stated is None:
+        raise InputError(faults)
+    rows = sum(part.n for part in facts)
+    data = DatasetCardData(
+        **stated.yaml(),
+        size_categories=[next((name for most, name in _SIZES if rows < most), "n>1M")],
+        tags=["leakage-audited"],
+    )
+    new = render(
+        DatasetCard,
+        data,
+        "dataset_card.md.j2",
+        facts=facts,
+        audits=found,
+        curation=made,
+        kinds=KINDS,
+        shown=IDS_SHOWN,
+        licence=stated,
+        authors_rows=[config for config in configs if config in AUTHORS_CONFIGS and not made],
+        version=__version__,
+        pc=_percent,
+    )
+    return merged_card(old, new, "## Citation", keep=("configs", "dataset_info"))
+
+
+def _curation(path: Path | None, faults: list[Fault]) -> list[tuple[str, str]]:
+    """Returns the plain figures of a curation report, nested ones as ``part.figure``."""
+    if path is None:
+        return []
+    try:
+        return list(_flat(read_fields(path, set(), "a curation report", "run `scale-vqa curate`")))
+    except InputError as error:
+        faults.extend(error.faults)
+        return []
+
+
+def _flat(content: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{before}{name}.")
+        elif isinstance(value, bool | int | float | str):
+            found.append((before + name, f"{value:.4g}" if isinstance(value, float) else str(value)))
+    return found
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"

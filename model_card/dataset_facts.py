@@ -1,0 +1,154 @@
+"""What the files say of a release folder: counts from its rows, leakage and defects from its audits."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from scale_vqa_eval.defects import KINDS
+from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.question_files import release_configs
+from scale_vqa_eval.questions import Question, read_questions
+from scale_vqa_eval.schema import CONFIGS, LETTERS
+from scale_vqa_eval.scoring import dimension_order, questions_digest
+
+IDS_SHOWN: Final = 5
+_AUDIT_FIELDS: Final = {"n", "verdict", "strongest", "probes", "dimensions", "null_check", "defects", "provenance"}
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """One split of a config, counted from its rows.
+
+    Attributes:
+        letters: how often each letter is right, in the order A-D.
+        dimensions: dimension -> questions.
+        groups: exchange groups; 0 outside of them.
+    """
+
+    config: str
+    split: str
+    n: int
+    patients: int
+    slides: int
+    letters: tuple[int, ...]
+    dimensions: Mapping[str, int]
+    groups: int
+
+
+@dataclass(frozen=True)
+class AuditFacts:
+    """An audit with the place whose rows it is of.
+
+    Attributes:
+        place: ``config`` or ``config, split``; configs with the same texts share an audit.
+        unfitted: the strongest probe that nothing was fitted for.
+        defects: kind -> ids, in the order of ``KINDS``.
+    """
+
+    place: str
+    report: Mapping[str, Any]
+    unfitted: Mapping[str, Any]
+    defects: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def split_facts(folder: Path) -> tuple[list[SplitFacts], dict[str, list[tuple[str, str | None]]]]:
+    """Counts every split of a folder.
+
+    Returns:
+        The counts, and data hash -> the places whose rows have it: a split, or (None) all splits of a config.
+    """
+    facts: list[SplitFacts] = []
+    places: dict[str, list[tuple[str, str | None]]] = {}
+    for config, splits in release_configs(folder).items():
+        whole: list[Question] = []
+        for split in splits:
+            questions = read_questions(folder, split, config)
+            places.setdefault(questions_digest(questions), []).append((config, split))
+            facts.append(_counted(config, split, questions))
+            whole += questions
+        key = questions_digest(whole)
+        if (config, None) not in places.setdefault(key, []):
+            places[key].append((config, None))
+    return facts, places
+
+
+def read_audits(
+    paths: Sequence[Path], places: Mapping[str, Sequence[tuple[str, str | None]]], faults: list[Fault]
+) -> list[AuditFacts]:
+    """Reads audits and finds by the data hash which rows each is of; one of other rows is a fault.
+
+    Args:
+        paths: files of ``scale-vqa audit --json``.
+        places: as ``split_facts`` returns them.
+        faults: what is wrong is added, and every config without an audit of all its rows.
+    """
+    audits: list[AuditFacts] = []
+    covered: set[tuple[str, str | None]] = set()
+    for path in paths:
+        try:
+            report = read_fields(path, _AUDIT_FIELDS, "an audit", "run `scale-vqa audit --json`")
+        except InputError as error:
+            faults.extend(error.faults)
+            continue
+        found = places.get(report["provenance"].get("data_hash"), ())
+        if not found:
+            mend = "run the audit again on this folder"
+            faults.append(Fault(str(path), "an audit of rows of this folder", "the data hash of others", mend))
+            continue
+        covered.update(found)
+        whole = [config for config, split in found if split is None]
+        single = [f"{config}, {split}" for config, split in found if split is not None and config not in whole]
+        unfitted = max((probe for probe in report["probes"] if not probe["trained"]), key=lambda p: p["accuracy"])
+        audits.append(AuditFacts(" and ".join([*whole, *single]), report, unfitted, _defects(report)))
+    for config in dict.fromkeys(config for named in places.values() for config, _ in named):
+        splits = [place for named in places.values() for place in named if place[0] == config and place[1] is not None]
+        if (config, None) not in covered and not all(place in covered for place in splits):
+            mend = f"scale-vqa audit FOLDER --config {config} --json audit-{config}.json, and name it with --audit"
+            faults.append(Fault(f"config {config}", "an audit of its rows", "none", mend))
+    order = list(CONFIGS)
+    return sorted(audits, key=lambda audit: order.index(audit.place.split(",")[0].split(" and ")[0]))
+
+
+def read_fields(path: Path, fields: set[str], what: str, mend: str) -> dict[str, Any]:
+    """Reads a JSON object that has certain fields.
+
+    Raises:
+        InputError: naming the file and the fields that it lacks.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(Fault(str(path), what, shown(str(error), 160), mend)) from error
+    if not isinstance(content, dict) or not fields <= content.keys():
+        missing = ", ".join(sorted(fields - content.keys())) if isinstance(content, dict) else type(content).__name__
+        raise InputError(Fault(str(path), f"{what} with {', '.join(sorted(fields))}", f"missing: {missing}", mend))
+    return content
+
+
+def _counted(config: str, split: str, questions: Sequence[Question]) -> SplitFacts:
+    dimensions = Counter(question.dimension or "none" for question in questions)
+    letters = Counter(question.answer for question in questions)
+    most = max(len(question.options) for question in questions)
+    return SplitFacts(
+        config=config,
+        split=split,
+        n=len(questions),
+        patients=len({question.cluster for question in questions}),
+        slides=len({question.slide for question in questions}),
+        letters=tuple(letters[place] for place in range(min(most, len(LETTERS)))),
+        dimensions=dict(sorted(dimensions.items(), key=lambda item: dimension_order(item[0]))),
+        groups=len({question.group for question in questions if question.group}),
+    )
+
+
+def _defects(report: Mapping[str, Any]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for defect in report["defects"]:
+        found.setdefault(str(defect["kind"]), []).append(str(defect["id"]))
+    order = list(KINDS)
+    return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))

@@ -1,0 +1,106 @@
+"""Scores for a model's card: results files named by their config, with their blind control or marked as bare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.predict.prompt import Prompt, load_prompt
+from scale_vqa_eval.results import read_results
+
+
+@dataclass(frozen=True)
+class Score:
+    """One results file.
+
+    Attributes:
+        name: config of the data, or the name of another benchmark.
+        content: what ``scale-vqa score --json`` wrote.
+    """
+
+    name: str
+    content: Mapping[str, Any]
+
+    @property
+    def split(self) -> str:
+        """Split that was scored; ``all`` where none was named."""
+        return self.content["provenance"].get("split") or "all"
+
+    @property
+    def blind(self) -> Mapping[str, Any] | None:
+        """Figures of the blind control; None where there is none."""
+        return self.content.get("blind")
+
+    @property
+    def asked(self) -> Mapping[str, Any]:
+        """How the model was asked: prompt, sampling, backend, weights."""
+        provenance = self.content["provenance"]
+        return {**provenance, **(provenance.get("predicted_with") or {})}
+
+
+def read_scores(named: Sequence[tuple[str | None, Path]], faults: list[Fault]) -> list[Score]:
+    """Reads results files; one that is of a blind or ablated run, or of no known config, is a fault.
+
+    Args:
+        named: name (None: the config that the file notes) and file.
+        faults: added to.
+    """
+    scores: list[Score] = []
+    for name, path in named:
+        try:
+            content = read_results(path)
+        except InputError as error:
+            faults.extend(error.faults)
+            continue
+        provenance = content["provenance"]
+        name = name or provenance.get("config")
+        if provenance.get("ablation"):
+            mend = "give the run with images, scored with --blind"
+            faults.append(Fault(str(path), "a run with all images", f"ablation {provenance['ablation']}", mend))
+        elif not name:
+            mend = "score with --config, or write NAME=FILE"
+            faults.append(Fault(str(path), "the config of the questions", "none noted", mend))
+        elif any((score.name, score.split) == (name, provenance.get("split") or "all") for score in scores):
+            faults.append(Fault(str(path), "one result a config and split", f"a second one of {name}", "give one"))
+        else:
+            scores.append(Score(name, content))
+    return scores
+
+
+def one_system(scores: Sequence[Score], faults: list[Fault]) -> Prompt | None:
+    """Returns the prompt of all scores; notes a fault where they are not of one model, asked in one way.
+
+    The prompt's words are taken from this package by the id that the runs noted; another hash is a fault, because the
+    card prints the words.
+    """
+    for field, expected in (
+        ("prompt_id", "one prompt"),
+        ("prompt_hash", "one prompt"),
+        ("model_sha256", "the same weights"),
+        ("sampling", "one way of sampling"),
+    ):
+        values = {repr(score.asked.get(field)) for score in scores}
+        if len(values) > 1:
+            found = shown(", ".join(sorted(values)), 160)
+            faults.append(Fault("the results", f"{expected} in all runs ({field})", found, "run those again"))
+            return None
+    asked = scores[0].asked
+    id_, digest = asked.get("prompt_id"), asked.get("prompt_hash")
+    if not id_ or not asked.get("sampling"):
+        missing = [field for field in ("prompt_id", "sampling") if not asked.get(field)]
+        mend = "score predictions that `scale-vqa predict` wrote"
+        faults.append(Fault("the results", "prompt and sampling of the run", f"no {', no '.join(missing)}", mend))
+        return None
+    try:
+        prompt = load_prompt(str(id_).split("@")[0])
+    except InputError as error:
+        faults.extend(error.faults)
+        return None
+    if digest is not None and digest != prompt.digest:
+        mend = "use the version of scale-vqa that made the runs, or run them again"
+        faults.append(Fault("the results", f"prompt {id_} as it is here ({prompt.digest})", str(digest), mend))
+        return None
+    return prompt
