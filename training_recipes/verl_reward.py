@@ -1,0 +1,33 @@
+"""The reference reward as verl calls it: ``custom_reward_function.path=training_recipes/verl_reward.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from scale_vqa_eval.rewards import compute_score as reference_score
+
+SOURCE = "scale-vqa"
+"""``data_source`` of the rows that ``verl_export`` writes."""
+
+
+def compute_score(
+    data_source: str, solution_str: str, ground_truth: str, extra_info: Mapping[str, Any] | None = None, **_: Any
+) -> float:
+    """Returns 0.8 * accuracy + 0.2 * format of a response.
+
+    Args:
+        data_source: ``scale-vqa``.
+        solution_str: the model's text.
+        ground_truth: gold letter.
+        extra_info: what ``verl_export`` wrote beside the question; not needed.
+
+    Raises:
+        ValueError: for rows of another source, whose rule this is not.
+
+    >>> compute_score("scale-vqa", "<think>x</think> <answer>A</answer>", "A")
+    1.0
+    """
+    if data_source != SOURCE:
+        raise ValueError(f"data_source must be {SOURCE!r}, got {data_source!r}: its reward is another rule")
+    return reference_score(solution_str, ground_truth)
