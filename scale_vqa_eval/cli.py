@@ -27,6 +27,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "report": ("scale_vqa_eval.report.command", "report", "Join runs into the tables and plots of a paper."),
     "publish": ("model_card.publish.command", "publish", "Publish data, metric or weights; a dry run first."),
     "card": ("model_card.card_command", "card", "Write the card of a dataset, a model or the metric from its files."),
+    "review": (
+        "dataset_script.review.command",
+        "review",
+        "Let two pathologists judge each question, on a local page.",
+    ),
     "doctor": ("scale_vqa_eval.doctor", "doctor", "Say what is installed, what will not work here, and the mend."),
 }
 

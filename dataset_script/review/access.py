@@ -1,0 +1,85 @@
+"""Who may open the page: whoever has the token, which stands once in the address that the command prints."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from typing import Final
+from urllib.parse import urlencode
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LEAST_TOKEN: Final = 16
+_NOT_OFFERED: Final = ("/gradio_api/upload", "/gradio_api/proxy", "/gradio_api/file", "/monitoring")
+_HEADERS: Final = {
+    # nothing is fetched from elsewhere: neither fonts nor what an image or text of the data might name
+    "Content-Security-Policy": (
+        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'self'; "
+        "form-action 'self'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+def new_token() -> str:
+    """Returns a random token of 256 bits."""
+    return secrets.token_urlsafe(32)
+
+
+def entry(address: str, token: str) -> str:
+    """Returns the address that lets its holder in."""
+    return f"{address}/?{urlencode({'token': token})}"
+
+
+def gated(app: ASGIApp, token: str, port: int) -> ASGIApp:
+    """Returns the application behind a gate that lets nobody in without the token.
+
+    The token comes once in the address, is then kept in a cookie and taken out of the address; programs may send it as
+    ``Authorization: Bearer``. It is compared in constant time. Uploads, proxying and files, which the page does not
+    need, are refused to everybody.
+    """
+    cookie = f"scale-vqa-review-{port}"  # cookies do not tell ports apart
+
+    async def gate(scope: Scope, receive: Receive, send: Send) -> None:
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        if scope["type"] == "lifespan":
+            await app(scope, receive, send)
+        elif scope["type"] == "http":
+            answer = _answer(Request(scope), token, cookie)
+            await (answer or app)(scope, receive, guarded)
+        else:  # the page uses no web socket
+            await send({"type": "websocket.close", "code": 1008})
+
+    return gate
+
+
+def _answer(request: Request, token: str, cookie: str) -> Response | None:
+    """Returns what a request gets instead of the page; None where it may have the page."""
+    given = request.query_params.get("token")
+    bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+    if given is not None and _same(given, token) and request.method == "GET" and request.url.path == "/":
+        response = RedirectResponse("./", status_code=303)
+        response.set_cookie(cookie, token, httponly=True, samesite="lax", path="/")
+        return response
+    if not (_same(request.cookies.get(cookie, ""), token) or _same(bearer, token)):
+        mend = "Open the address that `scale-vqa review` printed; it holds the token.\n"
+        return PlainTextResponse(f"No access. {mend}", status_code=403)
+    if request.url.path.startswith(_NOT_OFFERED):
+        return PlainTextResponse("Not offered here.\n", status_code=404)
+    return None
+
+
+def _same(given: str, token: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), token.encode("utf-8"))

@@ -1,0 +1,100 @@
+"""The items under review: questions of a release folder with their images, and the hash that a log is tied to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataset_script.review.decisions import Key
+from dataset_script.shards import content_hash, release_shards
+from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.predict.items import Item, read_items
+from scale_vqa_eval.predict.pictures import Picture, PictureStore
+from scale_vqa_eval.question_files import release_files
+from scale_vqa_eval.schema import VIEWS
+
+
+@dataclass(frozen=True)
+class ReviewData:
+    """What is reviewed.
+
+    Attributes:
+        folder: the release folder.
+        config: its config.
+        items: split and row id -> question and images, in the order of the data.
+        chosen: the items of the split that was asked for.
+        data_hash: SHA-256 over the config's files: a log of other data is refused by it.
+    """
+
+    folder: Path
+    config: str
+    items: Mapping[Key, Item]
+    chosen: tuple[Key, ...]
+    data_hash: str
+    store: PictureStore
+
+    @property
+    def subject(self) -> dict[str, str]:
+        """What a log says of its data."""
+        return {"name": self.folder.name, "config": self.config, "data_hash": self.data_hash}
+
+
+def read_review_data(folder: Path, config: str | None = None, split: str | None = None) -> ReviewData:
+    """Reads the questions of one config; images stay where they are until they are asked for.
+
+    Args:
+        folder: a release folder.
+        config: its config; None for that which loads without a name.
+        split: the split to work on; None for all. The log covers all splits whichever is named.
+
+    Raises:
+        InputError: where there is no such folder, config or split, a row breaks the contract, or none has an image.
+    """
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing there"
+        raise InputError(Fault(str(folder), "a release folder", found, "name a folder that `scale-vqa build` made"))
+    configs = release_shards(folder)
+    if config is None:
+        config = "default" if "default" in configs else next(iter(configs))
+    splits = release_files(folder, config)
+    if split is not None and split not in splits:
+        found = shown(split)
+        raise InputError(Fault(str(folder), f"a split of {config} ({', '.join(splits)})", found, "name one of those"))
+    items, store = read_items(str(folder), None, config, None, blind=False)
+    by_key = {(item.question.split or "", item.question.id): item for item in items}
+    chosen = tuple(key for key in by_key if split in (None, key[0]))
+    return ReviewData(folder, config, by_key, chosen, content_hash(config, configs[config]), store)
+
+
+class Images:
+    """Hands out images one by one, one thread at a time: the store reads row groups into a small cache.
+
+    Args:
+        data: what is reviewed.
+    """
+
+    def __init__(self, data: ReviewData) -> None:
+        self._store = data.store
+        self._lock = threading.Lock()
+        files = [file for shards in release_files(data.folder, data.config).values() for file in shards]
+        leaves = [f"{view}.path" for view in VIEWS]
+        self._names = pa.concat_tables([pq.ParquetFile(file).read(columns=leaves) for file in files])
+
+    def read(self, picture: Picture) -> bytes:
+        """Returns an image's original bytes.
+
+        Raises:
+            InputError: where the row has none in the data itself.
+        """
+        with self._lock:
+            return self._store.read(picture)
+
+    def name(self, picture: Picture) -> str | None:
+        """Returns the file name that the data gives a view; None where it gives none."""
+        cell = self._names.column(picture.column)[picture.row].as_py()
+        return cell["path"] if cell else None

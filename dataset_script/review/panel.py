@@ -1,0 +1,147 @@
+"""Renders the item in view as HTML; jinja2 escapes every text of the data and of the reviewers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from dataset_script.review.decisions import Key, letter_faults
+from dataset_script.review.desk import Desk, Seat
+from dataset_script.review.locate import Place
+from scale_vqa_eval.audit.visible import visible
+from scale_vqa_eval.defects import normalised
+from scale_vqa_eval.predict.items import Item
+from scale_vqa_eval.questions import Question
+from scale_vqa_eval.schema import LETTERS, MAGNIFICATION, VIEWS
+
+
+def render_item(desk: Desk, seat: Seat) -> str:
+    """Returns the panel of a seat: the item in view, or that nothing waits.
+
+    In review, no other reviewer's verdict is shown, nor whether there is one.
+    """
+    done, waiting = desk.progress(seat)
+    if seat.at is None:
+        return _template("done.html.j2").render(seat=seat, done=done)
+    item = desk.data.items[seat.at]
+    question = item.question
+    standing = desk.standing(seat.at)
+    own = (standing.reviews if seat.stage == "review" else standing.adjudications).get(seat.person)
+    return _template("panel.html.j2").render(
+        seat=seat,
+        done=done,
+        waiting=waiting,
+        item=_facts(question, item),
+        views=_views(desk, item),
+        missing=[_view_name(view) for view in VIEWS if view not in {one.column for one in item.views}],
+        options=[
+            {
+                "letter": letter,
+                "text": text,
+                "gold": place == question.answer,
+                "picture": item.option_pictures[place].option if item.option_pictures else None,
+            }
+            for place, (letter, text) in enumerate(zip(LETTERS, question.options, strict=False))
+        ],
+        pictures=bool(item.option_pictures),
+        warnings=_warnings(question),
+        own=own,
+        closed=seat.stage == "review" and standing.closed,
+        others=_others(desk, seat.at) if seat.stage == "adjudication" else [],
+    )
+
+
+def render_note(text: str, turn: int, done: bool = False, needs: str | None = None) -> str:
+    """Returns the line that answers the last action.
+
+    Args:
+        text: what to say.
+        turn: number of the action, by which the page sees that it was answered.
+        done: whether it succeeded.
+        needs: the field that has to be filled, if any.
+    """
+    return _template("note.html.j2").render(text=text, turn=turn, done=done, needs=needs)
+
+
+def _facts(question: Question, item: Item) -> dict[str, Any]:
+    row = (item.views or item.option_pictures)[0].row if item.views or item.option_pictures else 0
+    return {
+        "row": row,
+        "id": question.id,
+        "split": question.split,
+        "dimension": question.dimension,
+        "slide": question.slide,
+        "question": question.question,
+        "rationale": question.rationale,
+    }
+
+
+def _views(desk: Desk, item: Item) -> list[dict[str, Any]]:
+    outlines = desk.outlines(item)
+    columns = [view.column for view in item.views]
+    views = []
+    for place, view in enumerate(item.views):
+        boxes = outlines.get(view.column, [])
+        # only the next view of the path is missed: the one after it lies in that one
+        unsure = [_view_name(name) for name in columns[place + 1 : place + 2] if name not in dict(boxes)]
+        shown = [_box(name, box) for name, box in boxes]
+        views.append(
+            {"row": view.row, "column": view.column, "name": _view_name(view.column), "boxes": shown, "unsure": unsure}
+        )
+    return views
+
+
+def _box(view: str, place: Place) -> dict[str, Any]:
+    shares = {name: round(100 * getattr(place, name), 3) for name in ("left", "top", "width", "height")}
+    return {"column": view, "name": _view_name(view), "how": place.how, **shares}
+
+
+def _view_name(view: str) -> str:
+    return f"{view.removesuffix('_mag')} view, {MAGNIFICATION[view]}"
+
+
+def _warnings(question: Question) -> list[str]:
+    found = [f"Known defect: expected {fault.expected}, found {fault.found}" for fault in letter_faults(question)]
+    if len({normalised(text) or text for text in question.options}) < len(question.options):
+        found.append("Known defect: two options have the same text")
+    return found
+
+
+def _others(desk: Desk, key: Key) -> list[dict[str, Any]]:
+    standing = desk.standing(key)
+    found = []
+    for person, one in standing.reviews.items():
+        now = standing.adjudications.get(person)
+        found.append(
+            {
+                "reviewer": one.reviewer,
+                "verdict": one.verdict,
+                "reason": one.reason,
+                "edit": [(name, _plain(value)) for name, value in one.edit.items()],
+                "now": now.verdict if now else None,
+                "now_reason": now.reason if now else "",
+            }
+        )
+    return found
+
+
+def _plain(value: Any) -> str:
+    return (
+        " | ".join(f"{letter} {text}" for letter, text in zip(LETTERS, value, strict=False))
+        if isinstance(value, list)
+        else str(value)
+    )
+
+
+def _template(name: str) -> Any:
+    return _ENVIRONMENT.get_template(name)
+
+
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("dataset_script.review", "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    # what hides or reorders text is shown as its code
+    finalize=lambda value: visible(value) if type(value) is str else value,
+)
