@@ -15,6 +15,7 @@ from scale_vqa_eval import __version__
 from scale_vqa_eval.bare_names import METRIC_FOLDER
 from scale_vqa_eval.errors import InputError
 
+from .findings import faults_of
 from .kinds import KINDS
 from .masking import mask_streams
 from .plan import Wish, make_plan, read_local
@@ -131,7 +132,7 @@ def _publish(kind: str, folder: Path, options: dict[str, Any]) -> None:
         if options["as_json"]:
             found = [asdict(one) for one in local.findings]
             _print_json({"kind": kind, "repo": wish.repo, "published": False, "verified": False, "findings": found})
-        raise InputError([one.fault() for one in local.findings])
+        raise InputError(faults_of(local.findings))
     _with_hub(wish, local, token, options)
 
 

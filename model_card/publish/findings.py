@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,6 +44,18 @@ def finding(file: str, place: str, kind: str, value: str, what: str, mend: str) 
     """Returns a finding; ``value`` goes into its mark alone, ``what`` is what is shown."""
     mark = hashlib.sha256("\0".join((file, kind, value)).encode("utf-8", "surrogatepass")).hexdigest()[:10]
     return Finding(file, place, kind, what, mend, mark)
+
+
+def faults_of(findings: Sequence[Finding], most: int = 10) -> list[Fault]:
+    """Returns the findings as faults: at most so many of a file, then how many more there are."""
+    faults = []
+    for name, group in itertools.groupby(findings, key=lambda one: one.file):
+        found = list(group)
+        faults += [one.fault() for one in found[:most]]
+        if len(found) > most:
+            kinds = ", ".join(sorted({one.kind for one in found[most:]}))
+            faults.append(Fault(name, "no more", f"{len(found) - most} more ({kinds})", "--json lists them all"))
+    return faults
 
 
 def masked(secret: str) -> str:

@@ -84,9 +84,9 @@ def list_files(folder: Path, kind: Kind) -> tuple[list[tuple[str, Path]], list[t
             files.append((name, path))
     if len(files) > _MOST_FILES:
         raise InputError(Fault(str(folder), f"at most {_MOST_FILES} files", f"{len(files)}", "write larger shards"))
-    if CARD not in dict(files):
+    if not (folder / CARD).exists():
         mend = "write the card first: scale-vqa card"
-        raise InputError(Fault(f"{folder}/{CARD}", "a card", "no such file among those to publish", mend))
+        raise InputError(Fault(f"{folder}/{CARD}", "a card", "no such file", mend))
     return files, left_out, found
 
 

@@ -15,7 +15,7 @@ from scale_vqa_eval.errors import Fault, InputError
 
 from .card_merge import MergedCard, merge_cards
 from .data_claims import check_dataset_info, mixed_files
-from .findings import Finding
+from .findings import OWN_SECRET, Finding, faults_of
 from .inventory import LocalFile, hash_files, list_files
 from .kinds import CARD, MANIFEST, Kind
 from .record import Seen
@@ -125,7 +125,7 @@ def read_local(wish: Wish, token: str, progress: Any) -> Local:
             line = str(error).strip().split("\n")[0]
             raise InputError(Fault(name, f"a readable {path.suffix} file", line, "write it again")) from None
     hashed = hash_files(files, bar)
-    refused = [one for one in found if one.mark not in wish.allow or one.kind == "own secret"]
+    refused = [one for one in found if one.mark not in wish.allow or one.kind == OWN_SECRET]
     accepted = tuple(one for one in found if one not in refused)
     return Local(tuple(hashed), tuple(left_out), tuple(refused), accepted, own)
 
@@ -153,7 +153,7 @@ def make_plan(wish: Wish, local: Local, repository: Repository, seen: Seen | Non
     if merged.text != ours[CARD].text():
         found = [one for one in scan_text(CARD, merged.text, local.own) if one.mark not in wish.allow]
         if found:
-            raise InputError([one.fault() for one in found])
+            raise InputError(faults_of(found))
         ours[CARD] = LocalFile.of(CARD, merged.text.encode())
     ours[MANIFEST] = _manifest(ours, merged)
     only_remote = remote.files.keys() - ours.keys()

@@ -35,7 +35,6 @@ _BINARY: Final = {".png", ".jpg", ".jpeg", ".model", ".tiktoken"}
 _KEYWORD_LIMIT: Final = 1_000_000
 _BLOCK: Final = 1 << 22
 _OVERLAP: Final = 512
-_MOST_PER_FILE: Final = 20
 _SECRET_MEND: Final = "remove it and revoke it: what was once in a file may have been copied"
 _PATH_MEND: Final = "write a relative path or a name in its place"
 
@@ -53,7 +52,7 @@ class Own:
 
 
 def scan_file(name: str, path: Path, own: Own, progress: Any = None) -> list[Finding]:
-    """Returns what must not go out of one file, sorted; at most 20 findings of a file, then it says how many more.
+    """Returns what must not go out of one file, each value once, the worst first.
 
     Raises:
         OSError, pyarrow.ArrowInvalid: where the file cannot be read as what its name says.
@@ -70,11 +69,7 @@ def scan_file(name: str, path: Path, own: Own, progress: Any = None) -> list[Fin
     unique = {one.mark: one for one in found}
     if progress is not None:
         progress.update(path.stat().st_size)
-    shown = sorted(unique.values(), key=lambda one: (one.kind != OWN_SECRET, one))
-    if len(shown) > _MOST_PER_FILE:
-        more = f"{len(shown) - _MOST_PER_FILE} further findings in this file"
-        shown = [*shown[:_MOST_PER_FILE], finding(name, "", "secret", more, more, "mend those named first")]
-    return shown
+    return sorted(unique.values(), key=lambda one: (one.kind != OWN_SECRET, one.kind != "secret"))
 
 
 def scan_text(name: str, text: str, own: Own) -> list[Finding]:
