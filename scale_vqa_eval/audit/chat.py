@@ -32,10 +32,12 @@ class ChatAudit:
         report: plain values for the report: model, endpoint, prompt id, sampling, repeats, calls and what they cost,
             accuracy of each repeat, answers that could not be read and calls that failed, by reason, and why the run
             was stopped (None where it was not).
+        responses: what it said to each question, repeat by repeat; None where a call failed.
     """
 
     result: ProbeResult | None
     report: dict[str, Any]
+    responses: tuple[tuple[str | None, ...], ...] = ()
 
 
 def chat_probes(
@@ -90,7 +92,9 @@ def chat_probe(
         picks[row, repeat], reason = _pick(reply, questions[row])
         unread[reason] += reason not in ("parsed", "failed")
     report = _report(chat, replies, picks, questions, prompt["id"]) | {"unparsed": dict(sorted((+unread).items()))}
-    return ChatAudit(None if chat.stopped else _votes(model, picks, questions, report), report)
+    said = [reply.text for reply in replies]
+    responses = tuple(tuple(said[start : start + repeats]) for start in range(0, len(said), repeats))
+    return ChatAudit(None if chat.stopped else _votes(model, picks, questions, report), report, responses)
 
 
 def _messages(question: Question, prompt: Mapping[str, str], repeat: int) -> tuple[Mapping[str, str], ...]:

@@ -1,0 +1,1 @@
+"""Curation: from expert captions to questions that need the images."""

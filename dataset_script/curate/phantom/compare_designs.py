@@ -1,0 +1,198 @@
+"""Two designs of options on the same phantom captions, audited: one feature changed at a time, and crossed.
+
+``python -m dataset_script.curate.phantom.compare_designs --slides 60 --out compared`` runs decomposition, generation
+and screening against the scripted double (``phantom.scripted``), lays the same drafts out by either design, audits
+all, and writes ``designs.md`` (the table), ``designs.json`` and ``designs.svg``.
+
+The design of the paper's constraint: the right option states three findings of the path, and each wrong one changes
+exactly one of them. What stands against a finding is drawn in the same way in both designs.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from dataset_script.curate.asking.settings import Settings, read_settings
+from dataset_script.curate.construction.build import audited, finished
+from dataset_script.curate.features.decompose import Feature
+from dataset_script.curate.phantom.captions import caption_plans, caption_row
+from dataset_script.curate.phantom.scripted import serving
+from dataset_script.curate.pipeline import Run, decompose, generate, places, plan, read_items, screen
+from dataset_script.curate.questions.contrasts import contrast_pool
+from dataset_script.curate.questions.drafts import UNCROSSED, Draft
+from dataset_script.curate.questions.items import Item, Place, spelled
+from dataset_script.curate.work import open_work, write_lines
+from scale_vqa_eval.questions import Question
+from scale_vqa_eval.results import write_json
+from scale_vqa_eval.schema import QUESTION_TYPES
+
+DESIGNS: Final = {
+    "one feature changed": "the published constraint: each wrong option differs from the right one by one feature",
+    "crossed": "2x2 product of two features, before screening",
+    "crossed, screened": "the same after the rounds of the pipeline",
+}
+SHOWN: Final = ("medoid", "geometry", "words", "characters", "ensemble")
+
+
+def one_change(
+    drafts: Sequence[Draft], features: Mapping[str, Sequence[Feature]], where: Mapping[str, Place], seed: int
+) -> list[Question]:
+    """Returns the questions of drafts with options by the published constraint; letters balanced by draw."""
+    findings: dict[str, list[str]] = {}
+    for some in features.values():
+        for one in some:
+            findings.setdefault(one.aspect, []).append(one.value)
+    pools = {aspect: contrast_pool(found, f"{seed}:{aspect}") for aspect, found in sorted(findings.items())}
+    questions = []
+    for draft in drafts:
+        rng = random.Random(f"{seed}:{draft.id}")
+        taken = {draft.first.aspect, draft.second.aspect, UNCROSSED}
+        rest = [one for one in features[draft.path] if one.aspect not in taken]
+        if not rest:
+            continue
+        right = [draft.first, draft.second, rng.choice(rest)]
+        wrong = [rng.choice(others) if (others := pools[one.aspect].others(one.value)) else None for one in right]
+        if None in wrong:
+            continue
+        values = [one.value for one in right]
+        texts = [values, *([*values[:at], str(wrong[at]), *values[at + 1 :]] for at in range(3))]
+        order = rng.sample(range(4), 4)
+        options = tuple("; ".join(spelled(value) for value in texts[number]) for number in order)
+        place = where[draft.path]
+        questions.append(
+            Question(
+                draft.id,
+                draft.question,
+                options,
+                order.index(0),
+                QUESTION_TYPES[draft.question_type],
+                place.slide,
+                place.patient,
+                place.path_id,
+                split=place.split,
+            )
+        )
+    return questions
+
+
+def compare(slides: int, seed: int, out: Path, repeats: int = 4) -> dict[str, Any]:
+    """Runs the pipeline on captions of phantom slides and audits the three sets of questions."""
+    out.mkdir(parents=True, exist_ok=True)
+    captions = out / "captions.jsonl"
+    write_lines(captions, (caption_row(one) for one in caption_plans(slides, seed)))
+    with serving() as url:
+        settings = _settings(out / "curate.yaml", url, seed, repeats)
+        run = Run(settings, open_work(out / "work", captions, settings))
+        decompose(run)
+        generate(run)
+        account = screen(run)
+    where = places(run, plan(run)[0])
+    features = {row["path"]: [Feature(**one) for one in row["features"]] for row in run.work.rows("features")}
+    drafts = sorted((Draft.from_row(row) for row in run.work.rows("drafts")), key=lambda one: one.id)
+    crossed, screened = (
+        _questions(list(read_items(run.work.root / name, where)), settings)
+        for name in ("items.jsonl", "screened.jsonl")
+    )
+    pools = (one_change(drafts, features, where, seed), crossed, screened)
+    designs = [_row(name, pool, seed) for name, pool in zip(DESIGNS, pools, strict=True)]
+    return {"slides": slides, "seed": seed, "designs": designs, "rounds": len(account["rounds"])}
+
+
+def _settings(file: Path, url: str, seed: int, repeats: int) -> Settings:
+    roles: dict[str, Any] = {name: {"base_url": url, "model": name} for name in ("decompose", "generate", "analyse")}
+    roles["adversary"] = [
+        {"name": name, "base_url": url, "model": name, "repeats": repeats} for name in ("medoid", "longest")
+    ]
+    file.write_text(json.dumps({"seed": seed, "source": "phantom captions", "roles": roles}), encoding="utf-8")
+    return read_settings(file)
+
+
+def _questions(items: Sequence[Item], settings: Settings) -> list[Question]:
+    return [item.question() for item in finished(items, {}, settings)[0]]
+
+
+def _row(name: str, questions: Sequence[Question], seed: int) -> dict[str, Any]:
+    audit = audited(questions, seed)
+    probes = {probe["name"]: probe for probe in audit["probes"]}
+    keys = ("accuracy", "ci_low", "ci_high")
+    return {
+        "design": name,
+        "what": DESIGNS[name],
+        "questions": len(questions),
+        "verdict": audit["verdict"],
+        "strongest": audit["strongest"],
+        "probes": {probe: {key: probes[probe][key] for key in keys} for probe in SHOWN if probe in probes},
+        "dimensions": {dimension: found["verdict"] for dimension, found in audit["dimensions"].items()},
+    }
+
+
+def as_table(found: Mapping[str, Any]) -> str:
+    """Returns the comparison as a Markdown table, accuracies in per cent with their 95% intervals."""
+    names = list(found["designs"][0]["probes"])
+    lines = [
+        "| options | questions | " + " | ".join(names) + " | verdict |",
+        "|---|---|" + "---|" * len(names) + "---|",
+    ]
+    for row in found["designs"]:
+        cells = [_interval(row["probes"][name]) for name in names]
+        lines.append(f"| {row['design']} | {row['questions']} | " + " | ".join(cells) + f" | {row['verdict']} |")
+    return "\n".join(lines) + "\n"
+
+
+def _interval(one: Mapping[str, float]) -> str:
+    return f"{100 * one['accuracy']:.1f} [{100 * one['ci_low']:.1f}, {100 * one['ci_high']:.1f}]"
+
+
+def plot(found: Mapping[str, Any], file: Path) -> None:
+    """Draws accuracy and interval of each probe on each design, beside chance."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from scale_vqa_eval.audit.plots import STYLE
+
+    colours = ("#b3403a", "#7d97b5", "#2f5d8a")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+        axes = figure.subplots()
+        names = list(found["designs"][0]["probes"])
+        for number, row in enumerate(found["designs"]):
+            at = [place + 0.24 * (number - 1) for place in range(len(names))]
+            middle = [100 * row["probes"][name]["accuracy"] for name in names]
+            low = [100 * (row["probes"][name]["accuracy"] - row["probes"][name]["ci_low"]) for name in names]
+            high = [100 * (row["probes"][name]["ci_high"] - row["probes"][name]["accuracy"]) for name in names]
+            label = f"{row['design']} ({row['questions']} questions)"
+            axes.errorbar(at, middle, [low, high], fmt="o", capsize=3, color=colours[number], label=label)
+        axes.axhline(25, color="#8a939e", linestyle="--", linewidth=1)
+        axes.text(len(names) - 0.55, 26, "chance", color="#5c6670", ha="right")
+        axes.set_xticks(range(len(names)), names)
+        axes.set_ylim(0, 105)
+        axes.set_ylabel("accuracy without images (%)")
+        axes.grid(axis="y")
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=1, fontsize=9)
+        figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None, dpi=150)
+
+
+@click.command()
+@click.option("--slides", type=click.IntRange(4), default=60, show_default=True, help="Phantom slides, 4 paths each.")
+@click.option("--seed", type=int, default=42, show_default=True)
+@click.option("--repeats", type=click.IntRange(1), default=4, show_default=True, help="Of each adversary.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write.")
+def main(slides: int, seed: int, repeats: int, out: Path) -> None:
+    """Audit one-feature-changed and crossed options on the same phantom captions; a table and a plot."""
+    found = compare(slides, seed, out, repeats)
+    write_json(out / "designs.json", found)
+    table = as_table(found)
+    (out / "designs.md").write_text(table, encoding="utf-8")
+    for suffix in ("svg", "png"):
+        plot(found, out / f"designs.{suffix}")
+    click.echo(table, nl=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Step 2 on one shard: the features of its paths in, drafts out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dataset_script.curate.asking.role import Role, outcomes, with_format
+from dataset_script.curate.asking.settings import RoleSettings
+from dataset_script.curate.features.captions import CaptionedPath
+from dataset_script.curate.features.decompose import Feature
+from dataset_script.curate.questions.drafts import Order, reply_schema, write_drafts
+from dataset_script.curate.questions.plan import PathPlan
+from dataset_script.curate.work import WorkFolder, write_lines
+from scale_vqa_eval.chat.cache import Spending
+from scale_vqa_eval.schema import row_id
+
+
+@dataclass(frozen=True)
+class DraftTask:
+    """One shard to be asked about; ``forms`` is path key -> question type -> template or ``free``."""
+
+    work: WorkFolder
+    shard: int
+    role: RoleSettings
+    tries: int
+    forms: Mapping[str, Mapping[str, str]]
+    progress: bool = True
+
+
+def orders_of(path: CaptionedPath, features: Mapping[str, Any], forms: Mapping[str, str]) -> list[Order]:
+    """Returns what is wanted of a path: a question a type; nothing of one whose decomposition was lost."""
+    if features["lost"]:
+        return []
+    found = tuple(Feature(**one) for one in features["features"])
+    return [
+        Order(row_id(path.slide, path.path_id, question_type), path, found, question_type, form)
+        for question_type, form in forms.items()
+    ]
+
+
+def shard_orders(work: WorkFolder, shard: int, forms: Mapping[str, Mapping[str, str]]) -> list[Order]:
+    """Returns every order of a shard."""
+    features = {row["path"]: row for row in work.part_rows("features", shard)}
+    return [order for path in work.paths(shard) for order in orders_of(path, features[path.key], forms[path.key])]
+
+
+def draft_shard(task: DraftTask) -> dict[str, Any]:
+    """Writes ``drafts/<shard>.jsonl`` and returns its account."""
+    settings = with_format(task.role, "question", reply_schema())
+    role = Role(settings, task.work.answers("generate", task.shard), task.progress, Spending())
+    orders = shard_orders(task.work, task.shard, task.forms)
+    results = write_drafts(orders, role, task.tries)
+    write_lines(task.work.part("drafts", task.shard), (one.value.as_row() for one in results if one.value is not None))
+    return {
+        "asked": len(orders),
+        "drafts": sum(one.value is not None for one in results),
+        "outcomes": outcomes(results),
+        "lost": [[one.label, *one.failed[-1]] for one in results if one.value is None],
+        "spent": asdict(role.spent),
+    }
+
+
+def forms_of(plans: Mapping[str, PathPlan]) -> dict[str, Mapping[str, str]]:
+    """Returns path key -> question type -> form."""
+    return {key: plan.forms for key, plan in plans.items()}
