@@ -69,10 +69,11 @@ class Desk:
         """Returns a seat at the next item that waits for its reviewer."""
         with self._lock:
             waiting = self.refresh().waiting(seat.person, seat.stage, self.data.chosen)
-        first = [key for key in waiting if key not in seat.later and key != seat.at]
-        later = [key for key in seat.later if key in waiting and key != seat.at]
-        rest = [key for key in waiting if key == seat.at]
-        at = next(iter([*first, *later, *rest]), None)
+        still = set(waiting)
+        later = [key for key in seat.later if key in still]
+        # the item in view comes last: where it is put off or waits for another, the others come first
+        order = [key for key in [*(key for key in waiting if key not in set(later)), *later] if key != seat.at]
+        at = order[0] if order else seat.at if seat.at in still else None
         seen = (*seat.seen, seat.at) if seat.at is not None and seat.at != at else seat.seen
         return replace(seat, at=at, seen=seen, later=tuple(key for key in later if key != at))
 

@@ -34,7 +34,12 @@ def render_item(desk: Desk, seat: Seat) -> str:
         waiting=waiting,
         item=_facts(question, item),
         views=_views(desk, item),
-        missing=[_view_name(view) for view in VIEWS if view not in {one.column for one in item.views}],
+        # a grounding question shows the views that its kind asks about
+        missing=[
+            _view_name(view)
+            for view in VIEWS
+            if not item.option_pictures and view not in {one.column for one in item.views}
+        ],
         options=[
             {
                 "letter": letter,

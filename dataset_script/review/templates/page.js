@@ -44,7 +44,7 @@
   document.addEventListener("load", (e) => { const p = e.target.closest?.(".rv .pane"); if (p) fit(p); }, true);
   document.addEventListener("error", (e) => {
     const pane = e.target.closest?.(".rv .pane");
-    if (pane) pane.textContent = "this image cannot be shown";
+    if (pane) { pane.textContent = "this image cannot be shown"; pane.classList.add("failed"); }
   }, true);
   window.addEventListener("resize", () => refit(false));
   document.addEventListener("wheel", (e) => {

@@ -1,0 +1,310 @@
+"""The review page as it is used: a server of its own process, a real browser, keys; and what it keeps out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from review_release import HOSTILE, PLACE, make_review_release
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SHOTS = Path(os.environ.get("SCALE_VQA_SHOTS", os.devnull))
+pytestmark = pytest.mark.xdist_group("review_page")
+
+
+class Server:
+    """``scale-vqa review`` in a process of its own."""
+
+    def __init__(self, release: Path, log: Path, *more: str) -> None:
+        command = [sys.executable, "-m", "scale_vqa_eval.cli", "review", str(release), "--log", str(log), *more]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None and self.process.stderr is not None
+        # both are read to the end, so that no pipe fills up
+        self.errors: list[str] = []
+        threading.Thread(target=lambda: self.errors.extend(self.process.stderr), daemon=True).start()  # type: ignore
+        self.entry = self.process.stdout.readline().strip()
+        self.address = self.entry.partition("/?")[0]
+        self.token = parse_qs(urlsplit(self.entry).query)["token"][0]
+
+    def get(self, path: str, **headers: str) -> tuple[int, bytes, Any]:
+        request = urllib.request.Request(self.address + path, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return answer.status, answer.read(), answer.headers
+        except urllib.error.HTTPError as error:
+            return error.code, error.read(), error.headers
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_review_release(tmp_path_factory.mktemp("page") / "scale-vqa", hostile=True)
+
+
+@pytest.fixture(scope="module")
+def server(release: Path) -> Iterator[Server]:
+    running = Server(release, release.with_name("log.jsonl"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium = shutil.which("chromium") or "/usr/bin/chromium"
+    if not Path(chromium).is_file():
+        pytest.skip("no chromium on this machine")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+class Visit:
+    """A browser window of one reviewer, and everything that it asked for or complained of."""
+
+    def __init__(self, browser: Any, server: Server, name: str, stage: str | None = None) -> None:
+        self.page = browser.new_context(viewport={"width": 1360, "height": 1000}).new_page()
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.said.append(dialog.message))
+        self.page.on("console", lambda note: self.said.append(note.text) if note.type == "error" else None)
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(server.entry)
+        self.page.wait_for_selector("#reviewer textarea, #reviewer input")
+        if stage:
+            self.page.get_by_label(stage).check()
+        self.page.fill("#reviewer textarea, #reviewer input", name)
+        self.turn("Enter")
+
+    def turn(self, key: str) -> str:
+        """Presses a key and waits until the server has answered; returns what it said."""
+        before = self.page.get_attribute("#message [data-turn]", "data-turn")
+        self.page.keyboard.press(key)
+        self.page.wait_for_function(
+            "before => document.querySelector('#message [data-turn]').dataset.turn !== before", arg=before
+        )
+        return str(self.page.inner_text("#message"))
+
+    def item(self) -> str:
+        return str(self.page.get_attribute(".rv", "data-item"))
+
+    def settled(self) -> None:
+        self.page.wait_for_function(
+            "[...document.querySelectorAll('.rv img')].every(i => i.complete && i.naturalWidth)"
+        )
+        self.page.wait_for_function("[...document.querySelectorAll('.rv .pane')].every(p => p.dataset.zoom)")
+
+    def shot(self, name: str) -> None:
+        if SHOTS.is_dir():
+            self.page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+
+
+def decisions(server: Server, release: Path) -> list[dict[str, Any]]:
+    lines = release.with_name("log.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines[1:]]
+
+
+def test_nobody_comes_in_without_the_token(server: Server) -> None:
+    assert server.address.startswith("http://127.0.0.1:") and len(server.token) >= 32
+    wrong = server.token[:-1] + ("a" if server.token[-1] != "a" else "b")
+    for path in (
+        "/",
+        "/config",
+        "/gradio_api/info",
+        "/image/0/low_mag",
+        "/queue/join",
+        f"/?token={wrong}",
+        "/?token=",
+    ):
+        status, body, headers = server.get(path)
+        assert status == 403 and b"<" not in body and "set-cookie" not in headers, path
+    for headers in ({"Authorization": f"Bearer {wrong}"}, {"Cookie": f"scale-vqa-review={server.token}"}):
+        assert server.get("/image/0/low_mag", **headers)[0] == 403
+    assert server.get("/image/0/low_mag", Authorization=f"Bearer {server.token}")[0] == 200
+
+
+def test_images_come_from_the_release_and_from_nowhere_else(server: Server, release: Path) -> None:
+    bearer = {"Authorization": f"Bearer {server.token}"}
+    status, body, headers = server.get("/image/0/low_mag", **bearer)
+    assert status == 200 and body.startswith(b"\xff\xd8") and headers["content-type"] == "image/jpeg"
+    assert headers["x-content-type-options"] == "nosniff"
+    for path in ("/image/9999/low_mag", "/image/14/high_mag", "/image/0/rationale", "/image/-1/low_mag"):
+        assert server.get(path, **bearer)[0] == 404, path
+    secret = release / "README.md"
+    for path in (
+        f"/gradio_api/file={secret}",
+        f"/file={secret}",
+        "/gradio_api/file=/etc/passwd",
+        f"/image/0/..%2f..%2f{secret}",
+        "/image/0/low_mag/../../../etc/passwd",
+        f"/static/{secret}",
+        f"/assets/..%2f..%2f..%2f..%2f..%2f..%2f{secret}",
+        "/gradio_api/proxy=http://127.0.0.1:1/",
+    ):
+        status, body, _ = server.get(path, **bearer)
+        assert status in (403, 404, 405, 422) and b"root:" not in body and b"dataset_info" not in body, path
+
+
+def test_two_reviewers_by_keyboard_and_a_third(server: Server, browser: Any, release: Path) -> None:
+    ada = Visit(browser, server, "Ada <b>x</b>")
+    ada.settled()
+    assert urlsplit(ada.page.url).query == "", "the token does not stay in the address"
+    hostile_text = ada.page.inner_text(".rv h2")
+    assert HOSTILE[0] in hostile_text, "a text is shown whole, as it stands"
+    ada.shot("review-first")
+    boxes = ada.page.eval_on_selector_all(
+        ".rv figure[data-number='1'] .box.mid_mag", "all => all.map(one => [one.style.left, one.style.top])"
+    )
+    assert [float(side.rstrip("%")) for side in boxes[0]] == pytest.approx(
+        [100 * PLACE["mid"][0] / 2048, 100 * PLACE["mid"][1] / 2048], abs=0.4
+    )
+    assert "located by matching" in ada.page.inner_text(".rv figure[data-number='1'] figcaption")
+    first = ada.item()
+    assert "Saved: accept" in ada.turn("a") and ada.item() != first
+    assert "a reason for reject" in ada.turn("r"), "a reject without a reason is not taken"
+    ada.page.keyboard.type("a r e n p 1 2")
+    second = ada.item()
+    assert "Saved: reject" in ada.turn("Control+Enter")
+    assert len(decisions(server, release)) == 2, "what is typed into a field is no key of the page"
+    ada.page.keyboard.press("Escape")
+    ada.turn("e")
+    ada.page.fill("#edit-question textarea", HOSTILE[1])
+    ada.page.fill("#edit-A textarea, #edit-A input", "")
+    ada.page.fill("#reason textarea", "clearer")
+    assert "option A to be a text" in ada.turn("Control+Enter")
+    ada.shot("review-edit")
+    ada.page.fill("#edit-A textarea, #edit-A input", HOSTILE[3])
+    assert "Saved: edit" in ada.turn("Control+Enter")
+    ada.page.keyboard.press("Escape")
+    fourth = ada.item()
+    ada.turn("n")
+    assert ada.item() != fourth
+    ada.turn("p")
+    assert ada.item() == fourth
+
+    bo = Visit(browser, server, "Bo")
+    assert bo.item() == first, "the second reviewer starts where the first did"
+    text = bo.page.inner_text("body")
+    assert "Ada" not in text and "reject" not in text.split("Reason")[0], "no sign of the first one's verdict"
+    bo.turn("a")
+    assert bo.item() == second and "typed" not in bo.page.inner_text(".rv")
+    bo.turn("a")
+    bo.turn("a")
+
+    cy = Visit(browser, server, "Cy", "Adjudicate open disagreements")
+    cy.settled()
+    assert cy.item() == second
+    others = cy.page.inner_text(".rv .others")
+    assert "Ada <b>x</b>" in others and "a r e n p 1 2" in others and "Bo" in others
+    cy.shot("review-adjudicate")
+    cy.turn("a")
+    assert HOSTILE[1] in cy.page.inner_text(".rv .others"), "an edit is shown as text"
+    cy.turn("e")
+    assert cy.page.input_value("#edit-question textarea") == HOSTILE[1], "the editor starts from the edit"
+    cy.shot("review-adjudicate-edit")
+    cy.page.fill("#reason textarea", "as Ada has it")
+    cy.turn("Control+Enter")
+    assert "nothing waits for you" in cy.page.inner_text(".rv")
+    kinds = [(one["kind"], one["verdict"]) for one in decisions(server, release)]
+    assert kinds[-2:] == [("adjudication", "accept"), ("adjudication", "edit")] and len(kinds) == 8
+    for visit in (ada, bo, cy):
+        assert visit.page.evaluate("window.hacked") is None
+        assert visit.page.locator(".rv script, .rv svg, .rv b b, .rv a").count() == 0
+        asked = [url for url in visit.asked if not url.startswith(("data:", "blob:", server.address))]
+        assert asked == [] and visit.said == []
+        visit.page.context.close()
+
+
+def test_views_zoom_move_and_come_back(server: Server, browser: Any) -> None:
+    visit = Visit(browser, server, "Zoe")
+    visit.settled()
+    pane = visit.page.locator(".rv figure[data-number='1'] .pane")
+
+    def zoom() -> float:
+        return float(pane.get_attribute("data-zoom"))
+
+    def plane() -> str:
+        return str(pane.locator(".plane").evaluate("one => one.style.transform"))
+
+    pane.hover()
+    visit.page.mouse.wheel(0, -600)
+    visit.page.wait_for_function("document.querySelector('.rv .pane').dataset.zoom > 2")
+    zoomed, place = zoom(), plane()
+    visit.page.keyboard.press("+")
+    assert zoom() > zoomed
+    visit.page.keyboard.press("ArrowLeft")
+    assert plane() != place
+    moved = plane()
+    visit.page.mouse.down()
+    visit.page.mouse.move(500, 400)
+    visit.page.mouse.up()
+    assert plane() != moved
+    visit.page.keyboard.press("1")
+    assert pane.bounding_box()["width"] > 500 and zoom() > zoomed, "a larger pane keeps the zoom"
+    visit.shot("review-zoom")
+    visit.page.keyboard.press("o")
+    assert not visit.page.locator(".rv .box").first.is_visible()
+    visit.page.keyboard.press("0")
+    assert zoom() == 1
+    visit.page.set_viewport_size({"width": 390, "height": 844})
+    assert visit.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    visit.shot("review-narrow")
+    visit.page.context.close()
+
+
+def test_a_name_is_needed_and_a_key_held_down_decides_once(server: Server, browser: Any, release: Path) -> None:
+    before = len(decisions(server, release))
+    visit = Visit(browser, server, "   ")
+    assert "an empty name" in visit.page.inner_text("#message") and visit.page.locator(".rv").count() == 0
+    visit.page.fill("#reviewer textarea, #reviewer input", "Eve")
+    visit.turn("Enter")
+    visit.page.evaluate(
+        "for (let i = 0; i < 5; i++) document.dispatchEvent(new KeyboardEvent('keydown', {key: 'a', bubbles: true}))"
+    )
+    visit.page.wait_for_function("document.querySelector('#message').innerText.includes('Saved')")
+    visit.page.wait_for_timeout(500)
+    assert len(decisions(server, release)) == before + 1
+    visit.page.context.close()
+
+
+def test_the_log_goes_on_after_a_kill_and_the_token_stays_out_of_it(
+    server: Server, browser: Any, release: Path
+) -> None:
+    other = Server(release, release.with_name("log.jsonl"), "--token", "t" * 20)
+    try:
+        assert other.token == "t" * 20
+        visit = Visit(browser, other, "Ada <b>x</b>")
+        assert "3 decided" in visit.page.inner_text(".rv header"), "what the other process took is known here"
+        visit.turn("a")
+        visit.page.context.close()
+        other.process.kill()
+        other.process.wait()
+    finally:
+        other.stop()
+    assert decisions(server, release)[-1]["reviewer"] == "Ada <b>x</b>"
+    assert server.token not in release.with_name("log.jsonl").read_text()
+    assert not any(server.token in line for line in server.errors)
