@@ -36,7 +36,11 @@ class LogitsCheck:
 
 
 def same_logits(
-    a: str | Path, b: str | Path, tolerance: float | None = 0.0, base: str | Path | None = None
+    a: str | Path,
+    b: str | Path,
+    tolerance: float | None = 0.0,
+    base: str | Path | None = None,
+    processor: str | Path | None = None,
 ) -> LogitsCheck:
     """Compares two checkpoints on a conversation with a system message, two images and a question.
 
@@ -48,14 +52,15 @@ def same_logits(
         tolerance: most that logits may differ, in standard deviations; 0 for copies, None for that of a merge in the
             model's number format.
         base: the base of an adapter whose config names another.
+        processor: of both, where ``a`` has none of its own (an adapter); None compares what each one's makes.
 
     Raises:
         InputError: where one of them cannot be loaded.
     """
     import torch
 
-    first_inputs, first, kind = _logits(a, base)
-    second_inputs, second, _ = _logits(b, base)
+    first_inputs, first, kind = _logits(a, base, processor)
+    second_inputs, second, _ = _logits(b, base, processor)
     bound = TOLERANCE.get(kind, max(TOLERANCE.values())) if tolerance is None else tolerance
     names = first_inputs.keys() | second_inputs.keys()
     differing = tuple(
@@ -98,14 +103,16 @@ def load_model(folder: str | Path, base: str | Path | None = None) -> Any:
         raise InputError(Fault(str(folder), "a model that can be loaded", shown(str(error), 200), mend)) from error
 
 
-def _logits(folder: str | Path, base: str | Path | None) -> tuple[dict[str, Any], Any, str]:
+def _logits(
+    folder: str | Path, base: str | Path | None, processor_of: str | Path | None
+) -> tuple[dict[str, Any], Any, str]:
     """Returns inputs, float32 logits (1, tokens, vocabulary) and number format."""
     import torch
     from transformers import AutoProcessor
 
     model = load_model(folder, base)
     try:
-        processor = AutoProcessor.from_pretrained(folder)
+        processor = AutoProcessor.from_pretrained(processor_of or folder)
     except (OSError, ValueError) as error:
         mend = "prepare the folder with its processor"
         raise InputError(Fault(str(folder), "a processor", shown(str(error), 160), mend)) from error

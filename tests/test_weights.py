@@ -128,6 +128,20 @@ def test_an_adapter_left_as_such_names_a_base_that_others_can_load(tiny: Path, a
     assert same_logits(whole, made.folder, base=tiny).same
 
 
+def test_the_command_prepares_and_compares(tiny: Path, adapter: Path, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from model_card.weights_command import weights
+
+    for name, source, more in (("full", tiny, ()), ("merged", adapter, ("--base", str(tiny)))):
+        given = [str(source), "--out", str(tmp_path / name), "--max-shard-size", "200KB", *more]
+        done = CliRunner().invoke(weights, given, standalone_mode=False)
+        assert done.return_value == 0, done.output or done.exception
+        assert f": {name}, " in done.output and "the same; largest difference" in done.output
+    wrong = CliRunner().invoke(weights, [str(tiny), "--out", str(tmp_path / "x"), "--max-shard-size", "many"])
+    assert wrong.exit_code == 2 and not (tmp_path / "x").exists()
+
+
 def test_all_that_is_missing_is_named_at_once_and_nothing_is_left(tiny: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(tiny, source)
