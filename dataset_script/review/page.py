@@ -56,11 +56,9 @@ def build_page(desk: Desk) -> gr.Blocks:
                 }
             with gr.Column(visible=False, elem_id="editor") as editor:
                 texts = [gr.Textbox(label="Question", lines=2, elem_id="edit-question")]
-                with gr.Row():
-                    texts += [
-                        gr.Textbox(label=f"Option {one}", elem_id=f"edit-{one}", min_width=400)
-                        for one in LETTERS[:most]
-                    ]
+                for pair in (LETTERS[:most][place : place + 2] for place in range(0, most, 2)):
+                    with gr.Row():
+                        texts += [gr.Textbox(label=f"Option {one}", elem_id=f"edit-{one}") for one in pair]
                 answer = gr.Radio(list(LETTERS[:most]), label="Answer", elem_id="edit-answer")
                 texts.append(gr.Textbox(label="Rationale", lines=3, elem_id="edit-rationale"))
                 with gr.Row():
