@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from model_card.dataset_facts import IDS_SHOWN, read_audits, read_fields, split_facts
+from model_card.curation import read_curation
+from model_card.dataset_facts import IDS_SHOWN, read_audits, split_facts
 from model_card.licence import stated_licence
 from model_card.sections import merged_card, render
 from scale_vqa_eval import __version__
@@ -55,7 +56,7 @@ def dataset_card(
             where = f"{path}, config {config}"
             faults.append(Fault(where, "an account of where its rows come from", "none", "write it between the marks"))
     found = read_audits(audits, places, faults)
-    made = _curation(curation, faults)
+    made = None if curation is None else read_curation(curation, places, faults)
     if faults or stated is None:
         raise InputError(faults)
     rows = sum(part.n for part in facts)
@@ -74,32 +75,11 @@ def dataset_card(
         kinds=KINDS,
         shown=IDS_SHOWN,
         licence=stated,
-        authors_rows=[config for config in configs if config in AUTHORS_CONFIGS and not made],
+        authors_rows=[config for config in configs if config in AUTHORS_CONFIGS and made is None],
         version=__version__,
         pc=_percent,
     )
     return merged_card(old, new, "## Citation", keep=("configs", "dataset_info"))
-
-
-def _curation(path: Path | None, faults: list[Fault]) -> list[tuple[str, str]]:
-    """Returns the plain figures of a curation report, nested ones as ``part.figure``."""
-    if path is None:
-        return []
-    try:
-        return list(_flat(read_fields(path, set(), "a curation report", "run `scale-vqa curate`")))
-    except InputError as error:
-        faults.extend(error.faults)
-        return []
-
-
-def _flat(content: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{before}{name}.")
-        elif isinstance(value, bool | int | float | str):
-            found.append((before + name, f"{value:.4g}" if isinstance(value, float) else str(value)))
-    return found
 
 
 def _percent(share: float) -> str:

@@ -36,6 +36,7 @@ OPTIONAL: Final[Kinds] = {
     "data_hash": str,
     "base_model_revision": str,
     "lora": bool,
+    "trained_parameters": int,
     "views": list,
     "blind_training": bool,
     "epochs": float,
@@ -83,7 +84,8 @@ def recipe_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
     batch = training["per_device_batch"] * training["gradient_accumulation"] * training["world_size"]
     rows = [
         ("method", training["method"]),
-        ("parameters trained", "LoRA adapter" if training.get("lora") else "all that the recipe leaves unfrozen"),
+        ("LoRA", {True: "yes", False: "no"}.get(training.get("lora"))),
+        ("parameters trained", training.get("trained_parameters")),
         ("optimiser steps", training["steps"]),
         ("epochs", training.get("epochs")),
         (

@@ -110,6 +110,33 @@ def test_everything_that_is_missing_is_named_at_once(work: Path) -> None:
     assert path.read_text() == before
 
 
+def test_a_curation_report_is_told_and_whether_the_rows_are_its_own(work: Path) -> None:
+    audit = json.loads((work / "audit.json").read_text())
+    figure = {"name": "ensemble", "accuracy": 0.25, "ci_low": 0.2, "ci_high": 0.3}
+    report = {
+        "format": 1,
+        "input": {"paths": 6, "slides": 3, "patients": 3},
+        "questions": {"n": 30, "by_split": {"test": 30}, "by_dimension": {"Diagnosis": 30}},
+        "rounds": [{"round": 1, "judged": 40, "passed": 30, "dropped": 10}],
+        "costs": {"total": {"calls": 7, "prompt_tokens": 100, "completion_tokens": 20, "cost": 0.5}},
+        "outcomes": {"dropped": {"no-contrast": 10}},
+        "models": {"generate": {"model": "a|b"}, "adversary": [{"model": "x"}, {"model": "y"}]},
+        "blind": {"verdict": "clean", "ensemble": figure},
+        "contradictions": [],
+        "provenance": {"data_hash": audit["provenance"]["data_hash"]},
+    }
+    (work / "curation.json").write_text(json.dumps(report))
+    part = marked_sections(complete(work, "--curation", work / "curation.json"))["curation"]
+    assert "judged 40, passed 30, dropped 10" in part and "| model, adversary | x, y |" in part
+    assert "a\\|b" in part and "25.0% (20.0 to 30.0), verdict clean" in part and "were changed" not in part
+    report["provenance"]["data_hash"] = "0"
+    (work / "curation.json").write_text(json.dumps(report))
+    assert "were changed after it" in complete(work, "--curation", work / "curation.json")
+    (work / "curation.json").write_text(json.dumps(report | {"format": 2}))
+    with pytest.raises(InputError, match="of format 1"):
+        complete(work, "--curation", work / "curation.json")
+
+
 @pytest.mark.parametrize("given", [("--license", "other"), ("--license", "My Licence!")])
 def test_a_licence_is_an_id_or_has_name_and_link(work: Path, given: tuple[str, str]) -> None:
     done = run("dataset", work / "scale-vqa", "--audit", work / "audit.json", *given)

@@ -103,6 +103,31 @@ def test_cost_and_recipe_are_computed_from_the_run(results: dict[str, Path], tmp
     assert "of *ours*" not in parts["cost"], "what others wrote is escaped"
 
 
+def test_what_the_recipes_write_is_what_the_card_reads(results: dict[str, Path], tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from scale_vqa_eval.predict.prompt import load_prompt
+    from training_recipes.arguments import RecipeArguments
+    from training_recipes.metadata import metadata
+    from training_recipes.rows import Shape
+    from training_recipes.selection import Selection
+
+    args = SimpleNamespace(seed=42, learning_rate=1e-6, per_device_train_batch_size=4, gradient_accumulation_steps=1)
+    args.to_dict = lambda: {"beta": 0.01, "optim": "adamw_torch", "hub_token": "secret"}
+    state = SimpleNamespace(global_step=3, epoch=0.5, best_metric=None, best_model_checkpoint=None, log_history=[])
+    accelerator = SimpleNamespace(num_processes=1, distributed_type=SimpleNamespace(value="NO"))
+    trained = {"trained_parameters": 1234}
+    trainer = SimpleNamespace(args=args, state=state, accelerator=accelerator, trained=trained)
+    model = SimpleNamespace(model_name_or_path="org/base", model_revision="main", use_peft=True)
+    rows = Selection([1, 2, 3], "train", (), (10, 20), "0" * 64)
+    shape = Shape(load_prompt("published"))
+    record = metadata("grpo", trainer, RecipeArguments(), model, shape, rows, None, 12.5)
+    text = made(tmp_path, "--results", results["control"], training=json.loads(json.dumps(record, default=str)))
+    for part in ("| LoRA | yes |", "| parameters trained | 1234 |", "split `train`, 3 questions", "| optim |"):
+        assert part in text
+    assert "secret" not in text
+
+
 def test_all_that_is_missing_is_named_at_once(results: dict[str, Path], tmp_path: Path) -> None:
     facts = {key: value for key, value in FACTS.items() if key not in ("license", "power_w")} | {"typo": 1}
     training = {key: value for key, value in TRAINING.items() if key != "seed"} | {"base_model": "/home/x/base"}
