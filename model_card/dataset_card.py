@@ -23,7 +23,8 @@ from scale_vqa_eval.defects import KINDS
 from scale_vqa_eval.errors import Fault, InputError
 from scale_vqa_eval.release_card import read_notes
 
-AUTHORS_CONFIGS: Final = ("default", "exchange", "screened", "text")
+AUTHORS: Final = "Scale-VQA release"
+"""How the source of rows begins that were read from the authors' files, or made of those."""
 _SIZES: Final = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -75,7 +76,10 @@ def dataset_card(
         kinds=KINDS,
         shown=IDS_SHOWN,
         licence=stated,
-        authors_rows=[config for config in configs if config in AUTHORS_CONFIGS and made is None],
+        authors_rows=sorted(
+            {part.config for part in facts if any(source.startswith(AUTHORS) for source in part.sources)},
+            key=configs.index,
+        ),
         version=__version__,
         pc=_percent,
     )

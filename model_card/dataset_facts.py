@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow.parquet as pq
+
 from scale_vqa_eval.defects import KINDS
 from scale_vqa_eval.errors import Fault, InputError, shown
 from scale_vqa_eval.question_files import release_configs
@@ -28,6 +30,7 @@ class SplitFacts:
         letters: how often each letter is right, in the order A-D.
         dimensions: dimension -> questions.
         groups: exchange groups; 0 outside of them.
+        sources: what the rows say that they come from, each once; empty where they say nothing.
     """
 
     config: str
@@ -38,6 +41,7 @@ class SplitFacts:
     letters: tuple[int, ...]
     dimensions: Mapping[str, int]
     groups: int
+    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,10 @@ def split_facts(folder: Path) -> tuple[list[SplitFacts], dict[str, list[tuple[st
     places: dict[str, list[tuple[str, str | None]]] = {}
     for config, splits in release_configs(folder).items():
         whole: list[Question] = []
-        for split in splits:
+        for split, files in splits.items():
             questions = read_questions(folder, split, config)
             places.setdefault(questions_digest(questions), []).append((config, split))
-            facts.append(_counted(config, split, questions))
+            facts.append(_counted(config, split, questions, _sources(files)))
             whole += questions
         key = questions_digest(whole)
         if (config, None) not in places.setdefault(key, []):
@@ -130,7 +134,17 @@ def read_fields(path: Path, fields: set[str], what: str, mend: str) -> dict[str,
     return content
 
 
-def _counted(config: str, split: str, questions: Sequence[Question]) -> SplitFacts:
+def _sources(files: Sequence[Path]) -> tuple[str, ...]:
+    found: set[str] = set()
+    for file in files:
+        if "source" in pq.read_schema(file).names:
+            found.update(
+                source for source in pq.read_table(file, columns=["source"])["source"].unique().to_pylist() if source
+            )
+    return tuple(sorted(found))
+
+
+def _counted(config: str, split: str, questions: Sequence[Question], sources: tuple[str, ...]) -> SplitFacts:
     dimensions = Counter(question.dimension or "none" for question in questions)
     letters = Counter(question.answer for question in questions)
     most = max(len(question.options) for question in questions)
@@ -143,6 +157,7 @@ def _counted(config: str, split: str, questions: Sequence[Question]) -> SplitFac
         letters=tuple(letters[place] for place in range(min(most, len(LETTERS)))),
         dimensions=dict(sorted(dimensions.items(), key=lambda item: dimension_order(item[0]))),
         groups=len({question.group for question in questions if question.group}),
+        sources=sources,
     )
 
 

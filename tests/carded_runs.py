@@ -52,8 +52,9 @@ TRAINING: dict[str, Any] = {
 def make_folder(folder: Path) -> Path:
     """Writes a release with the configs ``default`` and ``text``: 30 questions of 3 patients."""
     drop = ("low_mag", "mid_mag", "high_mag")
+    source = {"source": "Scale-VQA release (arXiv:2606.17412)"}
     text = [{key: value for key, value in row.items() if key not in drop} for row in rows()]
-    tables = {"default": {"test": rows()}, "text": {"test": text}}
+    tables = {"default": {"test": (row | source for row in rows())}, "text": {"test": text}}
     return write_release(folder, tables, {name: "Made for a test." for name in tables})
 
 

@@ -60,7 +60,9 @@ def test_facts_come_from_the_files(work: Path) -> None:
     for kind in {defect["kind"] for defect in report["defects"]}:
         number = sum(defect["kind"] == kind for defect in report["defects"])
         assert f"| {number} |" in parts["defects"]
-    assert "Not for: diagnosis" in parts["uses"] and "presumes their leave" in parts["licence"]
+    assert "Not for: diagnosis" in parts["uses"] and "the configs `default` hold text of theirs" in parts["licence"]
+    assert "- `default`, source of the rows: Scale-VQA release" in parts["splits"]
+    assert "- `text`, source of the rows: not named" in parts["splits"]
     assert check_card(work / "scale-vqa", "dataset") == []
 
 
