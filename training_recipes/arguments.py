@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from scale_vqa_eval.errors import Fault, InputError, shown
 from scale_vqa_eval.schema import VIEWS
+from training_recipes.validation import METRICS
 
 
 @dataclass
@@ -110,11 +111,16 @@ def check_launch(recipe: RecipeArguments, config: Any) -> None:
     if recipe.processes is not None and recipe.processes != config.world_size:
         mend = f"launch {recipe.processes} (docs/training.md has the command), or change processes and the batch sizes"
         faults.append(Fault("processes", str(recipe.processes), f"{config.world_size} running", mend))
+    metric = config.metric_for_best_model
+    if metric is not None and metric.removeprefix("eval_") not in METRICS:
+        faults.append(
+            Fault("metric_for_best_model", f"one of {', '.join(METRICS)}", shown(metric), "name one of them")
+        )
     if recipe.early_stop_patience is not None:
         if recipe.validation_split is None or str(config.eval_strategy.value) == "no":
             expected = "a validation_split and an eval_strategy"
             faults.append(Fault("early_stop_patience", expected, "none", "add them, or leave it out"))
-        if config.metric_for_best_model is None:
+        if metric is None:
             mend = "add metric_for_best_model: accuracy"
             faults.append(Fault("early_stop_patience", "metric_for_best_model", "none", mend))
     old = sorted(path.name for path in Path(config.output_dir).glob("checkpoint-*"))

@@ -64,8 +64,10 @@ def checkpoint_to_resume(output_dir: str | Path, print_of: dict[str, Any], main_
 
 
 def remove_earlier(output_dir: str | Path) -> None:
-    """Removes the checkpoints of an earlier run, and names them."""
-    for path in sorted(Path(output_dir).glob("checkpoint-*"), key=_step):
+    """Removes what an earlier run left: checkpoints, tables of completions, validation answers; names each."""
+    folder = Path(output_dir)
+    others = [folder / name for name in ("completions", "validation", "final") if (folder / name).is_dir()]
+    for path in [*sorted(folder.glob("checkpoint-*"), key=_step), *others]:
         print(f"{path}: removed, overwrite is on", file=sys.stderr)
         shutil.rmtree(path)
 

@@ -202,7 +202,7 @@ def _save_processor(folder: Path, shape: TinyShape, corpus: Sequence[str]) -> An
     return tokenizer
 
 
-def teach_format(folder: Path, steps: int = 100, seed: int = 0) -> Path:
+def teach_format(folder: Path, steps: int = 250, seed: int = 0) -> Path:
     """Teaches a small model of ``make_tiny_model`` to close its answer tags, and nothing else.
 
     The letter is drawn at random each time and no image is shown, so it guesses: a random model never earns a reward,
@@ -210,7 +210,7 @@ def teach_format(folder: Path, steps: int = 100, seed: int = 0) -> Path:
 
     Args:
         folder: the model, changed in place.
-        steps: of 16 short texts each.
+        steps: of 8 short texts each.
         seed: of texts and letters.
     """
     import torch
@@ -220,8 +220,10 @@ def teach_format(folder: Path, steps: int = 100, seed: int = 0) -> Path:
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).train()
     optimizer, generator = torch.optim.AdamW(model.parameters(), lr=3e-3), random.Random(seed)
     words = " ".join(CORPUS).split()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model loses by sharing its work
     for _ in range(steps):
-        asked = [" ".join(generator.choices(words, k=generator.randint(4, 24))) for _ in range(16)]
+        asked = [" ".join(generator.choices(words, k=generator.randint(4, 16))) for _ in range(8)]
         opened = [[{"role": "user", "content": [{"type": "text", "text": text}]}] for text in asked]
         prompts = processor.apply_chat_template(opened, tokenize=False, add_generation_prompt=True)
         answers = [f"<think></think> <answer>{generator.choice('ABCD')}</answer><|im_end|>" for _ in asked]
@@ -239,6 +241,7 @@ def teach_format(folder: Path, steps: int = 100, seed: int = 0) -> Path:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+    torch.set_num_threads(threads)
     model.save_pretrained(folder)
     return folder
 

@@ -6,13 +6,16 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from scale_vqa_eval.scale_vqa_acc.batch import parse_batch
 from scale_vqa_eval.scale_vqa_acc.summary import gold_codes, summarise
 from training_recipes.batches import encoded
+
+METRICS: Final = ("accuracy", "reward", "format_rate", "unparsed_rate")
+"""What a validation during training logs, under ``eval_``."""
 
 
 def greedy_answers(trainer: Any, rows: Any, tokens: int, blind: bool = False) -> list[str]:
@@ -73,8 +76,7 @@ def figures(rows: Any, answers: Sequence[str], blind: Sequence[str] | None = Non
 
 def short(full: dict[str, Any]) -> dict[str, float]:
     """Returns the figures that a training log keeps."""
-    names = ("accuracy", "reward", "format_rate")
-    return {**{name: float(full[name]) for name in names}, "unparsed_rate": float(full["unparsed"]["rate"])}
+    return {name: float(full["unparsed"]["rate"] if name == "unparsed_rate" else full[name]) for name in METRICS}
 
 
 def write_answers(path: Path, rows: Any, answers: Sequence[str]) -> None:

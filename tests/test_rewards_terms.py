@@ -1,0 +1,146 @@
+"""The optional terms of the reward, and the callables that a trainer is given."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from response_texts import anything, responses
+
+from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.rewards import accuracy_reward, compute_score, structure_reward, visual_gain_reward
+from scale_vqa_eval.schema import VIEWS
+from training_recipes.reward_terms import TERMS, reward_functions, text_of
+from training_recipes.verl_reward import compute_score as verl_score
+
+LOW, MID, HIGH = VIEWS
+
+STRUCTURE = [
+    # what the reasoning says, views shown, reward
+    ("At 10x nests, at 40x stroma, at 200x atypia.", VIEWS, 1.0),
+    ("Low power: nests. Mid power: stroma. High power: atypia.", VIEWS, 1.0),
+    ("The low-magnification view and the INTERMEDIATE magnification and high mag.", VIEWS, 1.0),
+    ("At 10\u00d7 and 40 x and 200X.", VIEWS, 1.0),
+    ("At 10x nests.", VIEWS, 1 / 3),
+    ("At 10x nests, at 200x atypia.", (LOW, HIGH), 1.0),
+    ("At 10x nests, at 40x stroma, at 200x atypia.", (LOW, HIGH), 2 / 3),
+    ("At higher power atypia, at lower power nests.", VIEWS, 0.0),
+    ("A high grade tumour of low cohesion in mid life.", VIEWS, 0.0),
+    ("At 110x, 2.40x and 200xyz.", VIEWS, 0.0),
+    ("Nests.", (), 1.0),
+    ("Nests at 10x.", (), 0.0),
+    ("", VIEWS, 0.0),
+]
+
+
+@pytest.mark.parametrize("thought, views, reward", STRUCTURE)
+def test_structure_golden_table(thought, views, reward):
+    assert structure_reward(f"<think>{thought}</think> <answer>A</answer>", views) == pytest.approx(reward)
+
+
+def test_only_what_is_thought_counts():
+    assert structure_reward("At 10x, 40x and 200x. <think>Nests.</think><answer>A</answer>", VIEWS) == 0.0
+    assert structure_reward("At 10x, 40x and 200x.", VIEWS) == 0.0
+    assert structure_reward("<think>10x</think> then <think>40x, 200x</think>", VIEWS) == 1.0
+
+
+@given(anything, st.sets(st.sampled_from(VIEWS)))
+def test_structure_never_raises_and_stays_in_range(response, views):
+    assert 0.0 <= structure_reward(response, views) <= 1.0
+
+
+shares = st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4).map(lambda raw: [one / sum(raw) for one in raw])
+
+
+@given(responses, st.sampled_from("ABCD"), shares)
+def test_visual_gain_is_accuracy_less_the_blind_share(text, gold, blind):
+    gain = visual_gain_reward(text, gold, blind)
+    right = accuracy_reward(text, gold)
+    assert -1.0 <= gain <= 1.0
+    assert gain >= right - max(blind)
+    assert (gain > 0) == bool(right) or blind["ABCD".index(gold)] == 1.0
+
+
+def test_visual_gain_pays_for_what_only_the_image_tells():
+    blind = [0.7, 0.1, 0.1, 0.1]
+    right, shortcut, slip = (f"<answer>{letter}</answer>" for letter in "BAC")
+    gains = [visual_gain_reward(text, "B", blind) for text in (right, slip, shortcut)]
+    assert gains == sorted(gains, reverse=True) and gains[0] == 0.9
+    assert visual_gain_reward("<answer>A</answer>", "A", blind) < gains[0]
+    assert visual_gain_reward("no idea", "A", blind) == 0.0
+
+
+@given(st.lists(responses, min_size=1, max_size=5), st.data())
+def test_a_term_gives_each_completion_its_reward(texts, data):
+    gold = data.draw(st.lists(st.sampled_from("ABCD"), min_size=len(texts), max_size=len(texts)))
+    columns = {
+        "answer": gold,
+        "option_count": [4] * len(texts),
+        "views": [list(VIEWS)] * len(texts),
+        "blind_prior": [[0.25] * 4] * len(texts),
+        "id": [str(place) for place in range(len(texts))],
+    }
+    completions = [[{"role": "assistant", "content": text}] for text in texts]
+    logged: dict[str, float] = {}
+    given_out = {
+        term: function(completions=completions, prompts=[], log_metric=logged.__setitem__, **columns)
+        for term, function in zip(TERMS, reward_functions(TERMS, None, True), strict=True)
+    }
+    assert given_out["reference"] == [compute_score(*pair) for pair in zip(texts, gold, strict=True)]
+    assert given_out["strict"] == [compute_score(*pair, "strict") for pair in zip(texts, gold, strict=True)]
+    assert given_out["structure"] == [structure_reward(text, VIEWS) for text in texts]
+    mean = sum(given_out["reference"]) / len(texts)
+    assert mean == pytest.approx(0.8 * logged["reference/accuracy"] + 0.2 * logged["reference/format"])
+
+
+def test_terms_are_picklable_and_named():
+    functions = reward_functions(TERMS, [1.0, 1.0, 0.1, 0.1], True)
+    again = pickle.loads(pickle.dumps(functions))
+    assert [function.__name__ for function in again] == list(TERMS)
+    text = [[{"role": "assistant", "content": [{"type": "text", "text": "<think></think><answer>B</answer>"}]}]]
+    assert again[0](completions=text, answer=["B"]) == [1.0]
+
+
+def test_a_question_without_a_blind_answer_has_no_visual_gain():
+    gain = reward_functions(["visual_gain"], None, True)[0]
+    assert gain(
+        completions=["<answer>A</answer>"] * 2, answer=["A", "A"], blind_prior=[None, [0.4, 0.2, 0.2, 0.2]]
+    ) == [
+        None,
+        0.6,
+    ]
+
+
+@pytest.mark.parametrize(
+    "terms, weights, prior, said",
+    [
+        (["reference", "accuracy"], None, False, "found 'accuracy'"),
+        ([], None, False, "one term at least"),
+        (["reference"], [0.5, 0.5], False, "1 weights, one a term, found 2"),
+        (["visual_gain"], None, False, "blind_prior"),
+    ],
+)
+def test_wrong_terms_are_refused(terms, weights, prior, said):
+    with pytest.raises(InputError, match=said):
+        reward_functions(terms, weights, prior)
+
+
+@given(responses, st.sampled_from("ABCD"))
+def test_verl_gets_the_reference_reward(text, gold):
+    assert verl_score("scale-vqa", text, gold, {"id": "x"}) == compute_score(text, gold)
+
+
+def test_verl_rows_of_another_source_are_refused():
+    with pytest.raises(ValueError, match="'gsm8k'"):
+        verl_score("gsm8k", "<answer>A</answer>", "A")
+
+
+def test_text_of_a_completion_is_found_in_every_form():
+    assert text_of("x") == text_of([{"role": "assistant", "content": "x"}]) == "x"
+    assert (
+        text_of([{"role": "assistant", "content": [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}]}])
+        == "xy"
+    )
+    assert text_of([]) == ""
