@@ -50,7 +50,10 @@ class Fault:
 
 
 class HubServer(ThreadingHTTPServer):
-    """The double; ``requests`` holds method and path of every request, ``faults`` what is to go wrong."""
+    """The double; ``requests`` holds method and path of every request, ``faults`` what is to go wrong.
+
+    ``sparse`` makes it list neither references nor what is large, under ids that are no git ids: a mirror may.
+    """
 
     daemon_threads = True
 
@@ -59,7 +62,7 @@ class HubServer(ThreadingHTTPServer):
         root.mkdir(parents=True, exist_ok=True)
         self.hub = Hub(root)
         self.requests: list[str] = []
-        self.headers_seen: list[str] = []
+        self.sparse = False
         self.faults: list[Fault] = []
         self.hanging = threading.Event()
         self.closing = threading.Event()
@@ -194,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _api(
         self, repository: Repository, what: str, rest: str | None, query: dict[str, list[str]], body: bytes
     ) -> tuple[int, bytes, dict[str, str]]:
-        if what == "refs":
+        if what == "refs" and not self.server.sparse:
             return _json(
                 {
                     "branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": repository.refs["main"]}],
@@ -218,7 +221,8 @@ class _Handler(BaseHTTPRequestHandler):
             return _json(info)
         if what == "tree":
             under = (rest or "")[len(revision) :].strip("/")
-            return _json([entry for entry in _tree(files) if not under or entry["path"].startswith(f"{under}/")])
+            tree = [_sparse(entry) for entry in _tree(files)] if self.server.sparse else _tree(files)
+            return _json([entry for entry in tree if not under or entry["path"].startswith(f"{under}/")])
         if what == "paths-info":
             wanted = parse_qs(body.decode()).get("paths", [])
             return _json([entry for entry in _tree(files) if entry["path"] in wanted])
@@ -359,6 +363,10 @@ def _tree(files: dict[str, Blob]) -> list[dict[str, Any]]:
             entry["lfs"] = {"oid": blob.sha256, "size": blob.size, "pointerSize": 130}
         entries.append(entry)
     return entries
+
+
+def _sparse(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: value[::-1] if name == "oid" else value for name, value in entry.items() if name != "lfs"}
 
 
 def _preupload(path: str, blob: Blob | None) -> dict[str, Any]:

@@ -68,6 +68,14 @@ def test_a_repository_that_came_into_being_meanwhile(publisher: Publisher) -> No
     assert published_once(publisher)
 
 
+def test_a_server_that_says_little_about_its_files_is_read_instead(publisher: Publisher) -> None:
+    publisher.server.sparse = True
+    for _ in range(2):
+        done = publisher.run("--yes", "--no-verify")
+        assert done.returncode == 0, done.stderr
+    assert published_once(publisher)
+
+
 @pytest.mark.parametrize(
     ("pattern", "status", "says"),
     [

@@ -49,7 +49,7 @@ def test_dry_run_sends_nothing_and_names_every_file(publisher: Publisher) -> Non
 
 
 def test_published_data_is_verified_tagged_and_not_sent_twice(publisher: Publisher) -> None:
-    done = publisher.run("--yes", "--private")
+    done = publisher.run_alone("--yes", "--private")
     assert done.returncode == 0, done.stderr
     assert "verified: 4 files" in done.stdout
     assert "accuracy of right answers 1.0" in done.stdout
@@ -193,7 +193,7 @@ def test_private_is_not_made_public(publisher: Publisher) -> None:
 def test_one_clear_error(
     publisher: Publisher, arguments: tuple[str, ...], env: dict[str, str], status: int, says: str
 ) -> None:
-    done = publisher.run(*arguments, **env)
+    done = publisher.run_alone(*arguments, **env)
     assert done.returncode == status, done.stderr
     assert says in done.stderr and "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.lower().startswith("error")]) == 1
@@ -211,7 +211,7 @@ def test_repository_names_are_checked(publisher: Publisher, repo: str) -> None:
 def test_the_token_is_never_shown(publisher: Publisher) -> None:
     leak = (("X-Error-Message", f"bad token {TOKEN}"),)
     publisher.server.faults = [Fault("POST .*/commit/main", "status", 400, headers=leak)]
-    done = publisher.run("--yes", HF_DEBUG="1", HF_HUB_VERBOSITY="debug")
+    done = publisher.run_alone("--yes", HF_DEBUG="1", HF_HUB_VERBOSITY="debug")
     assert done.returncode == 1
     assert "hf_***" in done.stderr, "the server said it, and it was masked"
     code = f"""

@@ -93,7 +93,7 @@ class Plan:
         ]
         rows += [_remote_row(self.remote, path, "delete") for path in self.deletes]
         rows += [_remote_row(self.remote, path, "kept") for path in self.only_remote]
-        remote = {"exists": self.remote.commit is not None, "commit": self.remote.commit}
+        remote = {"exists": self.remote.exists, "commit": self.remote.commit}
         return {
             "kind": self.wish.kind.name,
             "repo": self.wish.repo,
@@ -163,7 +163,7 @@ def make_plan(wish: Wish, local: Local, repository: Repository, seen: Seen | Non
             click.echo(f"--delete {pattern}: no file that only the Hub has is named like this", err=True)
     plan = Plan(
         wish,
-        remote,
+        repository.compare(remote, ours.values()),
         tuple(ours[path] for path in sorted(ours)),
         tuple(deletes),
         local.left_out,

@@ -20,7 +20,7 @@ class Seen:
 
     Attributes:
         commit: None where there was no repository.
-        files: path -> id of its content.
+        files: path -> id of its content, as the Hub lists it.
         planned: path -> ids (SHA-256 and git blob) of what the plan puts there; None for what it deletes.
         suspect: files that came back as others when they were verified, so that they are sent once more.
     """
@@ -33,7 +33,7 @@ class Seen:
     @classmethod
     def of(cls, remote: Remote, planned: list[LocalFile], deletes: list[str]) -> Seen:
         ids: dict[str, list[str] | None] = {file.path: [file.sha256, file.blob_id] for file in planned}
-        files = {path: file.oid for path, file in remote.files.items()}
+        files = {path: file.blob_id for path, file in remote.files.items()}
         return cls(remote.commit, files, {**ids, **dict.fromkeys(deletes)})
 
     def foreign(self, now: Remote) -> list[str]:
@@ -41,13 +41,13 @@ class Seen:
         changes = []
         for path in sorted(self.files.keys() | now.files.keys()):
             before, after = self.files.get(path), now.files.get(path)
-            if (after.oid if after else None) == before:
+            if (after.blob_id if after else None) == before:
                 continue
             if self.commit is None and path in INITIAL and now.files.keys() <= INITIAL:
                 continue
             if after is None and path in self.planned and self.planned[path] is None:
                 continue
-            if after is not None and after.oid in (self.planned.get(path) or ()):
+            if after is not None and {after.sha256, after.blob_id} & set(self.planned.get(path) or ()):
                 continue
             if self.commit is None and path == ".gitattributes":
                 continue

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ INITIAL: Final = frozenset({".gitattributes", "README.md"})
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on the Hub; ``sha256`` is known of large files, ``blob_id`` of all."""
+    """A file on the Hub; ``sha256`` is listed for large files, ``blob_id`` (of a large one: its pointer's) for all."""
 
     size: int
     blob_id: str
@@ -28,13 +29,7 @@ class RemoteFile:
 
     def holds(self, file: LocalFile) -> bool:
         """Whether the bytes are those of a local file."""
-        if self.sha256 is not None:
-            return self.sha256 == file.sha256
-        return self.blob_id == file.blob_id
-
-    @property
-    def oid(self) -> str:
-        return self.sha256 or self.blob_id
+        return self.sha256 == file.sha256 if self.sha256 is not None else self.blob_id == file.blob_id
 
 
 @dataclass(frozen=True)
@@ -42,13 +37,15 @@ class Remote:
     """What a revision of a repository holds.
 
     Attributes:
-        commit: None where there is no repository.
-        private: None where there is no repository.
+        commit: None where there is no repository, or it has none.
+        exists: whether there is a repository.
+        private: None where there is no repository, or the Hub does not say.
         files: path -> file.
         tags: tag -> commit.
     """
 
     commit: str | None = None
+    exists: bool = False
     private: bool | None = None
     files: Mapping[str, RemoteFile] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -62,6 +59,7 @@ class Repository:
 
         self.kind, self.name = kind, name
         self.api = HfApi(token=token, library_name="scale-vqa")
+        self._read: dict[tuple[str, str], str] = {}
         self._where: dict[str, Any] = {"repo_id": name, "repo_type": kind.repo_type}
 
     def read(self, revision: str = "main") -> Remote:
@@ -75,15 +73,34 @@ class Repository:
                 if status_of(error) == 401:
                     raise
                 return Remote()
-            return Remote(info.sha, bool(info.private), self._files(info.sha), self._tags())
+            return Remote(info.sha, True, info.private, self._files(info.sha or revision), self._tags())
+
+    def compare(self, remote: Remote, files: Iterable[LocalFile]) -> Remote:
+        """Returns the remote with the SHA-256 of files whose listed id leaves it open whether they are the local ones.
+
+        Those are small files of the same size and another id: they are read, so that no id is taken on trust.
+        """
+        known = dict(remote.files)
+        for file in files:
+            there = known.get(file.path)
+            if there is None or there.holds(file) or there.sha256 is not None or there.size != file.size:
+                continue
+            if (file.path, there.blob_id) not in self._read:
+                content = self._content(file.path, remote.commit)
+                self._read[file.path, there.blob_id] = hashlib.sha256(content).hexdigest()
+            known[file.path] = replace(there, sha256=self._read[file.path, there.blob_id])
+        return replace(remote, files=known)
 
     def text(self, path: str, commit: str) -> str:
         """Returns a small text file of a commit."""
+        return self._content(path, commit).decode("utf-8", "replace")
+
+    def _content(self, path: str, commit: str | None) -> bytes:
         with tempfile.TemporaryDirectory() as folder, told(f"reading {path} of {self.name}", self.name):
             place = patiently(
                 lambda: self.api.hf_hub_download(**self._where, filename=path, revision=commit, local_dir=folder)
             )
-            return Path(place).read_text(encoding="utf-8", errors="replace")
+            return Path(place).read_bytes()
 
     def create(self, private: bool) -> None:
         """Makes the repository; one that exists is left as it is."""
@@ -93,7 +110,13 @@ class Repository:
             patiently(lambda: self.api.create_repo(**self._where, private=private, exist_ok=True, **sdk))
 
     def upload(
-        self, files: list[LocalFile], deletes: list[str], message: str, parent: str, revision: str | None, pr: bool
+        self,
+        files: list[LocalFile],
+        deletes: list[str],
+        message: str,
+        parent: str | None,
+        revision: str | None,
+        pr: bool,
     ) -> tuple[str, str | None]:
         """Sends files and deletions on top of ``parent``.
 
@@ -151,10 +174,20 @@ class Repository:
                 if hasattr(entry, "blob_id")
             }
 
-        return patiently(listed)
+        from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+
+        try:
+            return patiently(listed)
+        except (EntryNotFoundError, RevisionNotFoundError):
+            return {}  # a repository without a commit
 
     def _tags(self) -> dict[str, str]:
-        refs = patiently(lambda: self.api.list_repo_refs(**self._where))
+        try:
+            refs = patiently(lambda: self.api.list_repo_refs(**self._where))
+        except Exception as error:
+            if status_of(error) != 404:
+                raise
+            return {}  # a server that lists no references: a tag that stands is found when it is set
         return {ref.name: ref.target_commit for ref in refs.tags}
 
 

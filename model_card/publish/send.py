@@ -45,10 +45,10 @@ def send(plan: Plan, repository: Repository, seen: Seen, record: Path) -> Sent:
         HubError: where the Hub fails; the same command goes on from there.
     """
     write_record(record, seen)
-    if plan.remote.commit is None:
+    if not plan.remote.exists:
         repository.create(plan.wish.private)
         made = repository.read()
-        if made.commit is None:
+        if not made.exists:
             raise HubError(f"{plan.wish.repo} could not be made; the Hub says that it exists, but does not show it")
         if plan.wish.private and made.private is False:
             raise HubError(f"{plan.wish.repo} is public although --private was given; nothing was sent to it")
@@ -74,7 +74,6 @@ def _bring(plan: Plan, repository: Repository, seen: Seen, revision: str) -> Rem
             files += [file for file in plan.files if file.path in seen.suspect and file not in files]
         if not files and not deletes:
             return now
-        assert now.commit is not None
         try:
             repository.upload(
                 files, deletes, title(plan), now.commit, None if revision == "main" else revision, pr=False
@@ -117,9 +116,8 @@ def _as_pull_request(plan: Plan, repository: Repository, seen: Seen) -> Sent:
             return Sent(done.commit, found[0])
         now = _unchanged(plan, repository, seen, "main")
         files, deletes = plan.pending(now)
-        assert now.commit is not None
         if not files and not deletes:
-            return Sent(now.commit, None)
+            return Sent(now.commit or "", None)
         try:
             commit, number = repository.upload(files, deletes, title(plan), now.commit, None, pr=True)
         except Exception as error:
@@ -138,7 +136,7 @@ def title(plan: Plan) -> str:
 
 
 def _unchanged(plan: Plan, repository: Repository, seen: Seen, revision: str) -> Remote:
-    now = repository.read(revision)
+    now = repository.compare(repository.read(revision), plan.files)
     foreign = seen.foreign(now)
     if foreign:
         raise _refused(plan, foreign)

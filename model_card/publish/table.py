@@ -8,7 +8,7 @@ from .plan import Plan
 def plan_table(plan: Plan) -> str:
     """Returns what would change, file by file, and what of the remote's card stays."""
     wish, remote = plan.wish, plan.remote
-    state = "is not there yet" if remote.commit is None else f"at {remote.commit[:12]}"
+    state = f"at {(remote.commit or 'no commit')[:12]}" if remote.exists else "is not there yet"
     seen = "private" if (wish.private if remote.private is None else remote.private) else "public"
     as_what = "as a pull request" if wish.pr else f"tag {wish.tag}"
     lines = [f"{wish.kind.name} {wish.repo} ({seen}, {state}) from {wish.folder}, {as_what}", ""]
