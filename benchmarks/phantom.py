@@ -65,7 +65,7 @@ def _seconds(work: Callable[[], object]) -> float:
 def slide_rate(slides: int, workers: int) -> float:
     """Returns slides per second, the start of the workers included."""
     with tempfile.TemporaryDirectory() as folder:
-        tasks = [(plan, Path(folder), None) for plan in plan_slides(slides)]
+        tasks = [(plan, Path(folder), None, VIEW_PIXELS) for plan in plan_slides(slides)]
 
         def work() -> None:
             with worker_pool(workers) as run:

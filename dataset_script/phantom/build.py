@@ -18,6 +18,7 @@ from tqdm import tqdm
 from dataset_script.phantom.draw import archive_of, draw_slide
 from dataset_script.phantom.plan import PathPlan, SlidePlan, deal_pools, plan_slides
 from dataset_script.phantom.questions import path_questions
+from dataset_script.phantom.views import VIEW_PIXELS
 from dataset_script.release_folder import write_release
 from dataset_script.slides.workers import worker_pool
 from dataset_script.splits import SPLITS
@@ -35,12 +36,14 @@ class PhantomSettings:
         seed: of everything.
         missing_high: share of groups of paths without a 200x view.
         slide_files: folder to write slide files into as well, or None.
+        side: pixels along a side of a view; the field stays the same, fewer pixels are coarser.
     """
 
     slides: int
     seed: int = 42
     missing_high: float = 0.0
     slide_files: Path | None = None
+    side: int = VIEW_PIXELS
 
 
 def build_phantom(settings: PhantomSettings, out: Path, workers: int) -> dict[str, int]:
@@ -60,7 +63,7 @@ def build_phantom(settings: PhantomSettings, out: Path, workers: int) -> dict[st
     plans = plan_slides(settings.slides, settings.seed, settings.missing_high)
     root = _work_folder(settings, out)
     with worker_pool(min(workers, len(plans))) as run:
-        tasks = ((plan, root, settings.slide_files) for plan in plans)
+        tasks = ((plan, root, settings.slide_files, settings.side) for plan in plans)
         for _ in tqdm(run(draw_slide, tasks), desc="phantom slides drawn", total=len(plans), unit="slide"):
             pass
     counts: Counter[str] = Counter()
@@ -108,7 +111,7 @@ def _work_folder(settings: PhantomSettings, out: Path) -> Path:
     parent = out.absolute().with_name(f".{out.name}.{CONFIG}")
     packages = {name: version(name) for name in ("skia-python", "numpy", "scipy", "pillow")}
     sources = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))]
-    inputs = [settings.slides, settings.seed, settings.missing_high, packages, sources]
+    inputs = [settings.slides, settings.seed, settings.missing_high, settings.side, packages, sources]
     root = parent / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
     root.mkdir(parents=True, exist_ok=True)
     for other in parent.iterdir():

@@ -28,12 +28,26 @@ def _cores() -> int:
     help="Share of paths without a 200x view (the released benchmark has 0.07); they get two questions of five.",
 )
 @click.option(
+    "--size",
+    "side",
+    type=click.IntRange(56, 512),
+    default=512,
+    show_default=True,
+    help="Pixels a side of every view. The fields stay the same, so fewer pixels are coarser.",
+)
+@click.option(
     "--write-slides",
     type=click.Path(path_type=Path, file_okay=False),
     help="Also write each slide as a pyramidal TIFF into this folder (a minute or more and some 80 MB a slide).",
 )
 def phantom(
-    slides: int, out: Path, seed: int, workers: int | None, missing_high: float, write_slides: Path | None
+    slides: int,
+    out: Path,
+    seed: int,
+    workers: int | None,
+    missing_high: float,
+    side: int,
+    write_slides: Path | None,
 ) -> None:
     """Build questions on phantom slides: H&E-like pictures drawn by a program, truth known by construction.
 
@@ -55,6 +69,6 @@ def phantom(
         )
     if slides < 3:
         click.echo(f"--slides {slides}: too few for train, val and test", err=True)
-    counts = build_phantom(PhantomSettings(slides, seed, missing_high, write_slides), out, workers or _cores())
+    counts = build_phantom(PhantomSettings(slides, seed, missing_high, write_slides, side), out, workers or _cores())
     parts = ", ".join(f"{split} {count}" for split, count in counts.items())
     click.echo(f"{out}: phantom with {parts} questions")

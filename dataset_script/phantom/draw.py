@@ -10,7 +10,6 @@ from typing import Final
 
 from dataset_script.phantom.plan import SlidePlan
 from dataset_script.phantom.slide import PhantomSlide
-from dataset_script.phantom.views import VIEW_PIXELS
 from scale_vqa_eval.errors import Fault
 
 QUALITY: Final = 88
@@ -22,9 +21,9 @@ def archive_of(root: Path, plan: SlidePlan) -> Path:
     return root / f"{plan.name}.zip"
 
 
-def draw_slide(task: tuple[SlidePlan, Path, Path | None]) -> tuple[Fault, ...]:
+def draw_slide(task: tuple[SlidePlan, Path, Path | None, int]) -> tuple[Fault, ...]:
     """Draws the views of one slide into an archive, and its slide file where one is wanted, unless that is done."""
-    plan, root, slide_files = task
+    plan, root, slide_files, side = task
     slide = PhantomSlide(plan)
     archive = archive_of(root, plan)
     if not archive.exists():
@@ -33,7 +32,7 @@ def draw_slide(task: tuple[SlidePlan, Path, Path | None]) -> tuple[Fault, ...]:
             for number, path in enumerate(plan.paths):
                 for name, view in slide.views(number).items():
                     buffer = io.BytesIO()
-                    slide.view_image(view, VIEW_PIXELS).save(buffer, "JPEG", quality=QUALITY)
+                    slide.view_image(view, side).save(buffer, "JPEG", quality=QUALITY)
                     file.writestr(f"{path.path_id}/{name}.jpg", buffer.getvalue())
         partial.replace(archive)
     if slide_files is not None:

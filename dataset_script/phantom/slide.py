@@ -114,8 +114,8 @@ class PhantomSlide:
         return views
 
     def view_image(self, view: View, size_px: int) -> Image.Image:
-        """Returns a view of a path as RGB."""
-        return self.read_region(view.x, view.y, view.mpp, size_px)
+        """Returns a view of a path as RGB: the same field for any number of pixels, coarser with fewer."""
+        return self.read_region(view.x, view.y, 2 * view.half / size_px, size_px)
 
     def _built(self, number: int) -> tuple[Fragment, dict[str, View]]:
         """Builds a fragment, anew under another seed where no field of it shows all facts (none of 600 was)."""
