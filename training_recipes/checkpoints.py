@@ -21,13 +21,19 @@ MARK: Final = "scale_vqa_checkpoint.json"
 
 def fingerprint(model: Any) -> dict[str, Any]:
     """Returns what two models must share for one to go on from the other's checkpoint: class and trained shapes."""
-    shapes = sorted((name, list(weight.shape)) for name, weight in model.named_parameters() if weight.requires_grad)
+    # a weight that DeepSpeed has dealt out is empty here and notes its own size
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    shapes = sorted((name, list(getattr(weight, "ds_shape", weight.shape))) for name, weight in trained.items())
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
     return {
         "architecture": type(inner).__name__,
-        "trained_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        "trained_parameters": sum(_numbers(weight) for weight in trained.values()),
         "shapes_sha256": hashlib.sha256(json.dumps(shapes).encode()).hexdigest(),
     }
+
+
+def _numbers(weight: Any) -> int:
+    return int(getattr(weight, "ds_numel", weight.numel()))
 
 
 def mark_whole(folder: Path, print_of: dict[str, Any], step: int) -> None:
@@ -96,14 +102,12 @@ def check_room(model: Any, config: Any) -> None:
     """
     if str(config.save_strategy.value) == "no":
         return
-    peft = hasattr(model, "peft_config")
-    weights = sum(w.numel() * w.element_size() for w in model.parameters() if w.requires_grad or not peft)
-    moments = (
-        0
-        if config.save_only_model
-        else 2 * sum(w.numel() * w.element_size() for w in model.parameters() if w.requires_grad)
+    trained, whole = (
+        sum(_numbers(weight) * weight.element_size() for weight in model.parameters() if weight.requires_grad or every)
+        for every in (False, True)
     )
-    needed = (weights + moments) * (1 + (config.save_total_limit or 0))
+    one = (trained if hasattr(model, "peft_config") else whole) + (0 if config.save_only_model else 2 * trained)
+    needed = one * (1 + (config.save_total_limit or 0))
     folder = Path(config.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)

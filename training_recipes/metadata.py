@@ -10,8 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from training_recipes.arguments import RecipeArguments
 from training_recipes.rows import Shape
 from training_recipes.selection import Selection
@@ -129,9 +127,7 @@ def _device() -> str:
 
 
 def _settings(args: Any) -> dict[str, Any]:
-    """Returns the trainer's settings that differ from their defaults; tokens of services are left out."""
-    content = {
-        name: value for name, value in args.to_dict().items() if "token" not in name or name.endswith("_tokens")
-    }
-    plain: dict[str, Any] = yaml.safe_load(json.dumps(content, default=str))
+    """Returns the trainer's settings; tokens of services are left out."""
+    content = {name: value for name, value in args.to_dict().items() if not name.endswith("hub_token")}
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
     return plain

@@ -23,8 +23,10 @@ def load_processor(recipe: RecipeArguments, config: Any, model_arguments: Any) -
         raise InputError(Fault("model_name_or_path", "a model folder or Hub id", "none", "name one"))
     if recipe.make_tiny_model:
         with config.main_process_first(desc="make the tiny model"):
-            if not Path(name, "config.json").is_file():
-                teach_format(make_tiny_model(Path(name)))
+            if not Path(name).exists():
+                staged = Path(f"{name}.partial")  # killed half-way, it leaves no model that looks whole
+                teach_format(make_tiny_model(staged))
+                staged.rename(name)
     where, source = f"model {name}", _source(model_arguments)
     try:
         kind = AutoConfig.from_pretrained(name, **source)

@@ -1,0 +1,114 @@
+"""Every configuration is what TRL and accelerate read, and the paper's run has the paper's values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from trl import GRPOConfig, ModelConfig, SFTConfig
+
+from scale_vqa_eval.errors import InputError
+from training_recipes import arguments
+from training_recipes.arguments import GRPOArguments, SFTArguments, parse
+from training_recipes.models import check_context
+from training_recipes.reward_terms import reward_functions
+from training_recipes.rows import make_shape
+
+CONFIGS = Path(arguments.__file__).parent / "configs"
+RECIPES = sorted(CONFIGS.glob("*.yaml"))
+LAUNCHES = sorted((CONFIGS / "accelerate").glob("*.yaml"))
+
+
+def parsed(path, *more):
+    """Parses a configuration as its recipe does, on a machine without a GPU."""
+    kinds = (SFTArguments, SFTConfig) if path.stem.startswith("sft") else (GRPOArguments, GRPOConfig)
+    return parse((*kinds, ModelConfig), ["--config", str(path), "--use_cpu", "true", *more])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_constructed_and_every_value_is_taken(path):
+    recipe, config, model = parsed(path)
+    written = yaml.safe_load(path.read_text())
+    for name, value in written.items():
+        if name == "use_cpu":
+            continue
+        holder = next(part for part in (recipe, config, model) if hasattr(part, name))
+        taken = getattr(holder, name)
+        taken = getattr(taken, "value", taken)
+        assert taken == value or name in ("lora_target_modules", "model_name_or_path"), name
+    make_shape(recipe.prompt, recipe.views, recipe.min_pixels, recipe.max_pixels)
+    if isinstance(recipe, GRPOArguments):
+        reward_functions(recipe.reward_terms, config.reward_weights, recipe.blind_prior is not None)
+
+
+@pytest.mark.parametrize("name, world", [("paper-8gpu", 8), ("multinode", 16)])
+def test_a_step_of_the_papers_run_is_32_questions_of_5_rollouts(name, world, monkeypatch):
+    monkeypatch.setattr(GRPOConfig, "world_size", property(lambda self: world))
+    recipe, config, _ = parsed(CONFIGS / f"{name}.yaml")
+    assert recipe.processes == world
+    assert config.generation_batch_size == 160 and config.generation_batch_size % config.num_generations == 0
+    assert config.generation_batch_size // config.num_generations == 32
+    step = config.per_device_train_batch_size * world * config.gradient_accumulation_steps
+    assert step == 160  # every rollout is used once, in one update
+
+
+def test_the_papers_run_has_the_papers_values():
+    recipe, config, _ = parsed(CONFIGS / "paper-8gpu.yaml")
+    paper = {"num_generations": 5, "beta": 0.01, "epsilon": 0.2, "temperature": 1.0, "learning_rate": 1e-6}
+    paper |= {"num_train_epochs": 5, "max_completion_length": 4096, "per_device_train_batch_size": 4, "bf16": True}
+    paper |= {"scale_rewards": "group", "entropy_coef": 0.0, "num_iterations": 1, "loss_type": "dapo"}
+    assert {name: getattr(config, name) for name in paper} == paper
+    assert recipe.max_prompt_length == 5120 and recipe.reward_terms == ["reference"]
+    assert config.num_train_epochs * (3230 // 32) == 500
+    baseline, sft, model = parsed(CONFIGS / "sft-lora.yaml")
+    assert (model.lora_r, model.lora_alpha, sft.learning_rate, sft.warmup_steps) == (8, 16, 1e-4, 0.1)
+    assert (sft.per_device_train_batch_size, sft.gradient_accumulation_steps, sft.num_train_epochs) == (2, 8, 10)
+    assert (sft.max_length, baseline.max_pixels, sft.lr_scheduler_type.value) == (4096, 262_144, "cosine")
+
+
+def test_generation_by_a_server_and_on_the_same_gpus_are_both_configured():
+    assert parsed(CONFIGS / "multinode.yaml")[1].vllm_mode == "server"
+    assert parsed(CONFIGS / "multinode.yaml", "--vllm_mode", "colocate")[1].vllm_mode == "colocate"
+    for name in ("paper-8gpu", "1gpu-lora"):
+        recipe, config, _ = parsed(CONFIGS / f"{name}.yaml")
+        assert config.use_vllm and config.vllm_mode == "colocate"
+        assert config.vllm_max_model_length >= recipe.max_prompt_length + config.max_completion_length
+
+
+@pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)
+def test_accelerate_reads_a_launch_configuration(path):
+    config = load_config_from_file(str(path))
+    nodes, processes = config.num_machines, config.num_processes
+    assert {"cpu-2": (1, 2)}.get(path.stem, (2, 16) if "2nodes" in path.stem else (1, 8)) == (nodes, processes)
+    kind = config.distributed_type.value
+    assert kind == {"cpu": "MULTI_GPU", "fsdp2": "FSDP", "zero3": "DEEPSPEED"}[path.stem.split("-")[0]]
+
+
+def test_fsdp_wraps_layers_that_the_model_has():
+    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
+
+    for path in LAUNCHES:
+        wrapped = load_config_from_file(str(path)).fsdp_config.get("fsdp_transformer_layer_cls_to_wrap")
+        assert all(hasattr(modeling, name) for name in (wrapped or "").split(",") if name)
+
+
+def test_values_that_do_not_fit_together_are_named_with_the_file():
+    with pytest.raises(InputError, match=r"paper-8gpu\.yaml.*divisible"):
+        parsed(CONFIGS / "paper-8gpu.yaml", "--num_generations", "7")
+
+
+def test_a_wrong_use_of_the_command_line_exits_2():
+    with pytest.raises(SystemExit) as stopped:
+        parsed(CONFIGS / "cpu-tiny.yaml", "--unfit_rows", "guess")
+    assert stopped.value.code == 2
+
+
+def test_a_row_longer_than_the_context_is_refused():
+    from transformers import Qwen2_5_VLConfig
+
+    small = Qwen2_5_VLConfig(text_config={"max_position_embeddings": 512})
+    check_context(small, 256, 256)
+    with pytest.raises(InputError, match="at most 512 tokens"):
+        check_context(small, 257, 256)
