@@ -19,7 +19,7 @@ from scale_vqa_eval.card_marks import CLOSE, OPEN, body, head, marked_sections
 from scale_vqa_eval.report.escaping import markdown
 
 MACROS: Final = (
-    "{% macro section(name) %}"
+    "{% macro section(name, heading='') %}{% if heading %}## {{ heading }}\n\n{% endif %}"
     + OPEN.replace("{name}", "{{ name }}")
     + "\n{{ caller() | trim }}\n"
     + CLOSE.replace("{name}", "{{ name }}")

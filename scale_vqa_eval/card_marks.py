@@ -13,13 +13,14 @@ from scale_vqa_eval.errors import Fault, InputError, shown
 OPEN: Final = "<!-- section {name}: written by `scale-vqa card`; text of yours goes outside of the marks -->"
 CLOSE: Final = "<!-- end of section {name} -->"
 _SECTION: Final = re.compile(
-    r"^<!-- section (?P<name>[\w-]+): .*? -->\n.*?^<!-- end of section (?P=name) -->$", re.DOTALL | re.MULTILINE
+    r"^(?:## [^\n]*\n\s*)?<!-- section (?P<name>[\w-]+): [^\n]* -->\n.*?^<!-- end of section (?P=name) -->$",
+    re.DOTALL | re.MULTILINE,
 )
 _HEAD: Final = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?\n", re.DOTALL)
 
 
 def marked_sections(text: str) -> dict[str, str]:
-    """Returns name -> marked section, marks included, in their order."""
+    """Returns name -> marked section in their order, with its marks and the heading that stands right before them."""
     return {found["name"]: found[0] for found in _SECTION.finditer(text)}
 
 

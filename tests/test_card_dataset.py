@@ -77,7 +77,7 @@ def test_words_of_others_stay(work: Path) -> None:
     complete(work)
     path = work / "scale-vqa/README.md"
     text = path.read_text().replace("## Citation", "## Thanks\n\nTo the lab.\n\n## Citation")
-    text = text.replace("## Uses", "## Uses that somebody typed in between the marks", 1)
+    text = text.replace("Not for: diagnosis", "somebody typed in between the marks, not for: diagnosis", 1)
     path.write_text(text.replace("pretty_name: Scale-VQA", "pretty_name: Ours\nextra_gated_prompt: Be kind"))
     text = complete(work)
     assert "To the lab." in text and "somebody typed" not in text
