@@ -41,7 +41,7 @@ def test_dry_run_sends_nothing_and_names_every_file(publisher: Publisher) -> Non
     assert not publisher.server.hub.repositories
     for path in publisher.folder.rglob("*.parquet"):
         assert path.relative_to(publisher.folder).as_posix() in done.stdout
-    assert "dry run" in done.stdout
+    assert "dry run" in done.stdout and "card: INCOMPLETE" in done.stdout
     plan = publisher.plan()
     assert set(changes(plan).values()) == {"new"}
     assert {"README.md", "publish.json"} < changes(plan).keys()

@@ -62,6 +62,7 @@ class Plan:
         left_out: files of the folder that are not published, with why.
         accepted: findings of the scan that ``--allow`` accepts.
         card: what was kept of the remote's card.
+        gaps: what the folder's card lacks; said, and no reason to refuse.
     """
 
     wish: Wish
@@ -71,6 +72,7 @@ class Plan:
     left_out: tuple[tuple[str, str], ...]
     accepted: tuple[Finding, ...]
     card: MergedCard
+    gaps: tuple[str, ...] = ()
 
     def pending(self, now: Remote) -> tuple[list[LocalFile], list[str]]:
         """Returns the files that a remote does not hold yet, and the deletions that are still to be made."""
@@ -103,7 +105,7 @@ class Plan:
             "remote": remote,
             "files": rows,
             "left_out": [{"path": path, "why": why} for path, why in self.left_out],
-            "card": {"kept": list(self.card.kept), "only_remote": list(self.card.added)},
+            "card": {"kept": list(self.card.kept), "only_remote": list(self.card.added), "gaps": list(self.gaps)},
             "findings": [],
             "accepted": [asdict(one) for one in self.accepted],
         }
@@ -169,9 +171,20 @@ def make_plan(wish: Wish, local: Local, repository: Repository, seen: Seen | Non
         local.left_out,
         local.accepted,
         merged,
+        card_gaps(wish),
     )
     _check(plan)
     return plan
+
+
+def card_gaps(wish: Wish) -> tuple[str, ...]:
+    """Returns what an honest card would say and the folder's does not; empty for a Space that is no metric."""
+    from model_card.card_check import check_card
+
+    if wish.kind.name not in ("dataset", "metric", "model"):
+        return ()
+    faults = check_card(wish.folder, wish.kind.name)
+    return tuple(str(fault).replace(f"{wish.folder}/", "") for fault in faults)
 
 
 def _on_hub(repository: Repository, remote: Remote, seen: Seen | None) -> tuple[str | None, Mapping[str, str]]:

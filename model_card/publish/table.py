@@ -25,6 +25,9 @@ def plan_table(plan: Plan) -> str:
         lines.append(f"card: kept as it is on the Hub, because somebody wrote it there: {'; '.join(plan.card.kept)}")
     if plan.card.added:
         lines.append(f"card: only on the Hub, and kept: {'; '.join(plan.card.added)}")
+    if plan.gaps:
+        lines.append(f"card: INCOMPLETE, {len(plan.gaps)} things are missing (scale-vqa card {wish.kind.name}):")
+        lines += [f"  {gap}" for gap in plan.gaps[:5]] + ["  ..."] * (len(plan.gaps) > 5)
     accepted = f", {len(plan.accepted)} findings accepted by --allow" if plan.accepted else ""
     lines.append(
         f"scan: {len(plan.files)} files, no secret, no local path, nothing from outside the release{accepted}"
