@@ -99,7 +99,7 @@ def model(
     path = out / "README.md"
     old = path.read_text(encoding="utf-8") if path.is_file() else None
     named, others = _named(results, "--results"), _named(transfer, "--transfer")
-    made = weights_card(facts, training, named, others, published, old)
+    made = weights_card(facts, training, named, others, published, old, (out / "adapter_config.json").is_file())
     _write(path, made.text)
     _write(out / ".eval_results" / "scale-vqa.yaml", made.entries)
     click.echo(str(path))

@@ -18,7 +18,7 @@ from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.schema import CONFIGS, LETTERS
 from scale_vqa_eval.scoring import dimension_order, questions_digest
 
-IDS_SHOWN: Final = 5
+IDS_SHOWN: Final = 2
 _AUDIT_FIELDS: Final = {"n", "verdict", "strongest", "probes", "dimensions", "null_check", "defects", "provenance"}
 
 
@@ -114,7 +114,7 @@ def read_audits(
         if (config, None) not in covered and not all(place in covered for place in splits):
             mend = f"scale-vqa audit FOLDER --config {config} --json audit-{config}.json, and name it with --audit"
             faults.append(Fault(f"config {config}", "an audit of its rows", "none", mend))
-    order = list(CONFIGS)
+    order = list(dict.fromkeys([*CONFIGS, *(config for named in places.values() for config, _ in named)]))
     return sorted(audits, key=lambda audit: order.index(audit.place.split(",")[0].split(" and ")[0]))
 
 

@@ -11,6 +11,7 @@ from scale_vqa_eval.errors import Fault, shown
 from scale_vqa_eval.release_card import NO_LICENCE
 
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_LINK: Final = re.compile(r"https?://[^\s()<>]+|[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ def stated_licence(
     elif id_ == "other" and not (name and link):
         mend = "name --license-name and --license-link"
         faults.append(Fault(where, "name and link of a licence that the Hub does not list", "not both", mend))
+    elif link is not None and not _LINK.fullmatch(str(link)):
+        faults.append(Fault(where, "a link https://... or a file such as LICENSE", shown(link), "correct it"))
     else:
         return Licence(id_, name, link)
     return None

@@ -68,6 +68,7 @@ def weights_card(
     transfer: Sequence[tuple[str | None, Path]] = (),
     published: bool = False,
     old: str | None = None,
+    adapter: bool = False,
 ) -> Card:
     """Returns the card of a trained model.
 
@@ -78,6 +79,7 @@ def weights_card(
         transfer: (benchmark, results file) on other data.
         published: add what the authors reported, marked as theirs.
         old: an earlier card, whose hand-written text stays.
+        adapter: the weights are a LoRA adapter that stands on its base.
 
     Raises:
         InputError: naming every fact that is missing at once.
@@ -105,6 +107,7 @@ def weights_card(
         raise InputError(faults)
     cost = footprint(training, facts)
     data = _head(facts, training, licence.yaml(), str(base), scores, cost.co2_kg)
+    data.library_name = "peft" if adapter else "transformers"
     text = render(
         ModelCard,
         data,
@@ -152,7 +155,6 @@ def _head(
     return ModelCardData(
         **licence,
         language="en",
-        library_name="transformers",
         pipeline_tag="image-text-to-text",
         base_model=base,
         datasets=[facts["dataset"]],

@@ -143,6 +143,8 @@ def test_a_curation_report_is_told_and_whether_the_rows_are_its_own(work: Path) 
 def test_a_licence_is_an_id_or_has_name_and_link(work: Path, given: tuple[str, str]) -> None:
     done = run("dataset", work / "scale-vqa", "--audit", work / "audit.json", *given)
     assert isinstance(done.exception, InputError)
+    link = ("--license", "other", "--license-name", "x", "--license-link", "javascript:alert(1)")
+    assert isinstance(run("dataset", work / "scale-vqa", "--audit", work / "audit.json", *link).exception, InputError)
     more = ("--license-name", "lab-licence", "--license-link", "https://example.org")
     assert "lab-licence" in complete(work, "--license", "other", *more)
 
