@@ -72,10 +72,13 @@ def checkpoint_to_resume(output_dir: str | Path, print_of: dict[str, Any], main_
 def remove_earlier(output_dir: str | Path) -> None:
     """Removes what an earlier run left: checkpoints, tables of completions, validation answers; names each."""
     folder = Path(output_dir)
-    others = [folder / name for name in ("completions", "validation", "final") if (folder / name).is_dir()]
-    for path in [*sorted(folder.glob("checkpoint-*"), key=_step), *others]:
-        print(f"{path}: removed, overwrite is on", file=sys.stderr)
-        shutil.rmtree(path)
+    for path in [*sorted(folder.glob("checkpoint-*"), key=_step), folder / "final"]:
+        if path.is_dir():
+            print(f"{path}: removed, overwrite is on", file=sys.stderr)
+            shutil.rmtree(path)
+    # the trainer has made the folder of its tables by now: what is in it goes, not the folder
+    for path in [*folder.glob("completions/completions_*.parquet"), *folder.glob("validation/answers-*.jsonl")]:
+        path.unlink()
 
 
 def load_weights(model: Any, folder: str | Path) -> None:
