@@ -12,5 +12,7 @@ METRIC_SCRIPT = Path(__file__).with_name("scale_vqa_acc.py")
 
 def metric_leaves() -> list[tuple[str, str]]:
     """Returns (module name, path) of each module that the script imports, as ``evaluate``'s module cache wants."""
-    names = sorted(path for path in METRIC_SCRIPT.parent.glob("*.py") if path.stem not in {"__init__", "app"})
+    names = sorted(
+        path for path in METRIC_SCRIPT.parent.glob("*.py") if path.stem not in {"__init__", "app", "app_files"}
+    )
     return [(path.stem, str(path)) for path in names if path != METRIC_SCRIPT]
