@@ -11,7 +11,6 @@ from huggingface_hub import RepoCard
 from huggingface_hub.repocard_data import CardData
 
 from model_card.sections import merged_card, render
-from scale_vqa_eval import __version__
 from scale_vqa_eval.card_marks import head
 from scale_vqa_eval.errors import Fault, InputError
 
@@ -54,7 +53,6 @@ def metric_card(folder: Path) -> str:
             f"    {name}={json.dumps(values).replace('null', 'None')}" for name, values in EXAMPLE.items()
         ),
         figures=yaml.safe_dump({name: figures[name] for name in _SHOWN}, sort_keys=False).strip(),
-        version=__version__,
     )
     return merged_card(old, text)
 

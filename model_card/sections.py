@@ -84,7 +84,7 @@ def merged_card(old: str, new: str, before: str | None = None, keep: Iterable[st
     tags = [*theirs.get("tags", []), *(tag for tag in ours.get("tags", []) if tag not in theirs.get("tags", []))]
     data = {**theirs, **{key: value for key, value in ours.items() if key not in keep or key not in theirs}}
     data |= {"tags": tags} if tags else {}
-    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=10_000)
     return f"---\n{text}---\n{merged(body(old), body(new), before)}"
 
 

@@ -191,10 +191,21 @@ def test_metric_card_computes_its_example(tmp_path: Path) -> None:
 
     source = Path(str(files("scale_vqa_eval.scale_vqa_acc")))
     folder = Path(shutil.copytree(source, tmp_path / "scale_vqa_acc", ignore=shutil.ignore_patterns("__pycache__")))
+    own = "## Thanks\n\nTo all.\n\n## A computed example"
+    (folder / "README.md").write_text((source / "README.md").read_text().replace("## A computed example", own))
+    script = folder / "scale_vqa_acc.py"
+    script.write_text(
+        script.read_text().replace('**figures, "mode": mode', '**figures, "accuracy": 0.123, "mode": mode')
+    )
     assert run("metric", "--folder", folder, "--out", folder / "README.md").exception is None
-    once = (folder / "README.md").read_text()
-    assert run("metric", "--folder", folder, "--out", folder / "README.md").exception is None
-    assert (folder / "README.md").read_text() == once
-    assert "accuracy: 0.5" in once and once.startswith("---\ntitle: scale_vqa_acc")
-    assert set((source / "README.md").read_text().split("---\n", 2)[2].split()) <= set(once.split())
-    assert check_card(folder, "metric") == []
+    text = (folder / "README.md").read_text()
+    assert "accuracy: 0.123\n" in text and own in text and check_card(folder, "metric") == []
+
+
+def test_the_metric_in_the_package_has_its_card(tmp_path: Path) -> None:
+    from importlib.resources import files
+
+    source = Path(str(files("scale_vqa_eval.scale_vqa_acc")))
+    assert run("metric", "--out", tmp_path / "README.md").exception is None
+    assert (tmp_path / "README.md").read_text() == (source / "README.md").read_text(), "run scale-vqa card metric"
+    assert check_card(source, "metric") == []
