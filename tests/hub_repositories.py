@@ -77,6 +77,31 @@ class Repository:
                 files[path] = text_blob(text if isinstance(text, bytes) else text.encode())
         return self.commit(ref, files, title)
 
+    def discussions(self) -> dict[str, Any]:
+        """All pull requests, as the Hub lists them."""
+        found = [self._shown(pull) for pull in self.pulls]
+        return {"count": len(found), "start": 0, "discussions": found}
+
+    def discussion(self, number: int) -> dict[str, Any]:
+        changes = {"changes": {"base": "refs/heads/main"}, "filesWithConflicts": [], "events": []}
+        return {**self._shown(self.pulls[number - 1]), **changes}
+
+    def open_draft(self, title: str) -> int:
+        """Opens a pull request without a commit; returns its number."""
+        number = len(self.pulls) + 1
+        self.pulls.append({"num": number, "title": title, "status": "draft"})
+        self.refs[f"refs/pr/{number}"] = self.refs["main"]
+        return number
+
+    def set_status(self, number: int, status: str) -> dict[str, Any]:
+        self.pulls[number - 1]["status"] = status
+        event = {"id": "1", "type": "status-change", "createdAt": "2026-01-01T00:00:00.000Z"}
+        return {"newStatus": {**event, "data": {"status": status}}}
+
+    def _shown(self, pull: dict[str, Any]) -> dict[str, Any]:
+        who = {"createdAt": "2026-01-01T00:00:00.000Z", "author": {"name": "someone"}, "isPullRequest": True}
+        return {**pull, **who, "repo": {"name": self.name, "type": self.kind.rstrip("s")}}
+
 
 @dataclass
 class Hub:
@@ -102,3 +127,29 @@ class Hub:
 
     def bytes_of(self, blob: Blob) -> bytes:
         return blob.content if blob.content is not None else self.large(blob.sha256).read_bytes()
+
+
+def tree_of(files: dict[str, Blob]) -> list[dict[str, Any]]:
+    """The tree of a commit as the Hub lists it, folders included."""
+    folders = sorted({str(parent) for path in files for parent in Path(path).parents if str(parent) != "."})
+    entries: list[dict[str, Any]] = [
+        {"type": "directory", "path": name, "oid": "0" * 40, "size": 0} for name in folders
+    ]
+    for path, blob in sorted(files.items()):
+        entry: dict[str, Any] = {"type": "file", "path": path, "oid": blob.oid, "size": blob.size}
+        if blob.content is None:
+            entry["lfs"] = {"oid": blob.sha256, "size": blob.size, "pointerSize": 130}
+        entries.append(entry)
+    return entries
+
+
+def without_large(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of a tree as a server lists it that knows neither git ids nor large files."""
+    return {name: value[::-1] if name == "oid" else value for name, value in entry.items() if name != "lfs"}
+
+
+def preupload_of(path: str, blob: Blob | None) -> dict[str, Any]:
+    """How a file is to be uploaded, and the id of the one that is there."""
+    answer: dict[str, Any] = {"path": path, "uploadMode": "lfs" if path.endswith(LARGE) else "regular"}
+    oid = None if blob is None else blob.sha256 if blob.content is None else blob.oid
+    return {**answer, "shouldIgnore": False, "oid": oid}

@@ -12,41 +12,20 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from hub_repositories import LARGE, Blob, Hub, Repository, large_blob, text_blob
+from hub_faults import Fault
+from hub_repositories import Hub, Repository, large_blob, preupload_of, text_blob, tree_of, without_large
 
 TOKEN = "hf_" + "RecognisableTokenOfThisTest0123456"
 READ_ONLY = "hf_" + "ReadOnlyTokenOfThisTestXXXXXXXXXX1"
 _API = re.compile(r"/api/(datasets|spaces|models)/([^/]+/[^/]+)(?:/([a-z-]+)(?:/(.+))?)?$")
 _FILE = re.compile(r"/(?:(datasets|spaces)/)?([^/]+/[^/]+)/resolve/(refs/pr/\d+|[^/]+)/(.+)$")
 _BATCH = re.compile(r"/(?:(datasets|spaces)/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch$")
-
-
-@dataclass
-class Fault:
-    """What goes wrong with requests whose ``METHOD /path`` matches.
-
-    Attributes:
-        pattern: regular expression on method and path.
-        action: ``status`` (answers with ``status``), ``drop`` and ``drop after`` (no answer: before or after it is
-            done), ``hang`` and ``hang after``, ``truncate`` (half of an upload is stored and called done), ``cut``
-            (the connection ends in the middle of an upload), ``corrupt`` (one byte of a download is another),
-            ``call`` (``do`` runs first, all else goes on).
-        times: how many requests it hits.
-    """
-
-    pattern: str
-    action: str = "status"
-    status: int = 500
-    times: int = 1
-    headers: tuple[tuple[str, str], ...] = ()
-    do: Callable[[], object] | None = None
 
 
 class HubServer(ThreadingHTTPServer):
@@ -221,14 +200,14 @@ class _Handler(BaseHTTPRequestHandler):
             return _json(info)
         if what == "tree":
             under = (rest or "")[len(revision) :].strip("/")
-            tree = [_sparse(entry) for entry in _tree(files)] if self.server.sparse else _tree(files)
+            tree = [without_large(entry) for entry in tree_of(files)] if self.server.sparse else tree_of(files)
             return _json([entry for entry in tree if not under or entry["path"].startswith(f"{under}/")])
         if what == "paths-info":
             wanted = parse_qs(body.decode()).get("paths", [])
-            return _json([entry for entry in _tree(files) if entry["path"] in wanted])
+            return _json([entry for entry in tree_of(files) if entry["path"] in wanted])
         if what == "preupload":
             asked = [file["path"] for file in json.loads(body)["files"]]
-            return _json({"files": [_preupload(path, files.get(path)) for path in asked]})
+            return _json({"files": [preupload_of(path, files.get(path)) for path in asked]})
         if what == "tag":
             tag = json.loads(body)["tag"]
             if tag in repository.tags:
@@ -269,12 +248,12 @@ class _Handler(BaseHTTPRequestHandler):
         return _json(answer)
 
     def _discussions(self, repository: Repository, rest: str | None, body: bytes) -> tuple[int, bytes, dict[str, str]]:
+        asked = json.loads(body) if body else {}
         if self.command == "GET":
-            repo = {"name": repository.name, "type": repository.kind.rstrip("s")}
-            when = {"createdAt": "2026-01-01T00:00:00.000Z", "author": {"name": "someone"}, "isPullRequest": True}
-            found = [{**pull, **when, "repo": repo} for pull in repository.pulls]
-            return _json({"count": len(found), "start": 0, "discussions": found})
-        return _error(404, "", f"the double does not know discussions/{rest}")
+            return _json(repository.discussion(int(rest)) if rest else repository.discussions())
+        if rest is None:
+            return _json({"num": repository.open_draft(asked["title"])})
+        return _json(repository.set_status(int(rest.split("/")[0]), asked["status"]))
 
     def _batch(self, asked: dict[str, Any]) -> tuple[int, bytes, dict[str, str]]:
         objects = []
@@ -350,29 +329,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _revision(rest: str) -> str:
     return re.match(r"refs/pr/\d+|[^/]+", rest).group()  # type: ignore[union-attr]
-
-
-def _tree(files: dict[str, Blob]) -> list[dict[str, Any]]:
-    folders = sorted({str(parent) for path in files for parent in Path(path).parents if str(parent) != "."})
-    entries: list[dict[str, Any]] = [
-        {"type": "directory", "path": name, "oid": "0" * 40, "size": 0} for name in folders
-    ]
-    for path, blob in sorted(files.items()):
-        entry: dict[str, Any] = {"type": "file", "path": path, "oid": blob.oid, "size": blob.size}
-        if blob.content is None:
-            entry["lfs"] = {"oid": blob.sha256, "size": blob.size, "pointerSize": 130}
-        entries.append(entry)
-    return entries
-
-
-def _sparse(entry: dict[str, Any]) -> dict[str, Any]:
-    return {name: value[::-1] if name == "oid" else value for name, value in entry.items() if name != "lfs"}
-
-
-def _preupload(path: str, blob: Blob | None) -> dict[str, Any]:
-    answer: dict[str, Any] = {"path": path, "uploadMode": "lfs" if path.endswith(LARGE) else "regular"}
-    oid = None if blob is None else blob.sha256 if blob.content is None else blob.oid
-    return {**answer, "shouldIgnore": False, "oid": oid}
 
 
 def _json(value: Any) -> tuple[int, bytes, dict[str, str]]:

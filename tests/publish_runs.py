@@ -63,13 +63,13 @@ class Publisher:
         stdout, stderr, status = io.StringIO(), io.StringIO(), 0
         template = self.server.url + "/{repo_id}/resolve/{revision}/{filename}"
         hub = {"ENDPOINT": self.server.url, "HUGGINGFACE_CO_URL_TEMPLATE": template}
-        hub |= {"HF_HOME": str(self.home), "HF_HUB_DISABLE_XET": True}
+        hub |= {"HF_HOME": str(self.home), "HF_HUB_DISABLE_XET": given["env"]["HF_HUB_DISABLE_XET"] == "1"}
         with (
             contextlib.redirect_stdout(stdout),
             contextlib.redirect_stderr(stderr),
             contextlib.chdir(given["cwd"]),
             mock.patch.dict(os.environ, given["env"], clear=True),
-            mock.patch.multiple(constants, HF_HUB_OFFLINE=False, **hub),
+            mock.patch.multiple(constants, **{"HF_HUB_OFFLINE": False, **hub}),
             mock.patch.object(sys, "argv", ["scale-vqa", *given["args"][3:]]),
         ):
             try:

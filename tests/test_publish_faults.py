@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import Fault, hub_server
+from hub_faults import Fault
+from hub_server import hub_server
 from loading_data import write_folder
 from publish_runs import REPO, Publisher
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import READ_ONLY, TOKEN, Fault, hub_server
+from hub_faults import Fault
+from hub_server import READ_ONLY, TOKEN, hub_server
 from loading_data import write_folder
 from publish_runs import REPO, Publisher
 
@@ -170,6 +171,21 @@ def test_one_pull_request_however_often(publisher: Publisher) -> None:
     assert len(repository.pulls) == 1 and not repository.tags
     assert sorted(repository.files()) == [".gitattributes"]
     assert "publish.json" in repository.files("refs/pr/1")
+
+
+def test_the_way_of_the_client_with_xet(publisher: Publisher) -> None:
+    """The client's default: commits by a pipeline, pull requests as drafts. Small files only: they go without Xet."""
+    metric = {"kind": "metric", "repo": "org/scale_vqa_acc", "HF_HUB_DISABLE_XET": "0"}
+    assert publisher.run("--yes", "--no-verify", **metric).returncode == 0
+    space = publisher.repository("spaces", "org/scale_vqa_acc")
+    assert [ref for ref, _ in space.log] == ["main", "main"] and space.tags["v0.1.0"] == space.refs["main"]
+    space.change(files={"README.md": None})
+    publisher.server.faults = [Fault("POST .*/commit/refs/pr/1", "hang")]
+    publisher.kill_when_hanging("--yes", "--no-verify", "--pr", **metric)
+    assert [pull["status"] for pull in space.pulls] == ["draft"]
+    done = publisher.run("--yes", "--no-verify", "--pr", **metric)
+    assert done.returncode == 0, done.stderr
+    assert [pull["status"] for pull in space.pulls] == ["open"] and "README.md" in space.files("refs/pr/1")
 
 
 def test_private_is_not_made_public(publisher: Publisher) -> None:

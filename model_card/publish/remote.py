@@ -141,7 +141,12 @@ class Repository:
     def open_pull_request(self, title: str) -> tuple[str, str] | None:
         """Returns (``refs/pr/N``, status) of the open pull request with this title, None where there is none."""
         with told(f"listing pull requests of {self.name}", self.name):
-            found = patiently(lambda: list(self.api.get_repo_discussions(**self._where)))
+            try:
+                found = patiently(lambda: list(self.api.get_repo_discussions(**self._where)))
+            except Exception as error:
+                if status_of(error) != 404:
+                    raise
+                return None  # a server that lists none
         for one in sorted(found, key=lambda one: one.num):
             if one.is_pull_request and one.title == title and one.status in ("open", "draft"):
                 return f"refs/pr/{one.num}", one.status

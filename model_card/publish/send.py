@@ -15,7 +15,7 @@ import click
 
 from scale_vqa_eval.errors import Fault, InputError
 
-from .hub_errors import HubError, is_transient, reason, status_of, told, wait_after
+from .hub_errors import HubError, is_network, is_transient, reason, status_of, told, wait_after
 from .plan import Plan
 from .record import Seen, write_record
 from .remote import Remote, Repository
@@ -98,6 +98,11 @@ def _after_failure(
         return
     if not is_transient(error) or attempt == _ATTEMPTS - 1:
         with told(f"sending to {plan.wish.repo}", plan.wish.repo):
+            if status_of(error) is None and not is_network(error):
+                line = str(error).strip().split("\n")[0]
+                raise HubError(
+                    f"sending failed ({type(error).__name__}: {line}); run the same command again"
+                ) from error
             raise error
     seconds = wait_after(error, attempt)
     click.echo(f"sending failed ({reason(error)}); looking what arrived in {seconds:.0f} s", err=True)
@@ -109,11 +114,7 @@ def _as_pull_request(plan: Plan, repository: Repository, seen: Seen) -> Sent:
     for attempt in range(_ATTEMPTS):
         found = repository.open_pull_request(title(plan))
         if found is not None:
-            done = _bring(plan, repository, seen, found[0])
-            if found[1] == "draft":
-                repository.mark_ready(found[0])
-            assert done.commit is not None
-            return Sent(done.commit, found[0])
+            return _finished(plan, repository, seen, found)
         now = _unchanged(plan, repository, seen, "main")
         files, deletes = plan.pending(now)
         if not files and not deletes:
@@ -123,8 +124,19 @@ def _as_pull_request(plan: Plan, repository: Repository, seen: Seen) -> Sent:
         except Exception as error:
             _after_failure(error, attempt, plan, repository, seen, "main")
             continue
-        return Sent(commit, f"refs/pr/{number}" if number and not str(number).startswith("refs/") else number)
+        found = repository.open_pull_request(title(plan))
+        return Sent(commit, number) if found is None else _finished(plan, repository, seen, found)
     raise HubError(f"no pull request to {plan.wish.repo} could be opened; run the same command again")
+
+
+def _finished(plan: Plan, repository: Repository, seen: Seen, found: tuple[str, str]) -> Sent:
+    """Sends what a pull request lacks, and takes it out of draft, in which the Hub's client may leave it."""
+    revision, status = found
+    done = _bring(plan, repository, seen, revision)
+    if status == "draft":
+        repository.mark_ready(revision)
+    assert done.commit is not None
+    return Sent(done.commit, revision)
 
 
 def title(plan: Plan) -> str:
