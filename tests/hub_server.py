@@ -133,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _hang(self) -> None:
         self.server.hanging.set()
-        self.server.closing.wait(60)
+        self.server.closing.wait(300)
         raise _Drop
 
     def _body(self) -> bytes:

@@ -89,7 +89,7 @@ class Publisher:
         """Starts the command and kills it, without a word, when the Hub hangs as a fault of the server says."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
         with subprocess.Popen(**self.command(*arguments, **options), **pipes) as process:
-            assert self.server.hanging.wait(60), process.stderr and process.stderr.read()
+            assert self.server.hanging.wait(300), process.stderr and process.stderr.read()
             os.killpg(process.pid, signal.SIGKILL)
         self.server.hanging.clear()
         time.sleep(0.05)

@@ -157,6 +157,11 @@ def test_a_version_that_was_published_stays_as_it_is(publisher: Publisher) -> No
     assert refused.returncode == 1 and "v0.1.0" in refused.stderr and "CITATION.cff" in refused.stderr
     assert publisher.run("--yes", "--no-verify", "--tag", "v0.1.1").returncode == 0
     assert publisher.repository().tags.keys() == {"v0.1.0", "v0.1.1"}
+    again = publisher.run("--yes", "--no-verify")
+    assert again.returncode == 1, "main holds every file by now, the old tag does not"
+    publisher.repository().change(files={"README.md": None})
+    card = publisher.run("--yes", "--no-verify", "--tag", "v0.1.1")
+    assert card.returncode == 0 and "it stands at" in card.stdout
 
 
 def test_one_pull_request_however_often(publisher: Publisher) -> None:

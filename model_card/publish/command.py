@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -101,6 +102,9 @@ def model(folder: Path | None, **options: Any) -> None:
         raise click.UsageError("name the folder of the weights")
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         raise click.UsageError(f"{folder} has no weights as safetensors; prepare them first")
+    for name in () if options["no_verify"] or not options["yes"] else ("torch", "transformers"):
+        if importlib.util.find_spec(name) is None:  # said before anything is sent, not when it is to be verified
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     _publish("model", folder, options)
 
 
@@ -159,7 +163,7 @@ def _with_hub(wish: Wish, local: Any, token: str, options: dict[str, Any]) -> No
     if not wish.pr:
         tag_commit(plan, sent, repository)
     outcome |= {"published": True, "commit": sent.commit, "pull_request_revision": sent.pull_request}
-    _say(options, f"published: {wish.repo} at {sent.pull_request or sent.commit}" + _tagged(wish, sent))
+    _say(options, f"published: {wish.repo} at {sent.pull_request or sent.commit}" + _tagged(plan, sent))
     try:
         if options["no_verify"]:
             _say(options, "NOT verified, as --no-verify says")
@@ -195,10 +199,12 @@ def _token() -> str:
     return token
 
 
-def _tagged(wish: Wish, sent: Any) -> str:
+def _tagged(plan: Any, sent: Any) -> str:
+    wish = plan.wish
     if wish.pr:
         return f"; set the tag {wish.tag} once it is merged" if sent.pull_request else "; nothing was to be changed"
-    return f", tag {wish.tag}"
+    stands = plan.remote.tags.get(wish.tag)
+    return f", tag {wish.tag}" + (f" (it stands at {stands[:12]})" if stands not in (None, sent.commit) else "")
 
 
 def _say(options: dict[str, Any], line: str) -> None:

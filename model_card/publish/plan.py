@@ -173,6 +173,7 @@ def make_plan(wish: Wish, local: Local, repository: Repository, seen: Seen | Non
         merged,
         card_gaps(wish),
     )
+    _check_tag(plan, repository)
     _check(plan)
     return plan
 
@@ -209,13 +210,23 @@ def _manifest(files: Mapping[str, LocalFile], card: MergedCard) -> LocalFile:
     return LocalFile.of(MANIFEST, (json.dumps(content, indent=1, ensure_ascii=True) + "\n").encode())
 
 
-def _check(plan: Plan) -> None:
+def _check_tag(plan: Plan, repository: Repository) -> None:
+    """Refuses to publish other data under a tag that stands: the card may change, what is loaded may not."""
     wish, remote = plan.wish, plan.remote
-    changed = [file.path for file in plan.pending(remote)[0] if file.path not in _CARD_FILES]
-    if wish.tag in remote.tags and (changed or plan.deletes) and not wish.pr:
-        found = f"it stands for other files: {', '.join((changed + list(plan.deletes))[:3])} would change"
+    stands = remote.tags.get(wish.tag)
+    if stands is None or wish.pr:
+        return
+    tagged = remote if stands == remote.commit else repository.compare(repository.read(stands), plan.files)
+    files, deletes = plan.pending(tagged)
+    other = [*deletes, *(file.path for file in files if file.path not in _CARD_FILES)]
+    if other:
+        found = f"one that stands for other files: {', '.join(other[:3])}"
         mend = "a version once published stays as it is: make release VERSION=..., or give another --tag"
         raise InputError(Fault(f"tag {wish.tag} of {wish.repo}", "a version that is not published yet", found, mend))
+
+
+def _check(plan: Plan) -> None:
+    wish = plan.wish
     on_hub = frozenset(plan.only_remote)
     if wish.kind.name == "dataset":
         sources = {file.path: file.source for file in plan.files if file.source is not None}
