@@ -70,11 +70,11 @@ def read_scores(named: Sequence[tuple[str | None, Path]], faults: list[Fault]) -
     return scores
 
 
-def one_system(scores: Sequence[Score], faults: list[Fault]) -> Prompt | None:
+def one_system(scores: Sequence[Score], faults: list[Fault], prompt_file: Path | None = None) -> Prompt | None:
     """Returns the prompt of all scores; notes a fault where they are not of one model, asked in one way.
 
-    The prompt's words are taken from this package by the id that the runs noted; another hash is a fault, because the
-    card prints the words.
+    The prompt's words are taken from ``prompt_file``, else from this package by the id that the runs noted; another
+    hash is a fault, because the card prints the words.
     """
     for field, expected in (
         ("prompt_id", "one prompt"),
@@ -95,7 +95,7 @@ def one_system(scores: Sequence[Score], faults: list[Fault]) -> Prompt | None:
         faults.append(Fault("the results", "prompt and sampling of the run", f"no {', no '.join(missing)}", mend))
         return None
     try:
-        prompt = load_prompt(str(id_).split("@")[0])
+        prompt = load_prompt(str(prompt_file or str(id_).split("@")[0]))
     except InputError as error:
         faults.extend(error.faults)
         return None

@@ -48,7 +48,9 @@ OPTIONAL_FACTS: Final[Kinds] = {
     "base_model": str,
     "region": str,
     "limits": list,
+    "prompt": str,
 }
+"""``prompt`` is the YAML file of a prompt of one's own, beside the facts."""
 _HUB_ID: Final = re.compile(r"[\w][\w.-]*/[\w.-]+")
 _COLUMNS: Final = (*DIMENSIONS, "all")
 
@@ -92,7 +94,8 @@ def weights_card(
     others = read_scores(transfer, faults)
     if not results:
         faults.append(Fault("results", "at least one results file", "none", "scale-vqa score --json, then --results"))
-    prompt = one_system([*scores, *others], faults) if scores else None
+    own = facts_file.parent / facts["prompt"] if isinstance(facts.get("prompt"), str) else None
+    prompt = one_system([*scores, *others], faults, own) if scores else None
     if prompt is not None and _other_prompt(training, prompt):
         found = f"trained with {training['prompt_id']}, evaluated with {prompt.id}@{prompt.version}"
         faults.append(Fault("the prompt", "one prompt in training and evaluation", found, "evaluate with the other"))

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from model_card.card_check import check_card
 from model_card.card_command import card
 from scale_vqa_eval.card_marks import head, marked_sections
 from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.predict.prompt import Prompt, load_prompt
 
 pytest.importorskip("torch")
 pytest.importorskip("torchvision", reason="Qwen2.5-VL's processor needs torchvision (tools/torchvision_hook.py)")
@@ -106,7 +108,6 @@ def test_cost_and_recipe_are_computed_from_the_run(results: dict[str, Path], tmp
 def test_what_the_recipes_write_is_what_the_card_reads(results: dict[str, Path], tmp_path: Path) -> None:
     from types import SimpleNamespace
 
-    from scale_vqa_eval.predict.prompt import load_prompt
     from training_recipes.arguments import RecipeArguments
     from training_recipes.metadata import metadata
     from training_recipes.rows import Shape
@@ -151,6 +152,9 @@ def test_results_of_other_runs_are_refused(results: dict[str, Path], tmp_path: P
     assert "ablation blind" in faults(tmp_path, "--results", tmp_path / "ablated")
     assert "the config of the questions" in faults(tmp_path, "--results", tmp_path / "nameless")
     assert "prompt published@1 as it is here" in faults(tmp_path, "--results", tmp_path / "reworded")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(asdict(load_prompt("letter-only"))))
+    found = faults(tmp_path, "--results", results["control"], facts=FACTS | {"prompt": "mine.yaml"})
+    assert "prompt published@1 as it is here" in found, "other words than the runs noted"
     twice = ("--results", results["control"], "--results", f"other={tmp_path / 'reworded'}")
     assert "one prompt in all runs" in faults(tmp_path, *twice)
 
@@ -225,7 +229,6 @@ def test_every_prompt_makes_a_snippet_that_asks_its_words(model: Path) -> None:
     from PIL import Image
 
     from model_card.snippets import snippets
-    from scale_vqa_eval.predict.prompt import Prompt, load_prompt
 
     odd = Prompt(
         "odd",
