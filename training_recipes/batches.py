@@ -31,3 +31,20 @@ def encoded(processor: Any, rows: Sequence[Mapping[str, Any]], blind: bool = Fal
         add_generation_prompt=True,
         processor_kwargs={"padding": True, "padding_side": "left", "return_tensors": "pt"},
     )
+
+
+def as_text(conversation: Any) -> str:
+    """Returns a conversation as a table shows it: contents one after the other, ``[image]`` for an image.
+
+    >>> as_text([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}])
+    '[image]Which?'
+    """
+    if isinstance(conversation, str):
+        return conversation
+    contents = [
+        message["content"]
+        if isinstance(message["content"], str)
+        else "".join(part["text"] if part["type"] == "text" else "[image]" for part in message["content"])
+        for message in conversation
+    ]
+    return "\n\n".join(contents)

@@ -13,6 +13,7 @@ from functools import partial
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config
 
 from training_recipes.arguments import GRPOArguments, check_launch, parse
+from training_recipes.batches import as_text
 from training_recipes.checkpoints import check_room
 from training_recipes.launch import reported
 from training_recipes.models import check_context, load_model, load_processor
@@ -25,6 +26,13 @@ from training_recipes.trainers import Recipe, remember_trained
 
 class ScaleVQAGRPOTrainer(Recipe, GRPOTrainer):
     """``GRPOTrainer`` with greedy validation by the metric."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs, conversations in the table as text: W&B refuses a column whose parts have different fields."""
+        for name in ("prompt", "completion"):
+            told = self._logs[name]
+            self._logs[name] = type(told)(map(as_text, told), told.maxlen)
+        super().log(logs, start_time)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
