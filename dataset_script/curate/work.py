@@ -13,12 +13,21 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from dataset_script.curate.asking.settings import Settings
 from dataset_script.curate.features.captions import CaptionedPath, iter_paths
 from scale_vqa_eval.errors import Fault, InputError
 from scale_vqa_eval.results import write_json
+
+MADE_BY: Final = {
+    "paths": "decompose",
+    "features": "decompose",
+    "drafts": "generate",
+    "items": "generate",
+    "screened": "screen",
+}
+"""File of a work folder -> the step that makes it."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,8 @@ class WorkFolder:
         file = self.summary(step)
         if not file.is_file():
             found = f"no {file.name} in {self.root}"
-            raise InputError(Fault(f"step {step}", "to be done before this one", found, f"run --step {step} first"))
+            expected = "what the step before leaves"
+            raise InputError(Fault(f"work folder {self.root}", expected, found, f"run --step {MADE_BY[step]} first"))
         found_account: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found_account
 

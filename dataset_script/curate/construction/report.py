@@ -106,10 +106,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
 
 def _cell(text: object) -> str:
     """Returns a text of a model or of the input as one Markdown cell that is neither markup nor HTML."""
-    line = " ".join(str(text).split())[:200]
-    for mark in "\\`*_{}[]<>#|":
-        line = line.replace(mark, f"&#{ord(mark)};")
-    return line
+    return " ".join(str(text).split())[:200].translate({ord(mark): f"&#{ord(mark)};" for mark in "&\\`*_{}[]<>#|"})
 
 
 def blind(audit: Mapping[str, Any]) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def plot(found: Mapping[str, Any], file: Path) -> None:
             label = f"{row['design']} ({row['questions']} questions)"
             axes.errorbar(at, middle, [low, high], fmt="o", capsize=3, color=colours[number], label=label)
         axes.axhline(25, color="#8a939e", linestyle="--", linewidth=1)
-        axes.text(len(names) - 0.55, 26, "chance", color="#5c6670", ha="right")
+        axes.text(-0.42, 27, "chance", color="#5c6670", ha="left")
         axes.set_xticks(range(len(names)), names)
         axes.set_ylim(0, 105)
         axes.set_ylabel("accuracy without images (%)")

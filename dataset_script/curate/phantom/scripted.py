@@ -55,7 +55,7 @@ _NAMED: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = MappingProxyType(
                 "minimal": "few inflammatory cells",
             },
         ),
-        "site": ("location", {"touching": "part of the focus", "avoiding": "clear of the focus"}),
+        "site": ("location", {"touching": "part of the focus", "avoiding": "keeps clear"}),
         "depth": ("margin", {"margin": "margin of the tissue", "centre": "within the tissue"}),
         "stroma": ("stroma", {"compact": "compact stroma", "swollen": "swollen stroma"}),
         "vessels": ("vessels", {"congested": "congested vessels", "collapsed": "collapsed vessels"}),

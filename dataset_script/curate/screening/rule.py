@@ -3,9 +3,10 @@
 One reader who is right on one question says nothing: an empty guess is right one time in four, and a model that
 repeats its guess is no further evidence. Made again on that ground alone, the questions that stay would be those on
 which the reader is *wrong*, and its opposite would win. So the test is on many questions at once: over all of them and
-in each dimension, is a reader right more often than 1/k of the time, questions of one patient going together
-(``audit.probe.p_above_chance``; Holm over all readers and dimensions)? Where it is, the *excess* is made again: of the
-questions that it got right, the surest ones, until what is left is what guessing gives.
+in each dimension, is a reader right more often than 1/k of the time, questions of one patient (of one path, where
+patients are few) going together (``audit.probe.p_above_chance``; Holm over all readers and dimensions)? Where it is,
+the *excess* is made again: of the questions that it got right, the surest ones, until what is left is what guessing
+gives.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from scale_vqa_eval.audit.probe import accuracy_of
-from scale_vqa_eval.audit.units import units_of
+from scale_vqa_eval.audit.units import Units
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.clustered import holm
 
 FloatArray = npt.NDArray[np.float64]
+FEW_PATIENTS: Final = 10
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def judge(questions: Sequence[Question], readings: Sequence[Reading], alpha: flo
     rows: dict[str, list[int]] = {"all": list(range(len(questions)))}
     for row, question in enumerate(questions):
         rows.setdefault(question.dimension or "none", []).append(row)
-    units = units_of(questions)
+    units = _units(questions)
     tests: list[dict[str, Any]] = []
     places: list[tuple[Reading, npt.NDArray[np.int64]]] = []
     for reading in readings:
@@ -103,6 +105,21 @@ def judge(questions: Sequence[Question], readings: Sequence[Reading], alpha: flo
         for row in excess:
             again[questions[row].id].append((reading.name, test["dimension"]))
     return Judgement(dict(sorted(again.items())), tests)
+
+
+def _units(questions: Sequence[Question]) -> Units:
+    """Returns what goes together: the patient's questions; with few patients, whose spread is not known, the path's.
+
+    A finding is right in several questions of its path, so that one taste of a reader is right in all of them.
+    """
+    patients = {question.cluster for question in questions}
+    names = [
+        question.cluster if len(patients) >= FEW_PATIENTS else f"{question.slide}::{question.path_id or question.id}"
+        for question in questions
+    ]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    ids = np.array([numbers[name] for name in names], dtype=np.int64)
+    return Units(ids, np.zeros(len(ids), dtype=np.bool_))
 
 
 def _excess(

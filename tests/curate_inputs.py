@@ -1,0 +1,73 @@
+"""What tests of the curation share: captions of phantom paths with small images, and a configuration for a server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from dataset_script.curate.phantom.captions import caption_plans, caption_row
+from dataset_script.curate.phantom.scripted import answer
+
+Answer = Callable[[Mapping[str, Any]], str]
+
+
+def write_input(folder: Path, slides: int, seed: int = 5, missing_high: float = 0.1) -> Path:
+    """Writes a captions file of phantom slides beside images of noise, each another one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    rows = [caption_row(plan) for plan in caption_plans(slides, seed, missing_high)]
+    for row in rows:
+        for path in row["paths"]:
+            for view in ("low_mag", "mid_mag", "high_mag"):
+                if path[view] is not None:
+                    file = folder / path[view]["image_path"]
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(file, "PNG")
+                    file.rename(file.with_suffix(".png"))
+                    path[view]["image_path"] = str(Path(path[view]["image_path"]).with_suffix(".png"))
+    file = folder / "captions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def write_config(file: Path, url: str, roles: Mapping[str, Mapping[str, Any]] | None = None, **top: Any) -> Path:
+    """Writes a curate.yaml whose roles are played by one server; ``roles`` adds to single ones."""
+    more = roles or {}
+    quick = {"base_url": url, "retries": 1, "timeout": 20, "concurrency": 4}
+    named: dict[str, Any] = {
+        name: {**quick, "model": name, **more.get(name, {})} for name in ("decompose", "generate", "analyse")
+    }
+    named["adversary"] = [
+        {**quick, "name": name, "model": name, "repeats": 2, **more.get("adversary", {})}
+        for name in ("medoid", "longest")
+    ]
+    file.write_text(yaml.safe_dump({"seed": 3, "rounds": 2, "source": "test captions", **top, "roles": named}))
+    return file
+
+
+def data_of(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The data that a role was given."""
+    found: dict[str, Any] = json.loads(body["messages"][1]["content"])
+    return found
+
+
+def instead(model: str, when: Callable[[Mapping[str, Any]], bool], text: str | Answer) -> Answer:
+    """The scripted double, which in one role answers something else to some requests."""
+
+    def reply(body: Mapping[str, Any]) -> str:
+        if body["model"] == model and when(body):
+            return text if isinstance(text, str) else text(body)
+        return answer(body)
+
+    return reply
+
+
+def first_try(body: Mapping[str, Any]) -> bool:
+    """Says whether a request is the first of its task: later ones show the model its reply."""
+    return len(body["messages"]) == 2
