@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -87,6 +88,7 @@ class Visit:
 
     def __init__(self, browser: Any, server: Server, name: str, stage: str | None = None) -> None:
         self.page = browser.new_context(viewport={"width": 1360, "height": 1000}).new_page()
+        self.page.set_default_timeout(120_000)  # a busy machine is slow, not wrong
         self.said: list[str] = []
         self.asked: list[str] = []
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
@@ -291,6 +293,15 @@ def test_a_name_is_needed_and_a_key_held_down_decides_once(server: Server, brows
     visit.page.context.close()
 
 
+def test_an_open_page_does_not_keep_the_server_from_stopping(release: Path, browser: Any, tmp_path: Path) -> None:
+    running = Server(release, tmp_path / "log.jsonl")
+    visit = Visit(browser, running, "Ada")
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(timeout=60) in (0, 130, -signal.SIGINT)
+    assert not any("Traceback" in line for line in running.errors)
+    visit.page.context.close()
+
+
 def test_the_log_goes_on_after_a_kill_and_the_token_stays_out_of_it(
     server: Server, browser: Any, release: Path
 ) -> None:
@@ -300,9 +311,9 @@ def test_the_log_goes_on_after_a_kill_and_the_token_stays_out_of_it(
         visit = Visit(browser, other, "Ada <b>x</b>")
         assert "3 decided" in visit.page.inner_text(".rv header"), "what the other process took is known here"
         visit.turn("a")
-        visit.page.context.close()
         other.process.kill()
         other.process.wait()
+        visit.page.context.close()
     finally:
         other.stop()
     assert decisions(server, release)[-1]["reviewer"] == "Ada <b>x</b>"

@@ -100,6 +100,7 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., st
 
 def opened(browser: Any, address: str) -> Any:
     page = browser.new_context(viewport={"width": 1300, "height": 900}, accept_downloads=True).new_page()
+    page.set_default_timeout(120_000)  # a busy machine is slow, not wrong
     page.complaints = []
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.on("dialog", lambda dialog: page.complaints.append(dialog.message))

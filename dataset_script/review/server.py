@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable
+from typing import Final
 
 import gradio as gr
 import uvicorn
@@ -20,7 +21,8 @@ from scale_vqa_eval.errors import Fault, InputError
 from scale_vqa_eval.predict.pictures import OPTION_IMAGES, Picture
 from scale_vqa_eval.schema import VIEWS
 
-LARGEST_UPLOAD = "1kb"
+LARGEST_UPLOAD: Final = "1kb"
+GRACE_SECONDS: Final = 2
 
 
 def application(desk: Desk, token: str, port: int) -> ASGIApp:
@@ -88,8 +90,10 @@ def serve(desk: Desk, host: str, port: int, token: str, tell: Callable[[str], No
     number = bound.getsockname()[1]
     app = application(desk, token, number)
     tell(entry(f"http://{f'[{host}]' if ':' in host else host}:{number}", token))
-    # no access log: it would repeat the token
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+    # no access log: it would repeat the token; an open page holds a connection that would never end by itself
+    config = uvicorn.Config(
+        app, log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS
+    )
     uvicorn.Server(config).run(sockets=[bound])
 
 

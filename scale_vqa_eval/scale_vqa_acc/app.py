@@ -26,7 +26,8 @@ STYLE: Final = """
 #score table { border-collapse: collapse; width: 100%; }
 #score td, #score th { padding: 4px 10px; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--border-color-primary); }
-#score td:first-child, #score th:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+#score td:first-child, #score th:first-child { text-align: left; white-space: normal; overflow-wrap: break-word;
+  min-width: 120px; max-width: 320px; }
 #score tr:last-child td { font-weight: 600; }
 #score .scroll { overflow-x: auto; }
 #score p { margin: 6px 0; }
@@ -74,7 +75,7 @@ def page() -> gr.Blocks:
                 hub = gr.Textbox(label="or a dataset on the Hub, org/name", elem_id="hub")
                 with gr.Row():
                     config = gr.Textbox(label="Config", elem_id="config", min_width=80)
-                    split = gr.Textbox("test", label="Split", elem_id="split", min_width=80)
+                    split = gr.Textbox(label="Split", placeholder="test", elem_id="split", min_width=80)
                 blind = gr.File(label="Blind run: the same, without images", file_types=[".jsonl"], elem_id="blind")
                 mode = gr.Radio(["reference", "strict"], value="reference", label="Parsing", elem_id="mode")
                 button = gr.Button("Score", variant="primary", elem_id="go")
