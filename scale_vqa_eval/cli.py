@@ -33,6 +33,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "review",
         "Let two pathologists judge each question, on a local page.",
     ),
+    "curate": (
+        "dataset_script.curate.command",
+        "curate",
+        "Make questions that need the images from expert captions.",
+    ),
     "doctor": ("scale_vqa_eval.doctor", "doctor", "Say what is installed, what will not work here, and the mend."),
 }
 
