@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_card.publish.card_merge import card_metadata, merge_cards
@@ -98,6 +98,11 @@ def test_a_heading_inside_of_code_is_no_section() -> None:
     assert merged.text.endswith("```bash\n## not a heading\nmake\n```\n\nBy hand.\n")
 
 
+def test_code_that_is_left_open_swallows_nothing() -> None:
+    merged = merge_cards("## Use\n\n```bash\nmake\n", "## Thanks\n\nTo all.\n", {})
+    assert merged.text == "## Use\n\n```bash\nmake\n```\n\n## Thanks\n\nTo all.\n"
+
+
 def test_broken_yaml_is_named() -> None:
     with pytest.raises(InputError, match="the card on the Hub"):
         merge_cards(FIRST, "---\nlicense: [\n---\n", {})
@@ -113,6 +118,7 @@ def card_of(front: dict, parts: dict) -> str:
     return head + "".join(f"## {name}\n\n{text}\n\n" for name, text in parts.items())
 
 
+@settings(deadline=None)
 @given(fronts, sections, fronts, sections, st.booleans())
 def test_merging_again_changes_nothing(front_a: dict, a: dict, front_b: dict, b: dict, known: bool) -> None:
     local, remote = card_of(front_a, a), card_of(front_b, b)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hub_server import TOKEN
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -78,6 +78,7 @@ def test_what_a_card_may_say_is_left_alone(text: str) -> None:
     assert scan_text("a.json", json.dumps({"text": text}), NOBODY) == []
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=200))
 def test_any_text_can_be_scanned(text: str) -> None:
     for one in scan_text("README.md", text, NOBODY):

@@ -139,14 +139,18 @@ def _entries(value: Any) -> dict[str, dict[str, Any]]:
 
 
 def _sections(body: str) -> dict[str, str]:
-    """Text under each second-level heading, in order; headings inside of fenced code are none."""
+    """Text under each second-level heading, in order; headings inside of fenced code are none.
+
+    A fence that is left open is closed: in Markdown it runs to the end, and would swallow what is put after it.
+    """
     sections: dict[str, list[str]] = {"": []}
     heading, fence = "", ""
     for line in body.splitlines(keepends=True):
-        mark = re.match(r" {0,3}(`{3,}|~{3,})", line)
-        if mark and not fence:
-            fence = mark.group(1)[:3]
-        elif mark and mark.group(1).startswith(fence):
+        opening = re.match(r" {0,3}(`{3,}(?!.*`)|~{3,})", line)
+        closing = re.match(r" {0,3}(`{3,}|~{3,})\s*$", line)
+        if opening and not fence:
+            fence = opening.group(1)
+        elif fence and closing and closing.group(1).startswith(fence):
             fence = ""
         if not fence and (found := re.match(r"##\s+(.+?)\s*#*\s*$", line)):
             heading, number = found.group(1), 1
@@ -155,6 +159,8 @@ def _sections(body: str) -> dict[str, str]:
                 heading = f"{found.group(1)} ({number})"
             sections[heading] = []
         sections[heading].append(line)
+    if fence:
+        sections[heading] = ["".join(sections[heading]).rstrip("\n"), f"\n{fence}\n"]
     return {heading: "".join(lines) for heading, lines in sections.items() if "".join(lines).strip()}
 
 
