@@ -151,7 +151,7 @@ def _head(
         "emissions": round(1000 * co2_kg, 3),
         "source": facts["carbon_source"],
         "training_type": "fine-tuning",
-        "hardware_used": f"{training['world_size']} x {training['device']}",
+        "hardware_used": f"{training['device']} ({training['world_size']} processes)",
     }
     if facts.get("region"):
         emissions["geographical_location"] = facts["region"]
