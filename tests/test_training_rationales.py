@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from collections import Counter
 
 import pytest
@@ -10,6 +11,7 @@ from training_release import make_training_release
 from scale_vqa_eval.defects import find_defects
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.rewards import compute_score
+from training_recipes import batches, conversations, rationales, verl_reward
 from training_recipes.rationales import mended, target_of, with_targets
 from training_recipes.rows import load_rows
 
@@ -87,6 +89,12 @@ def test_released_rationales_end_without_a_wrong_letter(shared):
     assert learnt["checked"]["wrong"] == 0
     assert learnt["mended"]["right"] == learnt["checked"]["right"] > 300
     assert 0 < learnt["mended"]["wrong"] < len(wrong)
+
+
+def test_examples_in_docstrings():
+    for module in (batches, conversations, rationales, verl_reward):
+        result = doctest.testmod(module)
+        assert result.attempted and not result.failed, module.__name__
 
 
 def mended_row(row, text):
