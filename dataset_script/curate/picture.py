@@ -67,7 +67,7 @@ def draw(file: Path) -> None:
         )
         axes.text(
             0.3,
-            0.75,
+            1.2,
             "every answer is kept on disk: killed at any point, the same command goes on",
             size=8.5,
             color=GREY,
