@@ -64,16 +64,25 @@ class Repository:
 
     def read(self, revision: str = "main") -> Remote:
         """Returns what a revision holds; an empty ``Remote`` where there is no such repository."""
-        from huggingface_hub.errors import RepositoryNotFoundError
-
         with told(f"reading {self.name}", self.name):
-            try:
-                info = patiently(lambda: self.api.repo_info(**self._where, revision=revision))
-            except RepositoryNotFoundError as error:
-                if status_of(error) == 401:
-                    raise
+            info = self._info(revision)
+            if info is None:
                 return Remote()
             return Remote(info.sha, True, info.private, self._files(info.sha or revision), self._tags())
+
+    def _info(self, revision: str) -> Any:
+        """Returns what the Hub says of a revision; of the repository where it has none yet; None where neither is."""
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        for where in ({"revision": revision}, {}):
+            try:
+                return patiently(lambda where=where: self.api.repo_info(**self._where, **where))
+            except Exception as error:
+                if status_of(error) != 404:
+                    raise
+                if isinstance(error, RepositoryNotFoundError):
+                    return None
+        return None
 
     def compare(self, remote: Remote, files: Iterable[LocalFile]) -> Remote:
         """Returns the remote with the SHA-256 of files whose listed id leaves it open whether they are the local ones.
