@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import logging
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -94,7 +96,14 @@ def serve(desk: Desk, host: str, port: int, token: str, tell: Callable[[str], No
     config = uvicorn.Config(
         app, log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS
     )
+    logging.getLogger("uvicorn.error").addFilter(_no_cut_connection)
     uvicorn.Server(config).run(sockets=[bound])
+
+
+def _no_cut_connection(record: logging.LogRecord) -> bool:
+    """Lets every log record pass but that of a connection which stopping has cut."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, asyncio.CancelledError) and "graceful shutdown" not in record.getMessage()
 
 
 def is_loopback(host: str) -> bool:
