@@ -145,6 +145,18 @@ def test_a_step_whose_input_is_not_there_says_which_comes_first(few: Path, tmp_p
     assert isinstance(early.exception, InputError) and "--step generate first" in str(early.exception)
 
 
+def test_captions_that_changed_between_steps_are_noticed(few: Path, tmp_path: Path) -> None:
+    lines = few.read_text().splitlines(keepends=True)
+    file = few.with_name("changing.jsonl")
+    with serving(ChatEndpoint(answer)) as server:
+        config = write_config(tmp_path / "c.yaml", server.url)
+        file.write_text("".join(lines[:1]))
+        assert run(file, tmp_path / "out", config, "--step", "decompose").exit_code == 0
+        file.write_text("".join(lines[:2]))
+        late = run(file, tmp_path / "out", config, "--step", "generate")
+    assert isinstance(late.exception, InputError) and "--step decompose" in str(late.exception)
+
+
 REFUSAL = "I'm sorry, but I can't help with that."
 FOUR_ALIKE = json.dumps({"question": "?", "options": {letter: "same" for letter in "ABCD"}, "answer": "A"})
 NO_OPTION = json.dumps({"question": "?", "options": {"A": "w", "B": "x", "C": "y", "D": "z"}, "answer": "E"})

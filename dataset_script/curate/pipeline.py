@@ -23,6 +23,7 @@ from dataset_script.curate.questions.options import assemble
 from dataset_script.curate.questions.plan import PathPlan, plan_questions
 from dataset_script.curate.questions.step import DraftTask, draft_shard, forms_of, shard_orders
 from dataset_script.curate.work import WorkFolder, shard_of, write_lines
+from scale_vqa_eval.errors import Fault, InputError
 from scale_vqa_eval.results import write_json
 
 STEPS: Final = ("decompose", "generate", "screen", "construct")
@@ -223,10 +224,18 @@ def _adversaries(run: Run) -> list[Any]:
 
 
 def read_items(file: Path, where: Mapping[str, Place]) -> list[Item]:
-    """Returns the questions of ``items.jsonl`` or ``screened.jsonl``."""
+    """Returns the questions of ``items.jsonl`` or ``screened.jsonl``.
 
+    Raises:
+        InputError: where one is about a path that the captions have no more.
+    """
     with file.open(encoding="utf-8") as lines:
-        return [Item.from_row(json.loads(line), where) for line in lines]
+        rows = [json.loads(line) for line in lines]
+    gone = next((row["draft"]["path"] for row in rows if row["draft"]["path"] not in where), None)
+    if gone is not None:
+        found = "none: the captions have changed since"
+        raise InputError(Fault(f"{file}: path {gone}", "a path of the captions", found, "run all steps again"))
+    return [Item.from_row(row, where) for row in rows]
 
 
 def _counted(names: Iterable[str]) -> dict[str, int]:

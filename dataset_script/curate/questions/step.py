@@ -14,6 +14,7 @@ from dataset_script.curate.questions.drafts import Order, reply_schema, write_dr
 from dataset_script.curate.questions.plan import PathPlan
 from dataset_script.curate.work import WorkFolder, write_lines
 from scale_vqa_eval.chat.cache import Spending
+from scale_vqa_eval.errors import Fault, InputError
 from scale_vqa_eval.schema import row_id
 
 
@@ -41,9 +42,18 @@ def orders_of(path: CaptionedPath, features: Mapping[str, Any], forms: Mapping[s
 
 
 def shard_orders(work: WorkFolder, shard: int, forms: Mapping[str, Mapping[str, str]]) -> list[Order]:
-    """Returns every order of a shard."""
+    """Returns every order of a shard.
+
+    Raises:
+        InputError: where a path has not been decomposed.
+    """
     features = {row["path"]: row for row in work.part_rows("features", shard)}
-    return [order for path in work.paths(shard) for order in orders_of(path, features[path.key], forms[path.key])]
+    paths = work.paths(shard)
+    missing = next((path.key for path in paths if path.key not in features), None)
+    if missing is not None:
+        found = "none: the captions have changed since"
+        raise InputError(Fault(f"path {missing}", "features of the decompose step", found, "run --step decompose"))
+    return [order for path in paths for order in orders_of(path, features[path.key], forms[path.key])]
 
 
 def draft_shard(task: DraftTask) -> dict[str, Any]:
