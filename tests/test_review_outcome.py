@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from datasets import load_dataset
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from review_release import HOSTILE, make_review_release, rows
 from sklearn.metrics import cohen_kappa_score
@@ -167,6 +167,7 @@ verdict = st.sampled_from(VERDICTS)
 
 
 @settings(max_examples=60, deadline=None)
+@example([("accept", "accept", "a"), ("accept", "reject", "a"), ("reject", "accept", "b")])
 @given(st.lists(st.tuples(verdict, verdict, st.sampled_from("abcde")), min_size=1, max_size=40))
 def test_kappa_is_that_of_scikit_learn_and_lies_in_its_interval(items: list[tuple[str, str, str]]) -> None:
     first, second, clusters = (list(column) for column in zip(*items, strict=True))

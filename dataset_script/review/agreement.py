@@ -95,4 +95,5 @@ def _interval(
         return (max(-1.0, kappa - half), min(1.0, kappa + half)), "jackknife"
     expected = (observed - kappa) / (1 - kappa) if kappa < 1 else float(table.sum(0) @ table.sum(1)) / table.sum() ** 2
     low, high = clopper_pearson(observed, count, level)
-    return ((low - expected) / (1 - expected), (high - expected) / (1 - expected)), "clopper-pearson"
+    ends = [max(-1.0, min(1.0, (end - expected) / (1 - expected))) for end in (low, high)]
+    return (ends[0], ends[1]), "clopper-pearson"
