@@ -32,6 +32,7 @@ STYLE: Final = """
 #board td:nth-child(2) small { white-space: normal; }
 #board .mark { display: inline-block; border: 1px solid #c2410c; color: #c2410c; border-radius: 3px; padding: 0 5px;
   font-size: 12px; font-weight: 600; margin: 2px 4px 0 0; }
+#board ul.out { padding-left: 20px; }
 #board .none { color: #c2410c; font-weight: 600; font-size: 12px; }
 """
 

@@ -24,10 +24,11 @@ BLIND_ITSELF: Final = "This run saw no images: it is the blind control of a run 
 ALONE: Final = "No patient or slide is named: questions are taken as independent, which makes intervals too narrow."
 STYLE: Final = """
 #score table { border-collapse: collapse; width: 100%; }
-#score td, #score th { padding: 4px 10px; text-align: right; white-space: nowrap;
+#score td, #score th { padding: 4px 7px; text-align: right; white-space: nowrap; vertical-align: bottom;
   border-bottom: 1px solid var(--border-color-primary); }
 #score td:first-child, #score th:first-child { text-align: left; white-space: normal; overflow-wrap: break-word;
   min-width: 120px; max-width: 320px; }
+#score th { white-space: normal; }
 #score tr:last-child td { font-weight: 600; }
 #score .scroll { overflow-x: auto; }
 #score p { margin: 6px 0; }
