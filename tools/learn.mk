@@ -1,0 +1,5 @@
+# make learn: a small Qwen2.5-VL from random weights learns phantom questions by SFT and GRPO, on two cores; its twin
+# learns leaky ones. A stage that is done is not done again: rm -r learn for a new run.
+.PHONY: learn
+learn: $(VENV)/test.done
+	$(BIN)/python -m training_recipes.learn.run learn
