@@ -101,7 +101,7 @@ def model(folder: Path | None, **options: Any) -> None:
     if folder is None:
         raise click.UsageError("name the folder of the weights")
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        raise click.UsageError(f"{folder} has no weights as safetensors; prepare them first")
+        raise click.UsageError(f"{folder} has no weights as safetensors; prepare them with `scale-vqa weights`")
     for name in () if options["no_verify"] or not options["yes"] else ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:  # said before anything is sent, not when it is to be verified
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
