@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -141,3 +142,10 @@ def test_the_upper_rooms_do_not_know_each_other() -> None:
             named = set(re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
             strangers = named & rooms.keys() - allowed - {room}
             assert not strangers, f"{file} imports {strangers}"
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="tests are not spread over processes here")
+@pytest.mark.xdist_group("held together")
+def test_tests_of_a_group_stay_in_one_process(request: pytest.FixtureRequest) -> None:
+    """Modules that share a server or a log count on it; some versions of pytest drop the groups without a word."""
+    assert request.node.nodeid.endswith("@held together")
