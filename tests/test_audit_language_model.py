@@ -79,7 +79,8 @@ def test_a_token_across_the_boundary_moves_the_start_of_every_option() -> None:
 def test_a_model_that_knows_the_answer_is_right_and_the_scores_differ_in_kind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(language_model, "load_causal_lm", lambda spec: smollm())
+    model = smollm()  # loaded before its loader is replaced
+    monkeypatch.setattr(language_model, "load_causal_lm", lambda spec: model)
     raw, per_token, pmi = language_model_probes(general(), "x", progress=False)
     assert [probe.name.split(" (")[0] for probe in (raw, per_token, pmi)] == [
         "likelihood",
@@ -96,7 +97,8 @@ def test_a_model_that_knows_the_answer_is_right_and_the_scores_differ_in_kind(
 def test_an_interrupted_run_goes_on_and_a_finished_one_computes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(language_model, "load_causal_lm", lambda spec: smollm())
+    model = smollm()  # loaded before its loader is replaced
+    monkeypatch.setattr(language_model, "load_causal_lm", lambda spec: model)
     scored: list[int] = []
 
     def counted(lm: object, groups: list[object]) -> list[object]:
@@ -119,7 +121,8 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_computes_nothing(
 
 
 def test_questions_with_other_numbers_of_options_and_repeated_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language_model, "load_causal_lm", lambda spec: smollm())
+    model = smollm()  # loaded before its loader is replaced
+    monkeypatch.setattr(language_model, "load_causal_lm", lambda spec: model)
     items = [
         Question("a", "Is water wet?", ("Yes", "No"), 0),
         Question("b", "Pick {one}.", ("x", "y {z}", "w"), 2),
@@ -134,7 +137,8 @@ def test_questions_with_other_numbers_of_options_and_repeated_texts(monkeypatch:
 def test_real_questions_get_finite_scores(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from scale_vqa_eval.questions import read_questions
 
-    monkeypatch.setattr(language_model, "load_causal_lm", lambda spec: smollm())
+    model = smollm()  # loaded before its loader is replaced
+    monkeypatch.setattr(language_model, "load_causal_lm", lambda spec: model)
     items = read_questions(shared / "other_benchmarks" / "multipathqa_expert.csv")[:8]
     for probe in language_model_probes(items, "x", progress=False):
         assert np.isfinite(probe.scores[:, :2]).all()
