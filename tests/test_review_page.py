@@ -99,8 +99,21 @@ class Visit:
         self.page.wait_for_selector("#reviewer textarea, #reviewer input")
         if stage:
             self.page.get_by_label(stage).check()
-        self.page.fill("#reviewer textarea, #reviewer input", name)
-        self.turn("Enter")
+        self.enter(name)
+
+    def enter(self, name: str) -> None:
+        """Gives the name, again where a page that was still loading lost the key."""
+        before = self.page.get_attribute("#message [data-turn]", "data-turn")
+        answered = "before => document.querySelector('#message [data-turn]').dataset.turn !== before"
+        for last in (False, False, False, True):
+            self.page.fill("#reviewer textarea, #reviewer input", name)
+            self.page.keyboard.press("Enter")
+            try:
+                self.page.wait_for_function(answered, arg=before, timeout=30_000)
+                return
+            except Exception:  # playwright's own timeout; it is imported only where it is installed
+                if last:
+                    raise
 
     def turn(self, key: str) -> str:
         """Presses a key and waits until the server has answered; returns what it said."""
