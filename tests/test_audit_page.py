@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from browser import chromium
 
 from scale_vqa_eval.audit import page
 from scale_vqa_eval.audit.data_checks import find_overlap
@@ -275,17 +275,9 @@ def test_the_same_report_gives_the_same_bytes_and_a_failure_leaves_the_old_page(
 
 
 def test_a_real_browser_shows_it_without_a_word_of_complaint(tmp_path: Path, hostile: dict[str, Any]) -> None:
-    chromium = shutil.which("chromium") or "/usr/bin/chromium"
-    if not Path(chromium).is_file():
-        pytest.skip("no chromium on this machine")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     file = tmp_path / "audit.html"
     write_page(file, hostile)
-    flags = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium, args=[*flags.split(), "--disable-component-update", "--disable-sync"]
-        )
+    with chromium() as browser:
         view = browser.new_page(viewport={"width": 1100, "height": 900})
         said: list[str] = []
         asked: list[str] = []
@@ -303,4 +295,3 @@ def test_a_real_browser_shows_it_without_a_word_of_complaint(tmp_path: Path, hos
         for width in (1100, 390):
             view.set_viewport_size({"width": width, "height": 900})
             assert view.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), f"overflows at {width}"
-        browser.close()

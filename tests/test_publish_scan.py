@@ -34,7 +34,13 @@ SECRETS = {
     "url": "https://user:" + "S3cretPass@example.org/data",
     "keyword": 'password = "' + "correct4horse9battery" + '"',
 }
-PATHS = ["/home/anna/slides/a.svs", "/Users/anna/x", "/mnt/nas/tcga/a.jpg", "/gpfs/scratch/u1/ckpt", "/root/model"]
+PATHS = [
+    "/home/anna/slides/a.svs",
+    "/Users/anna/x",
+    "/mnt/nas/tcga/a.jpg",
+    "/gpfs/scratch/u1/ckpt",
+    "/" + "root/model",
+]
 PATHS += [r"C:\Users\anna\slides", "file:///srv/data/x.json"]
 HARMLESS = [
     "https://huggingface.co/datasets/org/scale-vqa/resolve/main/data/a.parquet",

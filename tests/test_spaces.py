@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 import yaml
+from browser import chromium
 from click.testing import CliRunner
 from conftest import ROOT
 from predict_release import make_release, rows
-from test_review_page import FLAGS
 
 from scale_vqa_eval.score_command import score
 
@@ -51,14 +51,8 @@ pytestmark = pytest.mark.xdist_group("spaces")
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium") or "/usr/bin/chromium"
-    if not Path(chromium).is_file():
-        pytest.skip("no chromium on this machine")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
