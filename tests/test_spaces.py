@@ -158,7 +158,8 @@ def metric_space(space: Callable[..., str]) -> str:
 def fill(page: Any, **files: Path) -> None:
     for name, path in files.items():
         page.set_input_files(f"#{name} input[type=file]", path)
-        page.wait_for_selector(f"#{name} :text('{path.name[:12]}')")
+        # the line that stays, not the name shown while it uploads
+        page.wait_for_selector(f'#{name} .file-preview [aria-label="{path.name}"]')
 
 
 def go(page: Any) -> str:
