@@ -1,7 +1,6 @@
 """Croissant metadata of a release folder (https://docs.mlcommons.org/croissant, by ``mlcroissant``).
 
 Every Parquet file is named with its SHA-256, every split is a record set whose fields come from the Parquet schema.
-Lists of images (``option_images``) are left out, because ``mlcroissant`` cannot read them; the description says so.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ NAME: Final = "croissant.json"
 _PARQUET: Final = "application/x-parquet"
 _DESCRIPTION: Final = (
     "Four-option questions about nested fields of one pathology slide at three magnifications. For research only, not "
-    "for diagnosis. The column option_images (a list of images) is in the Parquet files and is not described here."
+    "for diagnosis."
 )
 _CITE: Final = "Phan et al., Enhancing Pathological VLMs with Cross-scale Reasoning, MICCAI 2026, arXiv:2606.17412"
 
@@ -125,6 +124,10 @@ def _fields(mlc: Any, name: str, file: Path) -> Iterator[Any]:
             data_type = mlc.DataType.TEXT
         elif kind == "List" and feature["feature"].get("_type") == "Value":
             data_type, array = mlc.DataType.TEXT, {"is_array": True, "array_shape": "-1"}
+        elif kind == "List" and feature["feature"].get("_type") == "Image":
+            # `repeated`, the older spelling: mlcroissant decodes each image of it, and fails on an array of images
+            data_type, array = mlc.DataType.IMAGE_OBJECT, {"repeated": True}
+            transforms = [mlc.Transform(json_path="bytes")]
         else:
             continue
         yield mlc.Field(

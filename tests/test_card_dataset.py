@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from carded_runs import make_audit, make_folder
 from click.testing import CliRunner, Result
+from loading_data import write_folder
+from PIL import Image
 from predict_release import rows
 
 from dataset_script.release_folder import write_release
 from model_card.card_check import check_card
 from model_card.card_command import card
-from model_card.croissant import check_croissant
+from model_card.croissant import check_croissant, croissant
+from model_card.licence import Licence
 from scale_vqa_eval.card_marks import head, marked_sections
 from scale_vqa_eval.errors import InputError
 
@@ -64,6 +69,7 @@ def test_facts_come_from_the_files(work: Path) -> None:
     assert "- `default`, source of the rows: Scale-VQA release" in parts["splits"]
     assert "- `text`, source of the rows: not named" in parts["splits"]
     assert check_card(work / "scale-vqa", "dataset") == []
+    assert "not complete" not in text and "Not stated yet" not in text
 
 
 def test_the_folder_still_loads_and_twice_is_the_same(work: Path, fresh_python: object) -> None:
@@ -90,7 +96,7 @@ def test_another_config_keeps_words_and_licence_and_drops_figures(work: Path) ->
     write_release(work / "scale-vqa", {"screened": {"test": list(rows(2))}}, {"screened": "Cut for a test."})
     text = path.read_text()
     assert "## Thanks\n\n```\n## no heading\n```\nTo the lab." in text and "Made for a test." in text
-    assert head(text)["license"] == "cc-by-4.0" and not marked_sections(text)
+    assert head(text)["license"] == "cc-by-4.0" and marked_sections(text).keys() == {"incomplete"}
     assert text.count("## Columns") == 1
     found = [fault.expected for fault in check_card(work / "scale-vqa", "dataset")]
     assert "the section audit" in found, "figures of other rows do not stay, and publishing would stop"
@@ -147,6 +153,21 @@ def test_a_licence_is_an_id_or_has_name_and_link(work: Path, given: tuple[str, s
     assert isinstance(run("dataset", work / "scale-vqa", "--audit", work / "audit.json", *link).exception, InputError)
     more = ("--license-name", "lab-licence", "--license-link", "https://example.org")
     assert "lab-licence" in complete(work, "--license", "other", *more)
+
+
+def test_croissant_reads_options_that_are_images(tmp_path: Path) -> None:
+    import mlcroissant
+
+    folder = tmp_path / "scale-vqa"
+    write_folder(folder, 1, {"default": {"test": 3}, "grounding": {"test": 3}})
+    path = folder / "croissant.json"
+    path.write_text(croissant(folder, "org/x", Licence("mit")))
+    data = mlcroissant.Dataset(jsonld=str(path))
+    stored = pq.read_table(folder / "grounding")["option_images"].to_pylist()
+    for row, images in zip(data.records("grounding/test"), stored, strict=True):
+        found = [image.tobytes() for image in row["grounding/test/option_images"]]
+        assert found == [Image.open(io.BytesIO(image["bytes"])).tobytes() for image in images] and len(found) == 4
+    assert [row["default/test/option_images"] for row in data.records("default/test")] == [[]] * 3
 
 
 def test_croissant_reads_the_rows_and_tells_changed_files(work: Path) -> None:
