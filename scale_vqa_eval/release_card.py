@@ -15,11 +15,13 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData
 from jinja2 import Environment, PackageLoader
 
-from scale_vqa_eval.card_marks import body, head, kept_facts, own_words
+from scale_vqa_eval.card_marks import CLOSE, OPEN, body, head, kept_facts, own_words
 from scale_vqa_eval.schema import CONFIGS
 
 NO_LICENCE: Final = "see-the-configs"
 """Name of the licence of a card for which nobody has stated one yet."""
+INCOMPLETE: Final = "incomplete"
+"""Section in which a card says of itself what it does not state yet; completing the card takes it out."""
 NOTE_MARK: Final = "<!-- note {config} -->"
 CONTROLS: Final = ("exchange", "screened")
 """Configs made of another one, which are never what loads without a name where the other is there."""
@@ -67,6 +69,8 @@ def write_card(folder: Path, notes: Mapping[str, str], previous: Path | None = N
         configs=[(name, CONFIGS[name], infos[name], {**kept, **notes}.get(name, "")) for name in present],
         first=first,
         mark=NOTE_MARK,
+        opening=OPEN.format(name=INCOMPLETE),
+        closing=CLOSE.format(name=INCOMPLETE),
     )
     if previous is not None and previous.is_file():
         old = previous.read_text(encoding="utf-8")

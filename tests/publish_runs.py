@@ -1,4 +1,7 @@
-"""Runs ``scale-vqa publish`` against the test double of the Hub: in this process, or in one of its own."""
+"""Runs ``scale-vqa publish`` against the test double of the Hub: in this process, or in one of its own.
+
+The fixtures ``release`` and ``publisher`` belong to a module that takes both.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,21 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 from hub_repositories import Repository
-from hub_server import TOKEN, HubServer
+from hub_server import TOKEN, HubServer, hub_server
+from loading_data import write_folder
 
 REPO = "org/scale-vqa"
 
@@ -107,6 +114,23 @@ class Publisher:
         return all(
             name in files and self.server.hub.bytes_of(files[name]) == path.read_bytes() for name, path in here.items()
         )
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release folder as the builders write it, with the card that they write; not to be changed."""
+    folder = tmp_path_factory.mktemp("release") / "scale-vqa"
+    write_folder(folder, 1, {"default": {"test": 12}, "text": {"test": 12}})
+    return folder
+
+
+@pytest.fixture
+def publisher(release: Path, tmp_path: Path) -> Iterator[Publisher]:
+    """A publisher with a release folder and a Hub of their own."""
+    folder = tmp_path / "work" / "scale-vqa"
+    shutil.copytree(release, folder)
+    with hub_server(tmp_path / "hub") as server:
+        yield Publisher(server, tmp_path / "home", folder)
 
 
 __all__ = ["REPO", "TOKEN", "Publisher"]

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
-
+import publish_runs
 import pytest
 from hub_faults import Fault
-from hub_server import hub_server
-from loading_data import write_folder
 from publish_runs import REPO, Publisher
+
+release, publisher = publish_runs.release, publish_runs.publisher
 
 SOON = (("Retry-After", "0"),)
 COMMIT, TAG, PUT = "POST .*/commit/main", "POST .*/tag/", "PUT /lfs/"
-
-
-@pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("release") / "scale-vqa"
-    write_folder(folder, 1, {"text": {"test": 12}})
-    return folder
-
-
-@pytest.fixture
-def publisher(release: Path, tmp_path: Path) -> Iterator[Publisher]:
-    folder = tmp_path / "work" / "scale-vqa"
-    shutil.copytree(release, folder)
-    with hub_server(tmp_path / "hub") as server:
-        yield Publisher(server, tmp_path / "home", folder)
 
 
 def published_once(publisher: Publisher) -> bool:
@@ -127,7 +109,7 @@ def test_killed_while_it_verifies_is_not_verified(publisher: Publisher) -> None:
     publisher.kill_when_hanging("--yes")
     assert published_once(publisher)
     again = publisher.run("--yes")
-    assert again.returncode == 0 and "verified: 3 files" in again.stdout
+    assert again.returncode == 0 and "verified: 4 files" in again.stdout
     assert published_once(publisher)
 
 
@@ -140,5 +122,5 @@ def test_other_bytes_than_here_are_not_verified(publisher: Publisher, action: st
     assert "NOT verified" in done.stderr
     assert '"verified": false' in done.stdout and '"published": true' in done.stdout
     again = publisher.run("--yes")
-    assert again.returncode == 0 and "verified: 3 files" in again.stdout, again.stderr
+    assert again.returncode == 0 and "verified: 4 files" in again.stdout, again.stderr
     assert published_once(publisher)

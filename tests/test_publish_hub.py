@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
+import publish_runs
 import pytest
 from hub_faults import Fault
-from hub_server import READ_ONLY, TOKEN, hub_server
-from loading_data import write_folder
+from hub_server import READ_ONLY, TOKEN
 from publish_runs import REPO, Publisher
 
 from scale_vqa_eval.bare_names import METRIC_FOLDER
+from scale_vqa_eval.card_marks import marked_sections
 
-
-@pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("release") / "scale-vqa"
-    write_folder(folder, 1, {"default": {"test": 12}, "text": {"test": 12}})
-    return folder
-
-
-@pytest.fixture
-def publisher(release: Path, tmp_path: Path) -> Iterator[Publisher]:
-    folder = tmp_path / "work" / "scale-vqa"
-    shutil.copytree(release, folder)
-    with hub_server(tmp_path / "hub") as server:
-        yield Publisher(server, tmp_path / "home", folder)
+release, publisher = publish_runs.release, publish_runs.publisher
 
 
 def changes(plan: dict) -> dict[str, str]:
@@ -42,11 +27,43 @@ def test_dry_run_sends_nothing_and_names_every_file(publisher: Publisher) -> Non
     assert not publisher.server.hub.repositories
     for path in publisher.folder.rglob("*.parquet"):
         assert path.relative_to(publisher.folder).as_posix() in done.stdout
-    assert "dry run" in done.stdout and "card: INCOMPLETE" in done.stdout
+    assert "dry run" in done.stdout and "with --yes publishes this" in done.stdout
     plan = publisher.plan()
     assert set(changes(plan).values()) == {"new"}
     assert {"README.md", "publish.json"} < changes(plan).keys()
     assert (plan["published"], plan["verified"], plan["remote"]["exists"]) == (False, False, False)
+
+
+def test_a_card_that_owns_up_to_what_it_lacks_goes_and_one_that_does_not_is_refused(publisher: Publisher) -> None:
+    path = publisher.folder / "README.md"
+    built = path.read_text()
+    dry = publisher.run()
+    assert "card: INCOMPLETE" in dry.stdout and "because the card says so itself" in dry.stdout
+    assert "This card is not complete" in built and publisher.plan()["card"]["undeclared"] == []
+    silent = built.replace(marked_sections(built)["incomplete"], "")
+    for text, gaps in ((silent, ("a licence", "section audit")), (built + "\nTODO: results\n", ("no blank",))):
+        path.write_text(text)
+        shown = publisher.run()
+        assert shown.returncode == 0 and "--yes refuses the card as it is" in shown.stdout
+        publisher.server.requests.clear()
+        refused = publisher.run("--yes", "--json")
+        assert refused.returncode == 1 and "--incomplete-card" in refused.stderr
+        undeclared = json.loads(refused.stdout)["undeclared"]
+        for gap in gaps:
+            assert any(gap in line for line in undeclared) and gap in refused.stderr
+        assert not publisher.server.requests, "nothing was even asked"
+    done = publisher.run("--yes", "--no-verify", "--incomplete-card")
+    assert done.returncode == 0 and "card: INCOMPLETE" in done.stdout, done.stderr
+
+
+def test_what_a_completed_card_no_longer_says_goes_from_the_hub(publisher: Publisher) -> None:
+    assert publisher.run("--yes", "--no-verify").returncode == 0
+    path = publisher.folder / "README.md"
+    path.write_text(path.read_text().replace(marked_sections(path.read_text())["incomplete"], ""))
+    plan = publisher.plan("--yes", "--no-verify", "--incomplete-card")
+    assert (plan["card"]["kept"], plan["card"]["only_remote"]) == ([], [])
+    now = publisher.server.hub.bytes_of(publisher.repository().files()["README.md"]).decode()
+    assert "not complete" not in now and now.count("## Columns") == 1
 
 
 def test_published_data_is_verified_tagged_and_not_sent_twice(publisher: Publisher) -> None:

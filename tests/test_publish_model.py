@@ -29,9 +29,16 @@ def test_weights_come_back_with_the_same_logits(weights: Path, tmp_path: Path) -
         server.hub.create("models", "org/tiny", private=True).change(
             files={"model-00001-of-00002.safetensors": b"old"}
         )
-        refused = publisher.run("--yes", "--private", kind="model", repo="org/tiny")
+        refused = publisher.run("--yes", "--private", "--incomplete-card", kind="model", repo="org/tiny")
         assert refused.returncode == 1 and "model-00001-of-00002.safetensors" in refused.stderr
-        done = publisher.run("--yes", "--private", "--delete", "*-of-*", "--json", kind="model", repo="org/tiny")
+        given = ("--yes", "--private", "--delete", "*-of-*", "--json")
+        silent = publisher.run(*given, kind="model", repo="org/tiny")
+        assert silent.returncode == 1 and "the section results" in silent.stderr, "a card by hand that says nothing"
+        assert publisher.repository("models", "org/tiny").files().keys() == {
+            ".gitattributes",
+            "model-00001-of-00002.safetensors",
+        }
+        done = publisher.run(*given, "--incomplete-card", kind="model", repo="org/tiny")
         assert done.returncode == 0, done.stderr
         outcome = json.loads(done.stdout)
         assert outcome["published"] and outcome["verified"]

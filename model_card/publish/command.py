@@ -24,6 +24,7 @@ from .record import Seen, read_record, record_path, write_record
 from .table import plan_table
 
 _REPO: Final = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?/[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?", re.ASCII)
+_INSTEAD: Final = "or, knowing that, --incomplete-card"
 _TAG: Final = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 
 
@@ -54,6 +55,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--replace", multiple=True, metavar="PART", help="Overwrite a part of the card kept from the Hub."
         ),
         click.option("--allow", multiple=True, metavar="MARK", help="Accept one finding of the scan, by its mark."),
+        click.option("--incomplete-card", is_flag=True, help="Publish a card that lacks what it does not own up to."),
         click.option("--no-verify", is_flag=True, help="Do not download it again; it then counts as not verified."),
         click.option("--json", "as_json", is_flag=True, help="Print plan and outcome as JSON."),
     ]
@@ -130,6 +132,7 @@ def _publish(kind: str, folder: Path, options: dict[str, Any]) -> None:
         options["delete"],
         frozenset(options["replace"]),
         frozenset(options["allow"]),
+        options["incomplete_card"],
     )
     local = read_local(wish, token, _progress)
     if local.findings:
@@ -137,6 +140,11 @@ def _publish(kind: str, folder: Path, options: dict[str, Any]) -> None:
             found = [asdict(one) for one in local.findings]
             _print_json({"kind": kind, "repo": wish.repo, "published": False, "verified": False, "findings": found})
         raise InputError(faults_of(local.findings))
+    if local.undeclared and options["yes"] and not wish.incomplete_card:
+        if options["as_json"]:
+            gaps = [str(gap) for gap in local.undeclared]
+            _print_json({"kind": kind, "repo": wish.repo, "published": False, "verified": False, "undeclared": gaps})
+        raise InputError([replace(gap, mend=f"{gap.mend} ({_INSTEAD})") for gap in local.undeclared])
     _with_hub(wish, local, token, options)
 
 
@@ -157,7 +165,9 @@ def _with_hub(wish: Wish, local: Any, token: str, options: dict[str, Any]) -> No
         if options["as_json"]:
             _print_json(outcome)
         else:
-            click.echo("dry run: nothing was sent; the same command with --yes publishes this")
+            refuses = f"--yes refuses the card as it is ({_INSTEAD})"
+            then = refuses if plan.undeclared else "the same command with --yes publishes this"
+            click.echo(f"dry run: nothing was sent; {then}")
         return
     sent = send(plan, repository, seen or now, record)
     if not wish.pr:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,17 +38,26 @@ class Wish:
     delete: tuple[str, ...] = ()
     replace: frozenset[str] = frozenset()
     allow: frozenset[str] = frozenset()
+    incomplete_card: bool = False
 
 
 @dataclass(frozen=True)
 class Local:
-    """The folder, scanned and hashed, its card not yet merged."""
+    """The folder, scanned and hashed, its card not yet merged.
+
+    Attributes:
+        findings, accepted: of the scan; those that ``--allow`` accepts.
+        gaps: what a complete card would say and the folder's does not.
+        undeclared: those of them that the card does not own up to: with them nothing is published.
+    """
 
     files: tuple[LocalFile, ...]
     left_out: tuple[tuple[str, str], ...]
     findings: tuple[Finding, ...]
     accepted: tuple[Finding, ...]
     own: Own
+    gaps: tuple[Fault, ...] = ()
+    undeclared: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class Plan:
         left_out: files of the folder that are not published, with why.
         accepted: findings of the scan that ``--allow`` accepts.
         card: what was kept of the remote's card.
-        gaps: what the folder's card lacks; said, and no reason to refuse.
+        gaps: what the folder's card lacks; ``undeclared``: those of them for which ``--yes`` refuses.
     """
 
     wish: Wish
@@ -72,7 +81,8 @@ class Plan:
     left_out: tuple[tuple[str, str], ...]
     accepted: tuple[Finding, ...]
     card: MergedCard
-    gaps: tuple[str, ...] = ()
+    gaps: tuple[Fault, ...] = ()
+    undeclared: tuple[Fault, ...] = ()
 
     def pending(self, now: Remote) -> tuple[list[LocalFile], list[str]]:
         """Returns the files that a remote does not hold yet, and the deletions that are still to be made."""
@@ -105,7 +115,12 @@ class Plan:
             "remote": remote,
             "files": rows,
             "left_out": [{"path": path, "why": why} for path, why in self.left_out],
-            "card": {"kept": list(self.card.kept), "only_remote": list(self.card.added), "gaps": list(self.gaps)},
+            "card": {
+                "kept": list(self.card.kept),
+                "only_remote": list(self.card.added),
+                "gaps": [str(gap) for gap in self.gaps],
+                "undeclared": [str(gap) for gap in self.undeclared],
+            },
             "findings": [],
             "accepted": [asdict(one) for one in self.accepted],
         }
@@ -129,7 +144,8 @@ def read_local(wish: Wish, token: str, progress: Any) -> Local:
     hashed = hash_files(files, bar)
     refused = [one for one in found if one.mark not in wish.allow or one.kind == OWN_SECRET]
     accepted = tuple(one for one in found if one not in refused)
-    return Local(tuple(hashed), tuple(left_out), tuple(refused), accepted, own)
+    lacks = (card_gaps(wish), card_gaps(wish, draft=True))
+    return Local(tuple(hashed), tuple(left_out), tuple(refused), accepted, own, *lacks)
 
 
 def make_plan(wish: Wish, local: Local, repository: Repository, seen: Seen | None) -> Plan:
@@ -171,21 +187,27 @@ def make_plan(wish: Wish, local: Local, repository: Repository, seen: Seen | Non
         local.left_out,
         local.accepted,
         merged,
-        card_gaps(wish),
+        local.gaps,
+        () if wish.incomplete_card else local.undeclared,
     )
     _check_tag(plan, repository)
     _check(plan)
     return plan
 
 
-def card_gaps(wish: Wish) -> tuple[str, ...]:
-    """Returns what an honest card would say and the folder's does not; empty for a Space that is no metric."""
+def card_gaps(wish: Wish, draft: bool = False) -> tuple[Fault, ...]:
+    """Returns what a complete card would say and the folder's does not; empty for a Space that is no metric.
+
+    Args:
+        wish: what is to be published.
+        draft: leave out what the card itself says that it lacks.
+    """
     from model_card.card_check import check_card
 
     if wish.kind.name not in ("dataset", "metric", "model"):
         return ()
-    faults = check_card(wish.folder, wish.kind.name)
-    return tuple(str(fault).replace(f"{wish.folder}/", "") for fault in faults)
+    faults = check_card(wish.folder, wish.kind.name, draft)
+    return tuple(replace(fault, where=fault.where.replace(f"{wish.folder}/", "")) for fault in faults)
 
 
 def _on_hub(repository: Repository, remote: Remote, seen: Seen | None) -> tuple[str | None, Mapping[str, str]]:

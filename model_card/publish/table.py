@@ -26,8 +26,11 @@ def plan_table(plan: Plan) -> str:
     if plan.card.added:
         lines.append(f"card: only on the Hub, and kept: {'; '.join(plan.card.added)}")
     if plan.gaps:
-        lines.append(f"card: INCOMPLETE, {len(plan.gaps)} things are missing (scale-vqa card {wish.kind.name}):")
-        lines += [f"  {gap}" for gap in plan.gaps[:5]] + ["  ..."] * (len(plan.gaps) > 5)
+        how = f"--yes REFUSES {len(plan.undeclared)} of them" if plan.undeclared else "published as it is"
+        if plan.gaps and not plan.undeclared and not wish.incomplete_card:
+            how += ", because the card says so itself"
+        lines.append(f"card: INCOMPLETE, {len(plan.gaps)} things are missing or wrong; {how}:")
+        lines += [f"  {gap}" for gap in plan.gaps]
     accepted = f", {len(plan.accepted)} findings accepted by --allow" if plan.accepted else ""
     lines.append(
         f"scan: {len(plan.files)} files, no secret, no local path, nothing from outside the release{accepted}"
