@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import publish_runs
 import pytest
 from hub_faults import Fault
+from hub_server import hub_server
 from publish_runs import REPO, Publisher
 
 release, publisher = publish_runs.release, publish_runs.publisher
@@ -124,3 +127,29 @@ def test_other_bytes_than_here_are_not_verified(publisher: Publisher, action: st
     again = publisher.run("--yes")
     assert again.returncode == 0 and "verified: 4 files" in again.stdout, again.stderr
     assert published_once(publisher)
+
+
+def test_killed_between_the_commits_of_many_files_is_no_publication(tmp_path: Path) -> None:
+    """The Hub's client makes a second commit above 250 files; the tag is of the last one alone."""
+    folder = tmp_path / "board"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nsdk: gradio\napp_file: app.py\n---\n")
+    (folder / "app.py").write_text("print('an app')\n")
+    for number in range(300):
+        (folder / f"result-{number:03}.json").write_text(f'{{"n": {number}}}\n')
+    space = {"kind": "space", "repo": "org/board", "HF_HUB_DISABLE_XET": "0"}
+    with hub_server(tmp_path / "hub") as server:
+        publisher = Publisher(server, tmp_path / "home", folder)
+        server.faults = [Fault("POST .*/commit/main", "pass"), Fault("POST .*/commit/main", "hang")]
+        publisher.kill_when_hanging("--yes", "--no-verify", **space)
+        repository = publisher.repository("spaces", "org/board")
+        there = len(repository.files())
+        assert 250 <= there < 300 and not repository.tags, "one commit of two arrived"
+        dry = publisher.plan(kind="space", repo="org/board")
+        assert not dry["published"] and {row["change"] for row in dry["files"]} >= {"new", "same"}
+        again = publisher.run("--yes", "--no-verify", **space)
+        assert again.returncode == 0, again.stderr
+        assert publisher.is_published("spaces", "org/board")
+        assert [title for _, title in repository.log[1:]] == [repository.log[1][1]] * 2, (
+            "what was there is not sent again"
+        )
