@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import datasets
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import ExifTags, Image
 from predict_release import make_release, picture, rows
 
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.predict.ablations import ablated
 from scale_vqa_eval.predict.items import Ask, Item, asks_by_path, read_items
-from scale_vqa_eval.predict.job import images_digest
+from scale_vqa_eval.predict.job import Job, hardest, images_digest
 from scale_vqa_eval.predict.pictures import HubPictures, Picture
 from scale_vqa_eval.predict.prompt import load_prompt
-from scale_vqa_eval.predict.resolution import Bounds, data_uri, decoded
+from scale_vqa_eval.predict.resolution import Bounds, EncodedImages, data_uri, decoded
+from scale_vqa_eval.predict.sampling import Sampling
 from scale_vqa_eval.questions import Question
 
 VIEWS = ["low_mag", "mid_mag", "high_mag"]
@@ -160,6 +168,80 @@ def test_originals_are_sent_as_they_are_and_others_lossless() -> None:
     for broken in (b"", b"GIF89a", jpeg[: len(jpeg) // 2]):
         with pytest.raises(InputError, match="row 7"):
             decoded(broken, "row 7", Bounds())
+
+
+def saved(image: Image.Image, kind: str, **settings: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **settings)
+    return file.getvalue()
+
+
+def test_an_image_is_turned_as_its_exif_says_as_servers_and_datasets_turn_it() -> None:
+    upright = Image.open(io.BytesIO(picture(3))).resize((40, 20))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    content = saved(upright, "JPEG", exif=exif)
+    seen = decoded(content, "x", Bounds())
+    assert seen.size == (20, 40)
+    assert (np.asarray(seen) == np.asarray(datasets.Image().decode_example({"bytes": content, "path": None}))).all()
+    sent = Image.open(io.BytesIO(base64.b64decode(data_uri(content, "x", Bounds()).split(",")[1])))
+    assert not sent.getexif() and (np.asarray(sent) == np.asarray(seen)).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_grey_of_sixteen_bits_keeps_its_shades(kind: str) -> None:
+    shades = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    content = saved(Image.fromarray(shades), kind)
+    assert (np.asarray(decoded(content, "x", Bounds()))[..., 0].ravel() == np.arange(256)).all()
+    with pytest.raises(InputError, match="32 bits a pixel"):
+        decoded(saved(Image.fromarray(shades.astype(np.float32)), "TIFF"), "x", Bounds())
+
+
+def test_a_file_that_is_no_image_is_told_by_what_it_opens_with() -> None:
+    with pytest.raises(InputError, match="18 bytes that open with b'<html>not found<'") as error:
+        decoded(b"<html>not found</h", "x", Bounds())
+    assert " at 0x" not in str(error.value)
+
+
+def test_images_encoded_last_are_kept_within_a_bound() -> None:
+    small = data_uri(picture(1, 16), "x", Bounds())
+    kept = EncodedImages(most=3 * len(small))
+    for seed in (1, 2, 1, 3, 4, 1):
+        assert kept.uri(picture(seed, 16), "x", Bounds()) == data_uri(picture(seed, 16), "x", Bounds())
+        assert sum(map(len, kept._kept.values())) == kept._size <= kept.most
+    assert kept.uri(picture(1, 16), "x", Bounds(most=100)) != small, "other bounds are another image"
+
+
+def test_a_check_begins_with_the_largest_of_the_questions_with_most_images(tmp_path: Path) -> None:
+    def row(number: int, sides: dict[str, int], text: str) -> dict[str, Any]:
+        names = {}
+        for view, side in sides.items():
+            names[view] = f"{number}_{view}.png"
+            (tmp_path / names[view]).write_bytes(saved(Image.new("RGB", (side, side)), "PNG"))
+        return {"id": f"q{number}", "question": text, "options": ["x", "y"], "answer": "A", "image_path": names}
+
+    two = {"low_mag": 900, "mid_mag": 900}
+    three = dict.fromkeys(VIEWS, 100)
+    rows = [row(0, two, "long " * 50), row(1, three, "long " * 40), row(2, three | {"mid_mag": 300}, "short")]
+    (tmp_path / "q.json").write_text(json.dumps(rows))
+    items, store = read_items(str(tmp_path / "q.json"), None, None, None, blind=False)
+    paths = asks_by_path(items, circular=False)
+
+    def first(bounds: Bounds) -> str:
+        return hardest(paths, Job("m", load_prompt("published"), Sampling(8), bounds, store)).item.question.id
+
+    assert first(Bounds()) == "q2"
+    assert first(Bounds(most=5000)) == "q1", "where the bounds make all alike, the longest text"
+
+
+@pytest.mark.parametrize("column", [[b"x"] * 2, ["a.jpg"] * 2, [{"bytes": b"x"}] * 2])
+def test_a_parquet_file_with_images_of_another_kind_is_one_clear_error(tmp_path: Path, column: list[Any]) -> None:
+    file = tmp_path / "q.parquet"
+    text = {"question": ["?", "!"], "options": [["x", "y"]] * 2, "answer": ["A", "B"]}
+    pq.write_table(pa.table({**text, "mid_mag": column}), file)
+    with pytest.raises(InputError, match=r"q.parquet, mid_mag: expected images as .bytes, path.*Image feature"):
+        read_items(str(file), None, None, None, blind=False)
+    assert len(read_items(str(file), None, None, None, blind=True)[0]) == 2
 
 
 def test_a_release_without_images_is_refused_unless_asked_blind(release: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from click.testing import CliRunner, Result
 from predict_release import make_release
 
 from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.predict import resolution
 from scale_vqa_eval.predict.command import predict
 from scale_vqa_eval.predict.items import asks_by_path, read_items
 from scale_vqa_eval.predict.job import Job
@@ -155,6 +157,38 @@ def test_a_server_that_goes_away_ends_the_run_and_its_questions_are_asked_later(
         assert len(read_predictions(out).rows) == 13 and not failures_path(out).exists()
         original.dead = False
         assert call(release, server, out).return_value == 0
+    assert responses(out) == expected(release)
+
+
+def test_each_image_is_encoded_once_for_the_questions_of_its_path(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[bytes] = []
+    encode = resolution.data_uri
+
+    def counted(content: bytes, *more: Any) -> str:
+        encoded.append(content)
+        return encode(content, *more)
+
+    monkeypatch.setattr(resolution, "data_uri", counted)
+    with chat_server() as server:
+        assert call(release, server, tmp_path / "p.jsonl", "--max-pixels", "5000").return_value == 0
+    assert len(encoded) == len(set(encoded)) == 6 * 3 - 2
+
+
+def test_a_disk_that_is_full_ends_the_run_with_one_error(release: Path, tmp_path: Path) -> None:
+    out = tmp_path / "p.jsonl"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    try:
+        with chat_server() as server:
+            result = call(release, server, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert isinstance(result.exception, InputError) and "make room" in str(result.exception)
+    with chat_server() as server:
+        assert call(release, server, out).return_value == 0
+        assert len(server.asked) < 30
     assert responses(out) == expected(release)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,54 @@ def test_another_run_is_refused_and_the_file_left_alone(tmp_path: Path, change: 
     with pytest.raises(InputError, match=f"line 1, {named}: .*another --out"), opened(out, **change):
         pass
     assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"question": "a data file of one line"}]',
+        "notes",
+        '{"accuracy": 0.5}',
+        '{"id": "of another program", "response": "A"}\n{"id": "torn',
+    ],
+)
+def test_a_file_of_another_program_stays_as_it_is_to_the_byte(tmp_path: Path, content: str) -> None:
+    out = tmp_path / "p.jsonl"
+    out.write_text(content)
+    with pytest.raises(InputError, match=r"another --out|another program's file"), opened(out):
+        pass
+    assert out.read_text() == content
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_full_disk_is_one_error_and_the_run_goes_on_once_there_is_room(tmp_path: Path, settled: bool) -> None:
+    out = tmp_path / "p.jsonl"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(InputError, match=r"p.jsonl.*make room"), opened(out) as file:
+            for ask in list(reversed(ASKS))[: 8 if settled else 5]:
+                file.keep(ask.key, {"response": "answer"})
+            resource.setrlimit(resource.RLIMIT_FSIZE, (out.stat().st_size + (-9 if settled else 9), before[1]))
+            if settled:
+                file.settle()
+            file.keep(ASKS[0].key, {"response": "cut"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with opened(out) as file:
+        assert len(file.answered) == (8 if settled else 5)
+        assert (file.repaired > 0) == (not settled)
+        for ask in ASKS:
+            if ask.key not in file.answered:
+                file.keep(ask.key, {"response": "answer"})
+        file.settle()
+    assert [row.response for row in read_predictions(out).rows] == ["answer"] * 8
+    assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl", ".lock"}
+
+
+def test_a_place_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError, match="a file that can be written"), opened(tmp_path / "file" / "p.jsonl"):
+        pass
 
 
 def test_other_versions_go_on_and_are_told(tmp_path: Path) -> None:

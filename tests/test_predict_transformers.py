@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 from predict_release import make_release
 
 pytest.importorskip("torch")
@@ -118,6 +120,21 @@ def test_a_batch_too_large_for_the_memory_is_halved(
     monkeypatch.setattr(Qwen, "generate", small)
     assert answers(TransformersBackend(8), release, model, "default", Sampling(max_tokens=3), 2) == whole
     assert max(sizes) == 8 and sizes.count(2) >= 4
+
+
+def test_an_image_that_the_processor_refuses_fails_alone(release: Path, model: Path) -> None:
+    items, store = read_items(str(release), "test", "default", None, blind=False)
+    read, strip = store.read, io.BytesIO()
+    Image.new("RGB", (2500, 5)).save(strip, "PNG")
+    broken = items[5].views[0]
+    store.read = lambda picture: strip.getvalue() if picture == broken else read(picture)  # type: ignore[method-assign]
+    job = Job(str(model), load_prompt("letter-only"), Sampling(max_tokens=3), Bounds(), store)
+    sink = Kept()
+    TransformersBackend(8).run(job, asks_by_path(items, circular=False), sink)
+    assert list(sink.failed) == [(items[5].question.id, None)]
+    assert "aspect ratio" in sink.failed[items[5].question.id, None]
+    whole = answers(TransformersBackend(8), release, model, "default", Sampling(max_tokens=3))
+    assert sink.answers == {key: answer for key, answer in whole.items() if key not in sink.failed}
 
 
 def test_samples_differ_by_their_seed_and_are_repeatable(release: Path, model: Path) -> None:

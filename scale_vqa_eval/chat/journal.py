@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from io import BufferedRandom
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +20,10 @@ from scale_vqa_eval.errors import Fault, InputError, shown
 class Journal:
     """One JSON object a line; each is on disk (fsync) before ``append`` returns.
 
-    A last line that a kill has torn is cut off on opening, so its work is done again. A malformed line further up is
-    damage, not a kill, and is refused by line number. One process at a time: a second is refused, not interleaved.
+    A last line that a kill has torn is left out on opening and cut off by the first ``append``, so its work is done
+    again; until then the file is as it was found. A malformed line further up is damage, not a kill, and is refused by
+    line number, and so is a torn line that stands alone and is no beginning of a record: another program's file. One
+    process at a time: a second is refused, not interleaved.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "work.jsonl"
@@ -37,17 +40,22 @@ class Journal:
         self.repaired_bytes = 0
         self._lock = FileLock(f"{self.path}.lock")
         self._file: BufferedRandom | None = None
+        self._kept: int | None = 0
+        self._unended = False
 
     def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+b")
             self._lock.acquire(timeout=0)
+            self._read()
         except Timeout as error:
+            self.__exit__(None, None, None)
             mend = "wait until it ends, or name another file"
             raise InputError(Fault(str(self.path), "a file that no one writes", "another process", mend)) from error
-        try:
-            self._file = self.path.open("a+b")
-            self._read()
+        except OSError as error:
+            self.__exit__(None, None, None)
+            raise InputError(_unwritable(self.path, error, "name another file")) from error
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -57,7 +65,8 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # a full disk was told by ``append``; what it wrote of a line is torn
+                self._file.close()
             self._file = None
         self._lock.release()
 
@@ -66,38 +75,57 @@ class Journal:
 
         Raises:
             ValueError: where the journal is not open, or the record is no plain JSON (NaN included).
+            InputError: where the disk does not take it.
         """
         if self._file is None:
             raise ValueError(f"{self.path} is not open")
         line = json.dumps(record, ensure_ascii=False, sort_keys=True, allow_nan=False)
-        self._file.write(line.encode("utf-8", "surrogatepass") + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._mend_end()
+            self._file.write(line.encode("utf-8", "surrogatepass") + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise InputError(_unwritable(self.path, error, "make room, then run the same command again")) from error
         self.records.append(dict(record))
 
+    def _mend_end(self) -> None:
+        """Cuts off a torn last line, or ends one that lacks its line break alone."""
+        assert self._file is not None
+        if self.repaired_bytes and self._kept is not None:
+            self._file.truncate(self._kept)
+            lost = f"a last line that was torn ({self.repaired_bytes} bytes); its work is done again"
+            print(f"{self.path}: cut off {lost}", file=sys.stderr)
+        elif self._unended:
+            self._file.write(b"\n")
+        self._kept, self._unended = None, False
+
     def _read(self) -> None:
-        """Reads every record and cuts off a torn last line."""
+        """Reads every record, and how much of the file they are."""
         assert self._file is not None
         self._file.seek(0)
-        kept = 0
+        kept, line = 0, b""
         for number, line in enumerate(self._file, 1):
             record = _parsed(line)
             if record is None:
-                if line.endswith(b"\n"):
+                whole = line.endswith(b"\n")
+                if whole or (number == 1 and not line.startswith(_OPENING[: len(line)])):
                     found = shown(line.decode("utf-8", "replace").rstrip("\n"))
                     mend = "remove the line (its work is done again) or bring back a whole copy of the file"
+                    mend = mend if whole else "it is another program's file: name another one"
                     raise InputError(Fault(f"{self.path}, line {number}", "one JSON object", found, mend))
                 self.repaired_bytes = len(line)
                 break
             self.records.append(record)
             kept += len(line)
-        if self.repaired_bytes:
-            self._file.truncate(kept)
-            lost = f"a last line that was torn ({self.repaired_bytes} bytes); its work is done again"
-            print(f"{self.path}: cut off {lost}", file=sys.stderr)
-        elif kept and not line.endswith(b"\n"):
-            self._file.write(b"\n")
-        self._file.flush()
+        self._kept, self._unended = kept, bool(kept) and not line.endswith(b"\n")
+
+
+_OPENING = b'{"'
+
+
+def _unwritable(path: Path, error: OSError, mend: str) -> Fault:
+    return Fault(str(path), "a file that can be written", error.strerror or type(error).__name__, mend)
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

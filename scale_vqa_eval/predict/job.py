@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 from PIL import Image
 
+from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.predict.items import Ask, Item
 from scale_vqa_eval.predict.pictures import Picture, PictureStore
 from scale_vqa_eval.predict.prompt import Prompt
-from scale_vqa_eval.predict.resolution import Bounds, data_uri, decoded
+from scale_vqa_eval.predict.resolution import UNREADABLE, Bounds, EncodedImages, decoded
 from scale_vqa_eval.predict.sampling import Sampling
 
 
@@ -35,14 +39,28 @@ class Job:
     store: PictureStore
     structured: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    _encoded: EncodedImages = field(default_factory=EncodedImages, repr=False, compare=False)
+    _reading: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def image(self, picture: Picture) -> Image.Image:
         """Returns an image as RGB inside the bounds."""
-        return decoded(self.store.read(picture), picture.name, self.bounds)
+        return decoded(self._content(picture), picture.name, self.bounds)
 
     def uri(self, picture: Picture) -> str:
-        """Returns an image inside the bounds as a data URI."""
-        return data_uri(self.store.read(picture), picture.name, self.bounds)
+        """Returns an image inside the bounds as a data URI; several threads may ask."""
+        return self._encoded.uri(self._content(picture), picture.name, self.bounds)
+
+    def pixels(self, picture: Picture) -> int:
+        """Returns width x height of an image inside the bounds, from its header; 0 where it has none to be read."""
+        try:
+            with Image.open(io.BytesIO(self._content(picture))) as header:
+                return math.prod(self.bounds.size(*header.size))
+        except (InputError, *UNREADABLE):
+            return 0  # the question that shows it says what is wrong
+
+    def _content(self, picture: Picture) -> bytes:
+        with self._reading:  # stores are for one thread
+            return self.store.read(picture)
 
     def chat(self, ask: Ask) -> list[dict[str, Any]]:
         """Returns the messages as OpenAI-compatible servers read them."""
@@ -116,9 +134,20 @@ class Backend(Protocol):
         """Asks everything; ``paths`` has one list a path, whose questions share their images."""
 
 
-def hardest(paths: Sequence[Sequence[Ask]]) -> Ask:
-    """Returns the question with most images, of those the one with the longest text: what a check asks first."""
-    return max((ask for path in paths for ask in path), key=lambda ask: (ask.pictures, _length(ask)))
+def hardest(paths: Sequence[Sequence[Ask]], job: Job) -> Ask:
+    """Returns what a check asks first: of the questions with most images those with most pixels, there the longest."""
+    asks = [ask for path in paths for ask in path]
+    most = max(ask.pictures for ask in asks)
+    pixels: dict[tuple[str, int], int] = {}  # the questions of a path share their views
+
+    def weight(ask: Ask) -> tuple[int, int]:
+        views, options = ask.item.views, ask.item.option_pictures
+        key = (ask.item.path, options[0].row if options else -1)
+        if key not in pixels:
+            pixels[key] = sum(map(job.pixels, (*views, *options)))
+        return pixels[key], _length(ask)
+
+    return max((ask for ask in asks if ask.pictures == most), key=weight)
 
 
 def _length(ask: Ask) -> int:

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Final
@@ -71,7 +71,7 @@ class OpenAIBackend:
 
     def check(self, job: Job, paths: Sequence[Sequence[Ask]]) -> None:
         """Asks the server for its models, and the hardest question for one token."""
-        asyncio.run(self._check(job, hardest(paths)))
+        asyncio.run(self._check(job, hardest(paths, job)))
 
     def run(self, job: Job, paths: Sequence[Sequence[Ask]], sink: Sink) -> None:
         asyncio.run(_Run(self, job, paths, sink).go())
@@ -143,9 +143,12 @@ class _Run:
         """Asks everything; raises InputError once the server refuses every call or is gone."""
         self.waiting = deque((path[0], path[1:]) for path in self.paths if path)
         self.leading, self.changed = 0, asyncio.Condition()
-        async with self.backend.client() as client, asyncio.TaskGroup() as workers:
-            for _ in range(min(self.backend.concurrency, sum(map(len, self.paths)))):
-                workers.create_task(self._work(client))
+        try:
+            async with self.backend.client() as client, asyncio.TaskGroup() as workers:
+                for _ in range(min(self.backend.concurrency, sum(map(len, self.paths)))):
+                    workers.create_task(self._work(client))
+        except BaseExceptionGroup as group:
+            raise next(_input_errors(group), group) from None
         if self.fatal:
             where = f"{endpoint_name(self.backend.url)}, model {self.job.model}"
             mend = f"check the server and ${self.backend.key_variable}, then run the same command again to go on"
@@ -178,7 +181,8 @@ class _Run:
 
     async def _ask(self, client: AsyncOpenAI, asked: Ask) -> None:
         try:
-            messages = self.job.chat(asked)
+            # in a thread: decoding and encoding three images would hold up the other calls
+            messages = await asyncio.to_thread(self.job.chat, asked)
         except InputError as error:
             self.sink.fail(asked, str(error))
             return
@@ -214,6 +218,15 @@ class _Run:
                 break
             await asyncio.sleep(min(0.5 * 2**attempt, 8.0))
         return outcome
+
+
+def _input_errors(group: BaseExceptionGroup[BaseException]) -> Iterator[InputError]:
+    """Yields what is to be told of what ended the workers, such as a full disk."""
+    for error in group.exceptions:
+        if isinstance(error, InputError):
+            yield error
+        elif isinstance(error, BaseExceptionGroup):
+            yield from _input_errors(error)
 
 
 def _answer(outcomes: Sequence[Outcome]) -> Answer:

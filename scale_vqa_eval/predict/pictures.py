@@ -96,10 +96,17 @@ class ParquetPictures:
 
     def _presence(self, name: str) -> list[Any] | None:
         """Returns per row whether a view is there, or how many option images; only the images' names are read."""
+        import pyarrow as pa
+
         found: list[Any] = []
-        for file in self._files:
+        for path, file in zip(self._paths, self._files, strict=True):
             if name not in file.schema_arrow.names:
                 return None
+            kind = file.schema_arrow.field(name).type
+            kind = kind.value_type if name == OPTION_IMAGES and hasattr(kind, "value_type") else kind
+            if not pa.types.is_struct(kind) or {"bytes", "path"} - {field.name for field in kind}:
+                expected, mend = "images as {bytes, path}", "write the column with datasets' Image feature"
+                raise InputError(Fault(f"{path}, {name}", expected, shown(str(kind)), mend))
             leaf = f"{name}.list.element.path" if name == OPTION_IMAGES else f"{name}.path"
             found += present(file.read(columns=[leaf]).column(0), name)
         return found

@@ -75,7 +75,7 @@ class RunFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for journal in (self._failed, self._answers):
-            if not journal.records:  # opening made it: no empty file stays
+            if not journal.records and not journal.repaired_bytes:  # opening made it: no empty file stays
                 journal.path.unlink(missing_ok=True)
             journal.__exit__(kind, error, trace)
 
@@ -110,11 +110,16 @@ class RunFile:
         if content == self.path.read_bytes():
             return
         partial = self.path.with_name(f".{self.path.name}.partial")
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path)
+        except OSError as error:  # the answers are safe where they are
+            partial.unlink(missing_ok=True)
+            mend = "make room for a second copy of the file, then run the same command again: nothing is asked twice"
+            raise InputError(Fault(str(partial), "room on the disk", error.strerror or str(error), mend)) from error
 
     def _line(self, key: Key, fields: Mapping[str, Any], first: bool) -> dict[str, Any]:
         line: dict[str, Any] = {"id": key[0], **fields, "run": self.run}

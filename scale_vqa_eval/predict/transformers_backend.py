@@ -21,6 +21,8 @@ from scale_vqa_eval.predict.job import Answer, Job, Sink, hardest, model_digest
 
 _WINDOW: Final = 16
 """Batches in a window that is sorted by length."""
+_REFUSALS: Final = (ValueError, TypeError, IndexError, KeyError, TemplateError)
+"""What a processor raises of a prompt or an image that it cannot take."""
 
 
 @dataclass
@@ -46,12 +48,12 @@ class TransformersBackend:
             mend = "use --backend openai or vllm"
             raise InputError(Fault("--structured", "a backend that constrains decoding", "transformers", mend))
         processor, model = self._load(job)
-        first = hardest(paths)
+        first = hardest(paths, job)
         where = f"model {job.model}, question {first.item.question.id}"
         conversation = job.conversation(first)
         try:
             tokens = int(_tokens(processor, [conversation])["input_ids"].shape[1])
-        except (ValueError, TypeError, IndexError, KeyError, TemplateError) as error:
+        except _REFUSALS as error:
             mend = "name a model whose processor has a chat template for several images and a system message"
             found = f"{type(error).__name__}: {_first_line(error)}"
             raise InputError(Fault(where, f"a prompt with {first.pictures} images", found, mend)) from error
@@ -84,20 +86,30 @@ class TransformersBackend:
             self._generate(job, readable, sink)
 
     def _generate(self, job: Job, readable: Sequence[tuple[Ask, list[dict[str, Any]]]], sink: Sink) -> None:
-        """Answers a batch; one that the device's memory cannot hold is halved, a single question then fails alone."""
+        """Answers a batch.
+
+        One that the device's memory cannot hold, or with an image that the processor refuses, is halved; a single
+        question then fails alone.
+        """
         import torch
 
         processor, model = self._load(job)
         try:
-            inputs = _tokens(processor, [conversation for _, conversation in readable]).to(model.device)
-            answers = _generated(processor, model, job, inputs)
-        except torch.OutOfMemoryError as error:
-            if len(readable) == 1:
-                sink.fail(readable[0][0], f"out of memory: {_first_line(error)}")
-                return
-            half = len(readable) // 2
-            answers = None
+            inputs = _tokens(processor, [conversation for _, conversation in readable])
+        except _REFUSALS as error:
+            inputs, reason = None, f"the model's processor: {type(error).__name__}: {_first_line(error)}"
+        answers = None
+        if inputs is not None:
+            try:
+                inputs = inputs.to(model.device)
+                answers = _generated(processor, model, job, inputs)
+            except torch.OutOfMemoryError as error:
+                reason = f"out of memory: {_first_line(error)}"
         if answers is None:  # outside of the handler, which would keep the failed batch's tensors alive
+            if len(readable) == 1:
+                sink.fail(readable[0][0], reason)
+                return
+            inputs, half = None, len(readable) // 2
             torch.cuda.empty_cache()
             for part in (readable[:half], readable[half:]):
                 self._generate(job, part, sink)

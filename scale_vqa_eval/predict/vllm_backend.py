@@ -44,7 +44,7 @@ class VllmBackend:
         """Starts the engine, and asks it the hardest question for one token."""
         from vllm import SamplingParams
 
-        first = hardest(paths)
+        first = hardest(paths, job)
         where = f"model {job.model}, question {first.item.question.id} with {first.pictures} images"
         self._start(job, first.pictures)
         context = self._engine.llm_engine.model_config.max_model_len
@@ -60,7 +60,7 @@ class VllmBackend:
             raise InputError(Fault(where, f"at most {context} tokens a question", found, mend))
 
     def run(self, job: Job, paths: Sequence[Sequence[Ask]], sink: Sink) -> None:
-        self._start(job, hardest(paths).pictures)
+        self._start(job, max(ask.pictures for path in paths for ask in path))
         for start in range(0, len(paths), self.window):
             window = paths[start : start + self.window]
             self._wave(job, [path[0] for path in window if path], sink)
