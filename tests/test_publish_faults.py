@@ -150,6 +150,5 @@ def test_killed_between_the_commits_of_many_files_is_no_publication(tmp_path: Pa
         again = publisher.run("--yes", "--no-verify", **space)
         assert again.returncode == 0, again.stderr
         assert publisher.is_published("spaces", "org/board")
-        assert [title for _, title in repository.log[1:]] == [repository.log[1][1]] * 2, (
-            "what was there is not sent again"
-        )
+        titles = [title for _, title in repository.log[1:]]
+        assert len(titles) == 2 and len(set(titles)) == 1, "the rest came in one commit"

@@ -144,6 +144,16 @@ def test_a_remote_that_changed_since_the_dry_run_is_refused(publisher: Publisher
     assert publisher.run("--yes", "--no-verify", "--tag", "v0.2.0").returncode == 0
 
 
+def test_a_folder_that_its_user_changed_since_the_dry_run_is_published(publisher: Publisher) -> None:
+    assert publisher.run().returncode == 0
+    card = publisher.folder / "README.md"
+    card.write_text(card.read_text().replace("## Citation\n", "## Citation\n\nMended after a look at the plan.\n"))
+    (publisher.folder / "CITATION.cff").write_text("cff-version: 1.2.0\n")
+    done = publisher.run("--yes", "--no-verify")
+    assert done.returncode == 0, done.stderr
+    assert publisher.is_published() and len(publisher.repository().log) == 2
+
+
 def test_a_commit_between_plan_and_upload_is_refused(publisher: Publisher) -> None:
     publisher.server.hub.create("datasets", REPO)
     someone = Fault("POST .*/commit/main", "call", do=lambda: publisher.repository().change(files={"a.txt": "x"}))

@@ -160,6 +160,7 @@ def _with_hub(wish: Wish, local: Any, token: str, options: dict[str, Any]) -> No
     if not options["as_json"]:
         click.echo(plan_table(plan))
     now = Seen.of(plan.remote, list(plan.files), list(plan.deletes))
+    start = now if seen is None else seen.going_on(now)
     if not options["yes"]:
         write_record(record, now)
         if options["as_json"]:
@@ -169,7 +170,7 @@ def _with_hub(wish: Wish, local: Any, token: str, options: dict[str, Any]) -> No
             then = refuses if plan.undeclared else "the same command with --yes publishes this"
             click.echo(f"dry run: nothing was sent; {then}")
         return
-    sent = send(plan, repository, seen or now, record)
+    sent = send(plan, repository, start, record)
     if not wish.pr:
         tag_commit(plan, sent, repository)
     outcome |= {"published": True, "commit": sent.commit, "pull_request_revision": sent.pull_request}
@@ -178,7 +179,7 @@ def _with_hub(wish: Wish, local: Any, token: str, options: dict[str, Any]) -> No
         if options["no_verify"]:
             _say(options, "NOT verified, as --no-verify says")
         else:
-            checked = _verified(plan, sent, token, seen or now, record)
+            checked = _verified(plan, sent, token, start, record)
             outcome |= {"verified": True, "verification": checked.report}
             _say(options, checked.line())
         record.unlink(missing_ok=True)

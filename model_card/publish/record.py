@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .inventory import LocalFile
@@ -35,6 +35,14 @@ class Seen:
         ids: dict[str, list[str] | None] = {file.path: [file.sha256, file.blob_id] for file in planned}
         files = {path: file.blob_id for path, file in remote.files.items()}
         return cls(remote.commit, files, {**ids, **dict.fromkeys(deletes)})
+
+    def going_on(self, now: Seen) -> Seen:
+        """Returns this with what a new plan puts there too: the folder may have changed since, by its own user."""
+        planned = {**self.planned, **now.planned}
+        for path, ids in now.planned.items():
+            if ids is not None:
+                planned[path] = [*ids, *(one for one in self.planned.get(path) or () if one not in ids)]
+        return replace(self, planned=planned)
 
     def foreign(self, now: Remote) -> list[str]:
         """Returns what somebody else changed since: paths, each with what happened to it."""
