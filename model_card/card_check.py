@@ -14,19 +14,21 @@ from scale_vqa_eval.card_marks import head, marked_sections
 from scale_vqa_eval.errors import Fault, InputError, shown
 from scale_vqa_eval.release_card import INCOMPLETE, NO_LICENCE
 
-Kind = Literal["dataset", "model", "metric"]
+Kind = Literal["dataset", "model", "metric", "space"]
 
 SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "dataset": ("splits", "audit", "defects", "uses", "licence", "package"),
     "model": ("summary", "use", "results", "transfer", "training", "limits", "cost", "citation"),
     "metric": ("example", "citation"),
+    "space": (),
 }
 HEADS: Final[Mapping[str, tuple[str, ...]]] = {
     "dataset": ("license", "configs", "dataset_info", "task_categories", "pretty_name"),
     "model": ("license", "base_model", "datasets", "pipeline_tag", "library_name", "model-index"),
     "metric": ("license", "title", "sdk", "sdk_version", "app_file", "tags"),
+    "space": ("license", "title", "sdk", "sdk_version", "app_file"),
 }
-_CLASSES: Final[Mapping[str, type[RepoCard]]] = {"dataset": DatasetCard, "model": ModelCard, "metric": RepoCard}
+_CLASSES: Final[Mapping[str, type[RepoCard]]] = {"dataset": DatasetCard, "model": ModelCard}
 _LOCAL: Final = re.compile(r"(?<![\w:/.])(?:/(?:home|root|Users|tmp|work|mnt|data)/[\w.-]+|[A-Z]:\\\\?Users)")
 _BLANK: Final = re.compile(r"\b(?:TODO|TBD|FIXME|More Information Needed)\b|\{\{\s|\{%|\bNone\b(?= \|)")
 
@@ -36,15 +38,15 @@ def check_card(folder: Path, kind: Kind, draft: bool = False) -> list[Fault]:
 
     Args:
         folder: holds ``README.md``, for a model also ``.eval_results/*.yaml``.
-        kind: ``dataset``, ``model`` or ``metric``.
+        kind: ``dataset``, ``model``, ``metric`` or ``space`` (an app that is no metric).
         draft: let a card that says of itself that it is not complete lack sections and a licence; nothing else.
     """
     path = folder / "README.md"
-    mend = f"scale-vqa card {kind}"
+    mend = "write it in the card" if kind == "space" else f"scale-vqa card {kind}"
     try:
         text = path.read_text(encoding="utf-8")
         data = head(text)
-        _CLASSES[kind](text, ignore_metadata_errors=False)
+        _CLASSES.get(kind, RepoCard)(text, ignore_metadata_errors=False)
     except InputError as error:
         return list(error.faults)
     except (OSError, ValueError) as error:
@@ -56,12 +58,14 @@ def check_card(folder: Path, kind: Kind, draft: bool = False) -> list[Fault]:
             faults.append(Fault(str(path), "a licence", NO_LICENCE, f"{mend} --license"))
         missing = [name for name in SECTIONS[kind] if name not in there]
         faults += [Fault(str(path), f"the section {name}", "none", mend) for name in missing]
-    if "@inproceedings{phan2026scalevqa" not in text:
+    if kind in ("metric", "space") and data.get("app_file") and not (folder / str(data["app_file"])).is_file():
+        faults.append(Fault(str(path), "an app_file that is there", shown(data["app_file"]), "name the app's script"))
+    if kind != "space" and "@inproceedings{phan2026scalevqa" not in text:
         faults.append(Fault(str(path), "the paper's BibTeX", "none", mend))
     for number, line in enumerate(text.splitlines(), 1):
         if _LOCAL.search(line):
             faults.append(Fault(f"{path}, line {number}", "no path of a machine", shown(line), "take it out"))
-        if kind != "metric" and _BLANK.search(line):
+        if kind in ("dataset", "model") and _BLANK.search(line):
             faults.append(Fault(f"{path}, line {number}", "no blank to fill in", shown(line), "fill it in"))
     return faults + (_eval_faults(folder) if kind == "model" else [])
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import publish_runs
 import pytest
+from conftest import ROOT
 from hub_faults import Fault
 from hub_server import READ_ONLY, TOKEN
 from publish_runs import REPO, Publisher
@@ -289,3 +291,20 @@ def test_manifest_lets_a_stranger_check_every_file(publisher: Publisher) -> None
     assert {name: blob.sha256 for name, blob in files.items() if name in manifest["files"]} == {
         name: entry["sha256"] for name, entry in manifest["files"].items()
     }
+
+
+def test_an_app_that_cannot_start_is_not_sent(publisher: Publisher) -> None:
+    shutil.rmtree(publisher.folder)
+    shutil.copytree(ROOT / "model_card/leaderboard", publisher.folder, ignore=shutil.ignore_patterns("__pycache__"))
+    space = {"kind": "space", "repo": "org/board"}
+    assert publisher.plan(**space)["card"]["gaps"] == []
+    card = publisher.folder / "README.md"
+    whole = card.read_text()
+    card.write_text(whole.replace("app_file: app.py", "app_file: other.py"))
+    refused = publisher.run("--yes", **space)
+    assert refused.returncode == 1 and "an app_file that is there" in refused.stderr
+    card.write_text(whole)
+    (publisher.folder / "board.py").write_text("def (\n")
+    refused = publisher.run("--yes", **space)
+    assert refused.returncode == 1 and "board.py: expected a readable .py file" in refused.stderr
+    assert not publisher.server.hub.repositories

@@ -40,6 +40,7 @@ What is left to a person, because no program can know it:
        scale-vqa publish metric --repo ORG/scale_vqa_acc --yes
        scale-vqa weights CHECKPOINT --out FOLDER, scale-vqa card model ... --out FOLDER,
        scale-vqa publish model FOLDER --repo ORG/NAME --yes
+       scale-vqa publish space model_card/leaderboard --repo ORG/NAME --yes, with results files in its results/
   9. On the Hub: look at the viewer, open the Spaces, ask for a DOI.
 Nothing of the demo ({FACTS["dataset"]}, {FACTS["repo"]}) is meant to be published.
 """

@@ -85,7 +85,7 @@ def list_files(folder: Path, kind: Kind) -> tuple[list[tuple[str, Path]], list[t
     if len(files) > _MOST_FILES:
         raise InputError(Fault(str(folder), f"at most {_MOST_FILES} files", f"{len(files)}", "write larger shards"))
     if not (folder / CARD).exists():
-        mend = "write the card first: scale-vqa card"
+        mend = f"write it first{'' if kind.name == 'space' else f': scale-vqa card {kind.name}'}"
         raise InputError(Fault(f"{folder}/{CARD}", "a card", "no such file", mend))
     return files, left_out, found
 

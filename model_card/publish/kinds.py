@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 MANIFEST: Final = "publish.json"
 """File that publishing adds: names, sizes and SHA-256 of all files, and what of the card was generated."""
@@ -24,7 +24,7 @@ class Kind:
         loaded: patterns of files that loading picks up by name, so that an old one beside new ones would be read too.
     """
 
-    name: str
+    name: Literal["dataset", "metric", "space", "model"]
     repo_type: str
     sdk: str | None
     endings: frozenset[str]

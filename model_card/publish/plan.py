@@ -138,7 +138,9 @@ def read_local(wish: Wish, token: str, progress: Any) -> Local:
     for name, path in files:
         try:
             found += scan_file(name, path, own, bar)
-        except (OSError, ValueError) as error:
+            if path.suffix == ".py":
+                compile(path.read_bytes(), path.name, "exec")
+        except (OSError, ValueError, SyntaxError) as error:
             line = str(error).strip().split("\n")[0]
             raise InputError(Fault(name, f"a readable {path.suffix} file", line, "write it again")) from None
     hashed = hash_files(files, bar)
@@ -196,7 +198,7 @@ def make_plan(wish: Wish, local: Local, repository: Repository, seen: Seen | Non
 
 
 def card_gaps(wish: Wish, draft: bool = False) -> tuple[Fault, ...]:
-    """Returns what a complete card would say and the folder's does not; empty for a Space that is no metric.
+    """Returns what a complete card would say and the folder's does not.
 
     Args:
         wish: what is to be published.
@@ -204,8 +206,6 @@ def card_gaps(wish: Wish, draft: bool = False) -> tuple[Fault, ...]:
     """
     from model_card.card_check import check_card
 
-    if wish.kind.name not in ("dataset", "metric", "model"):
-        return ()
     faults = check_card(wish.folder, wish.kind.name, draft)
     return tuple(replace(fault, where=fault.where.replace(f"{wish.folder}/", "")) for fault in faults)
 
