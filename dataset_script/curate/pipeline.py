@@ -21,10 +21,12 @@ from dataset_script.curate.questions.drafts import reply_schema as question_sche
 from dataset_script.curate.questions.items import Item, Place
 from dataset_script.curate.questions.options import assemble
 from dataset_script.curate.questions.plan import PathPlan, plan_questions
+from dataset_script.curate.questions.planned_sets import plan_sets
 from dataset_script.curate.questions.step import DraftTask, draft_shard, forms_of, shard_orders
 from dataset_script.curate.work import WorkFolder, shard_of, write_lines
 from scale_vqa_eval.errors import Fault, InputError
 from scale_vqa_eval.results import write_json
+from scale_vqa_eval.schema import row_id
 
 STEPS: Final = ("decompose", "generate", "screen", "construct")
 
@@ -64,18 +66,26 @@ def generate(run: Run) -> dict[str, Any]:
     """Step 2: ``drafts/`` by the model, ``items.jsonl`` with their options by our code; account in ``items.json``."""
     run.work.account("features")
     plans, links = plan(run)
+    where = places(run, plans)
     forms, tries, progress = forms_of(plans), run.settings.tries, run.progress and run.engine == "local"
+    linked = {patient: members[0] for members in links for patient in members}
+    sets = plan_sets(run.work, plans, where, linked, run.settings.seed) if run.settings.exchange_sets else []
+    pairs = {row: pair for one in sets for row, pair in one.members}
 
     def task(shard: int, role: RoleSettings) -> DraftTask:
         own = {path.key: forms[path.key] for path in run.work.paths(shard)}
-        return DraftTask(run.work, shard, role, tries, own, progress)
+        rows = [row_id(where[key].slide, where[key].path_id, name) for key, types in own.items() for name in types]
+        return DraftTask(
+            run.work, shard, role, tries, own, {row: pairs[row] for row in rows if row in pairs}, progress
+        )
 
     account = _over_shards(run, "drafts", run.settings.generate, task, draft_shard)
     drafts = [Draft.from_row(row) for row in run.work.rows("drafts")]
-    found = assemble(drafts, places(run, plans), run.settings.seed, sets=run.settings.exchange_sets)
+    found = assemble(drafts, where, run.settings.seed, (), run.settings.exchange_sets, sets, linked)
     write_lines(run.work.root / "items.jsonl", (item.as_row() for item in found.items))
     account |= {
         "items": len(found.items),
+        "sets_planned": len(sets),
         "in_exchange_sets": sum(item.group is not None for item in found.items),
         "one_geometry": sum(item.exact for item in found.items),
         "contrasts": _counted(source for item in found.items for source in item.sources),
@@ -198,7 +208,7 @@ def _over_shards(
 
 def _orders(run: Run, plans: Mapping[str, PathPlan]) -> dict[str, Order]:
     forms = forms_of(plans)
-    return {order.id: order for shard in range(run.work.shards) for order in shard_orders(run.work, shard, forms)}
+    return {order.id: order for shard in range(run.work.shards) for order in shard_orders(run.work, shard, forms, {})}
 
 
 def _roles(run: Run, name: str, role: RoleSettings, spent: Mapping[str, float]) -> dict[int, Role]:

@@ -25,6 +25,7 @@ OUTCOMES: Final[Mapping[str, str]] = {
     "identical-options": "two or more of the four options would be the same",
     "answer-no-option": "the right answer is none of the path's features or options",
     "wrong-scales": "features of scales that this question type does not join",
+    "wrong-pair": "other features than the two that the exchange set of the question joins",
     "stem-names-answer": "the question itself names what only the right option says",
     "feature-list": "the text speaks of a feature list, a caption or a report instead of the image",
     "injection-suspected": "a caption holds what reads as an instruction to a model; its path is left out whole",

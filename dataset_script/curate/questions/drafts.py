@@ -16,6 +16,7 @@ from dataset_script.curate.features.decompose import Feature
 from dataset_script.curate.questions.plan import template_text
 from scale_vqa_eval.schema import MAGNIFICATION, VIEWS
 
+Pair = tuple[Feature, Feature]
 COARSE: Final = VIEWS[:2]
 UNCROSSED: Final = "other finding"
 """Aspect whose values cannot be set against each other: both may be true."""
@@ -79,6 +80,7 @@ class Order:
         avoid: ids of features that are not to be used again.
         version: how often it has been made.
         constraint: id of the last constraint, for the statistics.
+        pair: the first and the second feature, where an exchange set asks for these; None leaves both to the model.
     """
 
     id: str
@@ -90,16 +92,23 @@ class Order:
     avoid: frozenset[str] = frozenset()
     version: int = 0
     constraint: str | None = None
+    pair: Pair | None = None
 
     def usable(self) -> list[Feature]:
         """Returns the features that a question of this type may cross; those to avoid only where too few are left."""
-        allowed = [one for one in self.features if one.aspect != UNCROSSED]
-        if self.question_type == "type_C":
-            allowed = [one for one in allowed if one.scale in COARSE]
-        elif self.question_type != "type_E":
-            allowed = [one for one in allowed if one.scale in VIEWS]
+        if self.pair is not None:
+            return list(self.pair)
+        allowed = usable_features(self.features, self.question_type)
         left = [one for one in allowed if one.id not in self.avoid]
         return left if _has_pair(left, self.question_type) else allowed
+
+
+def usable_features(features: Sequence[Feature], question_type: str) -> list[Feature]:
+    """Returns the features whose aspect and scale a question of a type may ask about."""
+    allowed = [one for one in features if one.aspect != UNCROSSED]
+    if question_type == "type_C":
+        return [one for one in allowed if one.scale in COARSE]
+    return allowed if question_type == "type_E" else [one for one in allowed if one.scale in VIEWS]
 
 
 def reply_schema() -> dict[str, Any]:
@@ -131,7 +140,7 @@ def _task(order: Order) -> Task[Draft]:
     fixed = template_text(order.question_type, order.form)
     data: dict[str, Any] = {
         "question_type": f"{order.question_type}: {about['aim']}",
-        "constraints": [*prompt["constraints"], about["constraint"], *order.constraints],
+        "constraints": [*prompt["constraints"], about["constraint"], *_pair_named(order), *order.constraints],
         "question": fixed or "write one of your own",
         "features": [
             {"id": one.id, "scale": MAGNIFICATION.get(one.scale, one.scale), "aspect": one.aspect, "value": one.value}
@@ -144,6 +153,13 @@ def _task(order: Order) -> Task[Draft]:
     if order.version:
         data["attempt"] = order.version + 1  # else a reply that was found wanting would come from the cache again
     return Task(order.id, messages(prompt["system"], data), lambda value: read_draft(value, order))
+
+
+def _pair_named(order: Order) -> list[str]:
+    if order.pair is None:
+        return []
+    first, second = order.pair
+    return [load_prompt("generate")["pair"].format(first=first.id, second=second.id)]
 
 
 def read_draft(value: Mapping[str, Any], order: Order) -> Draft:
@@ -164,6 +180,8 @@ def read_draft(value: Mapping[str, Any], order: Order) -> Draft:
             raise BadReply("answer-no-option", f"{named!r} is none of the features that were given")
         chosen.append(known[named])
         contrasts.append(text_of(half, "contrast", 200, needed=False).strip(" .;,"))
+    if order.pair is not None and tuple(chosen) != order.pair:
+        raise BadReply("wrong-pair", f"the first is {order.pair[0].id} and the second {order.pair[1].id}")
     fault = pair_fault(chosen[0], chosen[1], order.question_type, list(known.values()))
     if fault is not None:
         raise BadReply("wrong-scales", fault)
@@ -252,4 +270,5 @@ def reordered(order: Order, constraint: str, sentences: Sequence[str], draft: Dr
         avoid=order.avoid | used,
         version=order.version + 1,
         constraint=constraint,
+        pair=None,
     )

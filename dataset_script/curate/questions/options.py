@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import combinations, permutations
+from itertools import permutations
 
 from dataset_script.curate.features.containment import content, may_hold, words
 from dataset_script.curate.features.decompose import Feature
 from dataset_script.curate.questions.contrasts import ContrastPool, contrast_pool
 from dataset_script.curate.questions.drafts import Draft
-from dataset_script.curate.questions.items import Item, Place, with_order
+from dataset_script.curate.questions.exchange import Candidate, ExchangeSet, find_sets
+from dataset_script.curate.questions.items import COMBINATIONS, Item, Place, with_order
 from dataset_script.curate.questions.plan import FREE
 
 REDRAWS = 12
-Key = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,13 @@ class Assembly:
 
 
 def assemble(
-    drafts: Sequence[Draft], places: Mapping[str, Place], seed: int, known: Sequence[Item] = (), sets: bool = True
+    drafts: Sequence[Draft],
+    places: Mapping[str, Place],
+    seed: int,
+    known: Sequence[Item] = (),
+    sets: bool = True,
+    planned: Sequence[ExchangeSet] = (),
+    linked: Mapping[str, str] | None = None,
 ) -> Assembly:
     """Gives drafts their options.
 
@@ -38,12 +44,20 @@ def assemble(
         seed: of everything drawn.
         known: items that have theirs: they stay, and their findings count in the pools.
         sets: make exchange sets of the template questions among ``drafts``.
+        planned: the sets that the drafts were ordered for.
+        linked: patient -> the patient that stands for it in a set, because they share an image.
+
+    The findings of exchange sets are in no pool: each is right there as often as wrong already, and what the others
+    show has to be balanced among themselves.
     """
-    made = exchange_items(drafts, places, seed) if sets else []
+    made = exchange_items(drafts, places, seed, planned, linked or {}) if sets else []
     grouped = {item.id for item in made}
-    everyone = [*(item.draft for item in known), *drafts]
+    single = [
+        *(item.draft for item in known if item.group is None),
+        *(draft for draft in drafts if draft.id not in grouped),
+    ]
     findings: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for draft in sorted(everyone, key=lambda one: one.id):
+    for draft in sorted(single, key=lambda one: one.id):
         for feature in (draft.first, draft.second):
             findings[draft.question_type, feature.aspect].append(feature.value)
     pools = {key: contrast_pool(found, f"{seed}:{key}") for key, found in findings.items()}
@@ -108,97 +122,68 @@ def _is_wrong(value: str, place: Place, pair: Sequence[Feature]) -> bool:
     return not may_hold(value, place.texts) and all(words(value) != words(one.value) for one in pair)
 
 
-def exchange_items(drafts: Iterable[Draft], places: Mapping[str, Place], seed: int) -> list[Item]:
+def exchange_items(
+    drafts: Sequence[Draft],
+    places: Mapping[str, Place],
+    seed: int,
+    planned: Sequence[ExchangeSet],
+    linked: Mapping[str, str],
+) -> list[Item]:
     """Makes exchange sets: four template questions of one text, of four patients, whose findings are all four
     combinations of two pairs. The text of the four is one, so that any reader of it is right on exactly one.
+
+    Sets that were planned stand where their four drafts came; of what else is there, more are made.
     """
+    of_templates = {draft.id: draft for draft in drafts if draft.form != FREE}
+    by_kind: dict[tuple[str, ...], list[ExchangeSet]] = defaultdict(list)
+    for one in planned:
+        four = [of_templates.get(row) for row, _ in one.members]
+        if all(draft is not None and (draft.first, draft.second) == one.pair_of(draft.id) for draft in four):
+            by_kind[_kind(of_templates[one.members[0][0]], places)].append(one)
+            for row, _ in one.members:
+                del of_templates[row]
+    drafts_of = {draft.id: draft for draft in drafts}
     alike: dict[tuple[str, ...], list[Draft]] = defaultdict(list)
-    for draft in drafts:
-        if draft.form != FREE:
-            first, second = draft.first, draft.second
-            split = places[draft.path].split
-            alike[split, draft.form, first.scale, first.aspect, second.scale, second.aspect].append(draft)
+    for draft in of_templates.values():
+        alike[_kind(draft, places)].append(draft)
     made: list[Item] = []
-    for key, members in sorted(alike.items()):
-        rng = random.Random(f"{seed}:{key}")
-        members = sorted(members, key=lambda one: one.id)
-        rng.shuffle(members)
-        for number, (four, pairs) in enumerate(_sets(members, lambda one: places[one.path].patient), 1):
-            order = rng.sample(range(4), 4)
-            name = "set-" + "-".join(part.replace(" ", "_") for part in key) + f"-{number:04d}"
-            made += _members(four, pairs, order, name, places)
+    for kind in sorted(by_kind.keys() | alike.keys()):
+        rng = random.Random(f"{seed}:{kind}")
+        members = sorted(alike[kind], key=lambda one: one.id)
+        candidates = []
+        for one in members:
+            place = places[one.path]
+            patient = linked.get(place.patient, place.patient)
+            candidates.append(Candidate(one.id, patient, place.texts, ((one.first, one.second),)))
+        found = [*sorted(by_kind[kind], key=lambda one: one.members[0][0]), *find_sets(candidates, rng)]
+        used: set[tuple[Pairs, tuple[int, ...]]] = set()
+        for number, four in enumerate(found, 1):
+            name = "set-" + "-".join(part.replace(" ", "_") for part in kind) + f"-{number:04d}"
+            made += _members([drafts_of[row] for row, _ in four.members], name, places, rng, used)
     return made
 
 
 Pairs = tuple[tuple[str, str], tuple[str, str]]
 
 
+def _kind(draft: Draft, places: Mapping[str, Place]) -> tuple[str, ...]:
+    first, second = draft.first, draft.second
+    return places[draft.path].split, draft.form, first.scale, first.aspect, second.scale, second.aspect
+
+
 def _members(
-    four: Sequence[Draft], pairs: Pairs, order: Sequence[int], name: str, places: Mapping[str, Place]
+    four: Sequence[Draft],
+    name: str,
+    places: Mapping[str, Place],
+    rng: random.Random,
+    used: set[tuple[Pairs, tuple[int, ...]]],
 ) -> list[Item]:
-    if any(
-        may_hold(value, places[draft.path].texts)
-        for draft in four
-        for pair, own in zip(pairs, (draft.first, draft.second), strict=True)
-        for value in pair
-        if words(value) != words(own.value)
-    ):
-        return []
-    a, b, c, d = order
-    compared = [[words(value) for value in pair] for pair in pairs]
+    """Gives four drafts one text; two sets of the same findings get other orders as long as there are some."""
+    pairs = (four[0].first.value, four[2].first.value), (four[0].second.value, four[1].second.value)
+    orders = [order for order in permutations(range(4)) if (pairs, order) not in used]
+    a, b, c, d = rng.choice(orders or list(permutations(range(4))))
+    used.add((pairs, (a, b, c, d)))
     return [
-        Item(
-            draft,
-            places[draft.path],
-            pairs,
-            (compared[0].index(words(draft.first.value)), compared[1].index(words(draft.second.value))),
-            (a, b, c, d),
-            ("corpus", "corpus"),
-            name,
-        )
-        for draft in four
+        Item(draft, places[draft.path], pairs, COMBINATIONS[at], (a, b, c, d), ("corpus", "corpus"), name)
+        for at, draft in enumerate(four)
     ]
-
-
-def _sets(members: Sequence[Draft], patient: Callable[[Draft], str]) -> Iterable[tuple[list[Draft], Pairs]]:
-    """Yields disjoint fours whose findings are the product of two pairs, each of another patient."""
-    cells: dict[tuple[Key, Key], list[Draft]] = defaultdict(list)
-    seconds: dict[Key, set[Key]] = defaultdict(set)
-    for draft in members:
-        first, second = tuple(words(draft.first.value)), tuple(words(draft.second.value))
-        cells[first, second].append(draft)
-        seconds[first].add(second)
-    several = sorted(first for first, found in seconds.items() if len(found) > 1)
-    for one, other in combinations(several, 2):
-        if _one_holds_the_other(one, other):
-            continue
-        for left, right in combinations(sorted(seconds[one] & seconds[other]), 2):
-            wanted = [cells[cell] for cell in ((one, left), (one, right), (other, left), (other, right))]
-            while not _one_holds_the_other(left, right):
-                four = _of_four_patients(wanted, patient)
-                if four is None:
-                    break
-                for cell, draft in zip(wanted, four, strict=True):
-                    cell.remove(draft)
-                yield four, ((four[0].first.value, four[2].first.value), (four[0].second.value, four[1].second.value))
-
-
-def _one_holds_the_other(one: Key, other: Key) -> bool:
-    return set(one) <= set(other) or set(other) <= set(one)
-
-
-def _of_four_patients(cells: Sequence[Sequence[Draft]], patient: Callable[[Draft], str]) -> list[Draft] | None:
-    """Returns one draft of each cell, all of other patients, None where there are none: first fit, depth first."""
-
-    def search(place: int, taken: frozenset[str]) -> list[Draft] | None:
-        if place == len(cells):
-            return []
-        for draft in cells[place]:
-            name = patient(draft)
-            if name not in taken:
-                rest = search(place + 1, taken | {name})
-                if rest is not None:
-                    return [draft, *rest]
-        return None
-
-    return search(0, frozenset())

@@ -10,7 +10,7 @@ from dataset_script.curate.asking.role import Role, outcomes, with_format
 from dataset_script.curate.asking.settings import RoleSettings
 from dataset_script.curate.features.captions import CaptionedPath
 from dataset_script.curate.features.decompose import Feature
-from dataset_script.curate.questions.drafts import Order, reply_schema, write_drafts
+from dataset_script.curate.questions.drafts import Order, Pair, reply_schema, write_drafts
 from dataset_script.curate.questions.plan import PathPlan
 from dataset_script.curate.work import WorkFolder, write_lines
 from scale_vqa_eval.chat.cache import Spending
@@ -20,28 +20,44 @@ from scale_vqa_eval.schema import row_id
 
 @dataclass(frozen=True)
 class DraftTask:
-    """One shard to be asked about; ``forms`` is path key -> question type -> template or ``free``."""
+    """One shard to be asked about.
+
+    Attributes:
+        work: the work folder.
+        shard: number of the shard.
+        role: the endpoint of ``generate``.
+        tries: how often a reply that cannot be used is asked for again.
+        forms: path key -> question type -> template or ``free``.
+        pairs: row id -> the two features that the question is to join, of questions that are to form exchange sets.
+        progress: show a bar on standard error.
+    """
 
     work: WorkFolder
     shard: int
     role: RoleSettings
     tries: int
     forms: Mapping[str, Mapping[str, str]]
+    pairs: Mapping[str, Pair]
     progress: bool = True
 
 
-def orders_of(path: CaptionedPath, features: Mapping[str, Any], forms: Mapping[str, str]) -> list[Order]:
+def orders_of(
+    path: CaptionedPath, features: Mapping[str, Any], forms: Mapping[str, str], pairs: Mapping[str, Pair]
+) -> list[Order]:
     """Returns what is wanted of a path: a question a type; nothing of one whose decomposition was lost."""
     if features["lost"]:
         return []
     found = tuple(Feature(**one) for one in features["features"])
+    rows = {question_type: row_id(path.slide, path.path_id, question_type) for question_type in forms}
     return [
-        Order(row_id(path.slide, path.path_id, question_type), path, found, question_type, form)
-        for question_type, form in forms.items()
+        Order(row, path, found, question_type, forms[question_type], pair=pairs.get(row))
+        for question_type, row in rows.items()
     ]
 
 
-def shard_orders(work: WorkFolder, shard: int, forms: Mapping[str, Mapping[str, str]]) -> list[Order]:
+def shard_orders(
+    work: WorkFolder, shard: int, forms: Mapping[str, Mapping[str, str]], pairs: Mapping[str, Pair]
+) -> list[Order]:
     """Returns every order of a shard.
 
     Raises:
@@ -53,14 +69,14 @@ def shard_orders(work: WorkFolder, shard: int, forms: Mapping[str, Mapping[str, 
     if missing is not None:
         found = "none: the captions have changed since"
         raise InputError(Fault(f"path {missing}", "features of the decompose step", found, "run --step decompose"))
-    return [order for path in paths for order in orders_of(path, features[path.key], forms[path.key])]
+    return [order for path in paths for order in orders_of(path, features[path.key], forms[path.key], pairs)]
 
 
 def draft_shard(task: DraftTask) -> dict[str, Any]:
     """Writes ``drafts/<shard>.jsonl`` and returns its account."""
     settings = with_format(task.role, "question", reply_schema())
     role = Role(settings, task.work.answers("generate", task.shard), task.progress, Spending())
-    orders = shard_orders(task.work, task.shard, task.forms)
+    orders = shard_orders(task.work, task.shard, task.forms, task.pairs)
     results = write_drafts(orders, role, task.tries)
     write_lines(task.work.part("drafts", task.shard), (one.value.as_row() for one in results if one.value is not None))
     return {
