@@ -103,6 +103,10 @@ def test_cost_and_recipe_are_computed_from_the_run(results: dict[str, Path], tmp
     assert "| batch | 64 (4 a device x 2 accumulated x 8 processes) |" in parts["training"]
     assert "| beta | 0.01 |" in parts["training"] and "not_shown" not in parts["training"]
     assert "of *ours*" not in parts["cost"], "what others wrote is escaped"
+    assert "huggingface.co/org/base), no revision noted." in parts["training"], "what is not known is said, not blank"
+    hostile = TRAINING | {"train_split": "a`<script>", "base_model_revision": "v1`<b>"}
+    training = marked_sections(made(tmp_path, "--results", results["control"], training=hostile))["training"]
+    assert "<script>" not in training and "<b>" not in training and "revision v1" in training
 
 
 def test_what_the_recipes_write_is_what_the_card_reads(results: dict[str, Path], tmp_path: Path) -> None:
@@ -124,7 +128,7 @@ def test_what_the_recipes_write_is_what_the_card_reads(results: dict[str, Path],
     shape = Shape(load_prompt("published"))
     record = metadata("grpo", trainer, RecipeArguments(), model, shape, rows, None, 12.5)
     text = made(tmp_path, "--results", results["control"], training=json.loads(json.dumps(record, default=str)))
-    for part in ("| LoRA | yes |", "| parameters trained | 1234 |", "split `train`, 3 questions", "| optim |"):
+    for part in ("| LoRA | yes |", "| parameters trained | 1234 |", "split train, 3 questions", "| optim |"):
         assert part in text
     assert "secret" not in text
 
