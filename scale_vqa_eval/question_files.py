@@ -194,12 +194,15 @@ def _parquet(path: Path, split: str | None = None) -> Iterator[Record]:
 
 def _hub(name: str, split: str | None, config: str | None) -> Iterator[Record]:
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.exceptions import DatasetsError
 
+    # OSError: no network, or offline and not in the cache; ValueError: no such config
     try:
         data = load_dataset(name, config, streaming=True)
-    except DatasetNotFoundError as error:
-        raise InputError(Fault(name, "a data set", shown(str(error), 800), "check the name")) from error
+    except (DatasetsError, OSError, ValueError) as error:
+        expected = "a file or folder here, or a data set on the Hub" + (f" with a config {config!r}" if config else "")
+        found = shown(str(error) or type(error).__name__, 800)
+        raise InputError(Fault(name, expected, found, "check the name, and the network for a Hub id")) from error
     for part, rows in data.items():
         if split not in (None, part):
             continue

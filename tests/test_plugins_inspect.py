@@ -106,6 +106,8 @@ def test_accuracy_and_clustered_error_are_those_of_score(tmp_path: Path, monkeyp
     figures = scored(log, release, "reference", tmp_path)
     assert (figures["n"], figures["clusters"], figures["failed"]) == (30, 3, 0)
     assert set(figures["unparsed"]["reasons"]) == {"not_one_letter"}
+    account = figures["provenance"]["predicted_with"]
+    assert (account["split"], account["config"]) == ("test", None), "what report joins runs by"
     check_figures(metrics(log), figures)
     check_messages(server, release)
 

@@ -79,6 +79,10 @@ def test_a_file_of_another_program_stays_as_it_is_to_the_byte(tmp_path: Path, co
     with pytest.raises(InputError, match=r"another --out|another program's file"), opened(out):
         pass
     assert out.read_text() == content
+    assert {path.name for path in tmp_path.iterdir()} - {out.name} <= {
+        f"{out.name}.lock",
+        f"{out.name}.failures.jsonl.lock",
+    }
 
 
 @pytest.mark.parametrize("settled", [False, True])

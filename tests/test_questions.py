@@ -204,3 +204,12 @@ def test_other_benchmarks_are_read(shared: Path) -> None:
     questions = read_questions(shared / "other_benchmarks/multipathqa_expert.csv")
     assert len(questions) == 128
     assert all(question.patient and question.patient.startswith("TCGA-") for question in questions)
+
+
+def test_a_name_that_is_neither_here_nor_on_the_hub_is_one_error(fresh_python):
+    code = (
+        "import sys; from scale_vqa_eval.cli import main; sys.argv[1:] = ['doctor', '--data', 'data/mistyped']; main()"
+    )
+    done = fresh_python(code)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "data/mistyped: expected a file or folder here, or a data set on the Hub" in done.stdout

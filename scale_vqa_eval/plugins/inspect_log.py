@@ -75,6 +75,7 @@ def _provenance(log: EvalLog, noted: dict[str, Any]) -> dict[str, Any]:
         "backend": "inspect_ai",
         "sampling": used,
         "ablation": noted["ablation"],
+        **{name: noted[name] for name in ("split", "config", "pixels") if name in noted},
     }
 
 

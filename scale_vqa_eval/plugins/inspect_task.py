@@ -85,6 +85,9 @@ def scale_vqa(
             "prompt_digest": words.digest,
             "data_hash": questions_digest(questions),
             "ablation": "blind" if blind else None,
+            "split": split,
+            "config": config,
+            "pixels": {"least": min_pixels, "most": max_pixels},
             "parsing": mode,
         },
     )

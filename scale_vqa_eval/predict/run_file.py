@@ -64,7 +64,7 @@ class RunFile:
             try:
                 self._check()
             except BaseException:
-                self._failed.__exit__(None, None, None)
+                self._leave(self._failed)
                 raise
         except BaseException:
             self._answers.__exit__(None, None, None)
@@ -75,9 +75,12 @@ class RunFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for journal in (self._failed, self._answers):
-            if not journal.records and not journal.repaired_bytes:  # opening made it: no empty file stays
-                journal.path.unlink(missing_ok=True)
-            journal.__exit__(kind, error, trace)
+            self._leave(journal)
+
+    def _leave(self, journal: Journal) -> None:
+        if not journal.records and not journal.repaired_bytes:  # opening made it: no empty file stays
+            journal.path.unlink(missing_ok=True)
+        journal.__exit__(None, None, None)
 
     def keep(self, key: Key, fields: Mapping[str, Any]) -> None:
         """Writes one answer and returns once it is on disk; a second one of the same question is refused."""
