@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 
 from tqdm import tqdm
 
-from model_card.tensor_files import read_tensors, tensor_digests, write_shards
+from model_card.tensor_files import INDEX, SINGLE, read_tensors, tensor_digests, write_shards
 from scale_vqa_eval.errors import Fault, InputError, shown
 
 Kind = Literal["full", "merged", "adapter"]
@@ -173,6 +173,18 @@ def _copy_adapter(source: Path, out: Path, base: str) -> None:
     config["base_model_name_or_path"] = base
     _write_json(out / ADAPTER_CONFIG, config)
     _adapter_tensors(out)
+
+
+def check_weights(folder: Path) -> None:
+    """Looks whether the weight files of a folder, or those that its index names, are there and whole.
+
+    Raises:
+        InputError: naming each that is missing, broken or cut off.
+    """
+    if (folder / ADAPTER_WEIGHTS).is_file():
+        _adapter_tensors(folder)
+    if (folder / INDEX).is_file() or (folder / SINGLE).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
+        read_tensors(folder)
 
 
 def _adapter_tensors(folder: Path) -> int:

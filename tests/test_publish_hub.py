@@ -6,6 +6,7 @@ import json
 import shutil
 
 import publish_runs
+import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 from hub_faults import Fault
@@ -131,6 +132,14 @@ def test_dataset_info_that_is_true_stays_and_a_false_one_is_refused(publisher: P
     assert "dataset_info of default" in refused.stderr and "12 rows of test" in refused.stderr
     assert publisher.server.hub.bytes_of(publisher.repository().files()["README.md"]).decode() == false
     assert publisher.run("--yes", "--no-verify", "--replace", "dataset_info:default").returncode == 0
+
+
+def test_a_folder_whose_files_are_not_those_of_its_card_is_refused(publisher: Publisher) -> None:
+    shard = next((publisher.folder / "text").glob("*.parquet"))
+    pq.write_table(pq.read_table(shard).slice(0, 5), shard)
+    refused = publisher.run("--yes")
+    assert refused.returncode == 1 and "README.md, dataset_info of text: expected 5 rows" in refused.stderr
+    assert "on the Hub" not in refused.stderr and not publisher.server.hub.repositories
 
 
 def test_a_remote_that_changed_since_the_dry_run_is_refused(publisher: Publisher) -> None:

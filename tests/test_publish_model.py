@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,24 @@ def test_paths_that_training_left_are_refused(weights: Path, tmp_path: Path) -> 
     assert refused.returncode == 1
     for said in ("/scratch/u1/run/checkpoint-500", "config.json, line 1", "training_args.bin", "link"):
         assert said in refused.stderr
+
+
+def test_weights_that_are_not_whole_are_not_sent(weights: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "w"
+    shutil.copytree(weights, folder)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with hub_server(tmp_path / "hub") as server:
+        publisher = Publisher(server, tmp_path / "home", folder)
+        given = {"kind": "model", "repo": "org/tiny"}
+        cut = publisher.run("--yes", "--incomplete-card", **given)
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+        named = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(named))
+        missing = publisher.run("--yes", "--incomplete-card", **given)
+        assert not server.requests, "nothing was even asked"
+    assert cut.returncode == 1 and "a complete safetensors file" in cut.stderr
+    assert missing.returncode == 1 and "the shard model-00002-of-00002.safetensors" in missing.stderr
 
 
 def test_other_weights_are_not_the_same(weights: Path, tmp_path: Path) -> None:

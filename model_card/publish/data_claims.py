@@ -12,8 +12,8 @@ from scale_vqa_eval.errors import Fault, InputError, shown
 from .card_merge import card_metadata, dataset_info_of
 
 
-def check_dataset_info(card: str, local: Mapping[str, Path], on_hub: frozenset[str]) -> None:
-    """Refuses a merged card whose ``dataset_info``, kept from the remote, is false of the files that go with it.
+def check_dataset_info(card: str, local: Mapping[str, Path], on_hub: frozenset[str], kept: frozenset[str]) -> None:
+    """Refuses a merged card whose ``dataset_info``, the folder's or the remote's, is false of the files with it.
 
     A ``dataset_info`` that is true is kept, word for word; a false one would make ``load_dataset`` fail, and is
     neither overwritten nor published.
@@ -22,6 +22,7 @@ def check_dataset_info(card: str, local: Mapping[str, Path], on_hub: frozenset[s
         card: the merged card.
         local: path in the repository -> file, of all local files.
         on_hub: paths of the files that only the remote has.
+        kept: names of the card's parts that are the remote's.
 
     Raises:
         InputError: naming config and split, and how to replace the part.
@@ -41,9 +42,9 @@ def check_dataset_info(card: str, local: Mapping[str, Path], on_hub: frozenset[s
                 continue  # data of the remote alone, or a mixture, which is refused as such
             rows, found = _rows_and_columns([local[path] for path in files])
             if claimed.get(split) != rows:
-                faults.append(_false(name, f"{rows} rows of {split}, as in the files", f"{claimed.get(split)}"))
+                faults.append(_false(name, f"{rows} rows of {split}, as in the files", f"{claimed.get(split)}", kept))
             elif sorted(columns) != sorted(found):
-                faults.append(_false(name, f"the columns {', '.join(found)}", shown(", ".join(columns))))
+                faults.append(_false(name, f"the columns {', '.join(found)}", shown(", ".join(columns)), kept))
     if faults:
         raise InputError(faults)
 
@@ -86,6 +87,9 @@ def _rows_and_columns(files: list[Path]) -> tuple[int, list[str]]:
     return rows, columns
 
 
-def _false(config: str, expected: str, found: str) -> Fault:
-    mend = f"--replace dataset_info:{config} takes the folder's; or mend it on the Hub"
-    return Fault(f"README.md on the Hub, dataset_info of {config}", expected, found, mend)
+def _false(config: str, expected: str, found: str, kept: frozenset[str]) -> Fault:
+    if f"dataset_info:{config}" in kept:
+        mend = f"--replace dataset_info:{config} takes the folder's; or mend it on the Hub"
+        return Fault(f"README.md on the Hub, dataset_info of {config}", expected, found, mend)
+    mend = "build the config again: its files are not those that its card was written for"
+    return Fault(f"README.md, dataset_info of {config}", expected, found, mend)

@@ -130,9 +130,13 @@ def read_local(wish: Wish, token: str, progress: Any) -> Local:
     """Walks, scans and hashes the folder; nothing of it goes out.
 
     Raises:
-        InputError: where the folder is none, or a file cannot be read as what its name says.
+        InputError: where the folder is none, a file cannot be read as what its name says, or weights are not whole.
     """
     files, left_out, found = list_files(wish.folder, wish.kind)
+    if wish.kind.name == "model":
+        from model_card.weights import check_weights
+
+        check_weights(wish.folder)
     own = Own.of(wish.folder, token)
     bar = progress(2 * sum(path.stat().st_size for _, path in files))
     for name, path in files:
@@ -253,7 +257,7 @@ def _check(plan: Plan) -> None:
     if wish.kind.name == "dataset":
         sources = {file.path: file.source for file in plan.files if file.source is not None}
         mixed = mixed_files(plan.card.text, sources, on_hub)
-        check_dataset_info(plan.card.text, sources, on_hub)
+        check_dataset_info(plan.card.text, sources, on_hub, frozenset((*plan.card.kept, *plan.card.added)))
     else:
         mixed = [path for path in sorted(on_hub) if _any(path, wish.kind.loaded)]
     if mixed:
