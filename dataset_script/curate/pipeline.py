@@ -228,7 +228,7 @@ def _adversaries(run: Run) -> list[Any]:
     from dataset_script.curate.screening.readers import Adversary
 
     return [
-        Adversary(one, run.work.answers(f"adversary-{number}"), run.progress)
+        Adversary(one, run.work.answers(f"adversary-{number}"), run.progress, run.engine, run.workers)
         for number, one in enumerate(run.settings.adversaries, 1)
     ]
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from dataset_script.curate.asking.limits import left_over, shared_out, summed
 from dataset_script.curate.asking.settings import RoleSettings
+from dataset_script.curate.engine import run_shards
+from dataset_script.curate.screening.analysis import SAID
 from dataset_script.curate.screening.rule import FloatArray, Reading
 from scale_vqa_eval.audit.battery import FAMILIES, TRAIN_CAP, prepare, run_battery
 from scale_vqa_eval.audit.chat import chat_probe
@@ -21,13 +25,48 @@ from scale_vqa_eval.questions import Question
 SURE: float = 1 - 1e-9
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Heard:
-    """What an adversary made of one question: right (a share where it wavers), how sure, and what it said."""
+    """What an adversary made of a question: right (a share where it wavers), how sure; where right, its words."""
 
     right: float
     sure: float
-    said: tuple[str | None, ...]
+    said: str | None
+
+
+@dataclass(frozen=True)
+class ListenTask:
+    """The questions of one shard, to be asked of one adversary; ``answers`` is the journal of its answers."""
+
+    settings: RoleSettings
+    answers: Path
+    questions: tuple[Question, ...]
+    progress: bool = True
+
+
+def listen_shard(task: ListenTask) -> dict[str, Any]:
+    """Asks an adversary and returns what it made of each question, in order, in plain columns; what it cost; unread.
+
+    Raises:
+        InputError: where a limit, or the endpoint itself, stopped the asking.
+    """
+    role, asked = task.settings, task.questions
+    audit = chat_probe(asked, role.base_url, role.model, task.answers, role.chat, role.repeats, task.progress)
+    if audit.result is None:
+        mend = f"raise the limit of adversary {role.name}, or bring its endpoint back, and run it again"
+        where = f"role adversary, {role.name}"
+        raise InputError(Fault(where, "its answers", audit.report["stopped"], f"{mend} to go on"))
+    right = credit(audit.result, asked).tolist()
+    return {
+        "right": right,
+        "sure": gold_probability(audit.result, asked).tolist(),
+        # the rest is in the journal: what all adversaries said of all questions would not fit into memory
+        "said": [
+            said[0][:SAID] if here > 0 and said[0] else "" for here, said in zip(right, audit.responses, strict=True)
+        ],
+        "spent": audit.report["spending"],
+        "unread": summed([audit.report["unparsed"], audit.report["failed"]]),
+    }
 
 
 @dataclass
@@ -38,6 +77,8 @@ class Adversary:
         settings: the endpoint.
         answers: folder of the journals of its answers, a file a shard.
         progress: show a bar on standard error.
+        engine: ``local``, or ``ray``: shards are asked side by side.
+        workers: tasks that Ray runs at a time: they share the pace.
         spent: what its answers have cost, in this run and before.
         heard: (row id, version) -> what it made of it.
         unread: reason -> answers that named no option, or calls that failed.
@@ -46,43 +87,49 @@ class Adversary:
     settings: RoleSettings
     answers: Path
     progress: bool = True
+    engine: str = "local"
+    workers: int = 1
     spent: Spending = field(default_factory=Spending)
     heard: dict[tuple[str, int], Heard] = field(default_factory=dict)
     unread: dict[str, int] = field(default_factory=dict)
 
-    def listen(self, questions: Sequence[tuple[Question, int]], shard: int) -> None:
-        """Asks the versions of questions that were not asked yet.
+    def listen(self, questions: Mapping[int, Sequence[tuple[Question, int]]]) -> None:
+        """Asks the versions of questions that were not asked yet, those of each shard by themselves.
 
         Raises:
             InputError: where a limit, or the endpoint itself, stopped the asking.
         """
-        new = [(question, version) for question, version in questions if (question.id, version) not in self.heard]
-        if not new:
-            return
-        limits = self.settings.chat
-        left = replace(
-            limits,
-            budget=None if limits.budget is None else max(0.0, limits.budget - self.spent.cost),
-            max_calls=None if limits.max_calls is None else max(0, limits.max_calls - self.spent.calls),
-        )
-        asked = [question for question, _ in new]
+        new = {
+            shard: [one for one in some if (one[0].id, one[1]) not in self.heard]
+            for shard, some in sorted(questions.items())
+        }
+        new = {shard: some for shard, some in new.items() if some}
+        if self.engine == "local":
+            for shard, some in new.items():
+                self._keep(some, listen_shard(self._task(shard, some, self._left())))
+        elif new:
+            total, workers = sum(map(len, new.values())), min(self.workers, len(new))
+            left = self._left()
+            tasks = [
+                self._task(shard, some, shared_out(left, len(some) / total, workers)) for shard, some in new.items()
+            ]
+            for some, done in zip(new.values(), run_shards(self.engine, listen_shard, tasks), strict=True):
+                self._keep(some, done)
+
+    def _left(self) -> RoleSettings:
+        return left_over(self.settings, asdict(self.spent))
+
+    def _task(self, shard: int, some: Sequence[tuple[Question, int]], settings: RoleSettings) -> ListenTask:
         file = self.answers / f"{shard:05d}.jsonl"
-        audit = chat_probe(
-            asked, self.settings.base_url, self.settings.model, file, left, self.settings.repeats, self.progress
-        )
-        for name, value in audit.report["spending"].items():
+        return ListenTask(settings, file, tuple(one for one, _ in some), self.progress and self.engine == "local")
+
+    def _keep(self, some: Sequence[tuple[Question, int]], done: Mapping[str, Any]) -> None:
+        for name, value in done["spent"].items():
             setattr(self.spent, name, getattr(self.spent, name) + value)
-        if audit.result is None:
-            mend = f"raise the limit of adversary {self.settings.name}, or bring its endpoint back, and run it again"
-            where = f"role adversary, {self.settings.name}"
-            raise InputError(Fault(where, "its answers", audit.report["stopped"], f"{mend} to go on"))
-        for table in ("unparsed", "failed"):
-            for reason, count in audit.report[table].items():
-                self.unread[reason] = self.unread.get(reason, 0) + count
-        right, sure = credit(audit.result, asked), gold_probability(audit.result, asked)
-        for place, (question, version) in enumerate(new):
-            said = audit.responses[place]
-            self.heard[question.id, version] = Heard(float(right[place]), float(sure[place]), said)
+        self.unread = summed([self.unread, done["unread"]])
+        columns = zip(done["right"], done["sure"], done["said"], strict=True)
+        for (question, version), (right, sure, said) in zip(some, columns, strict=True):
+            self.heard[question.id, version] = Heard(right, sure, said or None)
 
     def reading(self, questions: Sequence[tuple[Question, int]]) -> Reading:
         """Returns what it made of questions that it was asked."""

@@ -91,8 +91,7 @@ def _judge(state: Screening) -> tuple[list[Item], Judgement, Prepared | None, li
     readings = []
     if judged:
         for adversary in state.adversaries:
-            for shard, members in sorted(by_shard.items()):
-                adversary.listen(members, shard)
+            adversary.listen(by_shard)
             readings.append(adversary.reading(asked))
         readings += together(readings)
     prepared = None
@@ -140,7 +139,7 @@ def _causes(
     for name, found in judgement.made_again.items():
         item = state.items[name]
         heard = [adversary.heard[name, item.draft.version] for adversary in state.adversaries]
-        said = tuple(text for one in heard if one.right > 0 for text in one.said[:1] if text)
+        said = tuple(one.said for one in heard if one.said)
         words = tuple(f"{one.text} ({one.letters})" for one in evidence.get(rows[name], []))
         readers = tuple(sorted({reader for reader, _ in found}))
         by_shard[state.shard_of(item.draft.path)].append(Leak(item.question(), readers, said, words))
