@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from model_card.hub_id import repo_option
 from scale_vqa_eval.errors import Fault, InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -41,7 +42,9 @@ def card() -> None:
 @click.option("--curation", type=_FILE, metavar="FILE", help="The report of a curation run.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="[default: FOLDER/README.md]")
 @click.option("--croissant", is_flag=True, help="Write FOLDER/croissant.json too; needs --repo.")
-@click.option("--repo", metavar="ORG/NAME", help="Hub id under which the folder will be published.")
+@click.option(
+    "--repo", callback=repo_option, metavar="ORG/NAME", help="Hub id under which the folder will be published."
+)
 def dataset(
     folder: Path,
     audits: tuple[Path, ...],

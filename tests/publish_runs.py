@@ -25,7 +25,10 @@ from hub_repositories import Repository
 from hub_server import TOKEN, HubServer, hub_server
 from loading_data import write_folder
 
+from scale_vqa_eval import __version__
+
 REPO = "org/scale-vqa"
+TAG = f"v{__version__}"  # that a publication has without --tag
 
 
 @dataclass
@@ -104,7 +107,7 @@ class Publisher:
     def repository(self, kind: str = "datasets", repo: str = REPO) -> Repository:
         return self.server.repository(kind, repo)
 
-    def is_published(self, kind: str = "datasets", repo: str = REPO, tag: str = "v0.1.0") -> bool:
+    def is_published(self, kind: str = "datasets", repo: str = REPO, tag: str = TAG) -> bool:
         """Whether the tag stands for every file of the folder, byte for byte."""
         repository = self.repository(kind, repo)
         if tag not in repository.tags:
@@ -133,4 +136,4 @@ def publisher(release: Path, tmp_path: Path) -> Iterator[Publisher]:
         yield Publisher(server, tmp_path / "home", folder)
 
 
-__all__ = ["REPO", "TOKEN", "Publisher"]
+__all__ = ["REPO", "TAG", "TOKEN", "Publisher"]

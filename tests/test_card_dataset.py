@@ -170,6 +170,13 @@ def test_croissant_reads_options_that_are_images(tmp_path: Path) -> None:
     assert [row["default/test/option_images"] for row in data.records("default/test")] == [[]] * 3
 
 
+def test_croissant_names_a_repository_of_the_hub(work: Path) -> None:
+    folder = work / "scale-vqa"
+    given = ["dataset", str(folder), "--audit", str(work / "audit.json"), "--license", "mit", "--croissant", "--repo"]
+    done = CliRunner().invoke(card, [*given, 'org/a/b"c'])
+    assert done.exit_code == 2 and "ORG/NAME" in done.output and not (folder / "croissant.json").exists()
+
+
 def test_croissant_reads_the_rows_and_tells_changed_files(work: Path) -> None:
     import mlcroissant
 

@@ -8,17 +8,17 @@ import publish_runs
 import pytest
 from hub_faults import Fault
 from hub_server import hub_server
-from publish_runs import REPO, Publisher
+from publish_runs import REPO, TAG, Publisher
 
 release, publisher = publish_runs.release, publish_runs.publisher
 
 SOON = (("Retry-After", "0"),)
-COMMIT, TAG, PUT = "POST .*/commit/main", "POST .*/tag/", "PUT /lfs/"
+COMMIT, TAGGING, PUT = "POST .*/commit/main", "POST .*/tag/", "PUT /lfs/"
 
 
 def published_once(publisher: Publisher) -> bool:
     commits = [title for _, title in publisher.repository().log if title.startswith("Publish")]
-    return publisher.is_published() and len(commits) == 1 and list(publisher.repository().tags) == ["v0.1.0"]
+    return publisher.is_published() and len(commits) == 1 and list(publisher.repository().tags) == [TAG]
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def published_once(publisher: Publisher) -> bool:
         Fault(COMMIT, "drop after"),
         Fault(COMMIT, "status", 500, headers=SOON),
         Fault(COMMIT, "status", 429, headers=SOON),
-        Fault(TAG, "drop after"),
+        Fault(TAGGING, "drop after"),
     ],
     ids=lambda fault: f"{fault.pattern} {fault.action} {fault.status if fault.action == 'status' else ''}",
 )
@@ -69,7 +69,7 @@ def test_a_server_that_says_little_about_its_files_is_read_instead(publisher: Pu
         (PUT, 403, "write access"),
         (COMMIT, 400, "the Hub refused"),
         (COMMIT, 412, "a commit came in between (412)"),
-        (TAG, 403, "write access"),
+        (TAGGING, 403, "write access"),
     ],
 )
 def test_a_lasting_fault_is_no_publication(publisher: Publisher, pattern: str, status: int, says: str) -> None:
@@ -92,8 +92,8 @@ def test_a_lasting_fault_is_no_publication(publisher: Publisher, pattern: str, s
         (PUT, "hang after"),
         (COMMIT, "hang"),
         (COMMIT, "hang after"),
-        (TAG, "hang"),
-        (TAG, "hang after"),
+        (TAGGING, "hang"),
+        (TAGGING, "hang after"),
     ],
 )
 def test_killed_anywhere_a_second_run_finishes(publisher: Publisher, pattern: str, action: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from hub_faults import Fault
 from hub_server import READ_ONLY, TOKEN
-from publish_runs import REPO, Publisher
+from publish_runs import REPO, TAG, Publisher
 
 from scale_vqa_eval.bare_names import METRIC_FOLDER
 from scale_vqa_eval.card_marks import marked_sections
@@ -127,7 +127,7 @@ def test_dataset_info_that_is_true_stays_and_a_false_one_is_refused(publisher: P
     assert publisher.server.hub.bytes_of(publisher.repository().files()["README.md"]).decode() == true
     false = local.replace("num_examples: 12", "num_examples: 13", 1)
     publisher.repository().change(files={"README.md": false})
-    refused = publisher.run("--yes", "--no-verify", "--tag", "v0.1.1")
+    refused = publisher.run("--yes", "--no-verify", "--tag", "v9.1")
     assert refused.returncode == 1
     assert "dataset_info of default" in refused.stderr and "12 rows of test" in refused.stderr
     assert publisher.server.hub.bytes_of(publisher.repository().files()["README.md"]).decode() == false
@@ -145,14 +145,14 @@ def test_a_folder_whose_files_are_not_those_of_its_card_is_refused(publisher: Pu
 def test_a_remote_that_changed_since_the_dry_run_is_refused(publisher: Publisher) -> None:
     assert publisher.run("--yes", "--no-verify").returncode == 0
     (publisher.folder / "CITATION.cff").write_text("cff-version: 1.2.0\n")
-    assert publisher.run("--tag", "v0.2.0").returncode == 0
+    assert publisher.run("--tag", "v9.2").returncode == 0
     head = publisher.repository().change(files={"CITATION.cff": "by somebody else\n"})
-    refused = publisher.run("--yes", "--tag", "v0.2.0")
+    refused = publisher.run("--yes", "--tag", "v9.2")
     assert refused.returncode == 1
     assert "CITATION.cff (added)" in refused.stderr and "changed by somebody else" in refused.stderr
     assert publisher.repository().refs["main"] == head
-    assert publisher.run("--tag", "v0.2.0").returncode == 0, "a new dry run shows the new state"
-    assert publisher.run("--yes", "--no-verify", "--tag", "v0.2.0").returncode == 0
+    assert publisher.run("--tag", "v9.2").returncode == 0, "a new dry run shows the new state"
+    assert publisher.run("--yes", "--no-verify", "--tag", "v9.2").returncode == 0
 
 
 def test_a_folder_that_its_user_changed_since_the_dry_run_is_published(publisher: Publisher) -> None:
@@ -192,13 +192,13 @@ def test_a_version_that_was_published_stays_as_it_is(publisher: Publisher) -> No
     assert publisher.run("--yes", "--no-verify").returncode == 0
     (publisher.folder / "CITATION.cff").write_text("cff-version: 1.2.0\n")
     refused = publisher.run("--yes", "--no-verify")
-    assert refused.returncode == 1 and "v0.1.0" in refused.stderr and "CITATION.cff" in refused.stderr
-    assert publisher.run("--yes", "--no-verify", "--tag", "v0.1.1").returncode == 0
-    assert publisher.repository().tags.keys() == {"v0.1.0", "v0.1.1"}
+    assert refused.returncode == 1 and TAG in refused.stderr and "CITATION.cff" in refused.stderr
+    assert publisher.run("--yes", "--no-verify", "--tag", "v9.1").returncode == 0
+    assert publisher.repository().tags.keys() == {TAG, "v9.1"}
     again = publisher.run("--yes", "--no-verify")
     assert again.returncode == 1, "main holds every file by now, the old tag does not"
     publisher.repository().change(files={"README.md": None})
-    card = publisher.run("--yes", "--no-verify", "--tag", "v0.1.1")
+    card = publisher.run("--yes", "--no-verify", "--tag", "v9.1")
     assert card.returncode == 0 and "it stands at" in card.stdout
 
 
@@ -221,7 +221,7 @@ def test_the_way_of_the_client_with_xet(publisher: Publisher) -> None:
     metric = {"kind": "metric", "repo": "org/scale_vqa_acc", "HF_HUB_DISABLE_XET": "0"}
     assert publisher.run("--yes", "--no-verify", **metric).returncode == 0
     space = publisher.repository("spaces", "org/scale_vqa_acc")
-    assert [ref for ref, _ in space.log] == ["main", "main"] and space.tags["v0.1.0"] == space.refs["main"]
+    assert [ref for ref, _ in space.log] == ["main", "main"] and space.tags[TAG] == space.refs["main"]
     space.change(files={"README.md": None})
     publisher.server.faults = [Fault("POST .*/commit/refs/pr/1", "hang")]
     publisher.kill_when_hanging("--yes", "--no-verify", "--pr", **metric)

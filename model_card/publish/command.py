@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import click
 
+from model_card.hub_id import repo_option
 from scale_vqa_eval import __version__
 from scale_vqa_eval.bare_names import METRIC_FOLDER
 from scale_vqa_eval.errors import InputError
@@ -23,15 +24,8 @@ from .plan import Wish, make_plan, read_local
 from .record import Seen, read_record, record_path, write_record
 from .table import plan_table
 
-_REPO: Final = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?/[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?", re.ASCII)
 _INSTEAD: Final = "or, knowing that, --incomplete-card"
 _TAG: Final = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
-
-
-def _repo(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    if not _REPO.fullmatch(value) or ".." in value or "--" in value or len(value) > 96 or value.endswith(".git"):
-        raise click.BadParameter(f"a repository is ORG/NAME (letters, digits, '-', '_', '.'), got {value!r}")
-    return value
 
 
 def _tag(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -43,7 +37,7 @@ def _tag(ctx: click.Context, param: click.Parameter, value: str) -> str:
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.argument("folder", required=False, type=click.Path(path_type=Path)),
-        click.option("--repo", required=True, callback=_repo, metavar="ORG/NAME", help="Where to on the Hub."),
+        click.option("--repo", required=True, callback=repo_option, metavar="ORG/NAME", help="Where to on the Hub."),
         click.option("--private", is_flag=True, help="Make the repository private; refused where it is public."),
         click.option("--pr", is_flag=True, help="As one pull request; the tag is set when it is merged."),
         click.option("--yes", is_flag=True, help="Do it.  [default: say what would be done]"),
