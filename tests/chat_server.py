@@ -39,6 +39,9 @@ class Trouble:
     refuse_text: str | None = None
     dead: bool = False
     latency: float = 0.0
+    key: str | None = None
+    hosted: bool = False
+    """Takes ``max_completion_tokens`` and temperature 1 alone, and refuses to be cut short: a model that reasons."""
 
 
 @dataclass
@@ -106,6 +109,18 @@ def chat_server(trouble: Trouble | None = None) -> Iterator[Server]:
                 fault = f"At most {trouble.most_images} image(s) may be provided in one prompt."
             elif trouble.refuse_text and trouble.refuse_text in parts[-1]["text"]:
                 fault = "This model's maximum context length is 10 tokens."
+            if trouble.hosted and "max_tokens" in body:
+                fault = (
+                    "Unsupported parameter: 'max_tokens' is not supported with this model. "
+                    "Use 'max_completion_tokens' instead."
+                )
+            elif trouble.hosted and body["temperature"] != 1:
+                fault = "Unsupported value: 'temperature' does not support 0.0 with this model."
+            elif trouble.hosted and body["max_completion_tokens"] < 50:
+                fault = "Could not finish the message because max_tokens or model output limit was reached."
+            if trouble.key and self.headers["Authorization"] != f"Bearer {trouble.key}":
+                self.send(401, b'{"error": {"message": "Incorrect API key provided."}}')
+                return
             if fault:
                 self.send(400, json.dumps({"error": {"message": fault, "type": "BadRequestError"}}).encode())
                 return

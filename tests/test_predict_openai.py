@@ -201,6 +201,9 @@ def test_a_disk_that_is_full_ends_the_run_with_one_error(release: Path, tmp_path
         (Trouble(), ("--model", "gpt-nope"), "gpt-nope"),
         (Trouble(), ("--split", "val"), "no row of split 'val'"),
         (Trouble(dead=True), ("--retries", "0"), "start the server"),
+        (Trouble(key="right"), (), "401.*put the server's key into .OPENAI_API_KEY"),
+        (Trouble(hosted=True), (), "give --option max_completion_tokens=N"),
+        (Trouble(hosted=True), ("--option", "max_completion_tokens=900"), "by --option, such as temperature=1"),
     ],
 )
 def test_what_cannot_work_is_one_error_before_any_work(
@@ -232,6 +235,16 @@ def test_sampling_and_structure_reach_the_server(release: Path, tmp_path: Path) 
     assert all(len(row["responses"]) == 3 and row["response"] in row["responses"] for row in rows)
     chosen = body_of(release, tmp_path, "--structured", "--prompt", "letter-only")[0]
     assert chosen["structured_outputs"]["choice"] == [f"<answer>{letter}</answer>" for letter in "ABCD"]
+
+
+def test_a_hosted_model_that_reasons_unseen_is_asked_in_its_own_fields(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "right")
+    fields = ("--option", "max_completion_tokens=900", "--option", "temperature=1", "--key-variable", "MY_KEY")
+    with chat_server(Trouble(hosted=True, key="right")) as server:
+        assert call(release, server, tmp_path / "p.jsonl", *fields).return_value == 0
+    assert responses(tmp_path / "p.jsonl") == expected(release)
 
 
 def test_blind_differs_by_the_images_alone(release: Path, tmp_path: Path) -> None:

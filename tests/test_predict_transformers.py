@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from predict_release import make_release
 pytest.importorskip("torch")
 pytest.importorskip("torchvision", reason="Qwen2.5-VL's processor needs torchvision (tools/torchvision_hook.py)")
 
+from safetensors.torch import load_file, save_file
 from tiny_llava import make_tiny_llava
 from tiny_qwen import make_tiny_qwen
+from transformers import AutoModelForImageTextToText
 
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.predict.command import predict
@@ -166,6 +169,43 @@ def test_other_weights_under_the_same_name_are_another_run(release: Path, model:
     make_tiny_qwen(own, seed=2)
     refused = call(release, own, out)
     assert isinstance(refused.exception, InputError) and "model_sha256" in str(refused.exception)
+
+
+def test_a_model_with_code_of_its_own_is_run_where_it_is_trusted(release: Path, model: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(model, own)
+    weights = AutoModelForImageTextToText.from_pretrained(model).state_dict()  # under the names of the module itself
+    save_file({name: one.clone() for name, one in weights.items()}, own / "model.safetensors", {"format": "pt"})
+    names = {"AutoConfig": "own_config.OwnConfig", "AutoModelForImageTextToText": "own_model.OwnModel"}
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": names}))
+    (own / "own_config.py").write_text(
+        "from transformers import Qwen2_5_VLConfig\nclass OwnConfig(Qwen2_5_VLConfig):\n    model_type = 'own'\n"
+    )
+    (own / "own_model.py").write_text(
+        "from transformers import Qwen2_5_VLForConditionalGeneration\nfrom .own_config import OwnConfig\n"
+        "class OwnModel(Qwen2_5_VLForConditionalGeneration):\n    config_class = OwnConfig\n"
+    )
+    refused = call(release, own, tmp_path / "p.jsonl", "--limit", "4")
+    assert isinstance(refused.exception, InputError) and "trust_remote_code=true" in str(refused.exception)
+    trusted = call(release, own, tmp_path / "p.jsonl", "--limit", "4", "--option", "trust_remote_code=true")
+    assert trusted.return_value == 0, trusted.exception
+    call(release, model, tmp_path / "plain.jsonl", "--limit", "4")
+    texts = [[row.response for row in read_predictions(tmp_path / name).rows] for name in ("p.jsonl", "plain.jsonl")]
+    assert texts[0] == texts[1] and len(texts[0]) == 4
+
+
+def test_weights_that_the_files_lack_are_refused_and_not_made_up(release: Path, model: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(model, half)
+    weights = load_file(half / "model.safetensors")
+    kept = {name: one for name, one in weights.items() if "layers.1." not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, half / "model.safetensors", {"format": "pt"})
+    result = call(release, half, tmp_path / "p.jsonl")
+    with pytest.raises(InputError, match=r"missing or of another shape, the first .*layers\.1\..*would be random"):
+        raise result.exception or AssertionError("no error")
+    assert not (tmp_path / "p.jsonl").exists()
 
 
 def text_model(folder: Path) -> Path:

@@ -26,7 +26,22 @@ DOWN_AFTER: Final = 20
 """So many questions one after another without a word from the server end the run: it is down."""
 
 _SERVER_GONE = re.compile(r"connection:|timeout:|status (?:429|5\d\d)")
+_CUT_SHORT = re.compile(r"output limit was reached", re.IGNORECASE)
+"""What a model that reasons unseen says of one token: it was asked, and could answer."""
+_CONTEXT_MEND: Final = "give fewer --max-pixels or --max-tokens, or start the server with a longer context"
 _MENDS: Final = (
+    (
+        re.compile(r"max_completion_tokens"),
+        "give --option max_completion_tokens=N, which is sent in the place of --max-tokens",
+    ),
+    (
+        re.compile(
+            r"'?(temperature|top_p|seed|structured_outputs)'?.*(not support|only the default|unrecognized)|"
+            r"(unsupported|unrecognized|unknown).*(temperature|top_p|seed|structured_outputs)",
+            re.IGNORECASE,
+        ),
+        "the server does not take this field: give the value that it takes by --option, such as temperature=1",
+    ),
     (
         re.compile(r"at most \d+ image|too many images|image count|number of images", re.IGNORECASE),
         "let the server take more images a question (vLLM: --limit-mm-per-prompt)",
@@ -37,7 +52,7 @@ _MENDS: Final = (
     ),
     (
         re.compile(r"context|max_model_len|max_tokens|too long|tokens", re.IGNORECASE),
-        "give fewer --max-pixels or --max-tokens, or start the server with a longer context",
+        _CONTEXT_MEND,
     ),
 )
 
@@ -86,9 +101,11 @@ class OpenAIBackend:
             context = await self._context(client, job, where)
             body = request_body(job, first, 0) | {_token_field(job): 1}
             outcome = await ask(client, job.model, job.chat(first), body, "check")
-        if outcome.failure is not None:
+        if outcome.failure is not None and not _CUT_SHORT.search(outcome.failure):
             mend = "start the server, or correct --base-url"
-            if not _SERVER_GONE.match(outcome.failure):
+            if outcome.failure.startswith(("status 401", "status 403")):
+                mend = f"put the server's key into ${self.key_variable}, or name another variable by --key-variable"
+            elif not _SERVER_GONE.match(outcome.failure):
                 mends = (text for pattern, text in _MENDS if pattern.search(outcome.failure))
                 mend = next(mends, "see the server's log")
             asked = f"an answer to {first.item.question.id} with {first.pictures} images"
@@ -96,7 +113,7 @@ class OpenAIBackend:
         needed = (outcome.prompt_tokens or 0) + job.sampling.max_tokens
         if context is not None and needed > context:
             found = f"{outcome.prompt_tokens} of the prompt and {job.sampling.max_tokens} of --max-tokens"
-            raise InputError(Fault(where, f"at most {context} tokens a question", found, _MENDS[2][1]))
+            raise InputError(Fault(where, f"at most {context} tokens a question", found, _CONTEXT_MEND))
 
     async def _context(self, client: AsyncOpenAI, job: Job, where: str) -> int | None:
         """Returns the server's context where it tells; raises where it lists models and this is none of them."""

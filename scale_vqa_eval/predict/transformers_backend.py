@@ -7,7 +7,7 @@ goes to the model: Qwen2.5-VL's ``mm_token_type_ids``, left out, breaks its posi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,8 @@ from scale_vqa_eval.predict.job import Answer, Job, Sink, hardest, model_digest
 
 _WINDOW: Final = 16
 """Batches in a window that is sorted by length."""
+_SOURCE: Final = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")
+"""Options that say where a model's files come from: they go to its configuration and processor as well."""
 _REFUSALS: Final = (ValueError, TypeError, IndexError, KeyError, TemplateError)
 """What a processor raises of a prompt or an image that it cannot take."""
 
@@ -144,27 +146,43 @@ def load(job: Job) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     where = f"model {job.model}"
+    source = {name: value for name, value in job.options.items() if name in _SOURCE}
     try:
-        config = AutoConfig.from_pretrained(job.model)
+        config = AutoConfig.from_pretrained(job.model, **source)
     except (OSError, ValueError, KeyError) as error:
         mend = "name a model folder or a Hub id that this machine can reach or has in its cache"
+        if "trust_remote_code" in str(error):
+            mend = "read the model's code, then give --option trust_remote_code=true to run it"
         raise InputError(Fault(where, "a model that can be loaded", _first_line(error), mend)) from error
-    if type(config) not in AutoModelForImageTextToText._model_mapping:
+    own_code = "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
+    if type(config) not in AutoModelForImageTextToText._model_mapping and not own_code:
         mend = "name a vision-language model; for text models see `scale-vqa audit --lm`"
         found = f"{config.model_type}, which reads none"
         raise InputError(Fault(where, "a model that reads images and answers in text", found, mend))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings: dict[str, Any] = {"dtype": "auto", "device_map": device} | dict(job.options)
+    settings["output_loading_info"] = True
     try:
-        processor = AutoProcessor.from_pretrained(job.model, padding_side="left")
-        model = AutoModelForImageTextToText.from_pretrained(job.model, **settings).eval()
+        processor = AutoProcessor.from_pretrained(job.model, padding_side="left", **source)
+        model, loaded = AutoModelForImageTextToText.from_pretrained(job.model, **settings)
     except (OSError, ValueError, ImportError) as error:
         mend = "complete the model's folder, or correct --option; `scale-vqa doctor` tells what is installed"
         raise InputError(Fault(where, "weights and a processor", _first_line(error), mend)) from error
+    _refuse_random_weights(where, loaded)
     if getattr(processor, "image_processor", None) is None:
         mend = "complete the model's folder: preprocessor_config.json or processor_config.json"
         raise InputError(Fault(where, "a processor for images", type(processor).__name__, mend))
-    return processor, model
+    return processor, model.eval()
+
+
+def _refuse_random_weights(where: str, loaded: Mapping[str, Any]) -> None:
+    """Raises InputError where transformers filled weights that the files lack with random ones, with a warning."""
+    absent = sorted(map(str, loaded.get("missing_keys") or ()))
+    absent += sorted(str(entry[0]) for entry in loaded.get("mismatched_keys") or ())
+    if absent:
+        found = f"{len(absent)} of them missing or of another shape, the first {absent[0]}; they would be random"
+        mend = "complete the download, or merge the adapter into its base model (scale-vqa weights)"
+        raise InputError(Fault(where, "all weights of the model", found, mend))
 
 
 def _generated(processor: Any, model: Any, job: Job, inputs: Any) -> list[tuple[list[str], list[int], str]]:

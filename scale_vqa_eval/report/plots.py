@@ -145,7 +145,10 @@ def _radar(figure: Figure, block: Block) -> None:
     axes.set_theta_offset(math.pi / 2)
     axes.set_theta_direction(-1)
     axes.set_xticks(turns, [_short(name) for name in names])
-    axes.tick_params(axis="x", pad=12)
+    axes.tick_params(axis="x", pad=8)
+    for label, turn in zip(axes.get_xticklabels(), turns, strict=True):  # away from the circle
+        side = round(math.sin(turn), 6)
+        label.set_horizontalalignment("center" if side == 0 else "left" if side > 0 else "right")
     axes.set_ylim(0, 100)
     axes.set_yticks([25, 50, 75, 100])
     _legend(figure)
