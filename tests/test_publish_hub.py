@@ -244,6 +244,7 @@ def test_private_is_not_made_public(publisher: Publisher) -> None:
         ((), {"HF_TOKEN": "", "HF_TOKEN_PATH": "/nonexistent"}, 2, "hf auth login"),
         ((), {"HF_TOKEN": "hf_" + "x" * 34}, 1, "log in again"),
         (("--yes",), {"HF_TOKEN": READ_ONLY}, 1, "write access"),
+        ((), {"HF_HOME": "/dev/null/home"}, 1, "HF_HOME"),
         ((), {"HF_HUB_OFFLINE": "1"}, 1, "HF_HUB_OFFLINE"),
         ((), {"HF_ENDPOINT": "http://127.0.0.1:9"}, 1, "cannot reach http://127.0.0.1:9"),
         (("--tag", "../v1"), {}, 2, "a tag is"),

@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from scale_vqa_eval.errors import Fault, InputError
+
 from .inventory import LocalFile
 from .remote import INITIAL, Remote, Repository
 
@@ -82,9 +84,18 @@ def read_record(path: Path) -> Seen | None:
 
 
 def write_record(path: Path, seen: Seen) -> None:
-    """Writes the record, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes the record, whole or not at all.
+
+    Raises:
+        InputError: where it cannot be written; without it no later run could tell its own commits from others'.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     content = {"commit": seen.commit, "files": seen.files, "planned": seen.planned, "suspect": seen.suspect}
-    partial.write_text(json.dumps(content, sort_keys=True), encoding="utf-8")
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(content, sort_keys=True), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        found = error.strerror or type(error).__name__
+        mend = "let HF_HOME be a folder that can be written"
+        raise InputError(Fault(str(path), "a file for what was seen on the Hub", found, mend)) from error
