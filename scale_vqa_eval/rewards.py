@@ -6,6 +6,8 @@ the metric, so what training rewards is what scoring counts.
 
 from __future__ import annotations
 
+import contextlib
+import operator
 import re
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -35,7 +37,7 @@ def compute_score(response: object, answer: str | int, mode: Mode = "reference",
         options: number of options of the question; only ``strict`` looks at it.
 
     Raises:
-        ValueError: where the gold answer is missing.
+        ValueError: where the gold answer is missing, or neither letter nor index.
 
     >>> compute_score("<think>Glands.</think> <answer>B</answer>", "B")
     1.0
@@ -132,7 +134,13 @@ def visual_gain_reward(
     return accuracy - (blind[place] if place < len(blind) else 0.0)
 
 
-def _gold(answer: str | int | None) -> str:
-    if answer is None or isinstance(answer, bool):
-        raise ValueError(f"the gold answer must be a letter or an index, got {answer!r}")
-    return LETTERS[answer] if isinstance(answer, int) else answer.strip().upper()
+def _gold(answer: object) -> str:
+    """Returns the gold letter, upper case; a gold that no response could give is an error, not a reward of 0.2."""
+    if isinstance(answer, str) and len(letter := answer.strip().upper()) == 1 and letter in LETTERS:
+        return letter
+    if not isinstance(answer, str | bool):
+        with contextlib.suppress(TypeError):  # no index
+            place = operator.index(answer)  # type: ignore[arg-type]
+            if 0 <= place < len(LETTERS):
+                return LETTERS[place]
+    raise ValueError(f"the gold answer must be a letter or an index from 0 to {len(LETTERS) - 1}, got {answer!r}")

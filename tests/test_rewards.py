@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,3 +92,14 @@ def test_the_gold_answer_may_be_a_class_index_and_must_not_be_missing():
     assert compute_score(RIGHT, 1) == 0.2
     with pytest.raises(ValueError, match="got None"):
         compute_score(RIGHT, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("gold", [None, True, "", "AB", "(A)", "1", "\uff21", -1, 26, 1.0, b"A"])
+def test_a_gold_that_no_response_could_give_is_an_error(gold):
+    with pytest.raises(ValueError, match="gold answer must be a letter or an index"):
+        compute_score(RIGHT, gold)
+
+
+@pytest.mark.parametrize("gold", [0, np.int64(0), np.uint8(0), np.str_("a")])
+def test_a_gold_may_be_an_index_or_a_letter_of_numpy(gold):
+    assert compute_score(RIGHT, gold) == 1.0

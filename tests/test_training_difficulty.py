@@ -103,3 +103,20 @@ def test_only_a_blind_run_is_a_prior(tmp_path):
     blind = written(tmp_path / "blind.jsonl", {"x": ["A"]}, "blind")
     with pytest.raises(InputError, match="training split"):
         blind_priors(blind, ["y"])
+
+
+def test_a_rollout_may_hold_any_end_of_a_line(tmp_path):
+    text = "<think>one\u2028two\x85three</think> <answer>B</answer>"
+    line = {"id": "q", "response": text, "responses": [text, text]}
+    path = tmp_path / "r.jsonl"
+    path.write_text("\ufeff" + json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_rollouts(path).responses == {"q": (text, text)}
+
+
+def test_a_difficulty_file_of_another_encoding_is_named(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_bytes('{"id": "\u00e9", "right": 1, "n": 2}\n'.encode("latin-1"))
+    with pytest.raises(InputError, match="a difficulty file"):
+        read_rates(path)
+    path.write_bytes('\ufeff{"id": "\u00e9", "right": 1, "n": 2}\n\n'.encode())
+    assert read_rates(path) == {"\u00e9": (1, 2)}

@@ -14,10 +14,12 @@ from training_release import make_training_release, trained_rows
 from dataset_script.release_folder import write_release
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.schema import VIEWS
+from training_recipes.arguments import RecipeArguments
 from training_recipes.batches import encoded
 from training_recipes.preflight import count_tokens, unfit_rows
 from training_recipes.rationales import with_targets
 from training_recipes.rows import load_rows, make_shape, shown_images, trainer_rows
+from training_recipes.selection import select
 from training_recipes.tiny_model import make_tiny_model
 
 
@@ -123,7 +125,7 @@ def test_a_text_with_the_models_image_token_is_refused(processor, tmp_path):
     rows = list(trained_rows(1))
     rows[1]["question"] = "What does <|image_pad|> show?"
     folder = write_release(tmp_path / "scale-vqa", {"default": {"train": rows}}, {"default": "made for a test"})
-    with pytest.raises(InputError, match=r"p0::type_B: expected 3 image tokens <\|image_pad\|>, found 4"):
+    with pytest.raises(InputError, match=r"p0::type_B: expected 3 tokens <\|image_pad\|>, found 4"):
         counted(folder, make_shape(), processor)
 
 
@@ -145,3 +147,40 @@ def test_option_images_count(processor, tmp_path):
     shape = make_shape(max_pixels=56 * 56)
     rows, _, lengths = counted(folder, shape, processor, "grounding")
     assert lengths.image.tolist() == [5 * 4] * len(rows)
+
+
+def with_changes(folder, **changes):
+    """Writes a release whose rows have other values in some columns."""
+    rows = [{**row, **changes} for row in trained_rows(1)]
+    return write_release(folder, {"default": {"train": rows}}, {"default": "made for a test"})
+
+
+def image_of(width, height, kind, mode="RGB"):
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 100, 150)).convert(mode).save(file, kind)
+    return {"bytes": file.getvalue(), "path": f"x.{kind.lower()}"}
+
+
+def test_an_image_whose_decoder_takes_no_mapped_memory_is_counted(processor, tmp_path):
+    folder = with_changes(tmp_path / "d", low_mag=image_of(61, 84, "TIFF", "CMYK"))
+    rows, _, lengths = counted(folder, make_shape(), processor)
+    batch = encoded(processor, [trainer_rows(rows, make_shape())[0]])
+    assert lengths.prompt[0] == batch["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        (
+            {"low_mag": image_of(900, 2, "PNG")},
+            r"p0::type_A: expected images that the model can take, found 900 x 2",
+        ),
+        ({"low_mag": {"bytes": b"hello", "path": "x"}}, r"low_mag: expected a whole image, found 5 bytes"),
+        ({"question": "What moves <|video_pad|>?"}, r"p0::type_A: expected 0 tokens <\|video_pad\|>, found 1"),
+        ({"id": "same"}, "an id of its own for every row, found 'same' 5 times"),
+    ],
+)
+def test_rows_that_no_step_could_take_are_named_before_training(processor, tmp_path, changes, said):
+    recipe = RecipeArguments(data=str(with_changes(tmp_path / "d", **changes)))
+    with pytest.raises(InputError, match=said):
+        select(recipe, make_shape(), processor, "train", None, 0, None)

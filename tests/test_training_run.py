@@ -114,6 +114,8 @@ def test_grpo_trains_validates_and_leaves_a_record(run, model):
     assert prompt.count("[image]") in (2, 3) and "What joins the scales" in prompt
     lines = (out / "validation" / "answers-000004.jsonl").read_text().splitlines()
     assert len(lines) == 6 and {"id", "response"} == json.loads(lines[0]).keys()
+    assert len((out / "validation" / "final-blind.jsonl").read_text().splitlines()) == 6
+    assert (out / "validation" / "final.jsonl").is_file()
     assert not list(out.rglob("README.md"))  # a draft card without a licence is no card
 
 
@@ -242,12 +244,47 @@ def test_a_text_only_model_is_refused(run, tmp_path):
         (("--reward_terms", "visual_gain"), "predict --ablate blind"),
         (("--model_name_or_path", "nowhere"), "a model that can be loaded"),
         (("--config", "nowhere.yaml"), "nowhere.yaml"),
+        (("--train_limit", "1"), "expected 2 questions at least, those of one step, found 1"),
+        (("--train_limit", "0"), "train_limit: expected 1 at least"),
+        (("--max_pixels", "-4"), "max_pixels: expected 1 at least"),
+        (("--temperature", "0"), "temperature: expected more than 0"),
+        (("--eval_strategy", "steps", "--eval_steps", "1"), "eval_strategy: expected a validation_split"),
+        (("--use_peft", "--lora_target_modules", "nope"), "Target modules nope not found"),
+        (("--report_to", "nobody"), "nobody is not supported"),
+        (("--use_vllm", "true"), "use_vllm: expected vLLM|vllm_mode: expected a GPU"),
     ],
 )
 def test_wrong_input_is_one_clear_error(run, options, said):
     with pytest.raises(InputError, match=said):
         run(grpo, *options)
     assert not list(Path("out").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("place", ["file", "file/out"])
+def test_an_output_folder_that_cannot_be_is_told_at_once(run, place):
+    Path("file").write_text("x")
+    with pytest.raises(InputError, match="a folder that can be written"):
+        run(grpo, out=place)
+
+
+def test_an_option_that_conversations_would_ignore_is_refused(run):
+    with pytest.raises(InputError, match="2 faults:\ndimensions: expected none beside conversations"):
+        run(sft, "--conversations", "c.json", "--image_root", ".", "--blind", "--dimensions", "Diagnosis")
+
+
+def test_yaml_may_name_one_view_without_brackets(run):
+    Path("mine.yaml").write_text("views: low_mag\nmax_steps: 1\nsave_strategy: 'no'\n")
+    assert record(run(grpo, "--config", "mine.yaml"))["views"] == ["low_mag"]
+
+
+def test_the_model_that_a_run_starts_from_is_neither_overwritten_nor_an_adapter(run):
+    lora = ("--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj", "--rationales", "none")
+    out = run(sft, *lora, "--max_steps", "1", "--save_strategy", "no")
+    assert (out / "final" / "adapter_config.json").is_file()
+    with pytest.raises(InputError, match="overwrite would delete the model"):
+        run(grpo, "--overwrite", base=out / "final")
+    with pytest.raises(InputError, match="merge it first"):
+        run(grpo, out="other", base=out / "final")
 
 
 def test_an_unknown_setting_of_a_file_is_named(run, tmp_path):

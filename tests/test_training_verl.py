@@ -113,3 +113,25 @@ def test_memory_stays_flat(tmp_path):
             pa.set_memory_pool(usual)
         peaks.append(pool.max_memory())
     assert peaks[1] < 2 * peaks[0]
+
+
+@pytest.mark.parametrize(
+    "changes, name", [({"answer": "A"}, "questions"), ({"low_mag": {"bytes": picture(7), "path": "x"}}, "images")]
+)
+def test_an_export_of_other_rows_under_the_same_ids_is_not_taken_for_done(tmp_path, changes, name):
+    first, other = (
+        [{**row, **change} for row in trained_rows(1)] for change in ({"answer": "B"}, {"answer": "B", **changes})
+    )
+    for number, rows in enumerate((first, other)):
+        write_release(tmp_path / f"data{number}", {"default": {"train": rows}}, {"default": "made for a test"})
+    exported(tmp_path / "data0", tmp_path / "verl")
+    with pytest.raises(InputError, match=f"one with another {name}"):
+        exported(tmp_path / "data1", tmp_path / "verl")
+
+
+@pytest.mark.parametrize("place", ["<image>", "<video>", "<audio>"])
+def test_a_text_with_a_place_of_verls_is_refused(tmp_path, place):
+    rows = [{**row, "question": f"What is {place}?"} for row in trained_rows(1)]
+    write_release(tmp_path / "data", {"default": {"train": rows}}, {"default": "made for a test"})
+    with pytest.raises(InputError, match="a text without <image>, <video>, <audio>"):
+        exported(tmp_path / "data", tmp_path / "verl")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from scale_vqa_eval.errors import Fault, InputError, shown
 from scale_vqa_eval.schema import VIEWS
-from training_recipes.validation import METRICS
 
 
 @dataclass
@@ -48,6 +46,12 @@ class RecipeArguments:
     )
     resume: bool = field(default=False, metadata={"help": "Go on from the last whole checkpoint in output_dir."})
     overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run's checkpoints, unless resuming."})
+
+    def __post_init__(self) -> None:
+        """Takes one name for a list of one: YAML's ``views: low_mag``."""
+        for option in fields(self):
+            if str(option.type).startswith("list") and isinstance(value := getattr(self, option.name), str):
+                setattr(self, option.name, [value])
 
 
 @dataclass
@@ -98,34 +102,3 @@ def parse(kinds: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any
         mend = "correct the file or the command line; docs/training.md has the options"
         raise InputError(Fault(where, "settings that fit together", shown(text, 400), mend)) from error
     return parsed
-
-
-def check_launch(recipe: RecipeArguments, config: Any) -> None:
-    """Checks what can be known before anything is loaded.
-
-    Raises:
-        InputError: for another number of processes than asked for, a resume that would overwrite, an early stop that
-            has nothing to look at, or an output folder that holds another run.
-    """
-    faults = []
-    if recipe.processes is not None and recipe.processes != config.world_size:
-        mend = f"launch {recipe.processes} (docs/training.md has the command), or change processes and the batch sizes"
-        faults.append(Fault("processes", str(recipe.processes), f"{config.world_size} running", mend))
-    metric = config.metric_for_best_model
-    if metric is not None and metric.removeprefix("eval_") not in METRICS:
-        faults.append(
-            Fault("metric_for_best_model", f"one of {', '.join(METRICS)}", shown(metric), "name one of them")
-        )
-    if recipe.early_stop_patience is not None:
-        if recipe.validation_split is None or str(config.eval_strategy.value) == "no":
-            expected = "a validation_split and an eval_strategy"
-            faults.append(Fault("early_stop_patience", expected, "none", "add them, or leave it out"))
-        if metric is None:
-            mend = "add metric_for_best_model: accuracy"
-            faults.append(Fault("early_stop_patience", "metric_for_best_model", "none", mend))
-    old = sorted(path.name for path in Path(config.output_dir).glob("checkpoint-*"))
-    if old and not recipe.resume and not recipe.overwrite:
-        mend = "add --resume to go on, --overwrite to start anew, or name another output_dir"
-        faults.append(Fault(config.output_dir, "no checkpoint of an earlier run", ", ".join(old), mend))
-    if faults:
-        raise InputError(faults)

@@ -57,9 +57,7 @@ def select_conversations(
     from datasets import Dataset
 
     path = str(recipe.conversations)
-    if recipe.image_root is None:
-        raise InputError(Fault("image_root", "the folder of the conversations' images", "none", "name it"))
-    found = read_conversations(path, recipe.image_root)
+    found = read_conversations(path, str(recipe.image_root))
     _say(path, found)
     rows = Dataset.from_list(
         [

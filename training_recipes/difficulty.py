@@ -61,12 +61,13 @@ def read_rates(path: str | Path) -> dict[str, tuple[int, int]]:
     """
     rates: dict[str, tuple[int, int]] = {}
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(
-            Fault(str(path), "a difficulty file", str(error), "run training_recipes/difficulty.py")
-        ) from error
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        found, mend = shown(str(error), 160), "run training_recipes/difficulty.py"
+        raise InputError(Fault(str(path), "a difficulty file", found, mend)) from error
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             rates[row["id"]] = (int(row["right"]), int(row["n"]))
@@ -131,7 +132,10 @@ def write_rates(data: str, config: str | None, split: str, rollouts: Path, out: 
         n = len(drawn[question.id])
         middle += 0 < right < n
         lines.append(json.dumps({"id": question.id, "right": int(right), "n": n}) + "\n")
-    out.write_text("".join(lines), encoding="utf-8")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    partial.write_text("".join(lines), encoding="utf-8")
+    partial.replace(out)
     print(f"{out}: {middle} of {len(questions)} questions are neither always right nor always wrong", file=sys.stderr)
 
 

@@ -12,14 +12,15 @@ from functools import partial
 
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config
 
-from training_recipes.arguments import GRPOArguments, check_launch, parse
+from training_recipes.arguments import GRPOArguments, parse
 from training_recipes.batches import as_text
 from training_recipes.checkpoints import check_room
 from training_recipes.launch import reported
 from training_recipes.models import check_context, load_model, load_processor
+from training_recipes.preconditions import check_launch, check_step
 from training_recipes.reward_terms import reward_functions
 from training_recipes.rows import make_shape
-from training_recipes.run import callbacks, fit, select_both
+from training_recipes.run import callbacks, constructing, fit, select_both
 from training_recipes.selection import select
 from training_recipes.trainers import Recipe, remember_trained
 
@@ -38,7 +39,7 @@ class ScaleVQAGRPOTrainer(Recipe, GRPOTrainer):
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains as the YAML and the command line say."""
     recipe, config, model_arguments = parse((GRPOArguments, GRPOConfig, ModelConfig), argv)
-    check_launch(recipe, config)
+    check_launch(recipe, config, model_arguments)
     rewards = reward_functions(recipe.reward_terms, config.reward_weights, recipe.blind_prior is not None)
     config.remove_unused_columns = False  # rewards need the columns
 
@@ -58,18 +59,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     train, validation = select_both(recipe, config, shape, processor, training_rows)
 
+    check_step(config, len(train.rows), train.where)
     model = load_model(model_arguments)
     check_context(model.config, train.tokens[1], config.max_completion_length)
-    trainer = ScaleVQAGRPOTrainer(
-        model=model,
-        reward_funcs=rewards,
-        args=config,
-        train_dataset=train.rows,
-        eval_dataset=validation.rows if validation is not None else None,
-        processing_class=processor,
-        peft_config=get_peft_config(model_arguments),
-        callbacks=callbacks(recipe),
-    )
+    with constructing():
+        trainer = ScaleVQAGRPOTrainer(
+            model=model,
+            reward_funcs=rewards,
+            args=config,
+            train_dataset=train.rows,
+            eval_dataset=validation.rows if validation is not None else None,
+            processing_class=processor,
+            peft_config=get_peft_config(model_arguments),
+            callbacks=callbacks(recipe),
+        )
     trainer.validation_tokens = recipe.validation_tokens or config.max_completion_length
     trainer.blind = shape.blind
     remember_trained(trainer)

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
+from typing import Final
 
 from scale_vqa_eval.errors import InputError
 
+OTHERS_WAIT: Final = 5.0
+"""Seconds that a process other than the first gives the first to say the same."""
+
 
 def reported(main: Callable[[], object]) -> None:
-    """Calls ``main``; prints the faults of an ``InputError``, once for all processes, and exits 1."""
+    """Calls ``main``; prints the faults of an ``InputError`` and exits 1.
+
+    Of several processes the first speaks, and its launcher ends the others. What another finds alone, such as an image
+    of its own share that cannot be decoded, that one says.
+    """
     try:
         main()
     except InputError as error:
-        if os.environ.get("RANK", "0") == "0":
-            for fault in error.faults:
-                print(f"error: {fault}", file=sys.stderr)
+        rank, who = os.environ.get("RANK", "0"), ""
+        if rank != "0":
+            time.sleep(OTHERS_WAIT)
+            who = f"process {rank}: "
+        for fault in error.faults:
+            print(f"error: {who}{fault}", file=sys.stderr, flush=True)
         sys.exit(1)

@@ -28,6 +28,9 @@ def load_processor(recipe: RecipeArguments, config: Any, model_arguments: Any) -
                 teach_format(make_tiny_model(staged))
                 staged.rename(name)
     where, source = f"model {name}", _source(model_arguments)
+    if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
+        mend = f"merge it first: python training_recipes/merge.py {name} --out FOLDER"
+        raise InputError(Fault(where, "a whole model", "a LoRA adapter", mend))
     try:
         kind = AutoConfig.from_pretrained(name, **source)
     except (OSError, ValueError, KeyError) as error:

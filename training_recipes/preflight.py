@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from scale_vqa_eval.errors import Fault, InputError, shown
 from scale_vqa_eval.predict.pictures import OPTION_IMAGES, Picture, embedded
+from scale_vqa_eval.predict.resolution import UNREADABLE, Bounds, decoded
 from training_recipes.batches import encoded
 from training_recipes.rows import (
     NUMBER,
@@ -113,10 +114,8 @@ def measured(
         batch = list(messages[start : start + _BATCH])
         written += processor.apply_chat_template(batch, tokenize=False, add_generation_prompt=True)
     counts = np.array([len(row) for row in sizes])
-    token = getattr(processor, "image_token", None)
-    if token is not None:
-        _check_places(ids, written, counts, token)
-    per_size = _tokens_of_sizes(processor, sorted({size for row in sizes for size in row}))
+    _check_places(ids, written, counts, processor)
+    per_size = _tokens_of_sizes(processor, sizes, ids)
     image = np.array([sum(per_size[size] for size in row) for row in sizes], np.int64)
     # the one place that the template has for an image is counted among the text's tokens
     text = _tokenised(processor, written) - counts
@@ -156,14 +155,18 @@ def _messages(
     return found
 
 
-def _check_places(ids: Sequence[str], written: Sequence[str], counts: Counts, token: str) -> None:
-    faults = [
-        Fault(
-            f"row {identity}", f"{count} image tokens {token}", f"{text.count(token)}", "mend the text, it holds one"
-        )
-        for identity, text, count in zip(ids, written, counts, strict=True)
-        if text.count(token) != count
-    ]
+def _check_places(ids: Sequence[str], written: Sequence[str], counts: Counts, processor: Any) -> None:
+    """Checks that no text holds one of the tokens that stand for an image or a video."""
+    image, video = (getattr(processor, name, None) for name in ("image_token", "video_token"))
+    faults = []
+    for token, there in ((image, counts), (video, np.zeros_like(counts))):
+        if token is None:
+            continue
+        faults += [
+            Fault(f"row {identity}", f"{count} tokens {token}", f"{text.count(token)}", "mend the text, it holds one")
+            for identity, text, count in zip(ids, written, there, strict=True)
+            if text.count(token) != count
+        ]
     if faults:
         raise InputError(faults)
 
@@ -198,25 +201,48 @@ def _header(cell: Any, picture: Picture, where: str) -> tuple[int, int]:
     try:
         with Image.open(pa.BufferReader(content.as_buffer())) as image:
             return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        found = shown(str(error), 120)
-        raise InputError(Fault(f"{where}, {picture.name}", "an image", found, "bring back the original")) from error
+    except UNREADABLE:
+        # some decoders (TIFF) want a file of Python's own; what is no image fails here as well, and says why
+        return decoded(content.as_py(), f"{where}, {picture.name}", Bounds()).size
 
 
-def _tokens_of_sizes(processor: Any, sizes: Sequence[tuple[int, int]]) -> Mapping[tuple[int, int], int]:
-    """Returns the tokens of an image of each (width, height), by the processor's own arithmetic where it tells it."""
+def _tokens_of_sizes(
+    processor: Any, sizes: Sequence[Sequence[tuple[int, int]]], ids: Sequence[str]
+) -> Mapping[tuple[int, int], int]:
+    """Returns the tokens of an image of each (width, height) that occurs.
+
+    Raises:
+        InputError: naming the rows with an image that the processor refuses, such as one far too thin.
+    """
+    found, refused = {}, {}
+    for size in sorted({size for row in sizes for size in row}):
+        try:
+            found[size] = _tokens_of(processor, size)
+        except ValueError as error:
+            refused[size] = shown(str(error), 120)
+    if refused:
+        mend = "cut the image to another shape, or leave the row out"
+        raise InputError(
+            [
+                Fault(f"row {identity}", "images that the model can take", f"{w} x {h} px: {refused[w, h]}", mend)
+                for identity, row in zip(ids, sizes, strict=True)
+                for w, h in row
+                if (w, h) in refused
+            ]
+        )
+    return found
+
+
+def _tokens_of(processor: Any, size: tuple[int, int]) -> int:
+    """Returns the tokens of an image, by the processor's own arithmetic where it tells it."""
     from PIL import Image
 
-    if not sizes:
-        return {}
+    width, height = size
     if hasattr(processor, "_get_num_multimodal_tokens"):  # the name by which serving engines ask it too
-        counted = processor._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in sizes])
-        return dict(zip(sizes, (int(count) for count in counted.num_image_tokens), strict=True))
+        return int(processor._get_num_multimodal_tokens(image_sizes=[(height, width)]).num_image_tokens[0])
     place = processor.image_token
     alone = len(processor.tokenizer(place)["input_ids"]) - 1
-    return {
-        size: len(processor(text=[place], images=[[Image.new("RGB", size)]])["input_ids"][0]) - alone for size in sizes
-    }
+    return len(processor(text=[place], images=[[Image.new("RGB", size)]])["input_ids"][0]) - alone
 
 
 def _tokenised(processor: Any, written: Sequence[str]) -> Counts:

@@ -41,7 +41,8 @@ def read_rollouts(path: str | Path) -> Rollouts:
         mend = "name a run without --ablate circular"
         raise InputError(Fault(str(path), "options as released", f"turned ones, such as of {turned[0]!r}", mend))
     responses: dict[str, tuple[str, ...]] = {}
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    # not splitlines: a text may hold other ends of a line (U+2028), which JSON leaves as they are
+    for line in Path(path).read_text(encoding="utf-8-sig").split("\n"):
         row: dict[str, Any] = json.loads(line) if line.strip() else {}
         if "id" in row:
             drawn = row.get("responses") or [row.get("response")]

@@ -17,7 +17,7 @@ from scale_vqa_eval.predict.pictures import OPTION_IMAGES, Picture, embedded, pr
 from scale_vqa_eval.predict.prompt import Prompt, load_prompt
 from scale_vqa_eval.predict.resolution import Bounds, decoded
 from scale_vqa_eval.questions import Question
-from scale_vqa_eval.schema import ALL_DIMENSIONS, LETTERS, VIEWS
+from scale_vqa_eval.schema import ALL_DIMENSIONS, LETTERS, VIEWS, patient_of
 
 NUMBER: Final = "row_number"
 """Column that tells a message which row of the data it speaks of."""
@@ -156,15 +156,15 @@ def question_of(row: Mapping[str, Any], names: Sequence[str] | None = None) -> Q
         names: names of the ``dimension`` classes.
     """
     dimension = row.get("dimension")
-    answer = row["answer"]
+    answer, slide = row["answer"], row.get("wsi_name")
     return Question(
         id=row["id"],
         question=row["question"],
         options=tuple(row["options"]),
         answer=answer if isinstance(answer, int) else LETTERS.index(answer),
         dimension=names[dimension] if names is not None and isinstance(dimension, int) else dimension,
-        slide=row.get("wsi_name"),
-        patient=row.get("patient_id"),
+        slide=slide,
+        patient=row.get("patient_id") or (patient_of(slide) if slide else None),  # as a score reads it
         path_id=row.get("path_id"),
         rationale=row.get("rationale"),
         group=row.get("group"),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from scale_vqa_eval.errors import Fault, InputError, shown
 from training_recipes.arguments import RecipeArguments
 from training_recipes.checkpoints import checkpoint_to_resume, remove_earlier
 from training_recipes.metadata import last_rewards, metadata, write_metadata
 from training_recipes.rows import Shape
 from training_recipes.selection import Selection, select, tell
-from training_recipes.validation import figures, greedy_answers
+from training_recipes.validation import figures, greedy_answers, write_answers
 
 
 def select_both(
@@ -48,6 +50,23 @@ def callbacks(recipe: RecipeArguments) -> list[Any]:
 
     patience = recipe.early_stop_patience
     return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
+
+
+@contextmanager
+def constructing() -> Iterator[None]:
+    """Makes one line of what TRL, PEFT or a logger refuse while a trainer is made: settings they cannot use.
+
+    Raises:
+        InputError: for their ValueError, ImportError or RuntimeError.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, ImportError, RuntimeError) as error:
+        found = shown(" ".join(str(error).split()) or type(error).__name__, 300)
+        mend = "correct the setting, or install what is missing; docs/training.md has the options"
+        raise InputError(Fault("settings", "a trainer that can be made of them", found, mend)) from error
 
 
 def fit(
@@ -89,7 +108,14 @@ def fit(
 
 
 def _final(trainer: Any, validation: Selection, shape: Shape) -> dict[str, Any]:
-    """Returns the metric's figures of the trained model on the validation rows, beside the same model blind."""
+    """Returns the metric's figures of the trained model on the validation rows, beside the same model blind.
+
+    The answers go to ``validation/final.jsonl`` and ``validation/final-blind.jsonl``.
+    """
     seen = greedy_answers(trainer, validation.rows, trainer.validation_tokens, shape.blind)
     blind = None if shape.blind else greedy_answers(trainer, validation.rows, trainer.validation_tokens, blind=True)
+    if trainer.is_world_process_zero():
+        for name, answers in (("final", seen), ("final-blind", blind)):
+            if answers is not None:
+                write_answers(Path(trainer.args.output_dir, "validation", f"{name}.jsonl"), validation.rows, answers)
     return figures(validation.rows, seen, blind)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import Fault, InputError, shown
 from scale_vqa_eval.scoring import questions_digest
 from training_recipes.arguments import RecipeArguments
 from training_recipes.difficulty import learnable
@@ -73,6 +74,7 @@ def select(
     """
     where = ":".join(part for part in (recipe.data, recipe.data_config, split) if part)
     rows = of_dimensions(load_rows(recipe.data, recipe.data_config, split), recipe.dimensions)
+    _check_ids(rows, where)
     left_out: list[Unfit] = []
     if training and recipe.difficulty is not None:
         rows, easy = learnable(rows, recipe.difficulty)
@@ -94,6 +96,17 @@ def select(
     digest = questions_digest(question_of(row) for row in texts(rows))
     tokens = (int(lengths.total.min()), int(lengths.total.max()))
     return Selection(trainer_rows(rows, shape, where), where, (*left_out, *unfit), tokens, digest)
+
+
+def _check_ids(rows: Any, where: str) -> None:
+    """Checks that there are rows, and that an id names one of them: rates and priors are found by it."""
+    if not len(rows):
+        raise InputError(Fault(where, "rows", "none", "name another split"))
+    name, count = Counter(rows["id"]).most_common(1)[0]
+    if count > 1:
+        raise InputError(
+            Fault(where, "an id of its own for every row", f"{shown(name)} {count} times", "mend the ids")
+        )
 
 
 def _fitting(

@@ -12,14 +12,15 @@ from functools import partial
 
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
-from training_recipes.arguments import SFTArguments, check_launch, parse
+from training_recipes.arguments import SFTArguments, parse
 from training_recipes.checkpoints import check_room
 from training_recipes.conversation_rows import select_conversations
 from training_recipes.launch import reported
 from training_recipes.models import check_context, load_model, load_processor
+from training_recipes.preconditions import check_launch
 from training_recipes.rationales import with_targets
 from training_recipes.rows import make_shape
-from training_recipes.run import callbacks, fit, select_both
+from training_recipes.run import callbacks, constructing, fit, select_both
 from training_recipes.selection import select
 from training_recipes.trainers import Recipe, remember_trained
 
@@ -31,7 +32,7 @@ class ScaleVQASFTTrainer(Recipe, SFTTrainer):
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains as the YAML and the command line say."""
     recipe, config, model_arguments = parse((SFTArguments, SFTConfig, ModelConfig), argv)
-    check_launch(recipe, config)
+    check_launch(recipe, config, model_arguments)
     config.remove_unused_columns = False
     config.completion_only_loss = True  # the prompt is not to be learnt
     # the trainer would cut a row at max_length, image tokens and answer alike: rows too long are refused before
@@ -49,15 +50,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     model = load_model(model_arguments)
     check_context(model.config, train.tokens[1], 0)
-    trainer = ScaleVQASFTTrainer(
-        model=model,
-        args=config,
-        train_dataset=train.rows,
-        eval_dataset=validation.rows if validation is not None else None,
-        processing_class=processor,
-        peft_config=get_peft_config(model_arguments),
-        callbacks=callbacks(recipe),
-    )
+    with constructing():
+        trainer = ScaleVQASFTTrainer(
+            model=model,
+            args=config,
+            train_dataset=train.rows,
+            eval_dataset=validation.rows if validation is not None else None,
+            processing_class=processor,
+            peft_config=get_peft_config(model_arguments),
+            callbacks=callbacks(recipe),
+        )
     trainer.validation_tokens = recipe.validation_tokens or shape.prompt.max_tokens
     trainer.blind = shape.blind
     remember_trained(trainer)

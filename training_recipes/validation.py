@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.batch import parse_batch
 from scale_vqa_eval.scale_vqa_acc.summary import gold_codes, summarise
 from training_recipes.batches import encoded
+from training_recipes.rows import labels, question_of, texts
 
 METRICS: Final = ("accuracy", "reward", "format_rate", "unparsed_rate")
 """What a validation during training logs, under ``eval_``."""
@@ -59,19 +62,29 @@ def greedy_answers(trainer: Any, rows: Any, tokens: int, blind: bool = False) ->
 def figures(rows: Any, answers: Sequence[str], blind: Sequence[str] | None = None) -> dict[str, Any]:
     """Returns what ``scale_vqa_acc`` says of the answers: accuracy, interval, by dimension, beside blind ones."""
     held = rows.with_format(None)
-    names = held.features["dimension"].names if "dimension" in held.column_names else None
-    dimension = [names[value] if value is not None else None for value in held["dimension"]] if names else None
-    patients = held["patient_id"] if "patient_id" in held.column_names else None
-    options = [len(texts) for texts in held["options"]]
-    counts = np.array(options)
+    names = labels(held, "dimension") if "dimension" in held.column_names else None
+    questions = [question_of(row, names) for row in texts(held)]
+    counts = np.array([len(question.options) for question in questions])
     return summarise(
         parse_batch(list(answers), "reference", counts),
-        gold_codes(list(held["answer"]), counts),
-        dimension=dimension,
-        cluster=list(patients) if patients is not None and all(patients) else None,
+        gold_codes([question.answer for question in questions], counts),
+        dimension=[question.dimension for question in questions] if names else None,
+        cluster=[question.cluster for question in questions],
+        group=_whole_groups(questions),
         blind=None if blind is None else parse_batch(list(blind), "reference", counts),
         options=counts,
     )
+
+
+def _whole_groups(questions: Sequence[Question]) -> list[str | None] | None:
+    """Returns each question's exchange group; None without groups, or where ``validation_limit`` tore one.
+
+    A group has one question for each of its options; a part of one is right too easily.
+    """
+    groups = [question.group for question in questions]
+    sizes = Counter(group for group in groups if group)
+    whole = all(sizes[question.group] == len(question.options) for question in questions if question.group)
+    return groups if sizes and whole else None
 
 
 def short(full: dict[str, Any]) -> dict[str, float]:

@@ -23,6 +23,7 @@ import click
 from scale_vqa_eval.errors import Fault, InputError, shown
 from scale_vqa_eval.predict.pictures import OPTION_IMAGES, embedded
 from scale_vqa_eval.schema import VIEWS
+from scale_vqa_eval.scoring import questions_digest
 from training_recipes.rows import (
     NUMBER,
     Shape,
@@ -33,11 +34,14 @@ from training_recipes.rows import (
     of_dimensions,
     question_of,
     shown_images,
+    texts,
 )
 from training_recipes.verl_reward import SOURCE
 
 ABILITY: Final = "pathology_vqa"
 _PLACE: Final = "<image>"
+_PLACES: Final = (_PLACE, "<video>", "<audio>")
+"""Where verl puts what a row shows; a text must not hold one."""
 _GROUP: Final = 32
 """Rows of a row group: what memory holds."""
 
@@ -89,9 +93,9 @@ def export(job: Export) -> list[Path]:
 
 def _check_same(job: Export) -> None:
     """Compares the export with the one that the folder was begun with, or notes it."""
-    ids = hashlib.sha256("\n".join(job.rows["id"]).encode()).hexdigest()
     note = {
-        "ids_sha256": ids,
+        "questions": questions_digest(question_of(row) for row in texts(job.rows)),
+        "images": _bytes_of_images(job.rows),
         "prompt": job.shape.prompt.digest,
         "views": list(job.shape.views),
         "shard": job.shard,
@@ -105,6 +109,20 @@ def _check_same(job: Export) -> None:
             found = f"one with another {differing[0]}"
             raise InputError(Fault(str(job.out), f"this export of {job.split}", found, "name another --out"))
     path.write_text(json.dumps(note) + "\n", encoding="utf-8")
+
+
+def _bytes_of_images(rows: Any) -> dict[str, int]:
+    """Returns the bytes of each image column; their lengths are looked at, no image is read."""
+    import pyarrow.compute as pc
+
+    rows = rows.flatten_indices() if rows._indices is not None else rows
+    found = {}
+    for name in (*VIEWS, OPTION_IMAGES):
+        if name in rows.column_names:
+            column = rows.data.column(name)
+            cells = pc.list_flatten(column) if name == OPTION_IMAGES else column
+            found[name] = pc.sum(pc.binary_length(pc.struct_field(cells, "bytes"))).as_py() or 0
+    return found
 
 
 def _write(path: Path, job: Export, places: range) -> None:
@@ -153,8 +171,9 @@ def _row(job: Export, place: int) -> dict[str, Any]:
 def _content(message: Mapping[str, Any], identity: str) -> str:
     """Joins the parts of a message; verl puts an image where ``<image>`` stands."""
     texts = [part["text"] for part in message["content"] if part["type"] == "text"]
-    if any(place in text for text in texts for place in (_PLACE, "<video>")):
-        raise InputError(Fault(f"row {identity}", f"a text without {_PLACE} and <video>", "one with", "mend the text"))
+    if any(place in text for text in texts for place in _PLACES):
+        expected = f"a text without {', '.join(_PLACES)}"
+        raise InputError(Fault(f"row {identity}", expected, "one with", "mend the text"))
     return "".join(part["text"] if part["type"] == "text" else _PLACE for part in message["content"])
 
 
