@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from curate_inputs import write_config, write_input
 
 from dataset_script.curate.asking.settings import read_settings
+from dataset_script.curate.command import curate
 from dataset_script.curate.features.captions import PATH_VIEW, read_paths
 from dataset_script.curate.work import open_work
 from scale_vqa_eval.errors import InputError
@@ -49,6 +51,8 @@ def test_every_path_is_read_and_a_high_view_may_be_absent_in_each_way(tmp_path: 
         (lambda row: row["paths"][0]["high_mag"].update(image_path="/etc/passwd"), "a file inside"),
         (lambda row: row["paths"][0]["high_mag"].update(image_path="none.png"), "a file inside"),
         (lambda row: row["paths"][0].update(path_summary=["x"]), "text or null"),
+        (lambda row: row.update(patient_id=["P1"]), "a name or null"),
+        (lambda row: row.update(patient_id=" "), "a name or null"),
     ],
 )
 def test_what_breaks_the_format_is_refused_with_its_place(tmp_path: Path, spoil: Any, expected: str) -> None:
@@ -60,6 +64,44 @@ def test_what_breaks_the_format_is_refused_with_its_place(tmp_path: Path, spoil:
         read_paths(file, tmp_path)
     assert any("line 1" in fault.where for fault in refused.value.faults)
     assert any(expected in fault.expected for fault in refused.value.faults), refused.value
+
+
+def test_slides_of_one_patient_stay_together_where_patients_are_numbers(tmp_path: Path) -> None:
+    file = write_input(tmp_path, 3, missing_high=0.0)
+    rows = rows_of(file)
+    for row, patient in zip(rows, (7, "7", 0), strict=True):
+        row["patient_id"] = patient
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [path.patient for path in read_paths(file)[::4]] == ["7", "7", "0"]
+
+
+def test_a_slide_of_two_patients_is_refused(tmp_path: Path) -> None:
+    file = write_input(tmp_path, 1, missing_high=0.0)
+    (row,) = rows_of(file)
+    halves = [
+        {**row, "patient_id": name, "paths": paths}
+        for name, paths in (("P", row["paths"][:2]), ("Q", row["paths"][2:]))
+    ]
+    file.write_text("".join(json.dumps(half) + "\n" for half in halves))
+    with pytest.raises(InputError, match="one patient"):
+        read_paths(file)
+
+
+def test_a_list_of_slides_is_no_json_lines(tmp_path: Path) -> None:
+    file = write_input(tmp_path, 2)
+    file.write_text(json.dumps(rows_of(file)))
+    with pytest.raises(InputError, match="a line of its own"):
+        read_paths(file)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_asked(tmp_path: Path) -> None:
+    file = write_input(tmp_path / "in", 1)
+    config = write_config(tmp_path / "c.yaml", "http://127.0.0.1:9/v1")
+    command = [str(file), "--config", str(config), "--out"]
+    below_a_file = CliRunner().invoke(curate, [*command, str(file / "out")])
+    assert below_a_file.exit_code == 2 and "cannot be written" in below_a_file.output
+    work = CliRunner().invoke(curate, [*command, str(tmp_path / "out"), "--work", str(file / "work")])
+    assert isinstance(work.exception, InputError) and "--work" in str(work.exception)
 
 
 def test_a_changed_input_keeps_its_shards_and_so_its_answers(tmp_path: Path) -> None:

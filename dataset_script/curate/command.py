@@ -94,6 +94,9 @@ def _check_out(out: Path, wanted: list[str]) -> None:
 
     if "construct" not in wanted:
         return
+    parent = next(one for one in out.absolute().parents if one.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise click.UsageError(f"--out {out} cannot be written: {parent} is no folder that takes files")
     recover_release(out)
     if out.exists() and (out.is_file() or any(out.iterdir())):
         try:

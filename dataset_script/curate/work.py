@@ -131,7 +131,12 @@ def open_work(root: Path, captions: Path, settings: Settings) -> WorkFolder:
     work = WorkFolder(root, shards)
     partial = root / ".paths.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        found = error.strerror or type(error).__name__
+        fault = Fault(f"work folder {root}", "a folder that can be written", found, "name another with --work")
+        raise InputError(fault) from error
     files = [partial / f"{shard:05d}.jsonl" for shard in range(shards)]
     _spread(captions, files)
     shutil.rmtree(root / "paths", ignore_errors=True)

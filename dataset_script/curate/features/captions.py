@@ -77,6 +77,7 @@ def iter_paths(file: Path, faults: list[Fault]) -> Iterator[CaptionedPath]:
 
 def _raw_paths(file: Path, faults: list[Fault]) -> Iterator[tuple[str, str, str, Any]]:
     """Yields (place, slide, patient, path) for every path of every line; faults of lines are appended."""
+    owners: dict[str, str] = {}
     with file.open(encoding="utf-8-sig", errors="strict") as lines:
         try:
             for number, line in enumerate(lines, 1):
@@ -88,7 +89,11 @@ def _raw_paths(file: Path, faults: list[Fault]) -> Iterator[tuple[str, str, str,
                 except (ValueError, RecursionError) as error:
                     faults.append(Fault(where, "one JSON object", shown(str(error)), "correct the line"))
                     continue
-                slide = row.get("wsi_name") if isinstance(row, Mapping) else None
+                if not isinstance(row, Mapping):
+                    mend = "write JSON Lines: each slide's object on a line of its own"
+                    faults.append(Fault(where, "one JSON object", shown(row), mend))
+                    continue
+                slide = row.get("wsi_name")
                 if not isinstance(slide, str) or not slide.strip():
                     faults.append(Fault(where, "a slide name under wsi_name", shown(slide), "add the name"))
                     continue
@@ -96,12 +101,25 @@ def _raw_paths(file: Path, faults: list[Fault]) -> Iterator[tuple[str, str, str,
                 if not isinstance(raw, list) or not raw:
                     faults.append(Fault(where, "a list of paths under paths", shown(raw), "add captioned paths"))
                     continue
-                patient = row.get("patient_id")
-                named = patient.strip() if isinstance(patient, str) and patient.strip() else patient_of(slide)
+                patient = _patient(where, slide, row.get("patient_id"), faults)
+                owner = owners.setdefault(slide.strip(), patient)
+                if owner != patient:
+                    mend = "give the slide one patient"
+                    faults.append(Fault(f"{where}, patient_id", f"that of the slide before, {owner!r}", patient, mend))
                 for index, path in enumerate(raw, 1):
-                    yield f"{where}, path {index}", slide.strip(), named, path
+                    yield f"{where}, path {index}", slide.strip(), patient, path
         except UnicodeDecodeError as error:
             faults.append(Fault(str(file), "UTF-8 text", shown(str(error)), "save the file as UTF-8"))
+
+
+def _patient(where: str, slide: str, raw: Any, faults: list[Fault]) -> str:
+    """Returns the patient of a line, by the slide's name where none is given; a number is a name as well."""
+    if raw is None:
+        return patient_of(slide)
+    named = str(raw).strip() if isinstance(raw, str | int) and not isinstance(raw, bool) else ""
+    if not named:
+        faults.append(Fault(f"{where}, patient_id", "a name or null", shown(raw), "name the patient, or leave it out"))
+    return named
 
 
 def _path(where: str, slide: str, patient: str, raw: Any, faults: list[Fault]) -> CaptionedPath | None:
