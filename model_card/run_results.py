@@ -42,7 +42,7 @@ class Score:
 
 
 def read_scores(named: Sequence[tuple[str | None, Path]], faults: list[Fault]) -> list[Score]:
-    """Reads results files; one that is of a blind or ablated run, or of no known config, is a fault.
+    """Reads results files; one of a blind or ablated run, of no known config, or beside a false control is a fault.
 
     Args:
         named: name (None: the config that the file notes) and file.
@@ -56,6 +56,7 @@ def read_scores(named: Sequence[tuple[str | None, Path]], faults: list[Fault]) -
             faults.extend(error.faults)
             continue
         provenance = content["provenance"]
+        faults += control_faults(str(path), provenance)
         name = name or provenance.get("config")
         if provenance.get("ablation"):
             mend = "give the run with images, scored with --blind"
@@ -68,6 +69,28 @@ def read_scores(named: Sequence[tuple[str | None, Path]], faults: list[Fault]) -
         else:
             scores.append(Score(name, content))
     return scores
+
+
+def control_faults(where: str, provenance: Mapping[str, Any]) -> list[Fault]:
+    """Returns why a blind control is none: by its own account it had images, or was asked otherwise than the run.
+
+    A control that notes nothing of itself is taken at the word of who scored it.
+    """
+    blind = provenance.get("blind") or {}
+    alike = ("model", "prompt_id", "sampling")
+    faults = []
+    if any(blind.get(field) is not None for field in (*alike, "backend", "ablation")):
+        if blind.get("ablation") != "blind":
+            found = f"one that notes the ablation {shown(blind.get('ablation'))}"
+            mend = "predict it with --ablate blind (another program notes that in its first line), score again"
+            faults.append(Fault(where, "a blind control that saw no image", found, mend))
+        for field in alike:
+            ours, theirs = provenance.get(field), blind.get(field)
+            if None not in (ours, theirs) and ours != theirs:
+                found = f"{shown(theirs)} instead of {shown(ours)}"
+                mend = "run the control as the run itself, but for the images"
+                faults.append(Fault(where, f"a blind control with the same {field}", found, mend))
+    return faults
 
 
 def one_system(scores: Sequence[Score], faults: list[Fault], prompt_file: Path | None = None) -> Prompt | None:

@@ -153,6 +153,12 @@ def test_results_of_other_runs_are_refused(results: dict[str, Path], tmp_path: P
         "reworded": {"predicted_with": content["provenance"]["predicted_with"] | {"prompt_hash": "0" * 16}},
     }.items():
         (tmp_path / name).write_text(json.dumps(content | {"provenance": content["provenance"] | change}))
+    noted = content["provenance"]["blind"]
+    for name, change in {"images": {"ablation": None}, "another": {"model": "org/other"}}.items():
+        about = content["provenance"] | {"blind": noted | change}
+        (tmp_path / name).write_text(json.dumps(content | {"provenance": about}))
+    assert "a blind control that saw no image" in faults(tmp_path, "--results", tmp_path / "images")
+    assert "a blind control with the same model" in faults(tmp_path, "--transfer", f"X={tmp_path / 'another'}")
     assert "ablation blind" in faults(tmp_path, "--results", tmp_path / "ablated")
     assert "the config of the questions" in faults(tmp_path, "--results", tmp_path / "nameless")
     assert "prompt published@1 as it is here" in faults(tmp_path, "--results", tmp_path / "reworded")

@@ -210,12 +210,15 @@ def test_the_space_scores_as_the_command_does(metric_space: str, browser: Any, d
     page.context.close()
 
 
-def test_the_authors_format_gives_the_same_score(metric_space: str, browser: Any, data: Path) -> None:
+def test_the_authors_format_gives_the_same_score(metric_space: str, browser: Any, data: Path, tmp_path: Path) -> None:
     page = opened(browser, metric_space)
     fill(page, run=data / "run.jsonl", gold=data / "gold.json")
     go(page)
     total = table(page, "#score")[-1]
     assert total[:3] == ["all", "30", "3"], "patients are read from TCGA barcodes"
+    (tmp_path / "again.jsonl").write_text((data / "run.jsonl").read_text() + "\n")
+    fill(page, blind=tmp_path / "again.jsonl")
+    assert "notes the ablation None, not blind: no blind control" in go(page)
     page.context.close()
 
 
@@ -264,7 +267,7 @@ def test_what_is_missing_or_no_hub_id_is_said(metric_space: str, browser: Any, d
 # --- the leaderboard
 
 
-def results(model: str, accuracy: float, blind: float | None, **more: Any) -> dict[str, Any]:
+def results(model: str, accuracy: float, blind: float | None, /, **more: Any) -> dict[str, Any]:
     """Returns a results file as ``score --json`` writes it, as far as a leaderboard reads it."""
     part = {"accuracy": accuracy, "interval": [accuracy - 0.05, min(1.0, accuracy + 0.05)]}
     beside = {"accuracy": blind, "interval": [0.2, 0.4], "gain_interval": [-0.1, 0.2]} if blind is not None else None
@@ -292,6 +295,8 @@ def board_page(space: Callable[..., str], tmp_path_factory: pytest.TempPathFacto
         "hostile/x.json": results(HOSTILE, 0.50, 0.50),
         "always.json": results("always right blind", 1.0, 1.0),
         "blind.json": results("leaky", 0.75, None, ablation="blind"),
+        "images.json": results("seen twice", 0.9, 0.1, blind={"backend": "vllm", "ablation": None}),
+        "another.json": results("x", 0.9, 0.1, blind={"model": "y", "ablation": "blind"}),
         "broken.json": {"accuracy": "<b>high</b>", "by_dimension": {}, "provenance": {}},
         "other.json": [1, 2],
         "beyond.json": results("beyond", 7.0, None),
@@ -329,6 +334,8 @@ def test_the_leaderboard_ranks_with_the_blind_column(board_page: tuple[str, Path
     out = page.inner_text("#board .out")
     for name, why in {
         "blind.json": "ablation (blind)",
+        "images.json": "notes the ablation None, not blind",
+        "another.json": "another model",
         "broken.json": "expected a number",
         "other.json": "no results file",
         "beyond.json": "found 7",

@@ -100,6 +100,8 @@ def results_line(path: Path, name: str, marks: tuple[str, ...] = ()) -> Line:
     if about.get("ablation") not in (None, ""):
         raise ValueError(f"it is the run of an ablation ({str(about['ablation'])[:40]}), not of all images")
     blind = content.get("blind")
+    if blind and (why := _no_control(about)):
+        raise ValueError(why)
     prompt = f" ({about['prompt_id']})" if about.get("prompt_id") else ""
     config, split = about.get("config") or "default", about.get("split") or "all splits"
     return Line(
@@ -119,6 +121,19 @@ def results_line(path: Path, name: str, marks: tuple[str, ...] = ()) -> Line:
         unparsed=_share(content["unparsed"]["rate"]) if content.get("unparsed") else None,
         marks=marks if blind else (*marks, NO_BLIND),
     )
+
+
+def _no_control(about: Mapping[str, Any]) -> str:
+    """Returns why a blind run is no control, by its own account; empty where nothing speaks against it."""
+    blind = about.get("blind") or {}
+    alike = ("model", "prompt_id", "sampling")
+    noted = any(blind.get(name) is not None for name in (*alike, "backend", "ablation"))
+    if noted and blind.get("ablation") != "blind":
+        return f"its blind control notes the ablation {str(blind.get('ablation'))[:40]}, not blind"
+    for name in alike:
+        if None not in (about.get(name), blind.get(name)) and about[name] != blind[name]:
+            return f"its blind control has another {name}"
+    return ""
 
 
 def published_lines(path: Path) -> list[Line]:

@@ -233,8 +233,8 @@ def _doubts(run: Mapping[str, Any], blind: Mapping[str, Any], has_blind: bool) -
         return []
     ours, theirs = _noted(run), _noted(blind)
     found = []
-    if theirs["ablation"] not in (None, "blind"):
-        found.append(f"The blind file notes the ablation {short(theirs['ablation'])}, not blind.")
+    if {"ablation", "ablate"} & blind.keys() and theirs["ablation"] != "blind":
+        found.append(f"The blind file notes the ablation {short(theirs['ablation'])}, not blind: no blind control.")
     for field in ("model", "prompt_id", "sampling"):
         if None not in (ours[field], theirs[field]) and ours[field] != theirs[field]:
             said = f"{short(theirs[field])} instead of {short(ours[field])}"
