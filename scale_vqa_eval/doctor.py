@@ -65,11 +65,13 @@ class Finding:
     mend: str = ""
 
 
-def examine(data: str | None = None) -> list[Finding]:
+def examine(data: str | None = None, config: str | None = None, images: Path | None = None) -> list[Finding]:
     """Returns everything that is looked at, in the order that it is shown.
 
     Args:
         data: a release folder, file or Hub id that is to be checked too.
+        config: config of a release folder or Hub id, None for its default.
+        images: folder that a question file's image paths are relative to, None for the file's own.
     """
     # each of these starts processes of its own and waits for them
     waiting = (_torch, _processors, _prepared_data, _prepared_metric)
@@ -77,7 +79,7 @@ def examine(data: str | None = None) -> list[Finding]:
         torch, processors, *prepared = pool.map(lambda look: list(look()), waiting)
     findings = [_python(), *_requirements(), *_backends(), *torch, *processors, *_caches()]
     findings += [finding for found in prepared for finding in found]
-    return findings + ([_data(data)] if data else [])
+    return findings + ([_data(data, config, images)] if data else [])
 
 
 def _backends() -> Iterator[Finding]:
@@ -236,15 +238,15 @@ def _bare_name(what: str, code: str) -> Finding:
     return Finding(what, "ok", "prepared, or a folder of that name is here")
 
 
-def _data(data: str) -> Finding:
+def _data(data: str, config: str | None, images: Path | None) -> Finding:
     """Reads every question, and counts the images of each view."""
     from scale_vqa_eval.predict.pictures import open_pictures
     from scale_vqa_eval.questions import read_questions
     from scale_vqa_eval.schema import VIEWS
 
     try:
-        questions = read_questions(data)
-        store = open_pictures(data, None, None, questions, None)
+        questions = read_questions(data, None, config)
+        store = open_pictures(data, None, config, questions, images)
     except InputError as error:
         more = f" (and {len(error.faults) - 1} more)" if len(error.faults) > 1 else ""
         fault = error.faults[0]
@@ -262,10 +264,18 @@ def _data(data: str) -> Finding:
 
 @click.command()
 @click.option("--data", help="Check this release folder, file or Hub id too.")
+@click.option("--config", help="Config of a release folder or Hub id.  [default: its default]")
+@click.option(
+    "--images",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder that the image paths of a JSON file are relative to.  [default: the file's own]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def doctor(data: str | None, as_json: bool) -> int:
+def doctor(data: str | None, config: str | None, images: Path | None, as_json: bool) -> int:
     """Say what is installed, what will not work here, and the mend; exit 1 where something required is broken."""
-    findings = examine(data)
+    if (config or images) and not data:
+        raise click.UsageError("--config and --images are about --data, which is not given")
+    findings = examine(data, config, images)
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:

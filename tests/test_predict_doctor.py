@@ -55,6 +55,20 @@ def test_data_is_read_and_its_views_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_the_images_of_a_question_file_may_lie_elsewhere_and_another_config_be_named(tmp_path: Path) -> None:
+    pictures, file = tmp_path / "pictures", tmp_path / "q.json"
+    pictures.mkdir()
+    (pictures / "a.jpg").write_bytes(b"any bytes: nothing is decoded")
+    row = {"question": "?", "options": ["x", "y"], "answer": "A", "image_path": {"mid_mag": "a.jpg"}}
+    file.write_text(json.dumps([row]))
+    assert report("--data", str(file))[1]["data"]["status"] == "broken"
+    assert "1 with mid_mag" in report("--data", str(file), "--images", str(pictures))[1]["data"]["found"]
+    release = make_release(tmp_path / "scale-vqa", paths=1)
+    assert "3 questions" in report("--data", str(release), "--config", "grounding")[1]["data"]["found"]
+    assert report("--data", str(release), "--config", "nope")[0] == 1
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_cache_without_room_or_rights_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "not" / "there"))
     monkeypatch.setattr(subject, "LEAST_FREE", 10**18)

@@ -91,6 +91,8 @@ def test_a_question_that_is_too_long_fails_alone_and_can_be_given_up(release: Pa
         result = call(release, server, out)
         assert result.return_value == 1 and "maximum context length" in result.stderr
         assert len(read_predictions(out).rows) == 29
+        early = call(release, server, tmp_path / "early.jsonl", "--limit", "25", "--give-up", "--concurrency", "1")
+        assert "nothing is given up while" in early.stderr and early.return_value == 1
         call(release, server, out, "--give-up")
     rows = [row for row in read_predictions(out).rows if row.response is None]
     assert len(rows) == 1 and "maximum context length" in (rows[0].error or "")

@@ -103,7 +103,7 @@ def predict(**given: Any) -> int:
         given["give_up"],
         given["limit"],
     )
-    return _report(run(backend, job, given["out"], plan), given["out"])
+    return _report(run(backend, job, given["out"], plan), given["out"], given["give_up"])
 
 
 def _backend(given: dict[str, Any]) -> Any:
@@ -149,11 +149,13 @@ def _provenance(given: dict[str, Any], job: Any, items: Any, backend: Any) -> di
     }
 
 
-def _report(outcome: Any, out: Path) -> int:
+def _report(outcome: Any, out: Path, give_up: bool) -> int:
     """Says how the run ended; 0 where every question has an answer or the limit was reached, 1 where some failed."""
     click.echo(
         f"{out}: {outcome.answered} answered, {len(outcome.failures)} failed, {outcome.left} not asked", err=True
     )
+    if give_up and outcome.left and outcome.failures:
+        click.echo("--give-up: nothing is given up while questions are not asked", err=True)
     if outcome.prompt_tokens:
         share = outcome.cached_tokens / outcome.prompt_tokens
         click.echo(f"prefix cache: {share:.1%} of {outcome.prompt_tokens:,} prompt tokens", err=True)

@@ -122,7 +122,10 @@ def read_items(
     store = NoPictures() if blind else open_pictures(data, split, config, questions, images)
     items = [_item(row, question, store) for row, question in enumerate(questions)]
     if not blind and not any(item.views or item.option_pictures for item in items):
-        mend = "build the release folder with --images, or ask --ablate blind"
+        mend = (
+            "name each row's files in image_path as {view: file} (`scale-vqa build single` does so for one image a "
+            "question), build the release folder with --images, or ask --ablate blind"
+        )
         raise InputError(Fault(data, "questions with images", "no image in any row", mend))
     return items, store
 
