@@ -98,8 +98,9 @@ class VllmBackend:
             if len(readable) == 1:
                 sink.fail(readable[0][0], shown(str(error), 300))
                 return
-            for ask, _ in readable:
-                self._wave(job, [ask], sink)
+            half = len(readable) // 2
+            for part in (readable[:half], readable[half:]):
+                self._wave(job, [ask for ask, _ in part], sink)
             return
         for (ask, _), output in zip(readable, outputs, strict=True):
             counts = [len(completion.token_ids) for completion in output.outputs]
