@@ -167,7 +167,9 @@ def test_sft_reads_released_conversations(run, tmp_path, capsys):
     row = conversation("/data/of/them/a.jpg", user="<image>What is seen?\\n\nThink.")
     file = written(tmp_path, *[row] * 4)
     out = run(sft, "--conversations", str(file), "--image_root", "images", "--max_steps", "1")
-    assert record(out)["train_rows"] == 4
+    told = record(out)
+    assert told["train_rows"] == 4
+    assert (told["data"], told["train_split"], told["views"]) == (str(file), "all", [])
     assert "line break in 4 conversations" in capsys.readouterr().err
 
 

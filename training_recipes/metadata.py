@@ -47,14 +47,10 @@ def metadata(
         "base_model_revision": model_arguments.model_revision,
         **trainer.trained,
         "lora": bool(model_arguments.use_peft),
-        "data": recipe.data,
-        "data_config": recipe.data_config,
+        **_trained_on(recipe, shape),
         "data_hash": train.digest,
-        "train_split": recipe.train_split,
         "train_rows": len(train.rows),
         "train_rows_left_out": len(train.left_out),
-        "dimensions": recipe.dimensions,
-        "views": list(shape.views),
         "blind_training": shape.blind,
         "prompt_id": shape.prompt.id,
         "prompt_version": shape.prompt.version,
@@ -82,6 +78,20 @@ def metadata(
         "config": _settings(args),
         "recipe": vars(recipe),
         "versions": versions(),
+    }
+
+
+def _trained_on(recipe: RecipeArguments, shape: Shape) -> dict[str, Any]:
+    """Returns which data, split and views; a conversation file stands for all of them."""
+    conversations = getattr(recipe, "conversations", None)
+    if conversations is not None:
+        return {"data": conversations, "data_config": None, "train_split": "all", "dimensions": None, "views": []}
+    return {
+        "data": recipe.data,
+        "data_config": recipe.data_config,
+        "train_split": recipe.train_split,
+        "dimensions": recipe.dimensions,
+        "views": list(shape.views),
     }
 
 
