@@ -494,3 +494,16 @@ def test_an_adversarys_limit_on_ray_stops_cleanly_and_the_next_run_goes_on(
         assert sum(body["model"] == "medoid" for body in server.bodies) <= 30
         screened(few, tmp_path / "out", write_config(tmp_path / "c.yaml", server.url, probes=False), "--engine", "ray")
     assert set(server.keys.values()) == {1}
+
+
+def test_a_question_without_options_is_made_again_for_its_own_reason(few: Path, tmp_path: Path) -> None:
+    """A finding that nothing stands against and one that is too common ask for opposite things."""
+    with serving(ChatEndpoint(answer)) as server:
+        config = write_config(tmp_path / "c.yaml", server.url, ONCE, probes=False, rounds=2)
+        first, _ = screened(few, tmp_path / "out", config)["rounds"]
+        made = [data_of(body) for body in server.bodies if body["model"] == "generate"]
+        again = [data for data in made if "attempt" in data]
+    waiting = account_of(tmp_path / "out", "items")["waiting"]
+    assert first["causes"] == dict(Counter(waiting.values())) and first["causes"]["no-contrast"] > 0
+    said = [text for data in again for text in data["constraints"]]
+    assert sum("aspects on which other regions" in text for text in said) == first["causes"]["no-contrast"]

@@ -17,16 +17,27 @@ def pool(n: int, dimensions: int = 5) -> list[Question]:
     ]
 
 
-def reading(name: str, right: np.ndarray, sure: np.ndarray | None = None) -> Reading:
+def reading(name: str, right: np.ndarray, sure: np.ndarray | None = None, pick: np.ndarray | None = None) -> Reading:
+    """A reader by what it got right; gold of row r is option r % 4, and what is wrong is the next option."""
+    picked = (np.arange(len(right)) + ~right.astype(bool)) % 4 if pick is None else pick
     right = right.astype(float)
-    return Reading(name, "adversary", right, right if sure is None else sure, np.full(len(right), 0.25))
+    return Reading(name, "adversary", right, right if sure is None else sure, np.full(len(right), 0.25), pick=picked)
+
+
+def guess(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a reader who knows nothing picks, and where that is right."""
+    pick = rng.integers(0, 4, n)
+    return pick, pick == np.arange(n) % 4
 
 
 def test_readers_who_know_nothing_have_questions_made_again_no_more_often_than_the_level() -> None:
     questions, rng = pool(200), np.random.default_rng(0)
     alarms = 0
     for _ in range(60):
-        readings = [reading(name, rng.random(200) < 0.25) for name in "xyz"]
+        readings = []
+        for name in "xyz":
+            pick, right = guess(rng, 200)
+            readings.append(reading(name, right, pick=pick))
         alarms += bool(judge(questions, [*readings, *together(readings)], 0.05).made_again)
     assert alarms <= 9  # 3 expected at the level; P(more than 9) < 0.001
 
@@ -64,9 +75,25 @@ def test_a_single_lucky_guess_is_no_reason() -> None:
 def test_readers_who_are_right_together_too_often_are_seen_by_their_agreement() -> None:
     questions, rng = pool(600, 1), np.random.default_rng(3)
     shared = rng.random(600) < 0.09
-    one = shared | (rng.random(600) < 0.18)
-    other = shared | (rng.random(600) < 0.18)
-    joint = together([reading("x", one), reading("y", other)])
-    found = judge(questions, joint, 0.05)
-    assert found.made_again
-    assert joint[0].chance[0] == pytest.approx(1 / 16)
+    readings = []
+    for name in "xy":
+        pick, _ = guess(rng, 600)
+        pick = np.where(shared, np.arange(600) % 4, pick)
+        right = pick == np.arange(600) % 4
+        # elsewhere wrong more often than a guess: neither is above chance alone
+        spoilt = right & ~shared & (rng.random(600) < 0.28)
+        pick = np.where(spoilt, (pick + rng.integers(1, 4, 600)) % 4, pick)
+        readings.append(reading(name, right & ~spoilt, pick=pick))
+    assert not judge(questions, readings, 0.05).made_again
+    assert judge(questions, [*readings, *together(readings)], 0.05).made_again
+
+
+def test_readers_of_one_taste_who_know_nothing_are_no_leak() -> None:
+    """Two models that guess alike are right together as often as one of them."""
+    questions, rng = pool(400), np.random.default_rng(5)
+    alarms = 0
+    for _ in range(40):
+        pick, right = guess(rng, 400)
+        readings = [reading(name, right, pick=pick) for name in "xy"]
+        alarms += bool(judge(questions, [*readings, *together(readings)], 0.05).made_again)
+    assert alarms <= 6  # 2 expected at the level; P(more than 6) < 0.005

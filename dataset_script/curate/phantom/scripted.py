@@ -4,8 +4,7 @@ It is no language model and no substitute for one: it knows the sentences that p
 reads nothing else. With it the whole pipeline runs, for tests and for figures that anybody can make again.
 
 The adversaries of this double read the text alone, as any adversary does: ``medoid`` picks the option most like the
-others, ``longest`` the longest, ``base-rate`` the option whose words it has most often seen as options of other
-questions (fewest, where ``rarest``).
+others, ``longest`` the longest.
 
 ``python -m dataset_script.curate.phantom.scripted`` serves until Ctrl-C and prints its address; the model's name of a
 request says which part it plays.

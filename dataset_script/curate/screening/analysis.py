@@ -14,7 +14,6 @@ from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import LETTERS
 
 UNEXPLAINED: Final = "unexplained"
-TOO_COMMON: Final = "base-rate"
 SAID: Final = 600
 
 
@@ -37,7 +36,7 @@ class Leak:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """What gave a question away: name of a cause, one sentence, and the constraint in the model's words."""
+    """What gave a question away, or why it got no options: name, one sentence, the constraint in the model's words."""
 
     name: str
     explanation: str
@@ -45,7 +44,8 @@ class Cause:
 
     def sentences(self) -> tuple[str, ...]:
         """Returns the constraints for the next version: ours for the cause, and the model's."""
-        ours = load_prompt("analyse")["causes"][self.name]["constraint"]
+        prompt = load_prompt("analyse")
+        ours = prompt["without_options"].get(self.name) or prompt["causes"][self.name]["constraint"]
         return (ours, self.constraint) if self.constraint else (ours,)
 
 

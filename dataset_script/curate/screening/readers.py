@@ -27,10 +27,18 @@ SURE: float = 1 - 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What an adversary made of a question: right (a share where it wavers), how sure; where right, its words."""
+    """What an adversary made of a question.
+
+    Attributes:
+        right: 1 where it picked the right option, a share where it wavers.
+        sure: how sure it was of the right option.
+        pick: index of the option that it picked, -1 where it wavers.
+        said: what it said, where it was right.
+    """
 
     right: float
     sure: float
+    pick: int
     said: str | None
 
 
@@ -56,10 +64,11 @@ def listen_shard(task: ListenTask) -> dict[str, Any]:
         mend = f"raise the limit of adversary {role.name}, or bring its endpoint back, and run it again"
         where = f"role adversary, {role.name}"
         raise InputError(Fault(where, "its answers", audit.report["stopped"], f"{mend} to go on"))
-    right = credit(audit.result, asked).tolist()
+    right, shares = credit(audit.result, asked).tolist(), audit.result.shares()
     return {
         "right": right,
         "sure": gold_probability(audit.result, asked).tolist(),
+        "pick": np.where(shares.max(axis=1) >= SURE, shares.argmax(axis=1), -1).tolist(),
         # the rest is in the journal: what all adversaries said of all questions would not fit into memory
         "said": [
             said[0][:SAID] if here > 0 and said[0] else "" for here, said in zip(right, audit.responses, strict=True)
@@ -127,9 +136,9 @@ class Adversary:
         for name, value in done["spent"].items():
             setattr(self.spent, name, getattr(self.spent, name) + value)
         self.unread = summed([self.unread, done["unread"]])
-        columns = zip(done["right"], done["sure"], done["said"], strict=True)
-        for (question, version), (right, sure, said) in zip(some, columns, strict=True):
-            self.heard[question.id, version] = Heard(right, sure, said or None)
+        columns = zip(done["right"], done["sure"], done["pick"], done["said"], strict=True)
+        for (question, version), (right, sure, pick, said) in zip(some, columns, strict=True):
+            self.heard[question.id, version] = Heard(right, sure, pick, said or None)
 
     def reading(self, questions: Sequence[tuple[Question, int]]) -> Reading:
         """Returns what it made of questions that it was asked."""
@@ -140,6 +149,7 @@ class Adversary:
             np.array([one.right for one in heard]),
             np.array([one.sure for one in heard]),
             chance_of([question for question, _ in questions]),
+            pick=np.array([one.pick for one in heard], dtype=np.int64),
         )
 
     def account(self) -> dict[str, object]:
@@ -153,13 +163,19 @@ def chance_of(questions: Sequence[Question]) -> FloatArray:
 
 
 def together(readings: Sequence[Reading]) -> list[Reading]:
-    """Returns the reading "all adversaries are right", which a guess of each gives with the product of the chances."""
-    if len(readings) < 2:
+    """Returns the reading "all adversaries are right": a guess gives it with the chance of one, where they agree.
+
+    Models share tastes: that they pick the same option is no knowledge, and the product of the chances would take two
+    who guess alike for readers. Where they agree, they are right as often as one who guesses.
+    """
+    picks = [reading.pick for reading in readings if reading.pick is not None]
+    if len(picks) < 2:
         return []
+    agree = np.logical_and.reduce([(picks[0] >= 0) & (pick == picks[0]) for pick in picks])
     right = np.min([reading.right for reading in readings], axis=0)
     sure = np.min([reading.sure for reading in readings], axis=0)
-    chance = np.prod([reading.chance for reading in readings], axis=0)
-    return [Reading("all adversaries", "adversaries", np.where(right >= SURE, 1.0, 0.0), sure, chance)]
+    chance = np.where(agree, readings[0].chance, 0.0)
+    return [Reading("all adversaries", "adversaries", np.where(agree & (right >= SURE), 1.0, 0.0), sure, chance)]
 
 
 def probe_readings(

@@ -12,7 +12,7 @@ from dataset_script.curate.asking.settings import Settings
 from dataset_script.curate.questions.drafts import Order, reordered, write_drafts
 from dataset_script.curate.questions.items import Item, Place
 from dataset_script.curate.questions.options import assemble
-from dataset_script.curate.screening.analysis import TOO_COMMON, Cause, Leak, analyse
+from dataset_script.curate.screening.analysis import Cause, Leak, analyse
 from dataset_script.curate.screening.readers import Adversary, probe_readings, together
 from dataset_script.curate.screening.rule import Judgement, judge
 from scale_vqa_eval.audit.evidence import find_evidence
@@ -129,7 +129,7 @@ def _account(state: Screening, number: int, judged: Sequence[Item], judgement: J
 def _causes(
     state: Screening, judgement: Judgement, prepared: Prepared | None, pool: Sequence[Question]
 ) -> dict[str, Cause]:
-    """Asks why each flagged question leaks; what has no options yet was too common, which needs no asking."""
+    """Asks why each flagged question leaks; what has no options yet says why by itself."""
     rows = {question.id: row for row, question in enumerate(pool)}
     evidence = {}
     if prepared is not None and judgement.made_again:
@@ -148,7 +148,7 @@ def _causes(
         for result in analyse(leaks, state.analyse[shard], state.settings.tries):
             assert result.value is not None
             causes[result.label] = result.value
-    return causes | {row: Cause(TOO_COMMON, why, "") for row, why in state.waiting.items()}
+    return causes | {row: Cause(why, "", "") for row, why in state.waiting.items()}
 
 
 def _make_again(state: Screening, causes: Mapping[str, Cause]) -> dict[str, Any]:

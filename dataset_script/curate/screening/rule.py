@@ -40,6 +40,7 @@ class Reading:
         sure: (n,) how sure it was of the right option, 0 to 1.
         chance: (n,) what a guess gives.
         tested: (n,) what the test is made on, nan where a fitted reader has none; None for ``right``.
+        pick: (n,) index of the option picked, -1 for none; None where it is not known.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Reading:
     sure: FloatArray
     chance: FloatArray
     tested: FloatArray | None = None
+    pick: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,12 @@ def _excess(
 ) -> list[int]:
     """Returns the surest of the questions that a reader got right, as many as lie above what guessing gives.
 
-    Of n questions with H right, x are to go so that (H - x) / (n - x) is the chance c: x = (H - c n) / (1 - c).
+    Of questions with H right and the chances c_i, x of chance c are to go so that what is left is what guessing gives:
+    H - x = sum(c_i) - c x, x = (H - sum(c_i)) / (1 - c).
     """
-    chance = float(reading.chance[at].mean())
-    wanted = math.ceil((float(reading.right[at].sum()) - chance * len(at)) / (1 - chance) - 1e-9)
     right = [row for row in at.tolist() if reading.right[row] > reading.chance[row] + 1e-9]
+    chance = float(reading.chance[right].mean()) if right else 0.0
+    over = float(reading.right[at].sum()) - float(reading.chance[at].sum())
+    wanted = math.ceil(over / (1 - chance) - 1e-9)
     order = sorted(right, key=lambda row: (-reading.sure[row], -surest[row], questions[row].id))
     return order[: max(0, wanted)]
