@@ -78,6 +78,16 @@ def test_a_path_of_this_machine_is_found_in_text_json_and_parquet(path: str, tmp
     assert kinds(found) == {"local path"} and "column image.path" in found[0].place
 
 
+@pytest.mark.parametrize(
+    "path", [r"d:\slides\a.svs", r"\\nas-01\share\slides\a.svs", "/blue/lab/u1/a.svs", "e:/slides/a.svs"]
+)
+def test_a_value_that_is_a_path_of_any_root_is_found(path: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"from": path}))
+    pq.write_table(pa.table({"id": ["a"], "wsi_path": [path]}), tmp_path / "a.parquet")
+    assert kinds(scan_file("a.parquet", tmp_path / "a.parquet", NOBODY)) == {"local path"}
+    assert kinds(scan_file("a.json", tmp_path / "a.json", NOBODY)) == {"local path"}
+
+
 @pytest.mark.parametrize("text", HARMLESS)
 def test_what_a_card_may_say_is_left_alone(text: str) -> None:
     assert scan_text("README.md", text, NOBODY) == []

@@ -40,9 +40,13 @@ LOCAL_PATH: Final = re.compile(
     r"|(?<![A-Za-z0-9])[A-Za-z]:(?:\\\\?|/)(?:Users|Documents and Settings|home|data|temp)(?:\\\\?|/)[^\s\"'`<>|]*"
     r"|(?<![\w/])~/[\w.][^\s\"'`<>|,;)]*"
 )
-QUOTED_PATH: Final = re.compile(r"\"(/[^/\"\s]+(?:/[^/\"\s]+)+/?|[A-Za-z]:\\\\[^\"]+)\"")
+QUOTED_PATH: Final = re.compile(
+    r"\"(/[^/\"\s]+(?:/[^/\"\s]+)+/?|[A-Za-z]:(?:\\\\|/)[^\"]+|\\\\\\\\[\w.-]+\\\\[^\"\\]+(?:\\\\[^\"\\]+)*)\""
+)
 """A JSON or YAML string that is nothing but an absolute path, whatever its root."""
-WHOLE_PATH: Final = re.compile(r"/[^/\s]+(?:/[^/\s]+)+/?|[A-Za-z]:[\\/][^\n]+|file://\S+")
+WHOLE_PATH: Final = re.compile(
+    r"/[^/\s]+(?:/[^/\s]+)+/?|[A-Za-z]:[\\/][^\n]+|\\\\[\w.-]+\\[^\n\\]+(?:\\[^\n\\]+)*|file://\S+"
+)
 """A value of a table that is nothing but an absolute path."""
 
 ANCHORS: Final = (b"hf_", b"AKIA", b"ASIA", b"ghp_", b"github_pat_", b"glpat-", b"PRIVATE KEY", b"AIza", b"sk-ant-")

@@ -175,7 +175,7 @@ def _column(name: str, label: str, array: Any, own: Own, rows: str) -> Iterator[
     for kind, value, _ in _in_text("\n".join(values), own):
         yield _found(name, place, kind, value)
     for value in values:
-        if value[0] in "/fABCDEFGHIJKLMNOPQRSTUVWXYZ" and WHOLE_PATH.fullmatch(value):
+        if (value[0] in "/\\f" or value[1:2] == ":") and WHOLE_PATH.fullmatch(value):
             yield _found(name, place, "local path", value)
 
 
