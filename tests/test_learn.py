@@ -136,3 +136,10 @@ def test_a_run_goes_on_after_a_stage_that_failed(tmp_path):
     mended = Stage("second", (sys.executable, "-c", ""))
     assert set(run([first, mended], tmp_path)) == {"first", "second"}
     assert mark.read_text() == "x"
+
+
+def test_a_trial_does_not_pass_for_the_whole_run(tmp_path):
+    run([Stage("train", (sys.executable, "-c", "", "--max_steps", "2"))], tmp_path)
+    run([Stage("train", ("another/python", "-c", "", "--max_steps", "2"))], tmp_path)
+    with pytest.raises(click.ClickException, match=r"other settings \(train\)"):
+        run([Stage("train", (sys.executable, "-c", ""))], tmp_path)

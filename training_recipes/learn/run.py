@@ -77,10 +77,15 @@ def run(stages: Sequence[Stage], out: Path) -> dict[str, float]:
     """Runs the stages that are not done; returns seconds by stage.
 
     Raises:
-        click.ClickException: where a stage fails; its output is in ``<out>/<stage>.log``.
+        click.ClickException: where a stage fails; its output is in ``<out>/<stage>.log``. Also where one was done by
+            another command: figures of a short trial must not pass for those of the whole run.
     """
-    times_file = out / "seconds.json"
+    times_file, done_file = out / "seconds.json", out / "commands.json"
     seconds: dict[str, float] = json.loads(times_file.read_text()) if times_file.is_file() else {}
+    commands: dict[str, list[str]] = json.loads(done_file.read_text()) if done_file.is_file() else {}
+    others = [stage.name for stage in stages if stage.name in seconds and commands.get(stage.name) != _typed(stage)]
+    if others:
+        raise click.ClickException(f"{out} holds a run of other settings ({', '.join(others)}): remove it (rm -r)")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     for stage in stages:
         if stage.name in seconds:
@@ -94,9 +99,16 @@ def run(stages: Sequence[Stage], out: Path) -> dict[str, float]:
             tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
             raise click.ClickException(f"stage {stage.name} failed ({log}):\n{tail}")
         seconds[stage.name] = round(time.monotonic() - start, 1)
+        commands[stage.name] = _typed(stage)
+        done_file.write_text(json.dumps(commands, indent=1) + "\n", encoding="utf-8")
         times_file.write_text(json.dumps(seconds, indent=1) + "\n", encoding="utf-8")
         click.echo(f"{stage.name}: {seconds[stage.name]:.0f} s", err=True)
     return seconds
+
+
+def _typed(stage: Stage) -> list[str]:
+    """Returns a stage's command without the interpreter, whose place says nothing of the figures."""
+    return list(stage.command[1:])
 
 
 @click.command()
