@@ -385,7 +385,9 @@ def test_an_own_file_is_shown_beside_the_others_and_not_kept(
 
 @pytest.mark.parametrize("folder", [METRIC, LEADERBOARD])
 def test_a_space_says_how_it_runs(folder: Path) -> None:
-    head = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+    card = (folder / "README.md").read_text()
+    assert "@inproceedings{phan2026scalevqa" in card
+    head = yaml.safe_load(card.split("---")[1])
     assert head["sdk"] == "gradio" and (folder / head["app_file"]).is_file() and head["license"] == "apache-2.0"
     needed = {re.split(r"[<>=]", line)[0] for line in (folder / "requirements.txt").read_text().split()}
     files = {path.stem for path in folder.glob("*.py")}
