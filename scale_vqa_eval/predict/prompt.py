@@ -17,6 +17,7 @@ from typing import Any, Final
 import yaml
 
 from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
 from scale_vqa_eval.schema import LETTERS
 
 FOLDER: Final = Path(__file__).parent / "prompts"
@@ -132,4 +133,8 @@ def _faults(path: Path, fields: Any) -> list[Fault]:
         if missing or named - places:
             found = ", ".join(sorted(named)) or "none"
             faults.append(Fault(f"{path}, {name}", f"the fields {', '.join(sorted(places))}", found, mend))
+    # --structured allows these answers alone: unreadable ones would all be scored as wrong
+    if not faults and parse_response(filled(fields["answer"], letter="B"), "reference", len(LETTERS)).letter != "B":
+        expected = "an answer that scoring reads, such as <answer>{letter}</answer>"
+        faults.append(Fault(f"{path}, answer", expected, shown(fields["answer"]), mend))
     return faults
