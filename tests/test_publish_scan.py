@@ -166,6 +166,18 @@ def test_files_that_do_not_belong_are_named(tmp_path: Path) -> None:
     }
 
 
+def test_what_a_download_from_the_hub_leaves_behind_stays_out(tmp_path: Path) -> None:
+    (tmp_path / ".cache/huggingface/download").mkdir(parents=True)
+    (tmp_path / ".cache/other").mkdir()
+    names = ("README.md", ".gitattributes", ".cache/huggingface/CACHEDIR.TAG", ".cache/huggingface/download/x.lock")
+    for name in (*names, ".cache/other/x.txt"):
+        (tmp_path / name).write_text("x")
+    files, left_out, found = list_files(tmp_path, KINDS["dataset"])
+    assert [name for name, _ in files] == ["README.md"]
+    assert [name for name, _ in left_out] == [".gitattributes", ".cache/huggingface/"]
+    assert [one.file for one in found] == [".cache/other/x.txt"]
+
+
 def test_the_authors_file_with_paths_of_their_cluster_is_caught(shared: Path) -> None:
     found = scan_file("sft_val.json", shared / "scale_vqa" / "sft_val.json", NOBODY)
     assert kinds(found) == {"local path"} and len(found) > 100

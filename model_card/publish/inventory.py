@@ -17,6 +17,7 @@ LARGEST: Final = 50 * 10**9
 """Bytes; the Hub takes no larger file."""
 _MOST_FILES: Final = 100_000
 _HIDDEN_KEPT: Final = (".eval_results",)
+_DOWNLOADED: Final = ".cache/huggingface/"
 _BLOCK: Final = 1 << 20
 
 
@@ -72,16 +73,23 @@ def list_files(folder: Path, kind: Kind) -> tuple[list[tuple[str, Path]], list[t
     files: list[tuple[str, Path]] = []
     left_out: list[tuple[str, str]] = []
     found: list[Finding] = []
+    downloaded = 0
     for path in sorted(_walk(folder)):
         name = path.relative_to(folder).as_posix()
         if "__pycache__" in path.parts or path.suffix == ".pyc":
             left_out.append((name, "made by Python when it runs"))
         elif name == MANIFEST:
             left_out.append((name, "written anew by publishing"))
+        elif name == ".gitattributes":
+            left_out.append((name, "the Hub keeps its own"))
+        elif name.startswith(_DOWNLOADED):
+            downloaded += 1
         elif fault := _misplaced(name, path, root, kind):
             found.append(fault)
         else:
             files.append((name, path))
+    if downloaded:
+        left_out.append((_DOWNLOADED, f"{downloaded} files by which the Hub's client knows what it downloaded"))
     if len(files) > _MOST_FILES:
         raise InputError(Fault(str(folder), f"at most {_MOST_FILES} files", f"{len(files)}", "write larger shards"))
     if not (folder / CARD).exists():
