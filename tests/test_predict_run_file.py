@@ -155,7 +155,16 @@ def test_failures_stand_beside_with_their_reasons_until_they_are_answered_or_giv
     rows = read_predictions(out).rows
     assert [row.id for row in rows] == [ask.key[0] for ask in ASKS]
     assert (rows[0].response, rows[0].error) == (None, "too long") and rows[1].response == "late"
-    assert len(failures_path(out).read_text().splitlines()) == 2
+    failed = [json.loads(line) for line in failures_path(out).read_text().splitlines()]
+    assert [record.get("provenance") for record in failed] == [RUN, None], "a file of failures alone says what failed"
+    with opened(tmp_path / "other.jsonl") as file:
+        file.fail(ASKS[0].key, "timeout")
+    failures_path(tmp_path / "other.jsonl").rename(failures_path(tmp_path / "again.jsonl"))
+    with opened(tmp_path / "again.jsonl", model="another") as file:
+        file.fail(ASKS[0].key, "timeout")
+        assert file.failures == {("q0", None): "timeout"}
+    lines = failures_path(tmp_path / "again.jsonl").read_text().splitlines()
+    assert [json.loads(line)["provenance"]["model"] for line in lines] == ["m", "another"]
 
 
 def test_an_untouched_run_leaves_no_file(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 One JSON object a line: ``id`` and ``response``; ``rotation`` in a circular run; ``responses`` where several were
 drawn; ``finish`` and token counts as the backend gives them; ``run``, the digest of what was asked. The first line
 also has ``provenance``, what that digest is made of, and ``versions``. Questions that got no answer are in
-``<file>.failures.jsonl`` with the reason, and in the predictions file only once they are given up.
+``<file>.failures.jsonl`` with the reason (its first line of a run has the provenance too), and in the predictions file
+only once they are given up.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class RunFile:
         self.failures: dict[Key, str] = {}
         self.repaired = 0
         self.notes: list[str] = []
+        self._failures_told = False
         self._answers, self._failed = Journal(path), Journal(failures_path(path))
 
     def __enter__(self) -> Self:
@@ -92,7 +94,11 @@ class RunFile:
 
     def fail(self, key: Key, reason: str) -> None:
         """Writes down that a question got no answer, and why."""
-        self._failed.append({"id": key[0], "rotation": key[1], "reason": reason, "run": self.run})
+        record: dict[str, Any] = {"id": key[0], "rotation": key[1], "reason": reason, "run": self.run}
+        if not self._failures_told:
+            record |= {"provenance": self.provenance, "versions": self.versions}
+            self._failures_told = True
+        self._failed.append(record)
         self.failures[key] = reason
 
     def give_up(self) -> None:
@@ -145,6 +151,7 @@ class RunFile:
             if key not in known:
                 raise InputError(Fault(where, "an id of the data", shown(key[0]), "remove the line"))
             self.answered.add(key)
+        self._failures_told = any(record.get("run") == self.run for record in self._failed.records)
         for record in self._failed.records:
             if record.get("run") == self.run and _key(record) in known - self.answered:
                 self.failures[_key(record)] = str(record.get("reason"))
