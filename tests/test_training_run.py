@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import resource
@@ -15,7 +17,7 @@ from click.testing import CliRunner
 from training_release import CPU, make_training_release
 
 from scale_vqa_eval.errors import InputError
-from training_recipes import checkpoints, grpo, sft
+from training_recipes import checkpoints, grpo, sft, trainers
 from training_recipes.merge import export
 from training_recipes.tiny_model import TinyShape, make_tiny_model, teach_format
 
@@ -196,17 +198,42 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_it(run):
     steps = ("--save_steps", "1", "--save_total_limit", "1")
     out = run(grpo, "--max_steps", "1", *steps)
     kept = weights(out / "checkpoint-1")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # as a full disk: the file cannot grow
-    try:
-        with pytest.raises(InputError, match="checkpoint-1 is whole"):
-            run(grpo, "--max_steps", "2", *steps, "--resume")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(), pytest.raises(InputError, match="checkpoint-1 is whole"):
+        run(grpo, "--max_steps", "2", *steps, "--resume")
     assert checkpoints.last_whole(out) == out / "checkpoint-1" and not (out / "checkpoint-2").exists()
     assert same(kept, weights(out / "checkpoint-1"))
     run(grpo, "--max_steps", "2", *steps, "--resume")
     assert record(out)["steps"] == 2
+
+
+@contextlib.contextmanager
+def full_disk(most=100_000):
+    """Lets no file grow over ``most`` bytes, as a full disk would not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_fills_up_after_the_last_step_is_one_error(run):
+    with full_disk(), pytest.raises(InputError, match=r"final: expected a checkpoint that can be written"):
+        run(sft, "--max_steps", "1", "--rationales", "none", "--save_strategy", "no")
+    assert not Path("out/final").exists()
+
+
+def test_a_disk_that_fills_up_between_checkpoints_is_one_error(run, monkeypatch):
+    steps = ("--save_steps", "1", "--rationales", "none")
+    run(sft, *steps, "--max_steps", "1")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(trainers, "write_answers", full)
+    validated = ("--eval_strategy", "steps", "--eval_steps", "1", *VALIDATED)
+    with pytest.raises(InputError, match=r"room to write, found .*checkpoint-1 is whole"):
+        run(sft, *steps, *validated, "--max_steps", "2", "--resume")
 
 
 def test_a_disk_too_small_is_told_before_the_first_step(run, monkeypatch):
@@ -253,6 +280,7 @@ def test_a_text_only_model_is_refused(run, tmp_path):
         (("--eval_strategy", "steps", "--eval_steps", "1"), "eval_strategy: expected a validation_split"),
         (("--use_peft", "--lora_target_modules", "nope"), "Target modules nope not found"),
         (("--report_to", "nobody"), "nobody is not supported"),
+        (("--use_liger_kernel", "true"), "use_liger_kernel: expected liger-kernel"),
         (("--use_vllm", "true"), "use_vllm: expected vLLM|vllm_mode: expected a GPU"),
     ],
 )

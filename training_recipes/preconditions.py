@@ -39,6 +39,7 @@ def check_launch(recipe: RecipeArguments, config: Any, model_arguments: Any = No
         *_validation(recipe, config),
         *_conversations(recipe),
         *_generation(config),
+        *_kernels(config),
         *_output(recipe, config, getattr(model_arguments, "model_name_or_path", None)),
     ]
     if faults:
@@ -102,6 +103,14 @@ def _generation(config: Any) -> Iterator[Fault]:
     elif config.vllm_mode == "colocate" and config.device.type == "cpu":
         mend = "set use_vllm: false; vLLM takes new weights on a GPU only"
         yield Fault("vllm_mode", "a GPU for colocate", "a CPU", mend)
+
+
+def _kernels(config: Any) -> Iterator[Fault]:
+    """The trainer looks for these when the first step begins, after everything was loaded."""
+    from transformers.utils import is_liger_kernel_available
+
+    if config.use_liger_kernel and not is_liger_kernel_available():
+        yield Fault("use_liger_kernel", "liger-kernel", "none", "pip install liger-kernel, or leave it out")
 
 
 def _output(recipe: RecipeArguments, config: Any, base: str | None) -> Iterator[Fault]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +11,11 @@ from typing import Any
 
 from scale_vqa_eval.errors import Fault, InputError, shown
 from training_recipes.arguments import RecipeArguments
-from training_recipes.checkpoints import checkpoint_to_resume, remove_earlier
+from training_recipes.checkpoints import checkpoint_to_resume, failed_save, last_whole, remove_earlier
 from training_recipes.metadata import last_rewards, metadata, write_metadata
 from training_recipes.rows import Shape
 from training_recipes.selection import Selection, select, tell
+from training_recipes.trainers import no_room
 from training_recipes.validation import figures, greedy_answers, write_answers
 
 
@@ -91,13 +93,19 @@ def fit(
         remove_earlier(args.output_dir)
     trainer.accelerator.wait_for_everyone()
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with _room_for_tables(args.output_dir):
+        trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - started
 
     final = Path(args.output_dir, "final")
-    trainer.save_model(str(final))
-    if first:
-        trainer.processing_class.save_pretrained(str(final))
+    try:
+        trainer.save_model(str(final))
+        if first:
+            trainer.processing_class.save_pretrained(str(final))
+    except Exception as error:
+        if no_room(error):
+            raise failed_save(final, error) from error
+        raise
     record = metadata(method, trainer, recipe, model_arguments, shape, train, validation, seconds)
     record["resumed_from"] = checkpoint
     record["rewards"] = last_rewards(trainer.state.log_history)
@@ -105,6 +113,24 @@ def fit(
     if first:
         write_metadata(args.output_dir, record)
         write_metadata(final, record)
+
+
+@contextmanager
+def _room_for_tables(output_dir: str) -> Iterator[None]:
+    """Makes one line of a disk that fills up between checkpoints, when completions or answers are written.
+
+    Raises:
+        InputError: naming the checkpoint that is whole.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        before = last_whole(output_dir)
+        kept = f"{before.name} is whole" if before is not None else "there is no checkpoint yet"
+        mend = f"free room and run the same command with --resume; {kept}"
+        raise InputError(Fault(output_dir, "room to write", str(error.strerror), mend)) from error
 
 
 def _final(trainer: Any, validation: Selection, shape: Shape) -> dict[str, Any]:

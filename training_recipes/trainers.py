@@ -55,7 +55,7 @@ class Recipe:
             if self.args.should_save:
                 mark_whole(folder, self.trained, self.state.global_step)
         except Exception as error:
-            if _no_room(error):
+            if no_room(error):
                 raise failed_save(folder, error) from error
             raise
 
@@ -79,7 +79,7 @@ class Recipe:
         """Writes nothing: the trainer's own draft has no licence; cards are made from ``training_metadata.json``."""
 
 
-def _no_room(error: BaseException) -> bool:
+def no_room(error: BaseException) -> bool:
     """Says whether an error is one of writing: an OSError, or what safetensors and torch make of one."""
     text = str(error)
     return isinstance(error, OSError) or any(
