@@ -13,6 +13,8 @@ from hub_faults import Fault
 from hub_server import READ_ONLY, TOKEN
 from publish_runs import REPO, TAG, Publisher
 
+from model_card.croissant import croissant
+from model_card.licence import Licence
 from scale_vqa_eval.bare_names import METRIC_FOLDER
 from scale_vqa_eval.card_marks import marked_sections
 
@@ -132,6 +134,21 @@ def test_dataset_info_that_is_true_stays_and_a_false_one_is_refused(publisher: P
     assert "dataset_info of default" in refused.stderr and "12 rows of test" in refused.stderr
     assert publisher.server.hub.bytes_of(publisher.repository().files()["README.md"]).decode() == false
     assert publisher.run("--yes", "--no-verify", "--replace", "dataset_info:default").returncode == 0
+
+
+def test_croissant_of_other_rows_is_refused(publisher: Publisher) -> None:
+    path = publisher.folder / "croissant.json"
+    path.write_text(croissant(publisher.folder, REPO, Licence("mit")))
+    assert publisher.run().returncode == 0
+    content = json.loads(path.read_text())
+    shard = next(one for one in content["distribution"] if "sha256" in one)
+    shard["sha256"] = "0" * 64
+    for stale in (json.dumps(content), "[]"):
+        path.write_text(stale)
+        refused = publisher.run("--yes")
+        assert refused.returncode == 1 and shard["contentUrl"] in refused.stderr
+        assert "croissant.json: expected the SHA-256" in refused.stderr
+    assert not publisher.server.hub.repositories
 
 
 def test_a_folder_whose_files_are_not_those_of_its_card_is_refused(publisher: Publisher) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,28 @@ def check_dataset_info(card: str, local: Mapping[str, Path], on_hub: frozenset[s
                 faults.append(_false(name, f"the columns {', '.join(found)}", shown(", ".join(columns)), kept))
     if faults:
         raise InputError(faults)
+
+
+def check_croissant_hashes(croissant: str, hashes: Mapping[str, str]) -> None:
+    """Refuses Croissant metadata that names other Parquet files, or other bytes, than go with it.
+
+    Args:
+        croissant: the content of ``croissant.json``.
+        hashes: path -> SHA-256 of the Parquet files.
+
+    Raises:
+        InputError: naming the files.
+    """
+    try:
+        listed = json.loads(croissant)["distribution"]
+        named = {one["contentUrl"]: one["sha256"] for one in listed if "sha256" in one}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        named = {}
+    wrong = sorted(path for path in named.keys() | hashes.keys() if named.get(path) != hashes.get(path))
+    if wrong:
+        mend = "write it again: scale-vqa card dataset --croissant --repo ORG/NAME, or remove it"
+        found = f"others of {', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}"
+        raise InputError(Fault("croissant.json", "the SHA-256 of the folder's Parquet files", found, mend))
 
 
 def mixed_files(card: str, local: Mapping[str, Path], on_hub: frozenset[str]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Final, Literal
 MANIFEST: Final = "publish.json"
 """File that publishing adds: names, sizes and SHA-256 of all files, and what of the card was generated."""
 CARD: Final = "README.md"
+CROISSANT: Final = "croissant.json"
 _TEXT: Final = frozenset({".md", ".txt", ".json", ".jsonl", ".yaml", ".yml", ".cff", ".bib", ".csv"})
 _PICTURES: Final = frozenset({".png", ".jpg", ".jpeg", ".svg"})
 

@@ -14,10 +14,10 @@ import click
 from scale_vqa_eval.errors import Fault, InputError
 
 from .card_merge import MergedCard, merge_cards
-from .data_claims import check_dataset_info, mixed_files
+from .data_claims import check_croissant_hashes, check_dataset_info, mixed_files
 from .findings import OWN_SECRET, Finding, faults_of
 from .inventory import LocalFile, hash_files, list_files
-from .kinds import CARD, MANIFEST, Kind
+from .kinds import CARD, CROISSANT, MANIFEST, Kind
 from .record import Seen
 from .remote import INITIAL, Remote, Repository
 from .scan import Own, scan_file, scan_text
@@ -255,6 +255,10 @@ def _check(plan: Plan) -> None:
     wish = plan.wish
     on_hub = frozenset(plan.only_remote)
     if wish.kind.name == "dataset":
+        for file in plan.files:
+            if file.path == CROISSANT:
+                hashes = {one.path: one.sha256 for one in plan.files if one.path.endswith(".parquet")}
+                check_croissant_hashes(file.text(), hashes)
         sources = {file.path: file.source for file in plan.files if file.source is not None}
         mixed = mixed_files(plan.card.text, sources, on_hub)
         check_dataset_info(plan.card.text, sources, on_hub, frozenset((*plan.card.kept, *plan.card.added)))
