@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from click.testing import CliRunner, Result
 from PIL import Image
 
+from dataset_script.curate.command import curate
 from dataset_script.curate.phantom.captions import caption_plans, caption_row
 from dataset_script.curate.phantom.scripted import answer
 
@@ -71,3 +74,56 @@ def instead(model: str, when: Callable[[Mapping[str, Any]], bool], text: str | A
 def first_try(body: Mapping[str, Any]) -> bool:
     """Says whether a request is the first of its task: later ones show the model its reply."""
     return len(body["messages"]) == 2
+
+
+STEPS = ("decompose", "generate", "screen", "construct")
+
+
+def run(file: Path, out: Path, config: Path, *more: str) -> Result:
+    return CliRunner().invoke(curate, [str(file), "--out", str(out), "--config", str(config), *more])
+
+
+def screened(file: Path, out: Path, config: Path, *more: str) -> dict[str, Any]:
+    """Runs the steps before construction, whose audit takes its time, and returns the account of the screening."""
+    done = run(file, out, config, *more, *(part for step in STEPS[:3] for part in ("--step", step)))
+    assert done.exit_code == 0, done.output
+    return account_of(out, "screened")
+
+
+def account_of(out: Path, step: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out.with_name(f"{out.name}.curation") / f"{step}.json").read_text())
+    return found
+
+
+def rows_of(out: Path, name: str = "screened") -> list[dict[str, Any]]:
+    work = out.with_name(f"{out.name}.curation")
+    return [json.loads(line) for line in (work / f"{name}.jsonl").read_text().splitlines()]
+
+
+def leaky(body: Mapping[str, Any]) -> str:
+    """A generator that hints at the truth in first versions of free questions, and adversaries who take the hint."""
+    if body["model"] in ("medoid", "longest"):
+        asked = body["messages"][1]["content"]
+        hint = re.search(r"\(hint: (\w+) (\w+)\)", asked)
+        options = re.findall(r"^([A-D])\. (.*)$", asked, re.MULTILINE)
+        right = [letter for letter, text in options if hint and all(_code(hint.group(n), text) for n in (1, 2))]
+        return f"<think>hint</think> <answer>{right[0] if right else 'A'}</answer>"
+    if body["model"] == "analyse":
+        return json.dumps({"cause": "question-overlap", "explanation": "a hint", "constraint": "Give no hint."})
+    text = answer(body)
+    if body["model"] == "generate" and "attempt" not in data_of(body):
+        draft, data = json.loads(text), data_of(body)
+        if data["question"].startswith("write"):
+            values = {one["id"]: one["value"] for one in data["features"]}
+            codes = [_coded(values[draft[half]["feature"]]) for half in ("first", "second")]
+            draft["question"] += f" (hint: {codes[0]} {codes[1]})"
+        return json.dumps(draft)
+    return text
+
+
+def _coded(value: str) -> str:
+    return "z" + value.encode().hex()
+
+
+def _code(code: str, option: str) -> bool:
+    return bytes.fromhex(code[1:]).decode() in option

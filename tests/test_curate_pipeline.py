@@ -1,9 +1,8 @@
-"""The whole curation against real HTTP servers: release, audit and report; faults by name; kill, limits, Ray."""
+"""The whole curation against real HTTP servers: release, audit and report; faults by name; kill, limits."""
 
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import time
@@ -15,43 +14,28 @@ from typing import Any
 import chat_endpoint
 import pytest
 from chat_endpoint import ChatEndpoint, refuse, serving
-from click.testing import CliRunner, Result
-from curate_inputs import data_of, first_try, instead, write_config, write_input
+from curate_inputs import (
+    STEPS,
+    account_of,
+    data_of,
+    first_try,
+    instead,
+    leaky,
+    rows_of,
+    run,
+    screened,
+    write_config,
+    write_input,
+)
 from small_models import smollm
 
-from dataset_script.curate import pipeline
-from dataset_script.curate.command import curate
 from dataset_script.curate.construction.report import constraints
-from dataset_script.curate.engine import run_shards
 from dataset_script.curate.phantom.scripted import answer
-from dataset_script.curate.screening import readers
 from dataset_script.release_folder import folder_digest
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.questions import read_questions
 
-STEPS = ("decompose", "generate", "screen", "construct")
 pytestmark = pytest.mark.xdist_group("curate")
-
-
-def run(file: Path, out: Path, config: Path, *more: str) -> Result:
-    return CliRunner().invoke(curate, [str(file), "--out", str(out), "--config", str(config), *more])
-
-
-def screened(file: Path, out: Path, config: Path, *more: str) -> dict[str, Any]:
-    """Runs the steps before construction, whose audit takes its time, and returns the account of the screening."""
-    done = run(file, out, config, *more, *(part for step in STEPS[:3] for part in ("--step", step)))
-    assert done.exit_code == 0, done.output
-    return account_of(out, "screened")
-
-
-def account_of(out: Path, step: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out.with_name(f"{out.name}.curation") / f"{step}.json").read_text())
-    return found
-
-
-def rows_of(out: Path, name: str = "screened") -> list[dict[str, Any]]:
-    work = out.with_name(f"{out.name}.curation")
-    return [json.loads(line) for line in (work / f"{name}.jsonl").read_text().splitlines()]
 
 
 def report_of(out: Path) -> dict[str, Any]:
@@ -287,36 +271,7 @@ def test_a_call_that_fails_for_good_is_named_and_made_in_the_next_run(
     assert json.loads((tmp_path / "out.curation/features.json").read_text())["lost"] == []
 
 
-def leaky(body: Mapping[str, Any]) -> str:
-    """A generator that hints at the truth in first versions of free questions, and adversaries who take the hint."""
-    if body["model"] in ("medoid", "longest"):
-        asked = body["messages"][1]["content"]
-        hint = re.search(r"\(hint: (\w+) (\w+)\)", asked)
-        options = re.findall(r"^([A-D])\. (.*)$", asked, re.MULTILINE)
-        right = [letter for letter, text in options if hint and all(_code(hint.group(n), text) for n in (1, 2))]
-        return f"<think>hint</think> <answer>{right[0] if right else 'A'}</answer>"
-    if body["model"] == "analyse":
-        return json.dumps({"cause": "question-overlap", "explanation": "a hint", "constraint": "Give no hint."})
-    text = answer(body)
-    if body["model"] == "generate" and "attempt" not in data_of(body):
-        draft, data = json.loads(text), data_of(body)
-        if data["question"].startswith("write"):
-            values = {one["id"]: one["value"] for one in data["features"]}
-            codes = [_coded(values[draft[half]["feature"]]) for half in ("first", "second")]
-            draft["question"] += f" (hint: {codes[0]} {codes[1]})"
-        return json.dumps(draft)
-    return text
-
-
 ONCE = {"adversary": {"repeats": 1}}
-
-
-def _coded(value: str) -> str:
-    return "z" + value.encode().hex()
-
-
-def _code(code: str, option: str) -> bool:
-    return bytes.fromhex(code[1:]).decode() in option
 
 
 def test_questions_that_leak_are_made_again_under_a_tighter_constraint(captions: Path, tmp_path: Path) -> None:
@@ -439,61 +394,6 @@ def test_a_real_small_model_as_adversary(few: Path, tmp_path: Path) -> None:
     tests = {test["reader"]: test for test in account["rounds"][0]["readers"] if test["dimension"] == "all"}
     assert tests["medoid"]["n"] == account["rounds"][0]["judged"] > 0
     assert asked == 2 * tests["medoid"]["n"]
-
-
-@pytest.fixture
-def local_ray() -> Iterator[None]:
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    yield
-    ray.shutdown()
-
-
-def test_ray_gives_the_same_bytes(few: Path, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[tuple[str, str, int]] = []
-
-    def counted(engine: str, function: Any, tasks: Any) -> list[dict[str, Any]]:
-        ran.append((engine, function.__name__, len(tasks)))
-        return run_shards(engine, function, tasks)
-
-    monkeypatch.setattr(pipeline, "run_shards", counted)
-    monkeypatch.setattr(readers, "run_shards", counted)
-    with serving(ChatEndpoint(leaky)) as server:
-        config = write_config(tmp_path / "c.yaml", server.url, probes=False, rounds=2, paths_per_shard=5)
-        screened(few, tmp_path / "local", config)
-        asked = len(server.keys)
-        server.keys.clear()
-        account = screened(few, tmp_path / "ray", config, "--engine", "ray", "--workers", "2")
-        assert account["rounds"][0]["leaking"] > 0, "nothing was made again"
-        assert ran[:4] == [("ray", f"{name}_shard", 3) for name in ("decompose", "draft", "listen", "listen")]
-        assert [name for _, name, _ in ran[4:]] == ["listen_shard"] * 2, "the second round as well"
-        assert len(server.keys) == asked and set(server.keys.values()) == {1}
-        screened(few, tmp_path / "ray", config)
-        assert set(server.keys.values()) == {1}, "answers paid for on Ray count here"
-    for step in ("features", "drafts", "items", "screened"):
-        assert account_of(tmp_path / "ray", step) == account_of(tmp_path / "local", step)
-    for name in ("items", "screened"):
-        assert rows_of(tmp_path / "ray", name) == rows_of(tmp_path / "local", name)
-    for folder in ("features", "answers/adversary-1", "answers/adversary-2", "answers/generate"):
-        ray, local = (tmp_path / f"{engine}.curation" / folder for engine in ("ray", "local"))
-        assert sorted(file.name for file in ray.glob("*.jsonl")) == [f"{n:05d}.jsonl" for n in range(3)]
-        for file in ray.glob("*.jsonl"):
-            assert sorted(file.open()) == sorted((local / file.name).open())
-
-
-def test_an_adversarys_limit_on_ray_stops_cleanly_and_the_next_run_goes_on(
-    few: Path, tmp_path: Path, local_ray: None
-) -> None:
-    with serving(ChatEndpoint(answer)) as server:
-        limited = write_config(
-            tmp_path / "l.yaml", server.url, {"adversary": {"max_calls": 30}}, probes=False, paths_per_shard=5
-        )
-        steps = [part for step in STEPS[:3] for part in ("--step", step)]
-        stopped = run(few, tmp_path / "out", limited, "--engine", "ray", "--workers", "2", *steps)
-        assert isinstance(stopped.exception, InputError) and "to go on" in str(stopped.exception)
-        assert sum(body["model"] == "medoid" for body in server.bodies) <= 30
-        screened(few, tmp_path / "out", write_config(tmp_path / "c.yaml", server.url, probes=False), "--engine", "ray")
-    assert set(server.keys.values()) == {1}
 
 
 def test_a_question_without_options_is_made_again_for_its_own_reason(few: Path, tmp_path: Path) -> None:
