@@ -135,3 +135,11 @@ def test_a_text_with_a_place_of_verls_is_refused(tmp_path, place):
     write_release(tmp_path / "data", {"default": {"train": rows}}, {"default": "made for a test"})
     with pytest.raises(InputError, match="a text without <image>, <video>, <audio>"):
         exported(tmp_path / "data", tmp_path / "verl")
+
+
+@pytest.mark.parametrize("kind", [(), ("--image-files",)])
+def test_bounds_of_pixels_stand_beside_every_image(release, tmp_path, kind):
+    exported(release, tmp_path / "verl", "--max-pixels", "3136", *kind)
+    images = [image for row in loaded(tmp_path / "verl") for image in row["images"]]
+    assert images and {image["max_pixels"] for image in images} == {3136}
+    assert all("min_pixels" not in image for image in images)

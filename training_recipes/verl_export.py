@@ -52,7 +52,7 @@ class Export:
 
     Attributes:
         rows: what ``load_rows`` gave, filtered.
-        shape: how they are asked; the bounds of its images are left to verl, bytes go as they are.
+        shape: how they are asked; images go as they are, bounds of pixels beside them for verl to keep.
         split: name that goes into ``extra_info``.
         out: folder.
         shard: rows a file.
@@ -98,6 +98,7 @@ def _check_same(job: Export) -> None:
         "images": _bytes_of_images(job.rows),
         "prompt": job.shape.prompt.digest,
         "views": list(job.shape.views),
+        "bounds": _bounds(job.shape),
         "shard": job.shard,
         "image_files": job.image_files,
     }
@@ -129,7 +130,7 @@ def _write(path: Path, job: Export, places: range) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = _schema(job.image_files)
+    schema = _schema(job.image_files, job.shape)
     partial = path.with_name(f".{path.name}.partial")
     with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
         for start in range(places.start, places.stop, _GROUP):
@@ -179,21 +180,28 @@ def _content(message: Mapping[str, Any], identity: str) -> str:
 
 def _image(job: Export, content: bytes) -> dict[str, Any]:
     if not job.image_files:
-        return {"bytes": content, "path": None}
+        return {"bytes": content, "path": None, **_bounds(job.shape)}
     path = job.out / "images" / f"{hashlib.sha256(content).hexdigest()[:32]}"
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_bytes(content)
         partial.rename(path)
-    return {"image": str(path.absolute())}
+    return {"image": str(path.absolute()), **_bounds(job.shape)}
 
 
-def _schema(image_files: bool) -> Any:
+def _bounds(shape: Shape) -> dict[str, int]:
+    """Returns the bounds that were asked for, under the names by which verl reads them beside an image."""
+    given = {"min_pixels": shape.bounds.least, "max_pixels": shape.bounds.most}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _schema(image_files: bool, shape: Shape) -> Any:
     import pyarrow as pa
 
     text = pa.string()
     image = [("image", text)] if image_files else [("bytes", pa.binary()), ("path", text)]
+    image += [(name, pa.int64()) for name in _bounds(shape)]
     extra = [("split", text), ("index", pa.int64()), ("id", text), ("question", text), ("options", pa.list_(text))]
     extra += [("dimension", text), ("views", pa.list_(text)), ("option_images", pa.int64()), ("wsi_name", text)]
     extra += [("patient_id", text), ("group", text), ("prompt_id", text)]
@@ -213,10 +221,12 @@ def _schema(image_files: bool) -> Any:
 @click.option("--data", required=True, help="Release folder, Hub id, or the bare name.")
 @click.option("--config", default=None, help="Config of the data.  [default: its default]")
 @click.option("--split", default="train", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--views", multiple=True, type=click.Choice(VIEWS), default=VIEWS, show_default=True)
 @click.option("--dimension", "dimensions", multiple=True, help="Keep this dimension; may be given again.")
 @click.option("--prompt", default="published", show_default=True, help="Prompt id, or a YAML file of one's own.")
+@click.option("--min-pixels", type=click.IntRange(min=1), default=None, help="Least pixels of an image, for verl.")
+@click.option("--max-pixels", type=click.IntRange(min=1), default=None, help="Most pixels of an image, for verl.")
 @click.option("--shard", type=click.IntRange(min=1), default=512, show_default=True, help="Rows a file.")
 @click.option("--image-files", is_flag=True, help="Write images as files and their paths into the rows.")
 def main(
@@ -227,12 +237,15 @@ def main(
     views: tuple[str, ...],
     dimensions: tuple[str, ...],
     prompt: str,
+    min_pixels: int | None,
+    max_pixels: int | None,
     shard: int,
     image_files: bool,
 ) -> None:
     """Write a split in verl's Parquet layout."""
     rows = of_dimensions(load_rows(data, config, split), dimensions)
-    for path in export(Export(rows, make_shape(prompt, views), split, out, shard, image_files)):
+    shape = make_shape(prompt, views, min_pixels, max_pixels)
+    for path in export(Export(rows, shape, split, out, shard, image_files)):
         click.echo(path)
 
 
