@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bad_line import FAULTS, bad_line
 from click.testing import CliRunner, Result
 from predict_release import make_release
 from tiny_qwen import make_tiny_qwen
@@ -90,6 +91,17 @@ def test_the_share_of_the_prefix_cache_is_shown(release: Path, server: str, tmp_
         assert int(found[2].replace(",", "")) == sum(json.loads(line)["prompt_tokens"] for line in out.open())
         shares.append(float(found[1]))
     assert shares[1] > 75, "asked again, all but the last blocks are there"
+
+
+def test_nothing_is_lost_or_twice_on_a_bad_line_to_a_real_server(release: Path, server: str, tmp_path: Path) -> None:
+    direct, behind = tmp_path / "direct.jsonl", tmp_path / "behind.jsonl"
+    assert call(*arguments(release, "openai", "tiny", direct, "--base-url", server)).return_value == 0
+    with bad_line(server, late=1.0) as (url, done):
+        more = ("--base-url", url, "--retries", "30", "--timeout", "20", "--concurrency", "4")
+        result = call(*arguments(release, "openai", "tiny", behind, *more))
+    assert result.return_value == 0, (result.output, result.exception)
+    assert set(FAULTS) <= set(done), done
+    assert direct.read_bytes() == behind.read_bytes()
 
 
 def test_structured_answers_are_complete_ones(release: Path, server: str, tmp_path: Path) -> None:
