@@ -134,6 +134,7 @@ def weights_card(
         reported=lambda share: f"{100 * share:.2f}",
         points=_points,
         local=lambda name: not _HUB_ID.fullmatch(str(name)),
+        conversations=lambda name: str(name).endswith((".json", ".jsonl")),
     )
     card = text if old is None else merged_card(old, text)
     return Card(card, entries_yaml(scores, facts["dataset"]))

@@ -107,6 +107,9 @@ def test_cost_and_recipe_are_computed_from_the_run(results: dict[str, Path], tmp
     hostile = TRAINING | {"train_split": "a`<script>", "base_model_revision": "v1`<b>"}
     training = marked_sections(made(tmp_path, "--results", results["control"], training=hostile))["training"]
     assert "<script>" not in training and "<b>" not in training and "revision v1" in training
+    talks = TRAINING | {"data": "private/sft.json", "train_split": "all"}
+    training = marked_sections(made(tmp_path, "--results", results["control"], training=talks))["training"]
+    assert "Data: a file of conversations, 40 questions" in training and "private" not in training
 
 
 def test_what_the_recipes_write_is_what_the_card_reads(results: dict[str, Path], tmp_path: Path) -> None:
