@@ -133,7 +133,8 @@ def test_killed_between_the_commits_of_many_files_is_no_publication(tmp_path: Pa
     """The Hub's client makes a second commit above 250 files; the tag is of the last one alone."""
     folder = tmp_path / "board"
     folder.mkdir()
-    (folder / "README.md").write_text("---\ntitle: Many\nlicense: mit\nsdk: gradio\nsdk_version: 6.0.0\napp_file: app.py\n---\n")
+    head = "title: Many\nlicense: mit\nsdk: gradio\nsdk_version: 6.0.0\napp_file: app.py\n"
+    (folder / "README.md").write_text(f"---\n{head}---\n")
     (folder / "app.py").write_text("print('an app')\n")
     for number in range(300):
         (folder / f"result-{number:03}.json").write_text(f'{{"n": {number}}}\n')
