@@ -26,6 +26,7 @@ REASONS: Final = {
     **OUTCOMES,
     "leaks-in-the-last-round": "readers without images still found the answer in the last round",
     "too-common": "its finding is right in most questions of its kind, so that no wrong one balances it",
+    "go-together": "one of its findings is hardly ever stated without the other, so that it gives that away",
     "no-contrast": "no other region has a finding to set against it, and the model named none of use",
     "duplicate": "the same question on the same images stands in another row",
     "near-duplicate": "nearly the same question on the same images stands in another row",

@@ -10,6 +10,7 @@ from itertools import permutations
 
 from dataset_script.curate.features.containment import content, may_hold, words
 from dataset_script.curate.features.decompose import Feature
+from dataset_script.curate.questions.companions import Companion
 from dataset_script.curate.questions.contrasts import ContrastPool, contrast_pool
 from dataset_script.curate.questions.drafts import Draft
 from dataset_script.curate.questions.exchange import Candidate, ExchangeSet, find_sets
@@ -21,7 +22,7 @@ REDRAWS = 12
 
 @dataclass(frozen=True)
 class Assembly:
-    """Items, and row id -> why a draft got no options: ``too-common`` or ``no-contrast``."""
+    """Items, and row id -> why a draft got no options: ``too-common``, ``no-contrast`` or ``go-together``."""
 
     items: list[Item]
     refused: dict[str, str]
@@ -35,6 +36,7 @@ def assemble(
     sets: bool = True,
     planned: Sequence[ExchangeSet] = (),
     linked: Mapping[str, str] | None = None,
+    apart: Set[Companion] = frozenset(),
 ) -> Assembly:
     """Gives drafts their options.
 
@@ -46,30 +48,28 @@ def assemble(
         sets: make exchange sets of the template questions among ``drafts``.
         planned: the sets that the drafts were ordered for.
         linked: patient -> the patient that stands for it in a set, because they share an image.
+        apart: findings that are not crossed with an aspect outside of sets, because they imply one of its findings.
 
     The findings of exchange sets are in no pool: each is right there as often as wrong already, and what the others
     show has to be balanced among themselves.
     """
     made = exchange_items(drafts, places, seed, planned, linked or {}) if sets else []
     grouped = {item.id for item in made}
-    single = [
-        *(item.draft for item in known if item.group is None),
-        *(draft for draft in drafts if draft.id not in grouped),
-    ]
+    refused = {one.id: "go-together" for one in drafts if one.id not in grouped and _go_together(one, apart)}
+    free = [draft for draft in drafts if draft.id not in grouped and draft.id not in refused]
+    single = [*(item.draft for item in known if item.group is None), *free]
     findings: dict[tuple[str, str], list[str]] = defaultdict(list)
     for draft in sorted(single, key=lambda one: one.id):
         for feature in (draft.first, draft.second):
             findings[draft.question_type, feature.aspect].append(feature.value)
     pools = {key: contrast_pool(found, f"{seed}:{key}") for key, found in findings.items()}
-    refused: dict[str, str] = {}
     set_texts = {(item.draft.question, item.options) for item in (*known, *made) if item.group is not None}
-    for draft in drafts:
-        if draft.id not in grouped:
-            item = _single(draft, places[draft.path], pools, seed, set_texts)
-            if isinstance(item, str):
-                refused[draft.id] = item
-            else:
-                made.append(item)
+    for draft in free:
+        item = _single(draft, places[draft.path], pools, seed, set_texts, apart)
+        if isinstance(item, str):
+            refused[draft.id] = item
+        else:
+            made.append(item)
     return Assembly(sorted(made, key=lambda one: one.id), refused)
 
 
@@ -79,13 +79,14 @@ def _single(
     pools: Mapping[tuple[str, str], ContrastPool],
     seed: int,
     set_texts: Set[tuple[str, tuple[str, ...]]],
+    apart: Set[Companion],
 ) -> Item | str:
     rng = random.Random(f"{seed}:{draft.id}:{draft.version}")
     pairs, sources = [], []
-    for feature, named in zip((draft.first, draft.second), draft.contrasts, strict=True):
+    turns = ((draft.first, draft.second), (draft.second, draft.first))
+    for (feature, other), named in zip(turns, draft.contrasts, strict=True):
         pool = pools[draft.question_type, feature.aspect]
-        others = (draft.first, draft.second)
-        found = _contrast(feature, named, pool, place, others, rng)
+        found = _contrast(feature, other, named, pool, place, apart, rng)
         if found is None:
             return "too-common" if pool.others(feature.value) else "no-contrast"
         contrast, source = found
@@ -99,27 +100,42 @@ def _single(
 
 
 def _contrast(
-    feature: Feature, named: str, pool: ContrastPool, place: Place, pair: Sequence[Feature], rng: random.Random
+    feature: Feature,
+    other: Feature,
+    named: str,
+    pool: ContrastPool,
+    place: Place,
+    apart: Set[Companion],
+    rng: random.Random,
 ) -> tuple[str, str] | None:
     """Returns the wrong value and its source; what the captions of the path bear out is no wrong value."""
+
+    def fits(value: str) -> bool:
+        wrong = not may_hold(value, place.texts) and all(words(value) != words(one.value) for one in (feature, other))
+        return wrong and not _implies(feature.aspect, value, other, apart)
+
     refused: list[str] = []
     for _ in range(REDRAWS):
         drawn = pool.draw(feature.value, rng, refused)
         if drawn is None:
             break
-        if _is_wrong(drawn, place, pair):
+        if fits(drawn):
             return drawn, "corpus"
         refused.append(drawn)
     useful = [value for value in pool.others(feature.value) if value not in refused]
     if useful:
         return None  # given back as too common: a word of the model's own would unbalance it again
-    usable = named and content(named) and words(named) != words(feature.value) and _is_wrong(named, place, pair)
+    usable = named and content(named) and words(named) != words(feature.value) and fits(named)
     return (named, "model") if usable else None
 
 
-def _is_wrong(value: str, place: Place, pair: Sequence[Feature]) -> bool:
-    """Says whether nothing in a path's texts bears a finding out, and it is not one of the pair itself."""
-    return not may_hold(value, place.texts) and all(words(value) != words(one.value) for one in pair)
+def _implies(aspect: str, value: str, other: Feature, apart: Set[Companion]) -> bool:
+    return ((aspect, tuple(words(value))), other.aspect) in apart
+
+
+def _go_together(draft: Draft, apart: Set[Companion]) -> bool:
+    first, second = draft.first, draft.second
+    return _implies(first.aspect, first.value, second, apart) or _implies(second.aspect, second.value, first, apart)
 
 
 def exchange_items(

@@ -9,6 +9,7 @@ from typing import Any
 
 from dataset_script.curate.asking.role import Role, outcomes
 from dataset_script.curate.asking.settings import Settings
+from dataset_script.curate.questions.companions import Companion
 from dataset_script.curate.questions.drafts import Order, reordered, write_drafts
 from dataset_script.curate.questions.items import Item, Place
 from dataset_script.curate.questions.options import assemble
@@ -35,7 +36,8 @@ class Screening:
         analyse: says why they leak, one role a shard.
         shard_of: path key -> its shard.
         items: the pool.
-        waiting: row id -> why it has no options yet: ``too-common`` or ``no-contrast``.
+        waiting: row id -> why it has no options yet: ``too-common``, ``no-contrast`` or ``go-together``.
+        apart: findings that imply one of another aspect.
         lost: (row id, reason, detail) of what is dropped.
         rounds: the account of each round.
     """
@@ -50,6 +52,7 @@ class Screening:
     items: dict[str, Item]
     waiting: dict[str, str]
     drafts: dict[str, Any]
+    apart: frozenset[Companion] = frozenset()
     lost: list[tuple[str, str, str]] = field(default_factory=list)
     rounds: list[dict[str, Any]] = field(default_factory=list)
 
@@ -169,7 +172,7 @@ def _make_again(state: Screening, causes: Mapping[str, Cause]) -> dict[str, Any]
     state.drafts |= {draft.id: draft for draft in made}
     state.lost += [(result.label, *result.failed[-1]) for result in results if result.value is None]
     known = [state.items[row] for row in sorted(state.items)]
-    found = assemble(made, state.places, state.settings.seed, known, sets=False)
+    found = assemble(made, state.places, state.settings.seed, known, sets=False, apart=state.apart)
     state.items |= {item.id: item for item in found.items}
     state.waiting |= found.refused
     return {
