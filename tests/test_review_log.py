@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -156,3 +157,18 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--log"):
         add(ReviewLog(tmp_path / "file" / "log.jsonl", SUBJECT), 0)
+
+
+def test_a_log_that_cannot_be_kept_is_refused_before_anybody_works(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "file" / "log.jsonl", tmp_path / "pipe", Path("/proc/none/log.jsonl")):
+        with pytest.raises(InputError, match="--log"):
+            ReviewLog(path, SUBJECT).check_writable()
+    log = ReviewLog(tmp_path / "log.jsonl", SUBJECT)
+    log.check_writable()
+    assert not log.path.exists(), "nothing is decided, so there is no log"
+    add(log, 0)
+    before = log.path.read_bytes()
+    log.check_writable()
+    assert log.path.read_bytes() == before

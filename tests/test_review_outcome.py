@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,19 @@ def test_an_edit_keeps_what_it_changes_alone() -> None:
     edit = {"question": "Which? ", "options": ["gland", "stroma", "nerve", "a fold "], "answer": "B", "rationale": ""}
     whole = checked_decision(Decision(("test", "q"), "review", "Ada", "edit", "so", edit), QUESTION)
     assert whole.edit == {"options": ["gland", "stroma", "nerve", "a fold"], "rationale": ""}
+
+
+def test_line_ends_and_the_other_options_stay_as_they_were() -> None:
+    texts = ("gland ", "stroma\r\nand vessels", "nerve", "fold")
+    question = replace(QUESTION, question="What\r\nis it?", options=texts, rationale="Seen\rat 10x.")
+    as_the_browser_sends = {
+        "question": "What\nis it?",
+        "options": ["gland", "stroma\nand vessels", "nerve", "a fold"],
+        "answer": question.letter,
+        "rationale": "Seen\nat 10x.",
+    }
+    made = Decision(("test", "q"), "review", "Ada", "edit", "so", as_the_browser_sends)
+    assert checked_decision(made, question).edit == {"options": ["gland ", "stroma\r\nand vessels", "nerve", "a fold"]}
 
 
 # --- who may decide what
@@ -328,7 +342,8 @@ def test_bad_input_is_one_clear_error(reviewed: tuple[Path, Path], tmp_path: Pat
     other = make_review_release(tmp_path / "other", paths=2)
     done = run(other, "--log", log, "--summary", "md")
     assert isinstance(done.exception, InputError) and "data_hash" in str(done.exception)
-    assert run(release, "--token", "short").exit_code == 2
+    for token in ("short", "schl\u00fcssel-zum-haus-\u20ac", "a line\nand another one"):
+        assert run(release, "--token", token).exit_code == 2, "a cookie could not carry it"
 
 
 def test_hostile_texts_pass_through_unchanged(tmp_path: Path) -> None:

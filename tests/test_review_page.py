@@ -19,6 +19,10 @@ import pytest
 from browser import chromium
 from review_release import HOSTILE, PLACE, make_review_release
 
+from dataset_script.review.desk import Desk
+from dataset_script.review.items import read_review_data
+from dataset_script.review.log import ReviewLog
+
 SHOTS = Path(os.environ.get("SCALE_VQA_SHOTS", os.devnull))
 pytestmark = pytest.mark.xdist_group("review_page")
 
@@ -124,7 +128,8 @@ class Visit:
 
 
 def decisions(server: Server, release: Path) -> list[dict[str, Any]]:
-    lines = release.with_name("log.jsonl").read_text().splitlines()
+    log = release.with_name("log.jsonl")
+    lines = log.read_text().splitlines() if log.exists() else []
     return [json.loads(line) for line in lines[1:]]
 
 
@@ -289,6 +294,75 @@ def test_a_name_is_needed_and_a_key_held_down_decides_once(server: Server, brows
     visit.page.wait_for_timeout(500)
     assert len(decisions(server, release)) == before + 1
     visit.page.context.close()
+
+
+def test_an_open_editor_keeps_its_text_and_the_keyboard_suffices(server: Server, browser: Any, release: Path) -> None:
+    before = len(decisions(server, release))
+    visit = Visit(browser, server, "Fay")
+    page = visit.page
+    visit.turn("e")
+    page.wait_for_function("document.activeElement.closest('#edit-question') !== null")
+    page.keyboard.press("End")
+    page.keyboard.type(" are there more?")
+    page.evaluate("document.activeElement.blur()")
+    for key in "arnp":
+        page.keyboard.press(key)
+    assert not page.locator("#accept").is_visible(), "Accept would take the old text"
+    page.wait_for_timeout(500)
+    assert page.input_value("#edit-question textarea").endswith("are there more?")
+    assert len(decisions(server, release)) == before
+    old = page.input_value("#edit-answer input:checked")
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.matches('#edit-answer input:not(:checked)')"):
+            break
+    page.keyboard.press("Space")
+    page.wait_for_function("old => document.querySelector('#edit-answer input:checked').value !== old", arg=old)
+    page.focus("#edit-rationale textarea")
+    page.keyboard.press("Control+A")
+    page.keyboard.press("Delete")
+    assert "a reason for edit" in visit.turn("Control+Enter")
+    page.wait_for_function("document.activeElement.closest('#reason') !== null")
+    page.keyboard.type("the answer was another")
+    assert "Saved: edit" in visit.turn("Control+Enter")
+    made = decisions(server, release)[-1]
+    assert made["edit"]["question"].endswith("are there more?") and made["edit"]["answer"] != old
+    page.wait_for_selector("#accept:visible")
+    page.context.close()
+
+
+def test_a_double_click_decides_once(server: Server, browser: Any, release: Path) -> None:
+    before = len(decisions(server, release))
+    visit = Visit(browser, server, "Gus")
+    first = visit.item()
+    place = visit.page.locator("#accept").bounding_box()
+    x, y = place["x"] + place["width"] / 2, place["y"] + place["height"] / 2
+    visit.page.mouse.move(x, y)
+    visit.page.mouse.down(click_count=1)
+    visit.page.mouse.up(click_count=1)
+    visit.page.wait_for_function("first => document.querySelector('.rv').dataset.item !== first", arg=first)
+    visit.page.mouse.move(x, visit.page.locator("#accept").bounding_box()["y"] + 5)
+    visit.page.mouse.down(click_count=2)
+    visit.page.mouse.up(click_count=2)
+    visit.page.wait_for_timeout(1000)
+    assert len(decisions(server, release)) == before + 1
+    visit.page.context.close()
+
+
+def test_a_page_that_was_away_for_too_long_asks_for_the_name_again(release: Path, tmp_path: Path) -> None:
+    from dataset_script.review.page import build_page
+
+    data = read_review_data(release)
+    log = ReviewLog(tmp_path / "log.jsonl", data.subject)
+    page = build_page(Desk(data, log))
+    actions = [one for one in page.fns.values() if len(one.outputs) > 5]
+    entered = 0
+    for one in actions:
+        shown = one.fn(*[None] * len(one.inputs))
+        assert len(shown) == len(one.outputs)
+        if "away for too long" in str(shown):
+            entered += shown[1]["visible"] and not shown[2]["visible"]
+    assert entered == len(actions) - 1 == 7 and not log.path.exists(), "all but the entrance itself"
 
 
 def test_an_open_page_does_not_keep_the_server_from_stopping(release: Path, browser: Any, tmp_path: Path) -> None:

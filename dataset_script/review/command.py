@@ -80,7 +80,10 @@ def _serve(data: ReviewData, log: ReviewLog, host: str, port: int, token: str | 
 
     if token is not None and len(token) < LEAST_TOKEN:
         raise click.BadParameter(f"a token has at least {LEAST_TOKEN} characters", param_hint="--token")
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise click.BadParameter("a token has letters, digits and signs of ASCII", param_hint="--token")
     desk = Desk(data, log)
+    log.check_writable()
     _tell_torn(log.torn)
     if not is_loopback(host):
         note = "whoever can read the network can read the token and the images: put an encrypting proxy before it"

@@ -109,7 +109,10 @@ def checked_decision(decision: Decision, question: Question) -> Decision:
 
 
 def changed_fields(edit: Mapping[str, Any], question: Question) -> dict[str, Any]:
-    """Returns the fields of an edit that differ from the question, white space at the ends aside."""
+    """Returns the fields of an edit that differ from the question, white space at the ends aside.
+
+    A browser's field gives every line end as a line feed: a text that differs in these alone is no edit.
+    """
     unknown = sorted(edit.keys() - set(EDITABLE))
     if unknown:
         found = ", ".join(map(shown, unknown))
@@ -121,7 +124,11 @@ def changed_fields(edit: Mapping[str, Any], question: Question) -> dict[str, Any
         "rationale": question.rationale or "",
     }
     cleaned = {name: _cleaned(value) for name, value in edit.items()}
-    return {name: value for name, value in cleaned.items() if value != _cleaned(now[name])}
+    changes = {name: value for name, value in cleaned.items() if value != _cleaned(now[name])}
+    if isinstance(changes.get("options"), list) and len(changes["options"]) == len(question.options):
+        pairs = zip(question.options, changes["options"], strict=True)
+        changes["options"] = [old if _cleaned(old) == new else new for old, new in pairs]  # the others to the byte
+    return changes
 
 
 def edited(question: Question, edit: Mapping[str, Any]) -> Question:
@@ -176,5 +183,5 @@ def letter_faults(question: Question) -> list[Fault]:
 
 def _cleaned(value: Any) -> Any:
     if isinstance(value, str):
-        return value.strip()
+        return value.replace("\r\n", "\n").replace("\r", "\n").strip()
     return [_cleaned(one) for one in value] if isinstance(value, list | tuple) else value

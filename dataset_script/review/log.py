@@ -54,6 +54,22 @@ class ReviewLog:
         self._headed = self._open_end = False
         self._broken: tuple[int, bytes] | None = None
 
+    def check_writable(self) -> None:
+        """Makes sure, before anybody works for it, that decisions can be kept; the log itself is not made.
+
+        Raises:
+            InputError: where the log is no plain file, or it or its folder cannot be written.
+        """
+        with self._here:
+            if self.path.exists() and not self.path.is_file():
+                raise self._fault("", "a log that is a plain file", "something else", "name another --log")
+            self._acquire()
+            try:
+                if self.path.exists():
+                    self._write(b"")
+            finally:
+                self._lock.release()
+
     def append(self, check: Check) -> Decision:
         """Appends the decision that ``check`` returns, which sees all decisions, those of other processes too.
 

@@ -21,7 +21,8 @@ from scale_vqa_eval.schema import LETTERS
 STAGES: Final = {"Review": "review", "Adjudicate open disagreements": "adjudication"}
 KEYS: Final = (
     "<kbd>a</kbd> accept <kbd>r</kbd> reject <kbd>e</kbd> edit <kbd>n</kbd> later <kbd>p</kbd> back "
-    "<kbd>i</kbd> write a reason <kbd>Ctrl+Enter</kbd> send it, save an edit <kbd>Esc</kbd> leave a field &nbsp; "
+    "<kbd>i</kbd> write a reason <kbd>Ctrl+Enter</kbd> send it, save an edit <kbd>Esc</kbd> leave a field "
+    "<kbd>Tab</kbd> <kbd>Space</kbd> choose an answer &nbsp; "
     "<kbd>1</kbd><kbd>2</kbd><kbd>3</kbd> enlarge a view <kbd>+</kbd><kbd>-</kbd> or wheel zoom "
     "<kbd>arrows</kbd> or drag move <kbd>0</kbd> whole view <kbd>o</kbd> outlines"
 )
@@ -43,7 +44,7 @@ def build_page(desk: Desk) -> gr.Blocks:
         message = gr.HTML(render_note("", 0), elem_id="message", apply_default_css=False)
         with gr.Column(visible=False) as work:
             reason = gr.Textbox(label="Reason (needed for reject and edit)", lines=2, elem_id="reason")
-            with gr.Row():
+            with gr.Row(elem_id="verdicts") as verdicts:
                 buttons = {
                     which: gr.Button(label, elem_id=which, variant=variant, size="md", min_width=90)
                     for which, label, variant in (
@@ -66,14 +67,14 @@ def build_page(desk: Desk) -> gr.Blocks:
                     cancel = gr.Button("Cancel (Esc)", elem_id="cancel")
             gr.HTML(KEYS, elem_id="keys", apply_default_css=False)
         fields = [*texts, answer]
-        shown = [seat, entrance, work, panel, message, reason, editor, *fields]
+        shown = [seat, entrance, work, panel, message, reason, verdicts, editor, *fields]
 
         def show(now: Seat, note: str = "") -> list[Any]:
             """Returns the values of ``shown`` for a seat."""
-            closed = gr.update(visible=False)
+            opened, closed = gr.update(visible=True), gr.update(visible=False)
             return [
                 *(now, gr.update(visible=False), gr.update(visible=True), render_item(desk, now)),
-                *(render_note(note, next(turns), done=True), "", closed, *_field_values(desk, now, most)),
+                *(render_note(note, next(turns), done=True), "", opened, closed, *_field_values(desk, now, most)),
             ]
 
         def refused(error: InputError, now: Seat | None) -> list[Any]:
@@ -84,11 +85,23 @@ def build_page(desk: Desk) -> gr.Blocks:
                 now,
                 *[gr.skip()] * 3,
                 render_note(said, next(turns), needs=needs),
-                *[gr.skip()] * (2 + len(fields)),
+                *[gr.skip()] * (3 + len(fields)),
+            ]
+
+        def left(note: str) -> list[Any]:
+            """Returns the values of ``shown`` that ask for the name again, as a long absence has undone the seat."""
+            opened, closed = gr.update(visible=True), gr.update(visible=False)
+            return [
+                *(None, opened, closed, "", render_note(note, next(turns), needs="reviewer")),
+                *[gr.skip()] * (3 + len(fields)),
             ]
 
         def guarded(action: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
             def run(now: Seat | None, *values: Any) -> list[Any]:
+                if now is None and action is not enter:
+                    return left(
+                        "Not saved: this page was away for too long. Give your name again; the log has the rest."
+                    )
                 try:
                     return action(now, *values)
                 except InputError as error:
@@ -110,8 +123,9 @@ def build_page(desk: Desk) -> gr.Blocks:
 
         def open_editor(now: Seat) -> list[Any]:
             note = render_note("Edit, give a reason, save.", next(turns), done=True, needs="edit-question")
-            opened = gr.update(visible=now.at is not None)
-            return [now, *[gr.skip()] * 3, note, gr.skip(), opened, *[gr.skip()] * len(fields)]
+            # with the editor open, Accept and the like would lose the new text
+            swapped = [gr.update(visible=now.at is None), gr.update(visible=now.at is not None)]
+            return [now, *[gr.skip()] * 3, note, gr.skip(), *swapped, *[gr.skip()] * len(fields)]
 
         def on(button: gr.Button, action: Callable[..., list[Any]], *inputs: Any) -> None:
             button.click(guarded(action), [seat, *inputs], shown, show_progress="hidden", api_visibility="private")

@@ -65,6 +65,12 @@
   document.addEventListener("pointerup", () => { drag = null; });
   document.addEventListener("dblclick", (e) => { const p = e.target.closest?.(".rv .pane"); if (p) fit(p); });
 
+  /* The second click of a double click would fall on the next item, which nobody has seen. */
+  document.addEventListener("click", (e) => {
+    if (e.detail > 1 && e.target.closest?.("#accept, #reject, #save, #later, #back")) {
+      e.preventDefault(); e.stopImmediatePropagation();
+    }
+  }, true);
   /* A decision is taken once per item in view: further keys wait until the server has answered. */
   const decide = (id) => {
     if (waitsFor !== null && waitsFor === turn()) return;
@@ -83,7 +89,7 @@
     pointed = one.querySelector(".pane");
     refit(false);
   };
-  const step = 60;
+  const step = 60, LEAVING = ["a", "r", "e", "n", "p"];
   const keys = {
     a: () => decide("accept"), r: () => decide("reject"), e: () => click("edit"), n: () => decide("later"),
     p: () => decide("back"), i: () => field("reason")?.focus(),
@@ -107,12 +113,14 @@
       return;
     }
     if (typing || e.ctrlKey || e.metaKey || e.altKey || e.repeat || !document.querySelector(".rv")) return;
-    const act = keys[e.key.length === 1 ? e.key.toLowerCase() : e.key];
-    if (act) { e.preventDefault(); act(); }
+    const key = e.key.length === 1 ? e.key.toLowerCase() : e.key;
+    /* while the editor is open, a decision key would take the old text and lose the new one: save or cancel first */
+    if (LEAVING.includes(key) && document.querySelector("#save")?.offsetParent) return e.preventDefault();
+    if (keys[key]) { e.preventDefault(); keys[key](); }
   });
-  /* Where a reason is missing, the place to write it comes forward. */
+  /* What is to be written comes forward, as soon as it is there: the editor opens after the line that says so. */
   new MutationObserver(() => {
-    const note = document.querySelector("#message [data-needs]");
-    if (note && note.dataset.seen !== "1") { note.dataset.seen = "1"; field(note.dataset.needs)?.focus(); }
-  }).observe(document.documentElement, { childList: true, subtree: true });
+    const note = document.querySelector("#message [data-needs]"), wanted = note && field(note.dataset.needs);
+    if (wanted?.offsetParent && note.dataset.seen !== "1") { note.dataset.seen = "1"; wanted.focus(); }
+  }).observe(document.documentElement, { childList: true, subtree: true, attributes: true, attributeFilter: ["class", "style"] });
 })();
