@@ -327,10 +327,13 @@ def test_bad_input_is_one_clear_error(reviewed: tuple[Path, Path], tmp_path: Pat
     blind = tmp_path / "blind"
     write_release(blind, {"text": {"test": rows()}}, {})
     (tmp_path / "empty").mkdir()
+    flagged = make_review_release(tmp_path / "flagged", paths=1)
+    (flagged / "curation_report.json").write_text('{"contradictions": [{"finding": "x"}]}')
     cases = {
         (tmp_path / "absent",): "nothing there",
         (tmp_path / "empty",): "no README.md",
         (log,): "found a file",
+        (flagged,): "curation report",
         (blind,): "no image in any row",
         (release, "--config", "exchange"): "a config that it has",
         (release, "--split", "train"): "a split of default",

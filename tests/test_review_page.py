@@ -19,7 +19,7 @@ import pytest
 from browser import chromium
 from review_release import HOSTILE, PLACE, make_review_release
 
-from dataset_script.review.desk import Desk
+from dataset_script.review.desk import Desk, Seat
 from dataset_script.review.items import read_review_data
 from dataset_script.review.log import ReviewLog
 
@@ -363,6 +363,21 @@ def test_a_page_that_was_away_for_too_long_asks_for_the_name_again(release: Path
         if "away for too long" in str(shown):
             entered += shown[1]["visible"] and not shown[2]["visible"]
     assert entered == len(actions) - 1 == 7 and not log.path.exists(), "all but the entrance itself"
+
+
+def test_what_the_curation_flagged_is_shown_with_the_question(tmp_path: Path) -> None:
+    from dataset_script.review.panel import render_item
+
+    release = make_review_release(tmp_path / "scale-vqa", paths=1)
+    first, second, *_ = read_review_data(release).chosen
+    why = "is wrong here, but a caption of the path says it"
+    flag = {"id": first[1], "options": "BD", "finding": HOSTILE[0], "why": why}
+    (release / "curation_report.json").write_text(json.dumps({"format": 1, "contradictions": [flag]}))
+    data = read_review_data(release)
+    desk = Desk(data, ReviewLog(tmp_path / "log.jsonl", data.subject))
+    page = render_item(desk, Seat("Ada", "review", first))
+    assert "Flagged in curation" in page and why in page and "&lt;script&gt;" in page and "<script>" not in page
+    assert "Flagged" not in render_item(desk, Seat("Ada", "review", second))
 
 
 def test_an_open_page_does_not_keep_the_server_from_stopping(release: Path, browser: Any, tmp_path: Path) -> None:

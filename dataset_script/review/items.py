@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +20,8 @@ from scale_vqa_eval.predict.pictures import Picture, PictureStore
 from scale_vqa_eval.question_files import release_files
 from scale_vqa_eval.schema import VIEWS
 
+CURATION_REPORT: Final = "curation_report.json"
+
 
 @dataclass(frozen=True)
 class ReviewData:
@@ -29,6 +33,7 @@ class ReviewData:
         items: split and row id -> question and images, in the order of the data.
         chosen: the items of the split that was asked for.
         data_hash: SHA-256 over the config's files: a log of other data is refused by it.
+        flags: row id -> what the curation flagged in it, in words.
     """
 
     folder: Path
@@ -37,6 +42,7 @@ class ReviewData:
     chosen: tuple[Key, ...]
     data_hash: str
     store: PictureStore
+    flags: Mapping[str, tuple[str, ...]]
 
     @property
     def subject(self) -> dict[str, str]:
@@ -68,7 +74,33 @@ def read_review_data(folder: Path, config: str | None = None, split: str | None 
     items, store = read_items(str(folder), None, config, None, blind=False)
     by_key = {(item.question.split or "", item.question.id): item for item in items}
     chosen = tuple(key for key in by_key if split in (None, key[0]))
-    return ReviewData(folder, config, by_key, chosen, content_hash(config, configs[config]), store)
+    flags = read_flags(folder / CURATION_REPORT)
+    return ReviewData(folder, config, by_key, chosen, content_hash(config, configs[config]), store, flags)
+
+
+def read_flags(report: Path) -> dict[str, tuple[str, ...]]:
+    """Returns row id -> what ``scale-vqa curate`` flagged as contradicted by the row's own captions.
+
+    Options are named by their text: letters differ between configs.
+
+    Args:
+        report: the curation report beside the data; nothing is flagged where there is none.
+
+    Raises:
+        InputError: where the file is no curation report.
+    """
+    if not report.exists():
+        return {}
+    flags: dict[str, tuple[str, ...]] = {}
+    try:
+        for one in json.loads(report.read_text(encoding="utf-8"))["contradictions"]:
+            row, said = str(one["id"]), f"{shown(str(one['finding']))} {one['why']}"
+            flags[row] = (*flags.get(row, ()), said)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        expected = "a curation report with its contradictions"
+        fault = Fault(str(report), expected, shown(str(error)), "bring back the report, or take the file away")
+        raise InputError(fault) from error
+    return flags
 
 
 class Images:

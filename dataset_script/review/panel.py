@@ -50,7 +50,10 @@ def render_item(desk: Desk, seat: Seat) -> str:
             for place, (letter, text) in enumerate(zip(LETTERS, question.options, strict=False))
         ],
         pictures=bool(item.option_pictures),
-        warnings=_warnings(question),
+        warnings=[
+            *_warnings(question),
+            *(f"Flagged in curation: {one}" for one in desk.data.flags.get(question.id, ())),
+        ],
         own=own,
         closed=seat.stage == "review" and standing.closed,
         others=_others(desk, seat.at) if seat.stage == "adjudication" else [],
