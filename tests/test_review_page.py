@@ -331,6 +331,30 @@ def test_an_open_editor_keeps_its_text_and_the_keyboard_suffices(server: Server,
     page.context.close()
 
 
+def test_a_second_window_says_what_it_replaced_and_nothing_looks_saved_before_it_is(
+    release: Path, browser: Any, tmp_path: Path
+) -> None:
+    running = Server(release, tmp_path / "log.jsonl")
+    try:
+        one, two = (Visit(browser, running, name) for name in ("Ada", " ADA"))
+        assert one.item() == two.item()
+        assert "in place of" not in one.turn("a")
+        assert "a reason for reject" in two.turn("r")
+        two.page.keyboard.type("on a second look")
+        assert "Saved: reject in place of your accept" in two.turn("Control+Enter")
+        running.process.kill()
+        running.process.wait()
+        said = "getComputedStyle(document.querySelector('#message p'), '::after').content"
+        assert "not saved" not in one.page.evaluate(said)
+        one.page.keyboard.press("a")
+        one.page.wait_for_function(f"{said}.includes('not saved yet')")
+        one.shot("review-dead")
+        for visit in (one, two):
+            visit.page.context.close()
+    finally:
+        running.stop()
+
+
 def test_a_double_click_decides_once(server: Server, browser: Any, release: Path) -> None:
     before = len(decisions(server, release))
     visit = Visit(browser, server, "Gus")

@@ -113,6 +113,13 @@ class Desk:
         with self._lock:
             return self.refresh().items[key]
 
+    def own(self, seat: Seat) -> Decision | None:
+        """Returns what the reviewer has said so far on the item in view, in another window perhaps."""
+        if seat.at is None:
+            return None
+        standing = self.standing(seat.at)
+        return (standing.reviews if seat.stage == "review" else standing.adjudications).get(seat.person)
+
     def progress(self, seat: Seat) -> tuple[int, int]:
         """Returns how many of the chosen items the reviewer has decided at this stage, and how many wait."""
         board = self.refresh()

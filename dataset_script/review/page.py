@@ -115,9 +115,11 @@ def build_page(desk: Desk) -> gr.Blocks:
         def decide(verdict: str) -> Callable[..., list[Any]]:
             def run(now: Seat, reason: str, *values: Any) -> list[Any]:
                 edit = _edit(desk, now, values) if verdict == "edit" else None
-                before = now.at
+                key = now.at
+                own = desk.own(now)
                 after = desk.decide(now, verdict, reason or "", edit)
-                return show(after, f"Saved: {verdict}, {before[1]}" if before else "")
+                instead = f" in place of your {own.verdict}" if own is not None else ""
+                return show(after, f"Saved: {verdict}{instead}, {key[1]}" if key else "")
 
             return run
 

@@ -27,7 +27,6 @@ def render_item(desk: Desk, seat: Seat) -> str:
     item = desk.data.items[seat.at]
     question = item.question
     standing = desk.standing(seat.at)
-    own = (standing.reviews if seat.stage == "review" else standing.adjudications).get(seat.person)
     return _template("panel.html.j2").render(
         seat=seat,
         done=done,
@@ -54,7 +53,7 @@ def render_item(desk: Desk, seat: Seat) -> str:
             *_warnings(question),
             *(f"Flagged in curation: {one}" for one in desk.data.flags.get(question.id, ())),
         ],
-        own=own,
+        own=desk.own(seat),
         closed=seat.stage == "review" and standing.closed,
         others=_others(desk, seat.at) if seat.stage == "adjudication" else [],
     )

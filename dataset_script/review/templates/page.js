@@ -75,11 +75,14 @@
   const decide = (id) => {
     if (waitsFor !== null && waitsFor === turn()) return;
     waitsFor = turn();
-    refused = id;
     click(id);
   };
   document.addEventListener("click", (e) => {
-    if (e.isTrusted && e.target.closest?.("#accept, #reject, #save")) refused = e.target.closest("button").id;
+    const button = e.target.closest?.("#accept, #reject, #save");
+    if (!button) return;
+    refused = button.id;
+    /* until the server has answered, the line must not say "Saved" of the decision before */
+    document.querySelector("#message p")?.classList.add("sending");
   });
   const enlarge = (number) => {
     const figures = [...document.querySelectorAll(".rv figure.view")], one = figures[number - 1];
