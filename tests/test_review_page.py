@@ -17,8 +17,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from browser import chromium
-from review_release import HOSTILE, PLACE, make_review_release
+from review_release import HOSTILE, PLACE, make_review_release, nested_views, rows
 
+from dataset_script.release_folder import write_release
 from dataset_script.review.desk import Desk, Seat
 from dataset_script.review.items import read_review_data
 from dataset_script.review.log import ReviewLog
@@ -387,6 +388,18 @@ def test_a_page_that_was_away_for_too_long_asks_for_the_name_again(release: Path
         if "away for too long" in str(shown):
             entered += shown[1]["visible"] and not shown[2]["visible"]
     assert entered == len(actions) - 1 == 7 and not log.path.exists(), "all but the entrance itself"
+
+
+def test_a_view_that_the_question_does_not_ask_about_is_not_missed(tmp_path: Path) -> None:
+    from dataset_script.review.panel import render_item
+
+    made = [{**row, "mid_mag": None} for row in list(rows(paths=1))[:2]]
+    made[0] |= {"dimension": "origin", "high_mag": nested_views(0)["high_mag"]}
+    release = write_release(tmp_path / "scale-vqa", {"default": {"test": made}}, {})
+    data = read_review_data(release)
+    desk = Desk(data, ReviewLog(tmp_path / "log.jsonl", data.subject))
+    origin, other = (render_item(desk, Seat("Ada", "review", key)) for key in data.chosen)
+    assert "no image" not in origin and "mid view, 40x: no image" in other
 
 
 def test_what_the_curation_flagged_is_shown_with_the_question(tmp_path: Path) -> None:

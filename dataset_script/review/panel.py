@@ -13,7 +13,7 @@ from scale_vqa_eval.audit.visible import visible
 from scale_vqa_eval.defects import normalised
 from scale_vqa_eval.predict.items import Item
 from scale_vqa_eval.questions import Question
-from scale_vqa_eval.schema import LETTERS, MAGNIFICATION, VIEWS
+from scale_vqa_eval.schema import GROUNDING_KINDS, LETTERS, MAGNIFICATION, VIEWS
 
 
 def render_item(desk: Desk, seat: Seat) -> str:
@@ -37,7 +37,7 @@ def render_item(desk: Desk, seat: Seat) -> str:
         missing=[
             _view_name(view)
             for view in VIEWS
-            if not item.option_pictures and view not in {one.column for one in item.views}
+            if question.dimension not in GROUNDING_KINDS and view not in {one.column for one in item.views}
         ],
         options=[
             {
