@@ -390,6 +390,16 @@ def test_a_page_that_was_away_for_too_long_asks_for_the_name_again(release: Path
     assert entered == len(actions) - 1 == 7 and not log.path.exists(), "all but the entrance itself"
 
 
+def test_other_machines_are_warned_of_and_told_which_address(release: Path, tmp_path: Path) -> None:
+    running = Server(release, tmp_path / "log.jsonl", "--host", "0.0.0.0")
+    try:
+        assert running.get("/", Authorization="Bearer wrong")[0] == 403
+        said = "".join(running.errors)
+        assert "without encryption" in said and "this machine's name" in said and running.token not in said
+    finally:
+        running.stop()
+
+
 def test_a_view_that_the_question_does_not_ask_about_is_not_missed(tmp_path: Path) -> None:
     from dataset_script.review.panel import render_item
 

@@ -76,7 +76,7 @@ def review(
 def _serve(data: ReviewData, log: ReviewLog, host: str, port: int, token: str | None) -> None:
     from dataset_script.review.access import LEAST_TOKEN, new_token
     from dataset_script.review.desk import Desk
-    from dataset_script.review.server import is_loopback, serve
+    from dataset_script.review.server import is_any, is_loopback, serve
 
     if token is not None and len(token) < LEAST_TOKEN:
         raise click.BadParameter(f"a token has at least {LEAST_TOKEN} characters", param_hint="--token")
@@ -88,6 +88,8 @@ def _serve(data: ReviewData, log: ReviewLog, host: str, port: int, token: str | 
     if not is_loopback(host):
         note = "whoever can read the network can read the token and the images: put an encrypting proxy before it"
         click.echo(f"warning: {host} can be reached from other machines, without encryption; {note}", err=True)
+        if is_any(host):
+            click.echo(f"from other machines, put this machine's name in the place of {host}", err=True)
     click.echo(f"log: {log.path}", err=True)
     click.echo("open this address; stop with Ctrl+C", err=True)
     serve(desk, host, port, token or new_token(), lambda address: print(address, file=sys.stdout, flush=True))

@@ -112,3 +112,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def is_any(host: str) -> bool:
+    """Says whether an address stands for all addresses of this machine, and so for none that a browser can open."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
