@@ -139,6 +139,18 @@ def test_a_remapping_and_its_inverse_leave_a_text_as_it_was(letters: list[str]) 
     assert "vitamin D" in remap_letters(text, there)
 
 
+def test_bare_letters_at_the_head_of_a_clause_follow_their_options() -> None:
+    there = dict(zip("ABCD", "CDAB", strict=True))
+    assert remap_letters("Option A holds; B and C have one.", there) == "Option C holds; D and A have one."
+    assert remap_letters("A is right: B, C, and D miss it.", there) == "C is right: D, A, and B miss it."
+    for text in (
+        "As in hepatitis B and C have it.",
+        "No cirrhosis. A and B antigens are seen.",
+        "Stained for: D or A.",
+    ):
+        assert remap_letters(text, there) == text
+
+
 def test_duplicates_on_the_same_images_go_and_templates_on_others_stay() -> None:
     drafts, places = pool_of(8, 6, form="free")
     items = assemble(drafts, places, 1).items

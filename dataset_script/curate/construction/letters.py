@@ -17,6 +17,12 @@ _LISTED: Final = re.compile(
     rf"\b(?:[Oo]ptions?|[Cc]hoices?|[Aa]nswers?|[Ll]etters?)\s+(?:is\s+|are\s+|:\s*)?{_ONE}"
     rf"(?:(?:\s*[,/&]\s*|\s*,?\s+(?:and|or)\s+){_ONE})*"
 )
+# bare letters count as options at the head of a clause, before a verb: "; B and C have one", not "hepatitis B and C"
+_PAIRED: Final = re.compile(
+    rf"(?:^|(?<=[.!?;:]\s)){_ONE}(?:(?:\s*[,/&]\s*|\s*,?\s+(?:and|or)\s+){_ONE})+"
+    r"(?=\s+(?:both|each|all|only|have|has|are|is|were|was|do|does|hold|miss|lack|name|show|fail|differ|contradict"
+    r"|describe|pair|claim|state|mix|swap|mention|get|put)\b)"
+)
 _BRACKETED: Final = re.compile(r"\([A-D]\)")
 _HEAD: Final = re.compile(
     r"(?:^|(?<=[.!?]\s))(?:[Oo]nly\s+|[Ss]o\s+|[Tt]hus,?\s+|[Tt]herefore,?\s+)?[A-D]"
@@ -30,9 +36,11 @@ def remap_letters(text: str, letters: Mapping[str, str]) -> str:
 
     >>> remap_letters("A pairs both; options B and C miss one (D none). A small gland.", dict(zip("ABCD", "DCBA")))
     'D pairs both; options C and B miss one (D none). A small gland.'
+    >>> remap_letters("Option A holds; B and C have one, as in hepatitis B and C.", dict(zip("ABCD", "CDAB")))
+    'Option C holds; D and A have one, as in hepatitis B and C.'
     """
     spans: list[tuple[int, int]] = []
-    for pattern in (_LISTED, _BRACKETED, _HEAD):
+    for pattern in (_LISTED, _PAIRED, _BRACKETED, _HEAD):
         spans += [match.span() for match in pattern.finditer(text)]
     places = {
         match.start() for start, end in spans for match in _LETTER.finditer(text, start, end) if start <= match.start()
