@@ -44,6 +44,7 @@ class HubServer(ThreadingHTTPServer):
         self.sparse = False
         self.faults: list[Fault] = []
         self.hanging = threading.Event()
+        self.hung_on = ""
         self.closing = threading.Event()
         self.lock = threading.RLock()
 
@@ -132,6 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._hang()
 
     def _hang(self) -> None:
+        self.server.hung_on = f"{self.command} {unquote(urlsplit(self.path).path)}"
         self.server.hanging.set()
         self.server.closing.wait(300)
         raise _Drop
