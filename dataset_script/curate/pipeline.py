@@ -16,7 +16,7 @@ from dataset_script.curate.asking.settings import RoleSettings, Settings
 from dataset_script.curate.engine import run_shards
 from dataset_script.curate.features.captions import CaptionedPath
 from dataset_script.curate.features.step import DecomposeTask, decompose_shard
-from dataset_script.curate.questions.companions import Companion, companions
+from dataset_script.curate.questions.companions import companions
 from dataset_script.curate.questions.drafts import Draft, Order
 from dataset_script.curate.questions.drafts import reply_schema as question_schema
 from dataset_script.curate.questions.items import Item, Place
@@ -82,7 +82,7 @@ def generate(run: Run) -> dict[str, Any]:
 
     account = _over_shards(run, "drafts", run.settings.generate, task, draft_shard)
     drafts = [Draft.from_row(row) for row in run.work.rows("drafts")]
-    apart = _apart(run, where)
+    apart = companions(run.work.rows("features"), {key: place.patient for key, place in where.items()})
     found = assemble(drafts, where, run.settings.seed, (), run.settings.exchange_sets, sets, linked, apart)
     write_lines(run.work.root / "items.jsonl", (item.as_row() for item in found.items))
     account |= {
@@ -118,7 +118,7 @@ def screen(run: Run) -> dict[str, Any]:
         items={item.id: item for item in read_items(run.work.root / "items.jsonl", where)},
         waiting=dict(made["waiting"]),
         drafts={row["id"]: Draft.from_row(row) for row in run.work.rows("drafts")},
-        apart=_apart(run, where),
+        apart=frozenset(((aspect, tuple(said.split())), other) for aspect, said, other in made["go_together"]),
     )
     run_rounds(state)
     items = [state.items[row] for row in sorted(state.items)]
@@ -185,10 +185,6 @@ def places(run: Run, plans: Mapping[str, PathPlan]) -> dict[str, Place]:
         for shard in range(run.work.shards)
         for path in run.work.paths(shard)
     }
-
-
-def _apart(run: Run, where: Mapping[str, Place]) -> frozenset[Companion]:
-    return companions(run.work.rows("features"), {key: place.patient for key, place in where.items()})
 
 
 def _over_shards(

@@ -57,28 +57,24 @@ def companions(rows: Iterable[Mapping[str, Any]], patient_of: Mapping[str, str])
         return frozenset()
     pairs, together = np.unique(table[:, :2], axis=0, return_counts=True)
     findings = list(numbers)
-    return frozenset(
-        (findings[one], aspects[aspect])
-        for one, aspect in _implied(pairs, together, aspect_of, aspect_of[pairs[:, 1]]).tolist()
-    )
+    return frozenset((findings[one], aspects[aspect]) for one, aspect in _implied(pairs, together, aspect_of).tolist())
 
 
 def _number(numbers: dict[Finding, int], feature: Mapping[str, str]) -> int:
     return numbers.setdefault((feature["aspect"], tuple(words(feature["value"]))), len(numbers))
 
 
-def _implied(pairs: Any, together: Any, aspect_of: Any, second_aspect: Any) -> Any:
+def _implied(pairs: Any, together: Any, aspect_of: Any) -> Any:
     """Returns (n, 2) finding and aspect, of the pairs whose first finding implies the second.
 
     Args:
         pairs: (m, 2) numbers of findings that are stated of one region.
         together: (m,) patients of each.
         aspect_of: (findings,) aspect of each finding.
-        second_aspect: (m,) aspect of the second finding.
     """
     from scipy.stats import binom
 
-    first_aspect = aspect_of[pairs[:, 0]]
+    first_aspect, second_aspect = aspect_of[pairs[:, 0]], aspect_of[pairs[:, 1]]
     of_first = _summed(together, pairs[:, 0], second_aspect)  # patients with the first and anything of the aspect
     of_second = _summed(together, pairs[:, 1], first_aspect)
     of_both = _summed(together, first_aspect, second_aspect)
