@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from scale_vqa_eval.controls.exchange import exchange
-from scale_vqa_eval.controls.validity import ValidityLimits, compatible, gold_fault, stem_key
+from scale_vqa_eval.controls.validity import ValidityLimits, compatible, gold_problem, stem_key
 from scale_vqa_eval.questions import Question, read_questions
 
 DIMENSIONS = ("Confirmation", "Correspondence", "Diagnosis", "Explanation", "Localization")
@@ -51,7 +51,7 @@ def first_come(questions: Sequence[Question], limits: ValidityLimits) -> int:
     """Number of groups that the peer makes."""
     by_text: dict[tuple[str | None, str | None, str], list[Question]] = defaultdict(list)
     for question in questions:
-        if gold_fault(question) is None:
+        if gold_problem(question) is None:
             by_text[question.split, question.dimension, stem_key(question.question)].append(question)
     closed = 0
     for rows in by_text.values():

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from dataset_script import ScaleVQA
-from dataset_script.release_folder import write_release
+from scale_vqa_eval.release_folder.write import write_release
 from scale_vqa_eval.schema import VIEWS
 
 Loader = Callable[[str], Any]

@@ -113,8 +113,8 @@ def fields_of(path: Path, paths: int) -> list[Field]:
     with OpenSlideSource(path) as source:
         plan = plan_slide(source, Settings(paths_per_slide=paths))
     found = [four for fours in plan.fours.values() for four in fours]
-    shown = [field for four in found for field in ((four.frame,) if four.frame else ()) + four.outer + four.inner]
-    return list(dict.fromkeys(shown))
+    preview = [field for four in found for field in ((four.frame,) if four.frame else ()) + four.outer + four.inner]
+    return list(dict.fromkeys(preview))
 
 
 def compare(slides: Sequence[Path], paths: int, repeats: int) -> None:
@@ -139,7 +139,9 @@ def compare(slides: Sequence[Path], paths: int, repeats: int) -> None:
         count = sum(1 for fields in boxes.values() for field in fields if view in ("all", field.view))
         print(f"\n{view}: {count} regions of {len(slides)} slides")
         spent = {
-            name: sum(seconds for (who, _, where), seconds in best.items() if who == name and view in ("all", where))
+            name: sum(
+                seconds for (who, _, location), seconds in best.items() if who == name and view in ("all", location)
+            )
             for name in names
         }
         for name, seconds in spent.items():

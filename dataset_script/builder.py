@@ -12,7 +12,6 @@ from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.parquet.parquet import Parquet, ParquetConfig
 
-from dataset_script.features import row_features
 from dataset_script.shards import (
     check_columns,
     file_stamp,
@@ -22,8 +21,9 @@ from dataset_script.shards import (
     row_count,
     unembedded_rows,
 )
-from scale_vqa_eval.bare_names import DATASET_NAME
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.release_folder.aliases import DATASET_NAME
+from scale_vqa_eval.release_folder.features import row_features
 from scale_vqa_eval.schema import CONFIGS
 
 
@@ -75,7 +75,7 @@ class ScaleVQA(Parquet):
         name = config_name or next(iter(configs))
         if name not in configs:
             expected = f"a config that it has ({', '.join(configs)})"
-            raise InputError(Fault(str(self.folder), expected, shown(name), "name one of those"))
+            raise InputError(Problem(str(self.folder), expected, preview(name), "name one of those"))
         self.shards = configs[name]
         self.images = has_images(name, self.shards)
         super().__init__(
@@ -95,9 +95,9 @@ class ScaleVQA(Parquet):
             chosen = self.config.columns or list(declared)
             unknown = sorted(set(chosen) - set(declared))
             if unknown:
-                where = f"columns of config {self.config.name}"
+                location = f"columns of config {self.config.name}"
                 raise InputError(
-                    Fault(where, f"some of {', '.join(declared)}", ", ".join(unknown), "correct the name")
+                    Problem(location, f"some of {', '.join(declared)}", ", ".join(unknown), "correct the name")
                 )
             info.features = datasets.Features({name: declared[name] for name in chosen})
         return info
@@ -116,18 +116,18 @@ class ScaleVQA(Parquet):
 
     def _generate_tables(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Any, pa.Table]]:
         for key, table in super()._generate_tables(*args, **kwargs):
-            faults = [self._fault(table, *refused) for refused in unembedded_rows(table)]
-            if faults:
-                raise RefusedRow(faults)
+            problems = [self._problem(table, *refused) for refused in unembedded_rows(table)]
+            if problems:
+                raise RefusedRow(problems)
             yield key, table
 
-    def _fault(self, table: pa.Table, row: int, column: str, path: str) -> Fault:
+    def _problem(self, table: pa.Table, row: int, column: str, path: str) -> Problem:
         place = (
             f"row {table['id'][row].as_py()}" if "id" in table.column_names else "a row (load its `id` to see which)"
         )
-        return Fault(
+        return Problem(
             f"{self.folder}, config {self.config.name}, {place}, column {column}",
             "an image inside of the Parquet file",
-            f"the path {shown(path, 400)} without bytes",
+            f"the path {preview(path, 400)} without bytes",
             "embed the image; a path is never opened",
         )

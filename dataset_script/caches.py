@@ -22,8 +22,8 @@ from huggingface_hub.utils import WeakFileLock
 
 from dataset_script.builder import RefusedRow, ScaleVQA
 from dataset_script.shards import content_hash, release_shards
-from scale_vqa_eval.bare_names import DATASET_NAME, LEDGER, METRIC_FOLDER, METRIC_NAME
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.release_folder.aliases import DATASET_NAME, LEDGER, METRIC_FOLDER, METRIC_NAME
 
 _MARK: Final = "prepared-"
 _AHEAD_S: Final = 3650 * 86400
@@ -144,9 +144,9 @@ def _generated(staging: Path, folder: Path, config: str, version: str, workers: 
     except RefusedRow:
         raise
     except DatasetGenerationError as error:
-        where, found = f"{folder}, config {config}", shown(str(error.__cause__ or error), 200)
-        mend = "build or download the folder again, or make room"
-        raise InputError(Fault(where, "files that can be read into the cache", found, mend)) from error
+        location, found = f"{folder}, config {config}", preview(str(error.__cause__ or error), 200)
+        hint = "build or download the folder again, or make room"
+        raise InputError(Problem(location, "files that can be read into the cache", found, hint)) from error
     return Path(builder.cache_dir)
 
 
@@ -170,16 +170,16 @@ def _rows(place: Path) -> dict[str, int]:
 def _check_imports(folder: Path) -> None:
     from evaluate.loading import get_imports
 
-    faults = []
+    problems = []
     for file in sorted(folder.glob("*.py")):
         for kind, name, _, _ in get_imports(str(file)):
             if kind == "internal" and not (folder / f"{name}.py").is_file():
-                where = f"{METRIC_NAME}/{file.name}"
+                location = f"{METRIC_NAME}/{file.name}"
                 expected = f"`from .{name} import ...` in {METRIC_NAME}.py too"
-                mend = "import it there: `evaluate` copies the modules that the script names, and no others"
-                faults.append(Fault(where, expected, "it imported here alone", mend))
-    if faults:
-        raise InputError(faults)
+                hint = "import it there: `evaluate` copies the modules that the script names, and no others"
+                problems.append(Problem(location, expected, "it imported here alone", hint))
+    if problems:
+        raise InputError(problems)
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,8 +8,14 @@ from pathlib import Path
 
 import click
 
-from scale_vqa_eval.bare_names import DATASET_NAME, FOLDER_VARIABLE, HOW_TO_MAKE_ONE, HUB_VARIABLE, named_folder
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.release_folder.aliases import (
+    DATASET_NAME,
+    FOLDER_VARIABLE,
+    HOW_TO_MAKE_ONE,
+    HUB_VARIABLE,
+    named_folder,
+)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -78,5 +84,5 @@ def _snapshot(hub_id: str) -> Path:
         return Path(snapshot_download(hub_id, repo_type="dataset", allow_patterns=["README.md", "*.parquet"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         found = " ".join(str(error).split())[:200]
-        mend = "check the id, `hf auth login` and the network, or name a folder"
-        raise InputError(Fault(hub_id, "a data set on the Hub", found, mend)) from error
+        hint = "check the id, `hf auth login` and the network, or name a folder"
+        raise InputError(Problem(hub_id, "a data set on the Hub", found, hint)) from error

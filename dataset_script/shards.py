@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Features
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from dataset_script.features import row_features
-from scale_vqa_eval.bare_names import HOW_TO_MAKE_ONE, named_folder
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.question_files import release_configs
+from scale_vqa_eval.release_folder.aliases import HOW_TO_MAKE_ONE, named_folder
+from scale_vqa_eval.release_folder.features import row_features
 from scale_vqa_eval.schema import CONFIGS, VIEWS
 
 Shards = Mapping[str, list[Path]]
@@ -35,7 +35,7 @@ def release_folder(data_dir: str | Path | None) -> Path:
     """
     folder = named_folder() if data_dir is None else Path(data_dir).expanduser()
     if folder is None:
-        raise InputError(Fault("data_dir", "a release folder", "none named and none here", HOW_TO_MAKE_ONE))
+        raise InputError(Problem("data_dir", "a release folder", "none named and none here", HOW_TO_MAKE_ONE))
     return folder.absolute()
 
 
@@ -47,19 +47,19 @@ def release_shards(folder: Path) -> Mapping[str, Shards]:
     """
     configs = release_configs(folder)
     card = folder / "README.md"
-    faults = [
-        Fault(str(card), f"configs of Scale-VQA ({', '.join(CONFIGS)})", shown(name), "rename or remove it")
+    problems = [
+        Problem(str(card), f"configs of Scale-VQA ({', '.join(CONFIGS)})", preview(name), "rename or remove it")
         for name in configs
         if name not in CONFIGS
     ]
     for shards in configs.values():
         for file in (file for files in shards.values() for file in files):
             if not _is_inside(file, folder):
-                faults.append(
-                    Fault(str(file), "a file of this folder", f"a link to {file.resolve()}", "copy the file into it")
+                problems.append(
+                    Problem(str(file), "a file of this folder", f"a link to {file.resolve()}", "copy the file into it")
                 )
-    if faults:
-        raise InputError(faults)
+    if problems:
+        raise InputError(problems)
     return configs
 
 
@@ -97,9 +97,9 @@ def check_columns(shards: Shards, declared: Features) -> None:
     Raises:
         InputError: with each column that is missing, unknown, or of another type or other class names.
     """
-    faults = [fault for files in shards.values() for file in files for fault in _column_faults(file, declared)]
-    if faults:
-        raise InputError(faults)
+    problems = [problem for files in shards.values() for file in files for problem in _column_problems(file, declared)]
+    if problems:
+        raise InputError(problems)
 
 
 def unembedded_rows(table: pa.Table) -> Iterator[tuple[int, str, str]]:
@@ -139,22 +139,22 @@ def _sha256_of(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _column_faults(file: Path, declared: Features) -> Iterator[Fault]:
-    mend = "build the folder again with `scale-vqa build`"
+def _column_problems(file: Path, declared: Features) -> Iterator[Problem]:
+    hint = "build the folder again with `scale-vqa build`"
     try:
         schema = pq.read_schema(file)
         found = Features.from_arrow_schema(schema)
     except (pa.ArrowInvalid, OSError, ValueError, TypeError, KeyError) as error:
-        yield Fault(str(file), "a Parquet file with the columns of Scale-VQA", shown(str(error), 160), mend)
+        yield Problem(str(file), "a Parquet file with the columns of Scale-VQA", preview(str(error), 160), hint)
         return
     expected = declared.arrow_schema
     for name in [*expected.names, *(name for name in schema.names if name not in declared)]:
-        where = f"{file}, column {name}"
+        location = f"{file}, column {name}"
         if name not in declared:
-            yield Fault(where, "no such column", str(schema.field(name).type), mend)
+            yield Problem(location, "no such column", str(schema.field(name).type), hint)
         elif schema.names.count(name) != 1:
-            yield Fault(where, str(expected.field(name).type), f"{schema.names.count(name)} such columns", mend)
+            yield Problem(location, str(expected.field(name).type), f"{schema.names.count(name)} such columns", hint)
         elif schema.field(name).type != expected.field(name).type:
-            yield Fault(where, str(expected.field(name).type), str(schema.field(name).type), mend)
+            yield Problem(location, str(expected.field(name).type), str(schema.field(name).type), hint)
         elif isinstance(found[name], ClassLabel) and found[name].names != declared[name].names:
-            yield Fault(where, f"the classes {declared[name].names}", f"the classes {found[name].names}", mend)
+            yield Problem(location, f"the classes {declared[name].names}", f"the classes {found[name].names}", hint)

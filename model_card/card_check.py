@@ -10,9 +10,9 @@ from typing import Any, Final, Literal
 import yaml
 from huggingface_hub import DatasetCard, ModelCard, RepoCard, parse_eval_result_entries
 
-from scale_vqa_eval.card_marks import head, marked_sections
-from scale_vqa_eval.errors import Fault, InputError, shown
-from scale_vqa_eval.release_card import INCOMPLETE, NO_LICENCE
+from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.release_folder.card import INCOMPLETE, NO_LICENCE
+from scale_vqa_eval.release_folder.card_marks import head, marked_sections
 
 Kind = Literal["dataset", "model", "metric", "space"]
 
@@ -33,7 +33,7 @@ _LOCAL: Final = re.compile(r"(?<![\w:/.])(?:/(?:home|root|Users|tmp|work|mnt|dat
 _BLANK: Final = re.compile(r"\b(?:TODO|TBD|FIXME|More Information Needed)\b|\{\{\s|\{%|\bNone\b(?= \|)")
 
 
-def check_card(folder: Path, kind: Kind, draft: bool = False) -> list[Fault]:
+def check_card(folder: Path, kind: Kind, draft: bool = False) -> list[Problem]:
     """Returns what is wrong with the card of a folder that is to be published; empty where it may be.
 
     Args:
@@ -42,40 +42,42 @@ def check_card(folder: Path, kind: Kind, draft: bool = False) -> list[Fault]:
         draft: let a card that says of itself that it is not complete lack sections and a licence; nothing else.
     """
     path = folder / "README.md"
-    mend = "write it in the card" if kind == "space" else f"scale-vqa card {kind}"
+    hint = "write it in the card" if kind == "space" else f"scale-vqa card {kind}"
     try:
         text = path.read_text(encoding="utf-8")
         data = head(text)
         _CLASSES.get(kind, RepoCard)(text, ignore_metadata_errors=False)
     except InputError as error:
-        return list(error.faults)
+        return list(error.problems)
     except (OSError, ValueError) as error:
-        return [Fault(str(path), "a card", shown(str(error), 200), mend)]
-    faults = [Fault(str(path), f"{name} in the head", "none", mend) for name in HEADS[kind] if not data.get(name)]
+        return [Problem(str(path), "a card", preview(str(error), 200), hint)]
+    problems = [Problem(str(path), f"{name} in the head", "none", hint) for name in HEADS[kind] if not data.get(name)]
     there = marked_sections(text)
     if not (draft and INCOMPLETE in there):
         if data.get("license_name") == NO_LICENCE:
-            faults.append(Fault(str(path), "a licence", NO_LICENCE, f"{mend} --license"))
+            problems.append(Problem(str(path), "a licence", NO_LICENCE, f"{hint} --license"))
         missing = [name for name in SECTIONS[kind] if name not in there]
-        faults += [Fault(str(path), f"the section {name}", "none", mend) for name in missing]
+        problems += [Problem(str(path), f"the section {name}", "none", hint) for name in missing]
     if kind in ("metric", "space") and data.get("app_file") and not (folder / str(data["app_file"])).is_file():
-        faults.append(Fault(str(path), "an app_file that is there", shown(data["app_file"]), "name the app's script"))
+        problems.append(
+            Problem(str(path), "an app_file that is there", preview(data["app_file"]), "name the app's script")
+        )
     if kind != "space" and "@inproceedings{phan2026scalevqa" not in text:
-        faults.append(Fault(str(path), "the paper's BibTeX", "none", mend))
+        problems.append(Problem(str(path), "the paper's BibTeX", "none", hint))
     for number, line in enumerate(text.splitlines(), 1):
         if _LOCAL.search(line):
-            faults.append(Fault(f"{path}, line {number}", "no path of a machine", shown(line), "take it out"))
+            problems.append(Problem(f"{path}, line {number}", "no path of a machine", preview(line), "take it out"))
         if kind in ("dataset", "model") and _BLANK.search(line):
-            faults.append(Fault(f"{path}, line {number}", "no blank to fill in", shown(line), "fill it in"))
-    return faults + (_eval_faults(folder) if kind == "model" else [])
+            problems.append(Problem(f"{path}, line {number}", "no blank to fill in", preview(line), "fill it in"))
+    return problems + (_eval_problems(folder) if kind == "model" else [])
 
 
-def _eval_faults(folder: Path) -> list[Fault]:
+def _eval_problems(folder: Path) -> list[Problem]:
     files = sorted((folder / ".eval_results").glob("*.yaml"))
-    mend = "scale-vqa card model"
+    hint = "scale-vqa card model"
     if not files:
-        return [Fault(str(folder / ".eval_results"), "evaluation results", "none", mend)]
-    faults = []
+        return [Problem(str(folder / ".eval_results"), "evaluation results", "none", hint)]
+    problems = []
     for file in files:
         try:
             content: list[dict[str, Any]] = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -83,8 +85,8 @@ def _eval_faults(folder: Path) -> list[Fault]:
                 entry for entry in parse_eval_result_entries(content) if "blind control" not in (entry.notes or "")
             ]
         except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-            faults.append(Fault(str(file), "evaluation results", shown(str(error), 160), mend))
+            problems.append(Problem(str(file), "evaluation results", preview(str(error), 160), hint))
             continue
         expected = "a blind control beside each value, or the note that there is none"
-        faults += [Fault(str(file), expected, shown(entry.notes), mend) for entry in bare]
-    return faults
+        problems += [Problem(str(file), expected, preview(entry.notes), hint) for entry in bare]
+    return problems

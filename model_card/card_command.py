@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from model_card.hub_id import repo_option
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -61,7 +61,7 @@ def dataset(
     from model_card import croissant as metadata
     from model_card.dataset_card import dataset_card
     from model_card.licence import stated_licence
-    from scale_vqa_eval.card_marks import head
+    from scale_vqa_eval.release_folder.card_marks import head
 
     if croissant and not repo:
         raise click.UsageError("--croissant needs --repo ORG/NAME: the metadata names where the data is")
@@ -143,4 +143,4 @@ def _write(path: Path, text: str) -> None:
         partial.replace(path)
     except OSError as error:
         found = error.strerror or type(error).__name__
-        raise InputError(Fault(str(path), "a file that can be written", found, "name another --out")) from error
+        raise InputError(Problem(str(path), "a file that can be written", found, "name another --out")) from error

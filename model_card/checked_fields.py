@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scale_vqa_eval.errors import Fault, shown
+from scale_vqa_eval.errors import Problem, preview
 
 Kinds = Mapping[str, type | tuple[type, ...]]
 
@@ -21,7 +21,7 @@ _NAMES = {
 
 
 def check_fields(
-    path: Path, content: Mapping[str, Any], needed: Kinds, optional: Kinds, mend: str, faults: list[Fault]
+    path: Path, content: Mapping[str, Any], needed: Kinds, optional: Kinds, hint: str, problems: list[Problem]
 ) -> None:
     """Adds a fault for each needed field that is missing and each field of another kind.
 
@@ -30,16 +30,16 @@ def check_fields(
         content: its content; a dotted name looks inside.
         needed: dotted name -> kind.
         optional: the same; may be missing or null.
-        mend: what the reader is told.
-        faults: added to.
+        hint: how to fix it.
+        problems: added to.
     """
     for name, kind in {**needed, **optional}.items():
         value = field_of(content, name)
         if value is None or value == "" or value == {}:
             if name in needed:
-                faults.append(Fault(str(path), f"{name}: {_shown_kind(kind)}", "none", mend))
+                problems.append(Problem(str(path), f"{name}: {_shown_kind(kind)}", "none", hint))
         elif not _is(value, kind):
-            faults.append(Fault(str(path), f"{name}: {_shown_kind(kind)}", shown(value), mend))
+            problems.append(Problem(str(path), f"{name}: {_shown_kind(kind)}", preview(value), hint))
 
 
 def field_of(content: Mapping[str, Any], name: str) -> Any:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from model_card.licence import Licence
 from scale_vqa_eval import __version__
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.question_files import release_configs
 
 NAME: Final = "croissant.json"
@@ -73,12 +73,12 @@ def croissant(folder: Path, repo: str, licence: Licence) -> str:
         record_sets=records,
     )
     if metadata.issues.errors:
-        found = shown(" ".join(sorted(map(str, metadata.issues.errors))), 300)
-        raise InputError(Fault(str(folder), "rows that Croissant can describe", found, "report this folder"))
+        found = preview(" ".join(sorted(map(str, metadata.issues.errors))), 300)
+        raise InputError(Problem(str(folder), "rows that Croissant can describe", found, "report this folder"))
     return json.dumps(metadata.to_json(), indent=2, ensure_ascii=False, default=str) + "\n"
 
 
-def check_croissant(path: Path) -> list[Fault]:
+def check_croissant(path: Path) -> list[Problem]:
     """Returns what is wrong with a Croissant file: what ``mlcroissant`` says, and files that are not as it says."""
     import mlcroissant as mlc
 
@@ -87,23 +87,27 @@ def check_croissant(path: Path) -> list[Fault]:
         dataset = mlc.Dataset(jsonld=str(path))
     except (OSError, ValueError, mlc.ValidationError) as error:
         return [
-            Fault(str(path), "valid Croissant metadata", shown(str(error), 300), "scale-vqa card dataset --croissant")
+            Problem(
+                str(path), "valid Croissant metadata", preview(str(error), 300), "scale-vqa card dataset --croissant"
+            )
         ]
-    faults = [
-        Fault(str(path), "valid Croissant metadata", shown(str(issue), 200), "write it again")
+    problems = [
+        Problem(str(path), "valid Croissant metadata", preview(str(issue), 200), "write it again")
         for issue in sorted(dataset.metadata.issues.errors)
     ]
     named = {one["contentUrl"]: one["sha256"] for one in content["distribution"] if "sha256" in one}
     there = {file.relative_to(path.parent).as_posix() for file in path.parent.rglob("*.parquet")}
-    mend = "write it again: scale-vqa card dataset --croissant"
-    faults += [Fault(str(path), f"the hash of {name}", "no such file", mend) for name in sorted(named.keys() - there)]
-    faults += [Fault(str(path), f"the hash of {name}", "none", mend) for name in sorted(there - named.keys())]
-    faults += [
-        Fault(str(path), f"the hash of {name}", "that of other bytes", mend)
+    hint = "write it again: scale-vqa card dataset --croissant"
+    problems += [
+        Problem(str(path), f"the hash of {name}", "no such file", hint) for name in sorted(named.keys() - there)
+    ]
+    problems += [Problem(str(path), f"the hash of {name}", "none", hint) for name in sorted(there - named.keys())]
+    problems += [
+        Problem(str(path), f"the hash of {name}", "that of other bytes", hint)
         for name in sorted(named.keys() & there)
         if _sha256(path.parent / name) != named[name]
     ]
-    return faults
+    return problems
 
 
 def _fields(mlc: Any, name: str, file: Path) -> Iterator[Any]:

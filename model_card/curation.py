@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from model_card.dataset_facts import read_fields
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 
 _FIELDS: Final = {"format", "input", "questions", "rounds", "costs", "outcomes", "models", "blind", "provenance"}
 _FORMAT: Final = 1
@@ -27,22 +27,22 @@ class Curation:
     same_rows: bool
 
 
-def read_curation(path: Path, hashes: Mapping[str, object], faults: list[Fault]) -> Curation | None:
-    """Reads a report; adds to ``faults`` where it is none.
+def read_curation(path: Path, hashes: Mapping[str, object], problems: list[Problem]) -> Curation | None:
+    """Reads a report; adds to ``problems`` where it is none.
 
     Args:
         path: ``curation_report.json``.
         hashes: data hashes of the folder's configs and splits.
-        faults: added to.
+        problems: added to.
     """
     try:
         report = read_fields(path, _FIELDS, "a curation report", "take the one that `scale-vqa curate` wrote")
     except InputError as error:
-        faults.extend(error.faults)
+        problems.extend(error.problems)
         return None
     if report["format"] != _FORMAT:
-        mend = "use the version of scale-vqa that wrote it"
-        faults.append(Fault(str(path), f"a curation report of format {_FORMAT}", shown(report["format"]), mend))
+        hint = "use the version of scale-vqa that wrote it"
+        problems.append(Problem(str(path), f"a curation report of format {_FORMAT}", preview(report["format"]), hint))
         return None
     return Curation(tuple(_rows(report)), report["provenance"].get("data_hash") in hashes)
 

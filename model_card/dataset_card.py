@@ -18,10 +18,10 @@ from model_card.dataset_facts import IDS_SHOWN, read_audits, split_facts
 from model_card.licence import stated_licence
 from model_card.sections import merged_card, render
 from scale_vqa_eval import __version__
-from scale_vqa_eval.card_marks import head
-from scale_vqa_eval.defects import KINDS
-from scale_vqa_eval.errors import Fault, InputError
-from scale_vqa_eval.release_card import read_notes
+from scale_vqa_eval.audit.defects import KINDS
+from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.release_folder.card import read_notes
+from scale_vqa_eval.release_folder.card_marks import head
 
 AUTHORS: Final = "Scale-VQA release"
 """How the source of rows begins that were read from the authors' files, or made of those."""
@@ -48,18 +48,20 @@ def dataset_card(
     path = folder / "README.md"
     facts, places = split_facts(folder)
     old = path.read_text(encoding="utf-8")
-    faults: list[Fault] = []
-    stated = stated_licence(licence, head(old), str(path), faults)
+    problems: list[Problem] = []
+    stated = stated_licence(licence, head(old), str(path), problems)
     notes = read_notes(path)
     configs = list(dict.fromkeys(part.config for part in facts))
     for config in configs:
         if notes.get(config, "") in ("", "No account was given when this config was written."):
-            where = f"{path}, config {config}"
-            faults.append(Fault(where, "an account of where its rows come from", "none", "write it between the marks"))
-    found = read_audits(audits, places, faults)
-    made = None if curation is None else read_curation(curation, places, faults)
-    if faults or stated is None:
-        raise InputError(faults)
+            location = f"{path}, config {config}"
+            problems.append(
+                Problem(location, "an account of where its rows come from", "none", "write it between the marks")
+            )
+    found = read_audits(audits, places, problems)
+    made = None if curation is None else read_curation(curation, places, problems)
+    if problems or stated is None:
+        raise InputError(problems)
     rows = sum(part.n for part in facts)
     data = DatasetCardData(
         **stated.yaml(),
@@ -74,7 +76,7 @@ def dataset_card(
         audits=found,
         curation=made,
         kinds=KINDS,
-        shown=IDS_SHOWN,
+        preview=IDS_SHOWN,
         licence=stated,
         authors_rows=sorted(
             {part.config for part in facts if any(source.startswith(AUTHORS) for source in part.sources)},

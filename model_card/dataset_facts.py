@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import pyarrow.parquet as pq
 
-from scale_vqa_eval.defects import KINDS
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.audit.defects import KINDS
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.question_files import release_configs
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.schema import CONFIGS, LETTERS
-from scale_vqa_eval.scoring import dimension_order, questions_digest
+from scale_vqa_eval.scoring.score import dimension_order, questions_digest
 
 IDS_SHOWN: Final = 2
 _AUDIT_FIELDS: Final = {"n", "verdict", "strongest", "probes", "dimensions", "null_check", "defects", "provenance"}
@@ -82,14 +82,14 @@ def split_facts(folder: Path) -> tuple[list[SplitFacts], dict[str, list[tuple[st
 
 
 def read_audits(
-    paths: Sequence[Path], places: Mapping[str, Sequence[tuple[str, str | None]]], faults: list[Fault]
+    paths: Sequence[Path], places: Mapping[str, Sequence[tuple[str, str | None]]], problems: list[Problem]
 ) -> list[AuditFacts]:
     """Reads audits and finds by the data hash which rows each is of; one of other rows is a fault.
 
     Args:
         paths: files of ``scale-vqa audit --json``.
         places: as ``split_facts`` returns them.
-        faults: what is wrong is added, and every config without an audit of all its rows.
+        problems: what is wrong is added, and every config without an audit of all its rows.
     """
     audits: list[AuditFacts] = []
     covered: set[tuple[str, str | None]] = set()
@@ -97,12 +97,12 @@ def read_audits(
         try:
             report = read_fields(path, _AUDIT_FIELDS, "an audit", "run `scale-vqa audit --json`")
         except InputError as error:
-            faults.extend(error.faults)
+            problems.extend(error.problems)
             continue
         found = places.get(report["provenance"].get("data_hash"), ())
         if not found:
-            mend = "run the audit again on this folder"
-            faults.append(Fault(str(path), "an audit of rows of this folder", "the data hash of others", mend))
+            hint = "run the audit again on this folder"
+            problems.append(Problem(str(path), "an audit of rows of this folder", "the data hash of others", hint))
             continue
         covered.update(found)
         whole = [config for config, split in found if split is None]
@@ -112,13 +112,13 @@ def read_audits(
     for config in dict.fromkeys(config for named in places.values() for config, _ in named):
         splits = [place for named in places.values() for place in named if place[0] == config and place[1] is not None]
         if (config, None) not in covered and not all(place in covered for place in splits):
-            mend = f"scale-vqa audit FOLDER --config {config} --json audit-{config}.json, and name it with --audit"
-            faults.append(Fault(f"config {config}", "an audit of its rows", "none", mend))
+            hint = f"scale-vqa audit FOLDER --config {config} --json audit-{config}.json, and name it with --audit"
+            problems.append(Problem(f"config {config}", "an audit of its rows", "none", hint))
     order = list(dict.fromkeys([*CONFIGS, *(config for named in places.values() for config, _ in named)]))
     return sorted(audits, key=lambda audit: order.index(audit.place.split(",")[0].split(" and ")[0]))
 
 
-def read_fields(path: Path, fields: set[str], what: str, mend: str) -> dict[str, Any]:
+def read_fields(path: Path, fields: set[str], what: str, hint: str) -> dict[str, Any]:
     """Reads a JSON object that has certain fields.
 
     Raises:
@@ -127,10 +127,10 @@ def read_fields(path: Path, fields: set[str], what: str, mend: str) -> dict[str,
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(Fault(str(path), what, shown(str(error), 160), mend)) from error
+        raise InputError(Problem(str(path), what, preview(str(error), 160), hint)) from error
     if not isinstance(content, dict) or not fields <= content.keys():
         missing = ", ".join(sorted(fields - content.keys())) if isinstance(content, dict) else type(content).__name__
-        raise InputError(Fault(str(path), f"{what} with {', '.join(sorted(fields))}", f"missing: {missing}", mend))
+        raise InputError(Problem(str(path), f"{what} with {', '.join(sorted(fields))}", f"missing: {missing}", hint))
     return content
 
 

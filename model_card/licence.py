@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from scale_vqa_eval.errors import Fault, shown
-from scale_vqa_eval.release_card import NO_LICENCE
+from scale_vqa_eval.errors import Problem, preview
+from scale_vqa_eval.release_folder.card import NO_LICENCE
 
 _ID: Final = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _LINK: Final = re.compile(r"https?://[^\s()<>]+|[\w.-]+")
@@ -29,28 +29,30 @@ class Licence:
 
 
 def stated_licence(
-    given: Mapping[str, str | None], card: Mapping[str, Any], where: str, faults: list[Fault]
+    given: Mapping[str, str | None], card: Mapping[str, Any], location: str, problems: list[Problem]
 ) -> Licence | None:
     """Returns the licence that was given, else the one that the card has; notes a fault where there is none.
 
     Args:
         given: ``license``, ``license_name``, ``license_link``; None where not given.
         card: the YAML of the card as it is.
-        where: what the fault names.
-        faults: what is missing is added.
+        location: what the fault names.
+        problems: what is missing is added.
     """
     source: Mapping[str, Any] = given if given.get("license") else card
     id_, name, link = (source.get(key) for key in ("license", "license_name", "license_link"))
     if not id_ or name == NO_LICENCE:
-        mend = "name it with --license; who publishes rows of others needs their leave"
-        faults.append(Fault(where, "a licence", "none", mend))
+        hint = "name it with --license; who publishes rows of others needs their leave"
+        problems.append(Problem(location, "a licence", "none", hint))
     elif not isinstance(id_, str) or not _ID.fullmatch(id_):
-        faults.append(Fault(where, "a licence id of the Hub (apache-2.0, cc-by-4.0, other)", shown(id_), "correct it"))
+        problems.append(
+            Problem(location, "a licence id of the Hub (apache-2.0, cc-by-4.0, other)", preview(id_), "correct it")
+        )
     elif id_ == "other" and not (name and link):
-        mend = "name --license-name and --license-link"
-        faults.append(Fault(where, "name and link of a licence that the Hub does not list", "not both", mend))
+        hint = "name --license-name and --license-link"
+        problems.append(Problem(location, "name and link of a licence that the Hub does not list", "not both", hint))
     elif link is not None and not _LINK.fullmatch(str(link)):
-        faults.append(Fault(where, "a link https://... or a file such as LICENSE", shown(link), "correct it"))
+        problems.append(Problem(location, "a link https://... or a file such as LICENSE", preview(link), "correct it"))
     else:
         return Licence(id_, name, link)
     return None

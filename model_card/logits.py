@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 
 TOLERANCE: Final = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
 """dtype -> by how much of their standard deviation logits of a merged model may differ from those of base + adapter:
@@ -99,8 +99,8 @@ def load_model(folder: str | Path, base: str | Path | None = None) -> Any:
         model = AutoModelForImageTextToText.from_pretrained(place, dtype="auto", device_map=device)
         return PeftModel.from_pretrained(model, str(folder)).eval()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        mend = "complete the folder, or name the base model of an adapter"
-        raise InputError(Fault(str(folder), "a model that can be loaded", shown(str(error), 200), mend)) from error
+        hint = "complete the folder, or name the base model of an adapter"
+        raise InputError(Problem(str(folder), "a model that can be loaded", preview(str(error), 200), hint)) from error
 
 
 def _logits(
@@ -114,8 +114,8 @@ def _logits(
     try:
         processor = AutoProcessor.from_pretrained(processor_of or folder)
     except (OSError, ValueError) as error:
-        mend = "prepare the folder with its processor"
-        raise InputError(Fault(str(folder), "a processor", shown(str(error), 160), mend)) from error
+        hint = "prepare the folder with its processor"
+        raise InputError(Problem(str(folder), "a processor", preview(str(error), 160), hint)) from error
     inputs = processor.apply_chat_template(
         _conversation(),
         tokenize=True,

@@ -11,8 +11,8 @@ from huggingface_hub import RepoCard
 from huggingface_hub.repocard_data import CardData
 
 from model_card.sections import merged_card, render
-from scale_vqa_eval.card_marks import head
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.release_folder.card_marks import head
 
 EXAMPLE: Final[dict[str, list[Any]]] = {
     "predictions": ["<think>Glands at 40x.</think> <answer>B</answer>", "<answer>C</answer>", "It is A.", None],
@@ -35,15 +35,15 @@ def metric_card(folder: Path) -> str:
     """
     path = folder / "README.md"
     if not path.is_file():
-        raise InputError(Fault(str(folder), "a metric's folder with a README.md", "none", "name scale_vqa_acc"))
+        raise InputError(Problem(str(folder), "a metric's folder with a README.md", "none", "name scale_vqa_acc"))
     old = path.read_text(encoding="utf-8")
-    faults = [
-        Fault(str(path), f"{name} in the head", "none", "a Space needs it: add it")
+    problems = [
+        Problem(str(path), f"{name} in the head", "none", "a Space needs it: add it")
         for name in _NEEDED
         if not head(old).get(name)
     ]
-    if faults:
-        raise InputError(faults)
+    if problems:
+        raise InputError(problems)
     figures = _computed(folder)
     text = render(
         RepoCard,

@@ -15,8 +15,8 @@ import yaml
 from huggingface_hub import RepoCard
 from huggingface_hub.repocard_data import CardData
 
-from scale_vqa_eval.card_marks import CLOSE, OPEN, body, head, marked_sections
-from scale_vqa_eval.report.escaping import markdown
+from scale_vqa_eval.release_folder.card_marks import CLOSE, OPEN, body, head, marked_sections
+from scale_vqa_eval.text import markdown
 
 MACROS: Final = (
     "{% macro section(name, heading='') %}{% if heading %}## {{ heading }}\n\n{% endif %}"

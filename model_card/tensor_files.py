@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from huggingface_hub import split_state_dict_into_shards_factory
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 
 BLOCK: Final = 8 * 2**20
 INDEX: Final = "model.safetensors.index.json"
@@ -50,22 +50,22 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
     Raises:
         InputError: naming every file that is missing, broken or cut off, and every tensor that two files hold.
     """
-    faults: list[Fault] = []
+    problems: list[Problem] = []
     found: dict[str, StoredTensor] = {}
     for file in _files(folder):
         try:
             tensors = _header(file)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            mend = "copy or save the checkpoint again"
-            faults.append(Fault(str(file), "a complete safetensors file", shown(str(error), 160), mend))
+            hint = "copy or save the checkpoint again"
+            problems.append(Problem(str(file), "a complete safetensors file", preview(str(error), 160), hint))
             continue
         twice = sorted(found.keys() & tensors.keys())
-        faults += [
-            Fault(str(file), "each tensor once", f"{name} a second time", "remove stale shards") for name in twice
+        problems += [
+            Problem(str(file), "each tensor once", f"{name} a second time", "remove stale shards") for name in twice
         ]
         found |= tensors
-    if faults:
-        raise InputError(faults)
+    if problems:
+        raise InputError(problems)
     return found
 
 
@@ -112,20 +112,22 @@ def _files(folder: Path) -> list[Path]:
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            mend = "save the checkpoint again"
-            raise InputError(Fault(str(index), "an index with a weight_map", shown(str(error)), mend)) from error
+            hint = "save the checkpoint again"
+            raise InputError(Problem(str(index), "an index with a weight_map", preview(str(error)), hint)) from error
         strange = [name for name in names if not isinstance(name, str) or Path(name).name != name]
         missing = [name for name in names if name not in strange and not (folder / name).is_file()]
-        faults = [Fault(str(index), "names of files beside it", shown(name), "mend the index") for name in strange]
-        faults += [Fault(str(folder), f"the shard {name}", "no such file", "copy it too") for name in missing]
-        if faults:
-            raise InputError(faults)
+        problems = [
+            Problem(str(index), "names of files beside it", preview(name), "fix the index") for name in strange
+        ]
+        problems += [Problem(str(folder), f"the shard {name}", "no such file", "copy it too") for name in missing]
+        if problems:
+            raise InputError(problems)
         return [folder / name for name in names]
     if single.is_file():
         return [single]
     others = sorted(path.name for path in folder.glob("*.bin")) or ["none"]
-    mend = "save it with save_pretrained, which writes safetensors (pickled weights run code when they are read)"
-    raise InputError(Fault(str(folder), f"{SINGLE} or {INDEX}", f"weights: {', '.join(others)}", mend))
+    hint = "save it with save_pretrained, which writes safetensors (pickled weights run code when they are read)"
+    raise InputError(Problem(str(folder), f"{SINGLE} or {INDEX}", f"weights: {', '.join(others)}", hint))
 
 
 def _header(file: Path) -> dict[str, StoredTensor]:

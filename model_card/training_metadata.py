@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from model_card.checked_fields import Kinds, check_fields
 from model_card.dataset_facts import read_fields
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 
 NEEDED: Final[Kinds] = {
     "method": str,
@@ -67,15 +67,15 @@ SETTINGS: Final = (
 """Settings of the trainer that the card shows, of those that the run noted under ``config``."""
 
 
-def read_training(path: Path, faults: list[Fault]) -> dict[str, Any]:
-    """Reads a training run's metadata; what is missing or of another kind is added to ``faults``."""
-    mend = "take the file that the recipe wrote beside its weights, or complete it"
+def read_training(path: Path, problems: list[Problem]) -> dict[str, Any]:
+    """Reads a training run's metadata; what is missing or of another kind is added to ``problems``."""
+    hint = "take the file that the recipe wrote beside its weights, or complete it"
     try:
-        content = read_fields(path, set(), "a training run's metadata", mend)
+        content = read_fields(path, set(), "a training run's metadata", hint)
     except InputError as error:
-        faults.extend(error.faults)
+        problems.extend(error.problems)
         return {}
-    check_fields(path, content, NEEDED, OPTIONAL, mend, faults)
+    check_fields(path, content, NEEDED, OPTIONAL, hint, problems)
     return content
 
 

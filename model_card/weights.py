@@ -23,7 +23,7 @@ from typing import Any, Final, Literal
 from tqdm import tqdm
 
 from model_card.tensor_files import INDEX, SINGLE, read_tensors, tensor_digests, write_shards
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 
 Kind = Literal["full", "merged", "adapter"]
 
@@ -94,10 +94,10 @@ def prepare_weights(
     """
     source, out = Path(checkpoint), Path(out).absolute()
     if not source.is_dir():
-        raise InputError(Fault(str(source), "a checkpoint's folder", "no folder", "name one"))
+        raise InputError(Problem(str(source), "a checkpoint's folder", "no folder", "name one"))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(
-            Fault(str(out), "a folder that is not there yet", "one with files", "name another, or clear it")
+            Problem(str(out), "a folder that is not there yet", "one with files", "name another, or clear it")
         )
     adapter = (source / ADAPTER_CONFIG).is_file()
     stands_on = _base_of(source, base) if adapter else None
@@ -139,12 +139,12 @@ def _copy_full(source: Path, out: Path, max_shard_size: int | str) -> None:
     free = shutil.disk_usage(out).free
     if total > free:
         found = f"{free / 1e9:.1f} GB free"
-        raise InputError(Fault(str(out.parent), f"room for {total / 1e9:.1f} GB of weights", found, "make room"))
+        raise InputError(Problem(str(out.parent), f"room for {total / 1e9:.1f} GB of weights", found, "make room"))
     with tqdm(total=total, unit="B", unit_scale=True, desc="weights", disable=None) as bar:
         read = write_shards(tensors, out, max_shard_size, bar.update)
     if tensor_digests(out) != read:
         found = "other bytes than were written"
-        raise InputError(Fault(str(out), "the weights as written", found, "look after the disk and run again"))
+        raise InputError(Problem(str(out), "the weights as written", found, "look after the disk and run again"))
 
 
 def _merge(source: Path, out: Path, base: str, max_shard_size: int | str) -> None:
@@ -155,8 +155,8 @@ def _merge(source: Path, out: Path, base: str, max_shard_size: int | str) -> Non
     try:
         merged = model.merge_and_unload(safe_merge=True)
     except ValueError as error:
-        found = shown(str(error), 160)
-        raise InputError(Fault(str(source), "an adapter that can be merged", found, "train it again")) from error
+        found = preview(str(error), 160)
+        raise InputError(Problem(str(source), "an adapter that can be merged", found, "train it again")) from error
     generation = (out / "generation_config.json").read_bytes()
     merged.save_pretrained(out, max_shard_size=max_shard_size)
     (out / "generation_config.json").write_bytes(generation)  # the checkpoint's own, not what the base was loaded with
@@ -164,10 +164,10 @@ def _merge(source: Path, out: Path, base: str, max_shard_size: int | str) -> Non
 
 def _copy_adapter(source: Path, out: Path, base: str) -> None:
     if not (source / ADAPTER_WEIGHTS).is_file():
-        raise InputError(Fault(str(source), ADAPTER_WEIGHTS, "no such file", "save the adapter as safetensors"))
+        raise InputError(Problem(str(source), ADAPTER_WEIGHTS, "no such file", "save the adapter as safetensors"))
     if Path(base).is_absolute() or Path(base).is_dir():
-        mend = "give the Hub id of the base model, or merge the adapter"
-        raise InputError(Fault(str(source / ADAPTER_CONFIG), "a base that others can load", shown(base), mend))
+        hint = "give the Hub id of the base model, or merge the adapter"
+        raise InputError(Problem(str(source / ADAPTER_CONFIG), "a base that others can load", preview(base), hint))
     shutil.copyfile(source / ADAPTER_WEIGHTS, out / ADAPTER_WEIGHTS)
     config = json.loads((source / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base
@@ -194,20 +194,24 @@ def _adapter_tensors(folder: Path) -> int:
         with safe_open(folder / ADAPTER_WEIGHTS, framework="numpy") as file:
             return len(list(file.keys()))
     except SafetensorError as error:
-        where = str(folder / ADAPTER_WEIGHTS)
-        raise InputError(Fault(where, "a complete safetensors file", shown(str(error)), "save it again")) from error
+        location = str(folder / ADAPTER_WEIGHTS)
+        raise InputError(
+            Problem(location, "a complete safetensors file", preview(str(error)), "save it again")
+        ) from error
 
 
 def _base_of(source: Path, base: str | Path | None) -> str:
     try:
         named = json.loads((source / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (ValueError, AttributeError) as error:
-        where = str(source / ADAPTER_CONFIG)
-        raise InputError(Fault(where, "an adapter's configuration", shown(str(error)), "save it again")) from error
+        location = str(source / ADAPTER_CONFIG)
+        raise InputError(
+            Problem(location, "an adapter's configuration", preview(str(error)), "save it again")
+        ) from error
     found = str(base) if base is not None else named
     if not found:
-        where = str(source / ADAPTER_CONFIG)
-        raise InputError(Fault(where, "base_model_name_or_path", "none", "name the base model"))
+        location = str(source / ADAPTER_CONFIG)
+        raise InputError(Problem(location, "base_model_name_or_path", "none", "name the base model"))
     return found
 
 
@@ -225,15 +229,15 @@ def _take_along(source: Path, out: Path, base: str | Path | None, adapter: bool)
             if (folder / name).is_file():
                 _copy_side(folder / name, out / name)
         missing = _missing(out, adapter)
-    faults = [
-        Fault(str(source), f"{kind}: {' or '.join(' + '.join(files) for files in _NEEDED[kind])}", "none", _MEND)
+    problems = [
+        Problem(str(source), f"{kind}: {' or '.join(' + '.join(files) for files in _NEEDED[kind])}", "none", _MEND)
         for kind in missing
     ]
     if not adapter and (out / "config.json").is_file() and "auto_map" in _read_json(out / "config.json"):
         found = "auto_map in config.json: code of its own"
-        faults.append(Fault(str(source), "an architecture of transformers", found, "publish it by hand"))
-    if faults:
-        raise InputError(faults)
+        problems.append(Problem(str(source), "an architecture of transformers", found, "publish it by hand"))
+    if problems:
+        raise InputError(problems)
 
 
 _NEEDED: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
@@ -273,9 +277,9 @@ def _base_folder(base: str) -> Path:
     try:
         return Path(snapshot_download(base, allow_patterns=list(SIDE_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        mend = "name a folder, or a Hub id that this machine can reach"
+        hint = "name a folder, or a Hub id that this machine can reach"
         raise InputError(
-            Fault(f"base model {base}", "its processor and configs", shown(str(error), 160), mend)
+            Problem(f"base model {base}", "its processor and configs", preview(str(error), 160), hint)
         ) from error
 
 
@@ -296,9 +300,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(Fault(str(path), "JSON", shown(str(error)), "save it again")) from error
+        raise InputError(Problem(str(path), "JSON", preview(str(error)), "save it again")) from error
     if not isinstance(content, dict):
-        raise InputError(Fault(str(path), "a JSON object", shown(content), "save it again"))
+        raise InputError(Problem(str(path), "a JSON object", preview(content), "save it again"))
     return content
 
 

@@ -22,9 +22,9 @@ from model_card.snippets import snippets
 from model_card.training_metadata import read_training, recipe_rows
 from scale_vqa_eval import __version__
 from scale_vqa_eval.audit.published import read_published
-from scale_vqa_eval.card_marks import marked_sections
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.predict.prompt import Prompt
+from scale_vqa_eval.release_folder.card_marks import marked_sections
 from scale_vqa_eval.schema import DIMENSIONS
 
 FACTS: Final[Kinds] = {
@@ -86,28 +86,32 @@ def weights_card(
     Raises:
         InputError: naming every fact that is missing at once.
     """
-    faults: list[Fault] = []
-    facts = _facts(facts_file, faults)
-    licence = stated_licence(facts, {}, str(facts_file), faults)
-    training = read_training(training_file, faults)
-    scores = read_scores(results, faults)
-    others = read_scores(transfer, faults)
+    problems: list[Problem] = []
+    facts = _facts(facts_file, problems)
+    licence = stated_licence(facts, {}, str(facts_file), problems)
+    training = read_training(training_file, problems)
+    scores = read_scores(results, problems)
+    others = read_scores(transfer, problems)
     if not results:
-        faults.append(Fault("results", "at least one results file", "none", "scale-vqa score --json, then --results"))
+        problems.append(
+            Problem("results", "at least one results file", "none", "scale-vqa score --json, then --results")
+        )
     own = facts_file.parent / facts["prompt"] if isinstance(facts.get("prompt"), str) else None
-    prompt = one_system([*scores, *others], faults, own) if scores else None
+    prompt = one_system([*scores, *others], problems, own) if scores else None
     if prompt is not None and _other_prompt(training, prompt):
         found = f"trained with {training['prompt_id']}, evaluated with {prompt.id}@{prompt.version}"
-        faults.append(Fault("the prompt", "one prompt in training and evaluation", found, "evaluate with the other"))
+        problems.append(
+            Problem("the prompt", "one prompt in training and evaluation", found, "evaluate with the other")
+        )
     base = facts.get("base_model") or training.get("base_model")
     if base and not _HUB_ID.fullmatch(str(base)):
-        mend = "name the base model's Hub id as base_model in the facts"
-        faults.append(Fault(str(training_file), "a Hub id as base_model", shown(base), mend))
+        hint = "name the base model's Hub id as base_model in the facts"
+        problems.append(Problem(str(training_file), "a Hub id as base_model", preview(base), hint))
     if old is not None and not marked_sections(old):
-        mend = "move it away"
-        faults.append(Fault("the card that is there", "one that this command wrote", "another one", mend))
-    if faults or licence is None or prompt is None:
-        raise InputError(faults)
+        hint = "move it away"
+        problems.append(Problem("the card that is there", "one that this command wrote", "another one", hint))
+    if problems or licence is None or prompt is None:
+        raise InputError(problems)
     cost = footprint(training, facts)
     data = _head(facts, training, licence.yaml(), str(base), scores, cost.co2_kg)
     data.library_name = "peft" if adapter else "transformers"
@@ -170,24 +174,24 @@ def _head(
     )
 
 
-def _facts(path: Path, faults: list[Fault]) -> dict[str, Any]:
-    mend = "complete the facts (docs/cards.md has an example)"
+def _facts(path: Path, problems: list[Problem]) -> dict[str, Any]:
+    hint = "complete the facts (docs/cards.md has an example)"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        faults.append(Fault(str(path), "facts as YAML", shown(" ".join(str(error).split()), 160), mend))
+        problems.append(Problem(str(path), "facts as YAML", preview(" ".join(str(error).split()), 160), hint))
         return {}
     if not isinstance(content, dict):
-        faults.append(Fault(str(path), "a YAML mapping of facts", shown(content), mend))
+        problems.append(Problem(str(path), "a YAML mapping of facts", preview(content), hint))
         return {}
-    check_fields(path, content, FACTS, OPTIONAL_FACTS, mend, faults)
+    check_fields(path, content, FACTS, OPTIONAL_FACTS, hint, problems)
     for field in ("repo", "dataset"):
         if isinstance(content.get(field), str) and not _HUB_ID.fullmatch(content[field]):
-            faults.append(Fault(str(path), f"{field}: a Hub id ORG/NAME", shown(content[field]), mend))
+            problems.append(Problem(str(path), f"{field}: a Hub id ORG/NAME", preview(content[field]), hint))
     strange = sorted(set(content) - FACTS.keys() - OPTIONAL_FACTS.keys())
     if strange:
         expected = f"the facts {', '.join([*FACTS, *OPTIONAL_FACTS])}"
-        faults.append(Fault(str(path), expected, shown(", ".join(map(str, strange))), "correct the name"))
+        problems.append(Problem(str(path), expected, preview(", ".join(map(str, strange))), "correct the name"))
     return content
 
 

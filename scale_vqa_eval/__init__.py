@@ -4,7 +4,7 @@ Importing this package is cheap (no torch, no datasets). It makes the bare names
 ``datasets.load_dataset("scale-vqa")`` and ``evaluate.load("scale_vqa_acc")`` (see ``bare_names``).
 """
 
-from scale_vqa_eval import bare_names as _bare_names
+from scale_vqa_eval.release_folder import aliases as _bare_names
 
 __version__ = "0.1.0"
 

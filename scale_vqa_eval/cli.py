@@ -22,9 +22,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "predict",
         "Ask a vision-language model, with or without its images.",
     ),
-    "score": ("scale_vqa_eval.score_command", "score", "Score a predictions file."),
-    "compare": ("scale_vqa_eval.score_command", "compare", "Compare two predictions files, paired and clustered."),
-    "report": ("scale_vqa_eval.report.command", "report", "Join runs into the tables and plots of a paper."),
+    "score": ("scale_vqa_eval.scoring.command", "score", "Score a predictions file."),
+    "compare": ("scale_vqa_eval.scoring.command", "compare", "Compare two predictions files, paired and clustered."),
+    "report": ("scale_vqa_eval.scoring.report_command", "report", "Join runs into the tables and plots of a paper."),
     "weights": ("model_card.weights_command", "weights", "Prepare a checkpoint: shards, LoRA merged, same logits."),
     "publish": ("model_card.publish.command", "publish", "Publish data, metric or weights; a dry run first."),
     "card": ("model_card.card_command", "card", "Write the card of a dataset, a model or the metric from its files."),
@@ -38,7 +38,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "curate",
         "Make questions that need the images from expert captions.",
     ),
-    "doctor": ("scale_vqa_eval.doctor", "doctor", "Say what is installed, what will not work here, and the mend."),
+    "doctor": ("scale_vqa_eval.doctor", "doctor", "Say what is installed, what will not work here, and the fix."),
 }
 
 
@@ -76,10 +76,10 @@ def main() -> None:
     try:
         status = cli.main(standalone_mode=False)
     except InputError as error:
-        for fault in error.faults:
-            click.echo(f"error: {fault}", err=True)
-        if len(error.faults) > 1:
-            click.echo(f"{len(error.faults)} faults; nothing was written", err=True)
+        for problem in error.problems:
+            click.echo(f"error: {problem}", err=True)
+        if len(error.problems) > 1:
+            click.echo(f"{len(error.problems)} faults; nothing was written", err=True)
         sys.exit(1)
     except click.exceptions.Abort:
         click.echo("interrupted; run the same command again to go on", err=True)
@@ -95,7 +95,7 @@ def main() -> None:
             raise
         click.echo(
             f"error: this command needs the package {error.name!r}, which is not installed; "
-            f"mend: pip install 'scale-vqa[{extra}]'",
+            f"fix: pip install 'scale-vqa[{extra}]'",
             err=True,
         )
         sys.exit(2)

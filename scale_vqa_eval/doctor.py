@@ -1,4 +1,4 @@
-"""The command ``scale-vqa doctor``: what is here, what will not work, and the mend, before long work begins."""
+"""The command ``scale-vqa doctor``: what is here, what will not work, and the fix, before long work begins."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scale_vqa_eval.errors import InputError
 
 Status = Literal["ok", "note", "broken"]
 GIGABYTE: Final = 10**9
-LEAST_FREE: Final = 5 * GIGABYTE
+MIN_FREE: Final = 5 * GIGABYTE
 """Free bytes below which a download of a model or a data set is likely to fail."""
 
 USES: Final = {
@@ -56,13 +56,13 @@ class Finding:
         what: its name.
         status: ``ok``; ``note`` for what some command cannot do without; ``broken`` for what no command can.
         found: what is there.
-        mend: what to do about it; empty where all is well.
+        hint: what to do about it; empty where all is well.
     """
 
     what: str
     status: Status
     found: str
-    mend: str = ""
+    hint: str = ""
 
 
 def examine(data: str | None = None, config: str | None = None, images: Path | None = None) -> list[Finding]:
@@ -87,8 +87,8 @@ def _backends() -> Iterator[Finding]:
     for backend, modules in BACKENDS.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         if missing:
-            mend = f"pip install {' '.join(missing)}"
-            yield Finding(f"predict --backend {backend}", "note", f"without {', '.join(missing)}", mend)
+            hint = f"pip install {' '.join(missing)}"
+            yield Finding(f"predict --backend {backend}", "note", f"without {', '.join(missing)}", hint)
         else:
             yield Finding(f"predict --backend {backend}", "ok", f"{', '.join(modules)} found")
 
@@ -108,15 +108,15 @@ def _requirements() -> Iterator[Finding]:
         if extra in extras:
             extras[extra].append(need.strip())
     for extra, needs in extras.items():
-        faults = [fault for need in sorted(needs) if (fault := _missing(need))]
-        if not faults:
+        problems = [problem for need in sorted(needs) if (problem := _missing(need))]
+        if not problems:
             names = [_name(need) for need in sorted(needs)]
-            shown = ", ".join(f"{name} {_version(name) or 'in another build'}" for name in names)
-            yield Finding(extra, "ok", shown)
+            preview = ", ".join(f"{name} {_version(name) or 'in another build'}" for name in names)
+            yield Finding(extra, "ok", preview)
         elif extra == "core":
-            yield Finding(extra, "broken", "; ".join(faults), "pip install --upgrade scale-vqa")
+            yield Finding(extra, "broken", "; ".join(problems), "pip install --upgrade scale-vqa")
         else:
-            yield Finding(extra, "note", "; ".join(faults), f"for {USES[extra]}: pip install 'scale-vqa[{extra}]'")
+            yield Finding(extra, "note", "; ".join(problems), f"for {USES[extra]}: pip install 'scale-vqa[{extra}]'")
 
 
 def _name(need: str) -> str:
@@ -170,8 +170,8 @@ def _torch() -> Iterator[Finding]:
         found = (
             "none" if shutil.which("nvidia-smi") is None else f"nvidia-smi is here, but torch (CUDA {cuda}) sees none"
         )
-        mend = "a 7B model takes minutes a question without one: use --backend openai with a server that has one"
-        yield Finding("gpu", "note", found, mend)
+        hint = "a 7B model takes minutes a question without one: use --backend openai with a server that has one"
+        yield Finding("gpu", "note", found, hint)
 
 
 def _processors() -> Iterator[Finding]:
@@ -181,11 +181,11 @@ def _processors() -> Iterator[Finding]:
     if output is not None:
         yield Finding("image processors", "ok", f"torchvision {version('torchvision')}")
     elif "nms does not exist" in error:
-        mend = "install the torchvision of the same build as torch, or run tools/torchvision_hook.py"
-        yield Finding("image processors", "note", "torchvision is a CUDA build beside a CPU torch", mend)
+        hint = "install the torchvision of the same build as torch, or run tools/torchvision_hook.py"
+        yield Finding("image processors", "note", "torchvision is a CUDA build beside a CPU torch", hint)
     else:
-        mend = "pip install torchvision, in the build of torch: Qwen2.5-VL's processor needs it"
-        yield Finding("image processors", "note", error, mend)
+        hint = "pip install torchvision, in the build of torch: Qwen2.5-VL's processor needs it"
+        yield Finding("image processors", "note", error, hint)
 
 
 def _python_says(code: str) -> tuple[str | None, str]:
@@ -209,7 +209,7 @@ def _caches() -> Iterator[Finding]:
     found = f"{home}, {free / GIGABYTE:.0f} GB free"
     if not os.access(place, os.W_OK):
         yield Finding("cache", "broken", f"{found}, not writable", "name a folder of yours by HF_HOME")
-    elif free < LEAST_FREE:
+    elif free < MIN_FREE:
         yield Finding(
             "cache", "note", found, "models and data need room: clear the folder, or name another by HF_HOME"
         )
@@ -248,10 +248,13 @@ def _data(data: str, config: str | None, images: Path | None) -> Finding:
         questions = read_questions(data, None, config)
         store = open_pictures(data, None, config, questions, images)
     except InputError as error:
-        more = f" (and {len(error.faults) - 1} more)" if len(error.faults) > 1 else ""
-        fault = error.faults[0]
+        more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
+        problem = error.problems[0]
         return Finding(
-            "data", "broken", f"{fault.where}: expected {fault.expected}, found {fault.found}{more}", fault.mend
+            "data",
+            "broken",
+            f"{problem.location}: expected {problem.expected}, found {problem.found}{more}",
+            problem.hint,
         )
     counts = {view: sum(view in store.views(row) for row in range(len(questions))) for view in VIEWS}
     found = f"{data}: {len(questions)} questions, " + ", ".join(
@@ -272,7 +275,7 @@ def _data(data: str, config: str | None, images: Path | None) -> Finding:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(data: str | None, config: str | None, images: Path | None, as_json: bool) -> int:
-    """Say what is installed, what will not work here, and the mend; exit 1 where something required is broken."""
+    """Say what is installed, what will not work here, and the fix; exit 1 where something required is broken."""
     if (config or images) and not data:
         raise click.UsageError("--config and --images are about --data, which is not given")
     findings = examine(data, config, images)
@@ -282,6 +285,6 @@ def doctor(data: str | None, config: str | None, images: Path | None, as_json: b
         width = max(len(finding.what) for finding in findings)
         for finding in findings:
             click.echo(f"{finding.status:<6}  {finding.what:<{width}}  {finding.found}")
-            if finding.mend:
-                click.echo(f"{'':<6}  {'':<{width}}  mend: {finding.mend}")
+            if finding.hint:
+                click.echo(f"{'':<6}  {'':<{width}}  fix: {finding.hint}")
     return int(any(finding.status == "broken" for finding in findings))

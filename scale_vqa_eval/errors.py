@@ -1,4 +1,4 @@
-"""One way to say that an input is bad: where, what was expected, what was found, and the mend."""
+"""One way to say that an input is bad: where, what was expected, what was found, and the fix."""
 
 from __future__ import annotations
 
@@ -7,41 +7,41 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, order=True)
-class Fault:
+class Problem:
     """One thing that is wrong with an input.
 
     Attributes:
-        where: file and row, line or column, as a reader would look it up (``test.json, row 17 (id ...)``).
+        location: file and row, line or column, as a reader would look it up (``test.json, row 17 (id ...)``).
         expected: what the contract asks for.
         found: what stands there, shortened to one line.
-        mend: what the reader can do about it.
+        hint: what the reader can do about it.
     """
 
-    where: str
+    location: str
     expected: str
     found: str
-    mend: str
+    hint: str
 
     def __str__(self) -> str:
-        return f"{self.where}: expected {self.expected}, found {self.found}; {self.mend}"
+        return f"{self.location}: expected {self.expected}, found {self.found}; {self.hint}"
 
 
 class InputError(ValueError):
     """Raised when an input breaks the contract; carries every fault that was found, not the first alone."""
 
-    def __init__(self, faults: Fault | Sequence[Fault]) -> None:
-        self.faults: tuple[Fault, ...] = (faults,) if isinstance(faults, Fault) else tuple(faults)
-        if not self.faults:
+    def __init__(self, problems: Problem | Sequence[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        if not self.problems:
             raise ValueError("InputError needs at least one fault")
-        head = "" if len(self.faults) == 1 else f"{len(self.faults)} faults:\n"
-        super().__init__(head + "\n".join(str(fault) for fault in self.faults))
+        head = "" if len(self.problems) == 1 else f"{len(self.problems)} faults:\n"
+        super().__init__(head + "\n".join(str(problem) for problem in self.problems))
 
-    def __reduce__(self) -> tuple[type[InputError], tuple[tuple[Fault, ...]]]:
+    def __reduce__(self) -> tuple[type[InputError], tuple[tuple[Problem, ...]]]:
         # an exception is pickled by its message otherwise, and would come back from a worker without its faults
-        return type(self), (self.faults,)
+        return type(self), (self.problems,)
 
 
-def shown(value: object, limit: int = 80) -> str:
+def preview(value: object, limit: int = 80) -> str:
     """Shows a value of an input on one line of an error message.
 
     Args:

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import yaml
 
-from scale_vqa_eval.bare_names import DATASET_NAME
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.release_folder.aliases import DATASET_NAME
 
 IMAGE_COLUMNS: Final = frozenset({"low_mag", "mid_mag", "high_mag", "option_images"})
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -26,13 +26,13 @@ class Record:
 
     Attributes:
         row: the row's fields; image columns of a Parquet file are left out.
-        where: file and row number for messages, rows counted from 1 (a CSV header is row 0).
+        location: file and row number for messages, rows counted from 1 (a CSV header is row 0).
         number: the row number.
         split: split of a release folder or Hub id, else None.
     """
 
     row: Mapping[str, Any]
-    where: str
+    location: str
     number: int
     split: str | None = None
 
@@ -54,7 +54,7 @@ def read_records(data: str | Path, split: str | None = None, config: str | None 
     elif str(data) == DATASET_NAME or (_HUB_ID.fullmatch(str(data)) and not path.suffix):
         yield from _hub(str(data), split, config)
     else:
-        raise InputError(Fault(str(data), "a file, a release folder or a Hub id", "nothing there", "check the name"))
+        raise InputError(Problem(str(data), "a file, a release folder or a Hub id", "nothing there", "check the name"))
 
 
 def release_configs(folder: Path) -> dict[str, dict[str, list[Path]]]:
@@ -66,9 +66,9 @@ def release_configs(folder: Path) -> dict[str, dict[str, list[Path]]]:
         InputError: where the folder has no card or the card names files that are not there.
     """
     card = folder / "README.md"
-    mend = "name a folder that `scale-vqa build` made"
+    hint = "name a folder that `scale-vqa build` made"
     if not card.is_file():
-        raise InputError(Fault(str(folder), "a release folder with a README.md", "no README.md", mend))
+        raise InputError(Problem(str(folder), "a release folder with a README.md", "no README.md", hint))
     head = re.match(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", card.read_text(encoding="utf-8"), re.DOTALL)
     try:
         configs = (yaml.safe_load(head.group(1)) or {}).get("configs") if head else None
@@ -77,20 +77,20 @@ def release_configs(folder: Path) -> dict[str, dict[str, list[Path]]]:
             for entry in sorted(configs or [], key=lambda entry: not entry.get("default", False))
         }
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(Fault(str(card), "YAML with configs and data_files", shown(error), mend)) from error
+        raise InputError(Problem(str(card), "YAML with configs and data_files", preview(error), hint)) from error
     if not found:
-        raise InputError(Fault(str(card), "YAML configs in the head of the card", "none", mend))
+        raise InputError(Problem(str(card), "YAML configs in the head of the card", "none", hint))
     missing = [f"{name}/{split}" for name, splits in found.items() for split, files in splits.items() if not files]
     if missing:
-        raise InputError(Fault(str(card), "the Parquet files it names", f"none for {', '.join(missing)}", mend))
+        raise InputError(Problem(str(card), "the Parquet files it names", f"none for {', '.join(missing)}", hint))
     return found
 
 
 def _matches(folder: Path, pattern: str) -> list[Path]:
     """Returns the files of a folder that match a pattern of its card; a pattern that leaves the folder is refused."""
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-        mend = "do not use this folder: it names files outside of itself"
-        raise InputError(Fault(str(folder / "README.md"), "paths inside of the folder", shown(pattern), mend))
+        hint = "do not use this folder: it names files outside of itself"
+        raise InputError(Problem(str(folder / "README.md"), "paths inside of the folder", preview(pattern), hint))
     return sorted(folder.glob(pattern))
 
 
@@ -101,7 +101,7 @@ def release_files(folder: Path, config: str | None = None) -> dict[str, list[Pat
         config = "default" if "default" in configs else next(iter(configs))
     if config not in configs:
         raise InputError(
-            Fault(str(folder), f"a config that it has ({', '.join(configs)})", shown(config), "name one of those")
+            Problem(str(folder), f"a config that it has ({', '.join(configs)})", preview(config), "name one of those")
         )
     return configs[config]
 
@@ -110,26 +110,28 @@ def _file(path: Path) -> Iterator[Record]:
     readers = {".parquet": _parquet, ".json": _json, ".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _csv}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise InputError(Fault(str(path), f"a file that ends in {', '.join(readers)}", path.suffix, "convert it"))
+        raise InputError(Problem(str(path), f"a file that ends in {', '.join(readers)}", path.suffix, "convert it"))
     try:
         yield from reader(path)
     except UnicodeDecodeError as error:
         found = f"{error.reason} at byte {error.start} of a block"
-        raise InputError(Fault(str(path), "text in UTF-8", found, "save the file as UTF-8")) from error
+        raise InputError(Problem(str(path), "text in UTF-8", found, "save the file as UTF-8")) from error
     except csv.Error as error:
-        raise InputError(Fault(str(path), "CSV", str(error), "quote cells that hold commas or line breaks")) from error
+        raise InputError(
+            Problem(str(path), "CSV", str(error), "quote cells that hold commas or line breaks")
+        ) from error
 
 
 def _json(path: Path) -> Iterator[Record]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        where = f"{path}, line {error.lineno}, column {error.colno}"
-        raise InputError(Fault(where, "JSON", error.msg, "mend the file")) from error
+        location = f"{path}, line {error.lineno}, column {error.colno}"
+        raise InputError(Problem(location, "JSON", error.msg, "fix the file")) from error
     except RecursionError as error:
-        raise InputError(Fault(str(path), "JSON", "lists or objects nested too deeply", "mend the file")) from error
+        raise InputError(Problem(str(path), "JSON", "lists or objects nested too deeply", "fix the file")) from error
     if not isinstance(rows, list):
-        raise InputError(Fault(str(path), "a JSON list of rows", type(rows).__name__, "wrap the rows in a list"))
+        raise InputError(Problem(str(path), "a JSON list of rows", type(rows).__name__, "wrap the rows in a list"))
     for number, row in enumerate(rows, 1):
         yield _record(row, path, f"row {number}", number)
 
@@ -143,8 +145,8 @@ def _jsonl(path: Path) -> Iterator[Record]:
                 row = json.loads(line.rstrip("\r\n"))
             except (json.JSONDecodeError, RecursionError) as error:
                 column = getattr(error, "colno", 1)
-                where = f"{path}, line {number}, column {column}"
-                raise InputError(Fault(where, "one JSON object a line", shown(line), "mend the line")) from error
+                location = f"{path}, line {number}, column {column}"
+                raise InputError(Problem(location, "one JSON object a line", preview(line), "fix the line")) from error
             yield _record(row, path, f"line {number}", number)
 
 
@@ -156,14 +158,16 @@ def _csv(path: Path) -> Iterator[Record]:
             if None in row:
                 found = f"{len(row[None])} more"
                 raise InputError(
-                    Fault(f"{path}, row {number}", f"{len(reader.fieldnames or [])} cells", found, "quote the commas")
+                    Problem(
+                        f"{path}, row {number}", f"{len(reader.fieldnames or [])} cells", found, "quote the commas"
+                    )
                 )
             yield _record(row, path, f"row {number}", number)
 
 
 def _record(row: object, path: Path, place: str, number: int) -> Record:
     if not isinstance(row, Mapping):
-        raise InputError(Fault(f"{path}, {place}", "an object with fields", shown(row), "mend the row"))
+        raise InputError(Problem(f"{path}, {place}", "an object with fields", preview(row), "fix the row"))
     return Record(row, f"{path}, {place}", number)
 
 
@@ -176,7 +180,7 @@ def _parquet(path: Path, split: str | None = None) -> Iterator[Record]:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(
-            Fault(str(path), "a Parquet file", shown(error, 160), "build or download it again")
+            Problem(str(path), "a Parquet file", preview(error, 160), "build or download it again")
         ) from error
     features = Features.from_arrow_schema(file.schema_arrow)
     labels = {name: feature.names for name, feature in features.items() if getattr(feature, "names", None)}
@@ -201,8 +205,8 @@ def _hub(name: str, split: str | None, config: str | None) -> Iterator[Record]:
         data = load_dataset(name, config, streaming=True)
     except (DatasetsError, OSError, ValueError) as error:
         expected = "a file or folder here, or a data set on the Hub" + (f" with a config {config!r}" if config else "")
-        found = shown(str(error) or type(error).__name__, 800)
-        raise InputError(Fault(name, expected, found, "check the name, and the network for a Hub id")) from error
+        found = preview(str(error) or type(error).__name__, 800)
+        raise InputError(Problem(name, expected, found, "check the name, and the network for a Hub id")) from error
     for part, rows in data.items():
         if split not in (None, part):
             continue

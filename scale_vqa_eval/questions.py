@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.question_files import Record, read_records
 from scale_vqa_eval.schema import LETTERS, QUESTION_TYPES, patient_of, row_id
 
@@ -88,48 +88,52 @@ def read_questions(data: str | Path, split: str | None = None, config: str | Non
         config: config of a release folder; None takes ``default`` where there is one, else the first.
 
     Raises:
-        InputError: with every fault of the input: file, row, expected, found, mend.
+        InputError: with every fault of the input: file, row, expected, found, fix.
     """
     questions: list[Question] = []
-    faults: list[Fault] = []
+    problems: list[Problem] = []
     seen: dict[tuple[str | None, str], str] = {}
     for record in read_records(data, split, config):
-        question = _question(record, faults)
+        question = _question(record, problems)
         if question is None:
             continue
         key = (question.split, question.id)
         if key in seen:
-            faults.append(
-                Fault(record.where, "an id of its own", f"the id of {seen[key]}: {shown(question.id)}", "rename one")
+            problems.append(
+                Problem(
+                    record.location, "an id of its own", f"the id of {seen[key]}: {preview(question.id)}", "rename one"
+                )
             )
-        seen[key] = record.where
+        seen[key] = record.location
         questions.append(question)
-    if not questions and not faults:
+    if not questions and not problems:
         found = "no row" if split is None else f"no row of split {split!r}"
-        faults.append(Fault(str(data), "at least one question", found, "name a file or a split that has questions"))
-    if faults:
-        raise InputError(faults)
+        problems.append(
+            Problem(str(data), "at least one question", found, "name a file or a split that has questions")
+        )
+    if problems:
+        raise InputError(problems)
     return questions
 
 
-def _question(record: Record, faults: list[Fault]) -> Question | None:
-    """Turns one record into a question; appends what is wrong with it to ``faults`` and returns None then."""
-    row, where = record.row, record.where
+def _question(record: Record, problems: list[Problem]) -> Question | None:
+    """Turns one record into a question; appends what is wrong with it to ``problems`` and returns None then."""
+    row, location = record.row, record.location
     stem = _field(row, "question")
     options = _options(row)
     if not isinstance(stem, str) or not stem.strip():
         expected = f"a question text under one of {', '.join(FIELD_NAMES['question'])}"
-        faults.append(Fault(where, expected, shown(stem), "add the text"))
+        problems.append(Problem(location, expected, preview(stem), "add the text"))
         return None
     if isinstance(options, str):
-        mend = "give a JSON list, an object A, B, ... or columns A, B, ..."
-        faults.append(Fault(where, "2 to 26 option texts", options, mend))
+        hint = "give a JSON list, an object A, B, ... or columns A, B, ..."
+        problems.append(Problem(location, "2 to 26 option texts", options, hint))
         return None
     gold = _gold(row, options)
     if isinstance(gold, str):
         last = LETTERS[len(options) - 1]
         expected = f"an answer that is a letter A-{last}, an index 0-{len(options) - 1} or the text of one option"
-        faults.append(Fault(where, expected, gold, "correct the answer"))
+        problems.append(Problem(location, expected, gold, "correct the answer"))
         return None
     return _assembled(record, stem, options, gold)
 
@@ -190,7 +194,7 @@ def _options(row: Mapping[str, Any]) -> tuple[str, ...] | str:
             return f"options lettered {', '.join(sorted(letters)) or 'not at all'}"
         raw = [text for _, text in sorted(zip(letters, raw.values(), strict=True), key=lambda pair: pair[0])]
     if not isinstance(raw, list | tuple):
-        return shown(raw)
+        return preview(raw)
     texts = tuple(text if isinstance(text, str) else "" if text is None else str(text) for text in raw)
     if not 2 <= len(texts) <= len(LETTERS):
         return f"{len(texts)} options"
@@ -212,13 +216,13 @@ def _gold(row: Mapping[str, Any], options: tuple[str, ...]) -> int | str:
     """Returns the 0-based index of the gold option, or a line that says what was found instead."""
     raw = _field(row, "answer")
     if isinstance(raw, bool) or raw is None:
-        return f"the answer {shown(raw)}"
+        return f"the answer {preview(raw)}"
     if isinstance(raw, int | float):
-        return int(raw) if raw == int(raw) and 0 <= raw < len(options) else f"the answer {shown(raw)}"
+        return int(raw) if raw == int(raw) and 0 <= raw < len(options) else f"the answer {preview(raw)}"
     readings = set(_readings(str(raw).strip(), options))
     if len(readings) == 1:
         return readings.pop()
-    return f"the answer {shown(raw)}" + (", which can be read as more than one option" if readings else "")
+    return f"the answer {preview(raw)}" + (", which can be read as more than one option" if readings else "")
 
 
 def _readings(answer: str, options: tuple[str, ...]) -> Iterator[int]:

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
+from paths import ROOT
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +30,10 @@ def fresh_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[st
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "SCALE_VQA_"))}
         clean |= {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", **env}
         clean.pop("PYTHONPATH", None)
-        where = cwd or tmp_path / "elsewhere"
-        where.mkdir(exist_ok=True)
+        location = cwd or tmp_path / "elsewhere"
+        location.mkdir(exist_ok=True)
         return subprocess.run(
-            [sys.executable, "-c", code], cwd=where, env=clean, capture_output=True, text=True, timeout=timeout
+            [sys.executable, "-c", code], cwd=location, env=clean, capture_output=True, text=True, timeout=timeout
         )
 
     return run

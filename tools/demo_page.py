@@ -83,11 +83,11 @@ def examples(
     rows: Dataset, questions: Sequence[Question], answers: Mapping[str, Sequence[int]], per_dimension: int = 1
 ) -> Iterator[dict[str, Any]]:
     """Yields the first questions of every dimension with their views as data URIs."""
-    shown: dict[str | None, int] = {}
+    preview: dict[str | None, int] = {}
     for place, question in enumerate(questions):
-        if shown.get(question.dimension, 0) == per_dimension:
+        if preview.get(question.dimension, 0) == per_dimension:
             continue
-        shown[question.dimension] = shown.get(question.dimension, 0) + 1
+        preview[question.dimension] = preview.get(question.dimension, 0) + 1
         row = rows[place]
         views = [(f"{MAGNIFICATION[view]}", picture(row[view])) for view in VIEWS if row.get(view) is not None]
         pictures = [picture(image) for image in row.get("option_images") or []]

@@ -40,53 +40,53 @@ def main() -> int:
     given = parser.parse_args()
     if given.check == bool(given.version):
         parser.error("give a version, or --check")
-    faults = check(given.root) if given.check else release(given.root, given.version, given.date or today())
-    for fault in faults:
-        print(f"error: {fault}", file=sys.stderr)
-    return 1 if faults else 0
+    problems = check(given.root) if given.check else release(given.root, given.version, given.date or today())
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def check(root: Path) -> list[str]:
     """Returns what disagrees about the version."""
-    found, faults = versions(root)
-    faults += [
-        f"{place}: expected version {found[SOURCE]} of {SOURCE}, found {version}; mend: make release VERSION=..."
+    found, problems = versions(root)
+    problems += [
+        f"{place}: expected version {found[SOURCE]} of {SOURCE}, found {version}; fix: make release VERSION=..."
         for place, version in found.items()
         if version != found.get(SOURCE)
     ]
-    if not faults:
+    if not problems:
         print(f"{found[SOURCE]} in {', '.join(found)}")
-    return faults
+    return problems
 
 
 def release(root: Path, version: str, date: str) -> list[str]:
     """Writes the version into every place and the date into the changelog; returns why not, having written nothing."""
-    found, faults = versions(root)
+    found, problems = versions(root)
     if not _VERSION.fullmatch(version):
-        faults.append(f"expected a version x.y.z or x.y.zrcN, found {version!r}")
+        problems.append(f"expected a version x.y.z or x.y.zrcN, found {version!r}")
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", date):
-        faults.append(f"expected a date YYYY-MM-DD, found {date!r}")
-    if faults:
-        return faults
+        problems.append(f"expected a date YYYY-MM-DD, found {date!r}")
+    if problems:
+        return problems
     changes = (root / CHANGELOG).read_text(encoding="utf-8")
     released = re.findall(r"(?m)^## \[(\d[^\]]*)\]", changes)
     now = found[SOURCE]
     if order(version) < order(now) or version in released or any(order(one) >= order(version) for one in released):
-        faults.append(f"expected a version above {max([now, *released], key=order)}, found {version}")
+        problems.append(f"expected a version above {max([now, *released], key=order)}, found {version}")
     dirty = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
     if dirty.stdout:
         listed = ", ".join(line[3:] for line in dirty.stdout.splitlines()[:5])
-        faults.append(f"expected a clean tree, found changes in {listed}; mend: commit them first")
+        problems.append(f"expected a clean tree, found changes in {listed}; fix: commit them first")
     tags = subprocess.run(
         ["git", "tag", "--list", f"v{version}"], cwd=root, capture_output=True, text=True, check=True
     )
     if tags.stdout.strip():
-        faults.append(f"expected no tag v{version}, found one; mend: take the next version")
+        problems.append(f"expected no tag v{version}, found one; fix: take the next version")
     unreleased = _UNRELEASED.search(changes)
     if unreleased is None or not unreleased[1].strip():
-        faults.append(f"{CHANGELOG}: expected changes under [Unreleased], found none; mend: say what changed")
-    if faults or unreleased is None:
-        return faults
+        problems.append(f"{CHANGELOG}: expected changes under [Unreleased], found none; fix: say what changed")
+    if problems or unreleased is None:
+        return problems
     for place, pattern in PLACES.items():
         rewrite(root / place, pattern, version)
     citation = DATE.sub("", (root / "CITATION.cff").read_text(encoding="utf-8"))
@@ -104,14 +104,14 @@ def release(root: Path, version: str, date: str) -> list[str]:
 
 def versions(root: Path) -> tuple[dict[str, str], list[str]]:
     """Returns place -> version, and the places that do not name it exactly once."""
-    found, faults = {}, []
+    found, problems = {}, []
     for place, pattern in PLACES.items():
         matches = pattern.findall((root / place).read_text(encoding="utf-8"))
         if len(matches) == 1:
             found[place] = matches[0][1]
         else:
-            faults.append(f"{place}: expected one version, found {len(matches)}")
-    return found, faults
+            problems.append(f"{place}: expected one version, found {len(matches)}")
+    return found, problems
 
 
 def order(version: str) -> tuple[float, ...]:

@@ -17,12 +17,12 @@ from pathlib import Path
 import click
 from release_checks import (
     bare_python,
-    card_faults,
-    croissant_faults,
-    loading_faults,
-    metric_faults,
-    publish_faults,
-    viewer_faults,
+    card_problems,
+    croissant_problems,
+    loading_problems,
+    metric_problems,
+    publish_problems,
+    viewer_problems,
 )
 from release_folders import FACTS, ROOT, build_dataset, build_metric, build_model
 
@@ -63,31 +63,31 @@ def main(out: Path, slides: int, bare: Path | None) -> None:
     model = build_model(out, dataset)
     python = bare or bare_python(out / "bare", metric / "requirements.txt")
     checks: dict[str, Callable[[], list[str]]] = {
-        "version, one in every place": version_faults,
-        "dataset: card": lambda: card_faults(dataset, "dataset"),
-        "dataset: Parquet as the viewer needs it": lambda: viewer_faults(dataset),
-        "dataset: loads by load_dataset alone": lambda: loading_faults(dataset, out / "home-data"),
-        "dataset: Croissant, valid and its records the rows": lambda: croissant_faults(dataset),
-        "dataset: nothing secret, local or strange": lambda: publish_faults(dataset, "dataset"),
-        "metric: card": lambda: card_faults(metric, "metric"),
-        "metric: works with its requirements alone": lambda: metric_faults(metric, python, out / "home-metric"),
-        "metric: nothing secret, local or strange": lambda: publish_faults(metric, "metric"),
-        "model: card, model-index, .eval_results": lambda: card_faults(model, "model"),
-        "model: nothing secret, local or strange": lambda: publish_faults(model, "model"),
+        "version, one in every place": version_problems,
+        "dataset: card": lambda: card_problems(dataset, "dataset"),
+        "dataset: Parquet as the viewer needs it": lambda: viewer_problems(dataset),
+        "dataset: loads by load_dataset alone": lambda: loading_problems(dataset, out / "home-data"),
+        "dataset: Croissant, valid and its records the rows": lambda: croissant_problems(dataset),
+        "dataset: nothing secret, local or strange": lambda: publish_problems(dataset, "dataset"),
+        "metric: card": lambda: card_problems(metric, "metric"),
+        "metric: works with its requirements alone": lambda: metric_problems(metric, python, out / "home-metric"),
+        "metric: nothing secret, local or strange": lambda: publish_problems(metric, "metric"),
+        "model: card, model-index, .eval_results": lambda: card_problems(model, "model"),
+        "model: nothing secret, local or strange": lambda: publish_problems(model, "model"),
     }
-    faults = 0
+    problems = 0
     for name, check in checks.items():
         found = check()
         click.echo(f"{'ok    ' if not found else 'FAILED'}  {name}")
         for line in found:
             click.echo(f"        {line}")
-        faults += len(found)
+        problems += len(found)
     click.echo(LEFT.format(out=out))
-    click.echo(f"{len(checks)} checks, {faults} faults, {time.monotonic() - started:.0f} s", err=True)
-    sys.exit(1 if faults else 0)
+    click.echo(f"{len(checks)} checks, {problems} faults, {time.monotonic() - started:.0f} s", err=True)
+    sys.exit(1 if problems else 0)
 
 
-def version_faults() -> list[str]:
+def version_problems() -> list[str]:
     """Compares the places that name the version."""
     command = [sys.executable, str(ROOT / "tools" / "release.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from model_card.card_check import Kind, check_card
 from model_card.croissant import NAME, check_croissant
-from scale_vqa_eval.card_marks import head
 from scale_vqa_eval.question_files import release_configs
+from scale_vqa_eval.release_folder.card_marks import head
 
 SCAN_LIMIT = 300_000_000
 """Uncompressed bytes of a row group that the Hub's viewer reads at most (its documented scan limit)."""
@@ -40,16 +40,16 @@ EXAMPLE = {
 }
 
 
-def card_faults(folder: Path, kind: Kind) -> list[str]:
+def card_problems(folder: Path, kind: Kind) -> list[str]:
     """Checks YAML, sections, citation, blanks and paths of a card."""
-    return [str(fault) for fault in check_card(folder, kind)]
+    return [str(problem) for problem in check_card(folder, kind)]
 
 
-def croissant_faults(folder: Path) -> list[str]:
+def croissant_problems(folder: Path) -> list[str]:
     """Checks Croissant metadata, its hashes, and that its records are the rows."""
-    faults = [str(fault) for fault in check_croissant(folder / NAME)]
-    if faults:
-        return faults
+    problems = [str(problem) for problem in check_croissant(folder / NAME)]
+    if problems:
+        return problems
     import mlcroissant
 
     dataset = mlcroissant.Dataset(jsonld=str(folder / NAME))
@@ -58,13 +58,13 @@ def croissant_faults(folder: Path) -> list[str]:
             wanted = [row for file in files for row in pq.read_table(file, columns=["id"])["id"].to_pylist()]
             found = [record[f"{config}/{split}/id"].decode() for record in dataset.records(f"{config}/{split}")]
             if found != wanted:
-                faults.append(f"{folder / NAME}: expected the rows of {config}/{split}, found {len(found)} others")
-    return faults
+                problems.append(f"{folder / NAME}: expected the rows of {config}/{split}, found {len(found)} others")
+    return problems
 
 
-def viewer_faults(folder: Path) -> list[str]:
+def viewer_problems(folder: Path) -> list[str]:
     """Checks what the Hub's viewer needs: no loading script, features in each file, row groups that it can scan."""
-    faults = [f"{path}: expected no code beside the data" for path in sorted(folder.rglob("*.py"))]
+    problems = [f"{path}: expected no code beside the data" for path in sorted(folder.rglob("*.py"))]
     infos = head((folder / "README.md").read_text(encoding="utf-8"))["dataset_info"]
     by_config = {info.get("config_name", "default"): info for info in ([infos] if isinstance(infos, dict) else infos)}
     for config, splits in release_configs(folder).items():
@@ -74,20 +74,20 @@ def viewer_faults(folder: Path) -> list[str]:
             metas = [pq.ParquetFile(file) for file in files]
             for file, parquet in zip(files, metas, strict=True):
                 if b"huggingface" not in (parquet.schema_arrow.metadata or {}):
-                    faults.append(f"{file}: expected the features in its schema, found none")
+                    problems.append(f"{file}: expected the features in its schema, found none")
                 elif Features.from_arrow_schema(parquet.schema_arrow) != stated:
-                    faults.append(f"{file}: expected the features of dataset_info, found others")
+                    problems.append(f"{file}: expected the features of dataset_info, found others")
                 groups = parquet.metadata
                 sizes = [groups.row_group(place).total_byte_size for place in range(groups.num_row_groups)]
                 if max(sizes, default=0) > SCAN_LIMIT:
-                    faults.append(f"{file}: expected row groups of at most {SCAN_LIMIT} bytes, found {max(sizes)}")
+                    problems.append(f"{file}: expected row groups of at most {SCAN_LIMIT} bytes, found {max(sizes)}")
             rows = sum(parquet.metadata.num_rows for parquet in metas)
             if rows != counts.get(split):
-                faults.append(f"{config}/{split}: expected {counts.get(split)} rows of dataset_info, found {rows}")
-    return faults
+                problems.append(f"{config}/{split}: expected {counts.get(split)} rows of dataset_info, found {rows}")
+    return problems
 
 
-def loading_faults(folder: Path, home: Path) -> list[str]:
+def loading_problems(folder: Path, home: Path) -> list[str]:
     """Loads every config and split in a process of its own, offline, with an empty cache, without this package."""
     code = f"import sys; sys.modules['scale_vqa_eval'] = None\n{LOAD}"
     done = isolated([sys.executable, "-c", code, str(folder)], home)
@@ -98,16 +98,16 @@ def loading_faults(folder: Path, home: Path) -> list[str]:
     return [f"{folder}: expected the splits {sorted(there)}, loaded {sorted(loaded)}"] * (loaded.keys() != there)
 
 
-def publish_faults(folder: Path, kind: str) -> list[str]:
+def publish_problems(folder: Path, kind: str) -> list[str]:
     """Runs the scan of ``scale-vqa publish``: secrets, paths of this machine, files that do not belong."""
     from model_card.publish.kinds import KINDS
     from model_card.publish.plan import Wish, read_local
 
     local = read_local(Wish(KINDS[kind], "release-check/x", folder, "v0"), "", lambda total: tqdm(disable=True))
-    return [str(finding.fault()) for finding in local.findings]
+    return [str(finding.problem()) for finding in local.findings]
 
 
-def metric_faults(folder: Path, python: Path, home: Path) -> list[str]:
+def metric_problems(folder: Path, python: Path, home: Path) -> list[str]:
     """Loads and computes the metric with an interpreter that has nothing but its requirements."""
     import evaluate
 

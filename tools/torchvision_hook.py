@@ -1,4 +1,4 @@
-"""Lets PyPI's torchvision be imported beside a CPU build of torch: run it with the Python of the environment to mend.
+"""Lets PyPI's torchvision be imported beside a CPU build of torch: run it with the Python of the environment to fix.
 
 PyPI's torchvision wheel for Linux is a CUDA build. Beside a torch without CUDA its compiled operators do not load, and
 its import ends with ``operator torchvision::nms does not exist``, which takes transformers' image processors down with
@@ -56,7 +56,7 @@ def main() -> None:
     """Writes the hook into the environment's site-packages and proves it where torchvision is installed."""
     folder = Path(sysconfig.get_paths()["purelib"])
     if sys.prefix == sys.base_prefix:
-        sys.exit("this Python is no virtual environment: run the script with the Python of the environment to mend")
+        sys.exit("this Python is no virtual environment: run the script with the Python of the environment to fix")
     (folder / f"{MODULE}.py").write_text(HOOK, encoding="utf-8")
     (folder / f"{MODULE}.pth").write_text(f"import {MODULE}\n", encoding="utf-8")
     code = "import importlib.util as u, sys; sys.exit(0 if u.find_spec('torchvision') is None else 3)"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.schema import VIEWS
 
 
@@ -71,9 +71,11 @@ class GRPOArguments(RecipeArguments):
 class SFTArguments(RecipeArguments):
     """Options of ``sft.py``."""
 
-    rationales: Literal["checked", "mended", "none"] = field(
+    rationales: Literal["checked", "repaired", "none"] = field(
         default="checked",
-        metadata={"help": "Learn rationales whose letter is right, also those that can be mended, or letters alone."},
+        metadata={
+            "help": "Learn rationales whose letter is right, also those that can be repaired, or letters alone."
+        },
     )
     conversations: str | None = field(
         default=None, metadata={"help": "Train on a conversation file (messages and images) in place of data."}
@@ -93,12 +95,12 @@ def parse(kinds: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any
     from yaml import YAMLError
 
     given = list(sys.argv[1:] if argv is None else argv)
-    where = given[given.index("--config") + 1] if "--config" in given[:-1] else "command line"
+    location = given[given.index("--config") + 1] if "--config" in given[:-1] else "command line"
     parser = TrlParser(kinds)
     try:
         parsed: tuple[Any, ...] = parser.parse_args_and_config(args=given)
     except (ValueError, TypeError, OSError, YAMLError) as error:
         text = " ".join(str(error).split())
-        mend = "correct the file or the command line; docs/training.md has the options"
-        raise InputError(Fault(where, "settings that fit together", shown(text, 400), mend)) from error
+        hint = "correct the file or the command line; docs/training.md has the options"
+        raise InputError(Problem(location, "settings that fit together", preview(text, 400), hint)) from error
     return parsed

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 
 MARK: Final = "scale_vqa_checkpoint.json"
 """File that is written last: a checkpoint without it is not whole."""
@@ -64,8 +64,8 @@ def checkpoint_to_resume(output_dir: str | Path, print_of: dict[str, Any], main_
     differing = [name for name, value in print_of.items() if there.get(name) != value]
     if differing:
         name = differing[0]
-        mend = "resume with the model and LoRA settings of that run, or name another output_dir"
-        raise InputError(Fault(f"{found}, {name}", shown(print_of[name]), shown(there.get(name)), mend))
+        hint = "resume with the model and LoRA settings of that run, or name another output_dir"
+        raise InputError(Problem(f"{found}, {name}", preview(print_of[name]), preview(there.get(name)), hint))
     return str(found)
 
 
@@ -118,12 +118,12 @@ def check_room(model: Any, config: Any) -> None:
     except OSError as error:
         found = error.strerror or type(error).__name__
         raise InputError(
-            Fault(str(folder), "a folder that can be written", found, "name another output_dir")
+            Problem(str(folder), "a folder that can be written", found, "name another output_dir")
         ) from error
     if free < needed:
         expected = f"{needed / 2**30:.2f} GiB free for checkpoints"
-        mend = "free room, lower save_total_limit, or set save_only_model: true (which cannot be resumed)"
-        raise InputError(Fault(str(folder), expected, f"{free / 2**30:.2f} GiB", mend))
+        hint = "free room, lower save_total_limit, or set save_only_model: true (which cannot be resumed)"
+        raise InputError(Problem(str(folder), expected, f"{free / 2**30:.2f} GiB", hint))
 
 
 def failed_save(folder: Path, error: BaseException) -> InputError:
@@ -132,8 +132,8 @@ def failed_save(folder: Path, error: BaseException) -> InputError:
     before = last_whole(folder.parent)
     kept = f"{before.name} is whole" if before is not None else "there is no earlier one"
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    mend = f"free room and run the same command with --resume; {kept}"
-    return InputError(Fault(str(folder), "a checkpoint that can be written", shown(first, 160), mend))
+    hint = f"free room and run the same command with --resume; {kept}"
+    return InputError(Problem(str(folder), "a checkpoint that can be written", preview(first, 160), hint))
 
 
 def _step(path: Path) -> int:

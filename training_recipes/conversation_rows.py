@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.predict.resolution import Bounds, decoded
 from training_recipes.arguments import SFTArguments
 from training_recipes.conversations import Conversations, read_conversations
@@ -25,7 +25,7 @@ class ConversationRow:
     """The transform from a stored conversation to a trainer row; picklable."""
 
     bounds: Bounds
-    where: str
+    location: str
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         made = [self.one(dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)]
@@ -33,8 +33,8 @@ class ConversationRow:
 
     def one(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Returns one trainer row; raises InputError where an image cannot be decoded."""
-        where = f"{self.where}, {row['id']}"
-        images = [decoded(Path(file).read_bytes(), f"{where}, {file}", self.bounds) for file in row["files"]]
+        location = f"{self.location}, {row['id']}"
+        images = [decoded(Path(file).read_bytes(), f"{location}, {file}", self.bounds) for file in row["files"]]
         completion = [assistant(row[TARGET])]
         return {"id": row["id"], "prompt": json.loads(row["messages"]), "images": images, "completion": completion}
 
@@ -81,8 +81,8 @@ def select_conversations(
         if (mixed and not size) or (bound is not None and total > bound)
     ]
     if unfit and (recipe.unfit_rows == "refuse" or len(unfit) == len(rows)):
-        mend = "raise the bound, lower max_pixels, or drop such rows with unfit_rows: drop"
-        raise InputError([Fault(f"{path}, {row.id}", "a row that fits", row.reason, mend) for row in unfit])
+        hint = "raise the bound, lower max_pixels, or drop such rows with unfit_rows: drop"
+        raise InputError([Problem(f"{path}, {row.id}", "a row that fits", row.reason, hint) for row in unfit])
     names = {row.id for row in unfit}
     kept = [place for place, row in enumerate(found.rows) if row.id not in names]
     if recipe.train_limit is not None and recipe.train_limit < len(kept):
@@ -95,8 +95,8 @@ def select_conversations(
 
 def _say(path: str, found: Conversations) -> None:
     print(f"{path}: {len(found.rows)} conversations", file=sys.stderr)
-    if found.mended:
-        print(f"{path}: a literal \\n was made a line break in {found.mended} conversations", file=sys.stderr)
+    if found.repaired:
+        print(f"{path}: a literal \\n was made a line break in {found.repaired} conversations", file=sys.stderr)
     if found.doubtful:
         print(f"{path}: {found.doubtful} keep a \\n before a small letter, which may be LaTeX", file=sys.stderr)
 
@@ -108,5 +108,5 @@ def _size(file: Path, path: str, row: str) -> tuple[int, int]:
         with Image.open(file) as image:
             return image.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        found = shown(str(error), 120)
-        raise InputError(Fault(f"{path}, {row}, {file}", "an image", found, "bring back the original")) from error
+        found = preview(str(error), 120)
+        raise InputError(Problem(f"{path}, {row}, {file}", "an image", found, "bring back the original")) from error

@@ -1,4 +1,4 @@
-r"""Reads the released SFT conversations: ``messages`` and absolute ``images`` a row, and mends what is known wrong.
+r"""Reads the released SFT conversations: ``messages`` and absolute ``images`` a row, and fixes what is known wrong.
 
 The released texts hold a backslash and an n where a line break was meant; such are put right and counted. The image
 paths are those of another machine; each is found below a root of one's own by its longest end that exists there.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Final
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 
 _PLACE: Final = "<image>"
 _ROLES: Final = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
@@ -45,12 +45,12 @@ class Conversations:
 
     Attributes:
         rows: its conversations.
-        mended: rows in which a literal backslash-n was made a line break.
+        repaired: rows in which a literal backslash-n was made a line break.
         doubtful: rows that keep one before a small letter, which may be a command of LaTeX.
     """
 
     rows: tuple[Conversation, ...]
-    mended: int
+    repaired: int
     doubtful: int
 
 
@@ -68,33 +68,35 @@ def read_conversations(path: str | Path, root: str | Path) -> Conversations:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        mend = "name a JSON list of conversations"
-        raise InputError(Fault(str(path), "a conversation file", shown(str(error), 160), mend)) from error
+        hint = "name a JSON list of conversations"
+        raise InputError(Problem(str(path), "a conversation file", preview(str(error), 160), hint)) from error
     if not isinstance(content, list) or not content:
-        raise InputError(Fault(str(path), "a JSON list of conversations", type(content).__name__, "name another file"))
+        raise InputError(
+            Problem(str(path), "a JSON list of conversations", type(content).__name__, "name another file")
+        )
     if not root.is_dir():
-        raise InputError(Fault("image_root", "a folder", shown(str(root)), "name the folder of the images"))
-    faults: list[Fault] = []
-    rows, mended, doubtful = [], 0, 0
+        raise InputError(Problem("image_root", "a folder", preview(str(root)), "name the folder of the images"))
+    problems: list[Problem] = []
+    rows, repaired, doubtful = [], 0, 0
     for number, row in enumerate(content, 1):
-        where = f"{path}, row {number}"
-        turns = _turns(row, where, faults)
+        location = f"{path}, row {number}"
+        turns = _turns(row, location, problems)
         if turns is None:
             continue
         whole = "".join(text for _, text in turns)
-        mended += bool(_LITERAL.search(whole))
+        repaired += bool(_LITERAL.search(whole))
         doubtful += bool(_DOUBTFUL.search(whole))
         turns = [(role, _LITERAL.sub("\n", text)) for role, text in turns]
-        images = _images(row.get("images") or [], root, where, faults)
+        images = _images(row.get("images") or [], root, location, problems)
         messages = tuple({"role": role, "content": _parts(text)} for role, text in turns[:-1])
         places = sum(part["type"] == "image" for message in messages for part in message["content"])
         if places != len(images):
             found = f"{places} of them"
-            faults.append(Fault(where, f"{len(images)} places {_PLACE}, one an image", found, "mend the row"))
+            problems.append(Problem(location, f"{len(images)} places {_PLACE}, one an image", found, "fix the row"))
         rows.append(Conversation(f"row {number}", messages, turns[-1][1], tuple(images)))
-    if faults:
-        raise InputError(_together(faults, root))
-    return Conversations(tuple(rows), mended, doubtful)
+    if problems:
+        raise InputError(_together(problems, root))
+    return Conversations(tuple(rows), repaired, doubtful)
 
 
 def remapped(text: str, root: Path) -> Path | None:
@@ -113,18 +115,20 @@ def remapped(text: str, root: Path) -> Path | None:
     return None
 
 
-def _images(paths: Any, root: Path, where: str, faults: list[Fault]) -> list[Path]:
+def _images(paths: Any, root: Path, location: str, problems: list[Problem]) -> list[Path]:
     found: list[Path] = []
     for text in paths if isinstance(paths, list) else [paths]:
         file = remapped(text, root) if isinstance(text, str) and "\0" not in text else None
         if file is None:
-            faults.append(Fault(where, f"an image below {root}", shown(text), "set image_root to the images' folder"))
+            problems.append(
+                Problem(location, f"an image below {root}", preview(text), "set image_root to the images' folder")
+            )
         else:
             found.append(file)
     return found
 
 
-def _turns(row: Any, where: str, faults: list[Fault]) -> list[tuple[str, str]] | None:
+def _turns(row: Any, location: str, problems: list[Problem]) -> list[tuple[str, str]] | None:
     """Returns (role, text) of each turn, the last one the assistant's; None, and a fault, where the row is none."""
     content = row.get("messages") or row.get("conversations") if isinstance(row, Mapping) else None
     turns = []
@@ -137,7 +141,7 @@ def _turns(row: Any, where: str, faults: list[Fault]) -> list[tuple[str, str]] |
         turns.append((role, text))
     if len(turns) < 2 or turns[-1][0] != "assistant":
         expected = "messages with role and content, the last the assistant's"
-        faults.append(Fault(where, expected, shown(content, 120), "mend the row"))
+        problems.append(Problem(location, expected, preview(content, 120), "fix the row"))
         return None
     return turns
 
@@ -159,11 +163,11 @@ def _parts(text: str) -> list[dict[str, Any]]:
     return parts
 
 
-def _together(faults: Sequence[Fault], root: Path) -> list[Fault]:
+def _together(problems: Sequence[Problem], root: Path) -> list[Problem]:
     """Joins the faults of images, where more than a few are missing: the root is wrong, not some files."""
-    images = [fault for fault in faults if fault.expected.startswith("an image below")]
+    images = [problem for problem in problems if problem.expected.startswith("an image below")]
     if len(images) <= 20:
-        return list(faults)
+        return list(problems)
     first = images[0]
-    joined = Fault(first.where, first.expected, f"{first.found} and {len(images) - 1} more missing", first.mend)
-    return [joined, *(fault for fault in faults if fault not in images)]
+    joined = Problem(first.location, first.expected, f"{first.found} and {len(images) - 1} more missing", first.hint)
+    return [joined, *(problem for problem in problems if problem not in images)]

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.rewards import accuracy_reward
 from training_recipes.preflight import Unfit
@@ -38,8 +38,8 @@ def learnable(rows: Any, path: str | Path) -> tuple[Any, list[Unfit]]:
     ids = rows["id"]
     unknown = [identity for identity in ids if identity not in rates]
     if unknown:
-        found = f"none for {len(unknown)} rows, the first {shown(unknown[0])}"
-        raise InputError(Fault(str(path), "a rate for every row", found, "make it of the split that is trained on"))
+        found = f"none for {len(unknown)} rows, the first {preview(unknown[0])}"
+        raise InputError(Problem(str(path), "a rate for every row", found, "make it of the split that is trained on"))
     kept, left_out = [], []
     for place, identity in enumerate(ids):
         right, n = rates[identity]
@@ -49,7 +49,7 @@ def learnable(rows: Any, path: str | Path) -> tuple[Any, list[Unfit]]:
             left_out.append(Unfit(identity, f"right in {right} of {n} rollouts: nothing to learn from"))
     if not kept:
         expected = "questions right in some rollouts and wrong in others"
-        raise InputError(Fault(str(path), expected, "none", "draw more rollouts, or train by SFT first"))
+        raise InputError(Problem(str(path), expected, "none", "draw more rollouts, or train by SFT first"))
     return rows.select(kept), left_out
 
 
@@ -63,8 +63,8 @@ def read_rates(path: str | Path) -> dict[str, tuple[int, int]]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        found, mend = shown(str(error), 160), "run training_recipes/difficulty.py"
-        raise InputError(Fault(str(path), "a difficulty file", found, mend)) from error
+        found, hint = preview(str(error), 160), "run training_recipes/difficulty.py"
+        raise InputError(Problem(str(path), "a difficulty file", found, hint)) from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -73,7 +73,9 @@ def read_rates(path: str | Path) -> dict[str, tuple[int, int]]:
             rates[row["id"]] = (int(row["right"]), int(row["n"]))
         except (ValueError, KeyError, TypeError) as error:
             expected = '{"id": ..., "right": ..., "n": ...}'
-            raise InputError(Fault(f"{path}, line {number}", expected, shown(line), "make the file again")) from error
+            raise InputError(
+                Problem(f"{path}, line {number}", expected, preview(line), "make the file again")
+            ) from error
     return rates
 
 
@@ -124,8 +126,8 @@ def write_rates(data: str, config: str | None, split: str, rollouts: Path, out: 
     drawn = read_rollouts(rollouts).responses
     without = [question.id for question in questions if not drawn.get(question.id)]
     if without:
-        found = f"none for {len(without)}, the first {shown(without[0])}"
-        raise InputError(Fault(str(rollouts), "answers to every question", found, "run predict again: it goes on"))
+        found = f"none for {len(without)}, the first {preview(without[0])}"
+        raise InputError(Problem(str(rollouts), "answers to every question", found, "run predict again: it goes on"))
     lines, middle = [], 0
     for question in questions:
         right = sum(accuracy_reward(text, question.letter) for text in drawn[question.id])

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     train, validation = select_both(recipe, config, shape, processor, training_rows)
 
-    check_step(config, len(train.rows), train.where)
+    check_step(config, len(train.rows), train.location)
     model = load_model(model_arguments)
     check_context(model.config, train.tokens[1], config.max_completion_length)
     with constructing():

@@ -27,6 +27,6 @@ def reported(main: Callable[[], object]) -> None:
         if rank != "0":
             time.sleep(OTHERS_WAIT)
             who = f"process {rank}: "
-        for fault in error.faults:
-            print(f"error: {who}{fault}", file=sys.stderr, flush=True)
+        for problem in error.problems:
+            print(f"error: {who}{problem}", file=sys.stderr, flush=True)
         sys.exit(1)

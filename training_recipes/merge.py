@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from training_recipes.metadata import NAME
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -36,16 +36,16 @@ def export(checkpoint: Path, out: Path, base: str | None = None, dtype: str = "a
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     if out.exists():
-        raise InputError(Fault(str(out), "a folder that is not there yet", "one", "name another --out or remove it"))
+        raise InputError(Problem(str(out), "a folder that is not there yet", "one", "name another --out or remove it"))
     if not checkpoint.is_dir():
-        raise InputError(Fault(str(checkpoint), "a checkpoint folder", "nothing there", "name another folder"))
+        raise InputError(Problem(str(checkpoint), "a checkpoint folder", "nothing there", "name another folder"))
     adapter = (checkpoint / "adapter_config.json").is_file()
     source = (base or _base_of(checkpoint)) if adapter else str(checkpoint)
     try:
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
-        mend = "name the adapter's base model by --base" if adapter else "name a folder with config.json and weights"
-        raise InputError(Fault(source, "a vision-language model", shown(str(error), 200), mend)) from error
+        hint = "name the adapter's base model by --base" if adapter else "name a folder with config.json and weights"
+        raise InputError(Problem(source, "a vision-language model", preview(str(error), 200), hint)) from error
     if adapter:
         model = _merged(model, checkpoint)
     staged = out.with_name(f".{out.name}.partial")
@@ -67,15 +67,15 @@ def _merged(model: Any, checkpoint: Path) -> Any:
     try:
         return PeftModel.from_pretrained(model, str(checkpoint)).merge_and_unload()
     except (RuntimeError, ValueError, OSError) as error:
-        expected, found = "an adapter that fits the base model", shown(str(error).splitlines()[0], 200)
-        raise InputError(Fault(str(checkpoint), expected, found, "name its own base model by --base")) from error
+        expected, found = "an adapter that fits the base model", preview(str(error).splitlines()[0], 200)
+        raise InputError(Problem(str(checkpoint), expected, found, "name its own base model by --base")) from error
 
 
 def _base_of(checkpoint: Path) -> str:
     settings = json.loads((checkpoint / "adapter_config.json").read_text(encoding="utf-8"))
     name = settings.get("base_model_name_or_path")
     if not name:
-        raise InputError(Fault(str(checkpoint), "an adapter that names its base", "none", "name it by --base"))
+        raise InputError(Problem(str(checkpoint), "an adapter that names its base", "none", "name it by --base"))
     return str(name)
 
 

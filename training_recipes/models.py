@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from training_recipes.arguments import RecipeArguments
 from training_recipes.tiny_model import make_tiny_model, teach_format
 
@@ -20,33 +20,33 @@ def load_processor(recipe: RecipeArguments, config: Any, model_arguments: Any) -
 
     name = model_arguments.model_name_or_path
     if not name:
-        raise InputError(Fault("model_name_or_path", "a model folder or Hub id", "none", "name one"))
+        raise InputError(Problem("model_name_or_path", "a model folder or Hub id", "none", "name one"))
     if recipe.make_tiny_model:
         with config.main_process_first(desc="make the tiny model"):
             if not Path(name).exists():
                 staged = Path(f"{name}.partial")  # killed half-way, it leaves no model that looks whole
                 teach_format(make_tiny_model(staged))
                 staged.rename(name)
-    where, source = f"model {name}", _source(model_arguments)
+    location, source = f"model {name}", _source(model_arguments)
     if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
-        mend = f"merge it first: python training_recipes/merge.py {name} --out FOLDER"
-        raise InputError(Fault(where, "a whole model", "a LoRA adapter", mend))
+        hint = f"merge it first: python training_recipes/merge.py {name} --out FOLDER"
+        raise InputError(Problem(location, "a whole model", "a LoRA adapter", hint))
     try:
         kind = AutoConfig.from_pretrained(name, **source)
     except (OSError, ValueError, KeyError) as error:
-        mend = "name a model folder, or a Hub id that this machine can reach or has in its cache"
-        raise InputError(Fault(where, "a model that can be loaded", _first_line(error), mend)) from error
+        hint = "name a model folder, or a Hub id that this machine can reach or has in its cache"
+        raise InputError(Problem(location, "a model that can be loaded", _first_line(error), hint)) from error
     if type(kind) not in AutoModelForImageTextToText._model_mapping:
-        mend = "name a vision-language model, such as Qwen2.5-VL"
-        raise InputError(Fault(where, "a model that reads images", f"{kind.model_type}, which reads none", mend))
+        hint = "name a vision-language model, such as Qwen2.5-VL"
+        raise InputError(Problem(location, "a model that reads images", f"{kind.model_type}, which reads none", hint))
     try:
         processor = AutoProcessor.from_pretrained(name, padding_side="left", **source)
     except (OSError, ValueError, ImportError) as error:
-        mend = "complete the model's folder; `scale-vqa doctor` tells what is installed"
-        raise InputError(Fault(where, "a processor", _first_line(error), mend)) from error
+        hint = "complete the model's folder; `scale-vqa doctor` tells what is installed"
+        raise InputError(Problem(location, "a processor", _first_line(error), hint)) from error
     if getattr(processor, "image_processor", None) is None:
-        mend = "complete the model's folder: processor_config.json or preprocessor_config.json"
-        raise InputError(Fault(where, "a processor for images", type(processor).__name__, mend))
+        hint = "complete the model's folder: processor_config.json or preprocessor_config.json"
+        raise InputError(Problem(location, "a processor for images", type(processor).__name__, hint))
     return processor
 
 
@@ -70,8 +70,8 @@ def load_model(model_arguments: Any) -> Any:
     try:
         return AutoModelForImageTextToText.from_pretrained(name, **settings, **_source(model_arguments))
     except (OSError, ValueError, ImportError) as error:
-        mend = "complete the model's folder, or change dtype or attn_implementation"
-        raise InputError(Fault(f"model {name}", "weights that can be loaded", _first_line(error), mend)) from error
+        hint = "complete the model's folder, or change dtype or attn_implementation"
+        raise InputError(Problem(f"model {name}", "weights that can be loaded", _first_line(error), hint)) from error
 
 
 def _source(model_arguments: Any) -> dict[str, Any]:
@@ -87,10 +87,10 @@ def check_context(model_config: Any, prompt: int, completion: int) -> None:
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if context is not None and prompt + completion > context:
         found = f"{prompt} of the longest prompt and {completion} to write"
-        mend = "lower max_pixels, max_prompt_length or max_completion_length"
-        raise InputError(Fault("model context", f"at most {context} tokens", found, mend))
+        hint = "lower max_pixels, max_prompt_length or max_completion_length"
+        raise InputError(Problem("model context", f"at most {context} tokens", found, hint))
 
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
-    return shown(text.splitlines()[0] if text else type(error).__name__, 200)
+    return preview(text.splitlines()[0] if text else type(error).__name__, 200)

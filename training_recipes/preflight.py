@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.predict.pictures import OPTION_IMAGES, Picture, embedded
 from scale_vqa_eval.predict.resolution import UNREADABLE, Bounds, decoded
 from training_recipes.batches import encoded
@@ -59,7 +59,7 @@ class Unfit:
 
 
 def count_tokens(
-    rows: Any, shape: Shape, processor: Any, pictures: Sequence[tuple[Picture, ...]], where: str = "data"
+    rows: Any, shape: Shape, processor: Any, pictures: Sequence[tuple[Picture, ...]], location: str = "data"
 ) -> Lengths:
     """Returns the tokens of each row.
 
@@ -68,19 +68,19 @@ def count_tokens(
         shape: how they are asked.
         processor: of the model to train.
         pictures: what ``shown_images`` says of the same rows.
-        where: what a message calls the data.
+        location: what a message calls the data.
 
     Raises:
         InputError: where an image's header cannot be read, a text holds the model's own image token, or the processor
             makes another number of tokens of the longest row.
     """
     names = tuple(labels(rows, "dimension")) if "dimension" in rows.column_names else None
-    make = TrainerRow(shape, where, names)
+    make = TrainerRow(shape, location, names)
     return measured(
         processor,
         rows["id"],
         _messages(rows, shape, pictures, names),
-        _sizes(rows, shape, pictures, where),
+        _sizes(rows, shape, pictures, location),
         rows[TARGET] if TARGET in rows.column_names else None,
         lambda place: make.one(rows[place]),
     )
@@ -158,21 +158,21 @@ def _messages(
 def _check_places(ids: Sequence[str], written: Sequence[str], counts: Counts, processor: Any) -> None:
     """Checks that no text holds one of the tokens that stand for an image or a video."""
     image, video = (getattr(processor, name, None) for name in ("image_token", "video_token"))
-    faults = []
+    problems = []
     for token, there in ((image, counts), (video, np.zeros_like(counts))):
         if token is None:
             continue
-        faults += [
-            Fault(f"row {identity}", f"{count} tokens {token}", f"{text.count(token)}", "mend the text, it holds one")
+        problems += [
+            Problem(f"row {identity}", f"{count} tokens {token}", f"{text.count(token)}", "fix the text, it holds one")
             for identity, text, count in zip(ids, written, there, strict=True)
             if text.count(token) != count
         ]
-    if faults:
-        raise InputError(faults)
+    if problems:
+        raise InputError(problems)
 
 
 def _sizes(
-    rows: Any, shape: Shape, pictures: Sequence[tuple[Picture, ...]], where: str
+    rows: Any, shape: Shape, pictures: Sequence[tuple[Picture, ...]], location: str
 ) -> list[tuple[tuple[int, int], ...]]:
     """Returns (width, height) of each row's images inside the bounds, from their headers."""
     rows = rows.flatten_indices() if rows._indices is not None else rows
@@ -184,12 +184,12 @@ def _sizes(
         for picture in shown_here:
             cell = columns[picture.column][row]
             there = Picture(numbers[row], picture.column, picture.option)
-            found.append(shape.bounds.size(*_header(cell, there, where)))
+            found.append(shape.bounds.size(*_header(cell, there, location)))
         sizes.append(tuple(found))
     return sizes
 
 
-def _header(cell: Any, picture: Picture, where: str) -> tuple[int, int]:
+def _header(cell: Any, picture: Picture, location: str) -> tuple[int, int]:
     """Returns (width, height) of an image in an Arrow cell; of a memory-mapped one the header's pages are read."""
     import pyarrow as pa
     from PIL import Image
@@ -197,13 +197,13 @@ def _header(cell: Any, picture: Picture, where: str) -> tuple[int, int]:
     scalar = cell if picture.option is None else cell[picture.option]
     content = scalar["bytes"]
     if not content.is_valid:
-        embedded(cell.as_py(), picture, where)  # raises with the reason
+        embedded(cell.as_py(), picture, location)  # raises with the reason
     try:
         with Image.open(pa.BufferReader(content.as_buffer())) as image:
             return image.size
     except UNREADABLE:
         # some decoders (TIFF) want a file of Python's own; what is no image fails here as well, and says why
-        return decoded(content.as_py(), f"{where}, {picture.name}", Bounds()).size
+        return decoded(content.as_py(), f"{location}, {picture.name}", Bounds()).size
 
 
 def _tokens_of_sizes(
@@ -219,12 +219,12 @@ def _tokens_of_sizes(
         try:
             found[size] = _tokens_of(processor, size)
         except ValueError as error:
-            refused[size] = shown(str(error), 120)
+            refused[size] = preview(str(error), 120)
     if refused:
-        mend = "cut the image to another shape, or leave the row out"
+        hint = "cut the image to another shape, or leave the row out"
         raise InputError(
             [
-                Fault(f"row {identity}", "images that the model can take", f"{w} x {h} px: {refused[w, h]}", mend)
+                Problem(f"row {identity}", "images that the model can take", f"{w} x {h} px: {refused[w, h]}", hint)
                 for identity, row in zip(ids, sizes, strict=True)
                 for w, h in row
                 if (w, h) in refused
@@ -270,5 +270,5 @@ def _check_longest(processor: Any, lengths: Lengths, make: Callable[[int], Mappi
     real = int(encoded(processor, [row])["input_ids"].shape[1])
     if real != lengths.prompt[place]:
         expected, found = f"{real} tokens, as the processor makes", f"{lengths.prompt[place]} by the preflight"
-        mend = "the preflight cannot count for this processor: report it with the model's name"
-        raise InputError(Fault(f"row {row['id']}", expected, found, mend))
+        hint = "the preflight cannot count for this processor: report it with the model's name"
+        raise InputError(Problem(f"row {row['id']}", expected, found, hint))

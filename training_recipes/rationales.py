@@ -11,14 +11,14 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
-from scale_vqa_eval.defects import find_defects, named_right, named_wrong
+from scale_vqa_eval.audit.defects import find_defects, named_right, named_wrong
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.parsing import ANSWER, END_ANSWER, END_THINK, THINK
 from scale_vqa_eval.schema import LETTERS
 from training_recipes.preflight import Unfit
 from training_recipes.rows import TARGET, labels, question_of, texts
 
-Policy = Literal["checked", "mended", "none"]
+Policy = Literal["checked", "repaired", "none"]
 _TAGS: Final = (THINK, END_THINK, ANSWER, END_ANSWER)
 
 
@@ -27,8 +27,8 @@ def with_targets(rows: Any, policy: Policy) -> tuple[Any, list[Unfit]]:
 
     Args:
         rows: what ``load_rows`` gave, filtered.
-        policy: ``checked`` takes rationales whose letters are right or that name none; ``mended`` also those whose
-            letter ``mended`` can put right; ``none`` takes no rationale: the think block stays empty.
+        policy: ``checked`` takes rationales whose letters are right or that name none; ``repaired`` also those whose
+            letter ``repaired`` can put right; ``none`` takes no rationale: the think block stays empty.
     """
     names = labels(rows, "dimension") if "dimension" in rows.column_names else None
     questions = [question_of(row, names) for row in texts(rows)]
@@ -53,24 +53,24 @@ def target_of(question: Question, policy: Policy) -> tuple[str | None, str]:
     if "feature-list-rationale" in kinds:
         return None, "the rationale cites a feature list, not the image"
     if "rationale-letter" in kinds:
-        put_right = mended(question) if policy == "mended" else None
+        put_right = repaired(question) if policy == "repaired" else None
         if put_right is None:
-            how = "and it is not clear which letters it means" if policy == "mended" else "(rationales: mended)"
+            how = "and it is not clear which letters it means" if policy == "repaired" else "(rationales: repaired)"
             return None, f"the rationale names another letter than the answer {question.letter} {how}"
         rationale = put_right
     return _target(rationale.strip(), question.letter), ""
 
 
-def mended(question: Question) -> str | None:
+def repaired(question: Question) -> str | None:
     """Returns the rationale with its letters put right, None where it is not clear which options they mean.
 
     Two options changed places, so the letter that the rationale names as right and the gold letter are exchanged.
     That is safe in two cases only: no other letter stands in the text; or the other three stand in it once each,
     joined ("options B, C and D"), so that which is which does not matter.
 
-    >>> mended(Question("q", "?", ("w", "x", "y", "z"), 2, rationale="Only B fits. A, C and D add atypia."))
+    >>> repaired(Question("q", "?", ("w", "x", "y", "z"), 2, rationale="Only B fits. A, C and D add atypia."))
     'Only C fits. A, B and D add atypia.'
-    >>> mended(Question("q", "?", ("w", "x", "y", "z"), 2, rationale="Only B fits. A is too strong, D too weak."))
+    >>> repaired(Question("q", "?", ("w", "x", "y", "z"), 2, rationale="Only B fits. A is too strong, D too weak."))
     """
     rationale, count = question.rationale or "", len(question.options)
     right = named_right(rationale, count)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.rewards import (
     accuracy_reward,
     compute_score,
@@ -101,20 +101,22 @@ def reward_functions(terms: Sequence[str], weights: Sequence[float] | None, has_
     Raises:
         InputError: for an unknown term, weights of another number, or ``visual_gain`` without a blind prior.
     """
-    faults = [
-        Fault("reward_terms", f"some of {', '.join(TERMS)}", shown(term), "correct the name")
+    problems = [
+        Problem("reward_terms", f"some of {', '.join(TERMS)}", preview(term), "correct the name")
         for term in terms
         if term not in TERMS
     ]
     if not terms:
-        faults.append(Fault("reward_terms", "one term at least", "none", "add reference"))
+        problems.append(Problem("reward_terms", "one term at least", "none", "add reference"))
     if weights is not None and len(weights) != len(terms):
-        faults.append(Fault("reward_weights", f"{len(terms)} weights, one a term", str(len(weights)), "match them"))
+        problems.append(
+            Problem("reward_weights", f"{len(terms)} weights, one a term", str(len(weights)), "match them")
+        )
     if "visual_gain" in terms and not has_prior:
-        mend = "run `scale-vqa predict --ablate blind` on the training split and name its file as blind_prior"
-        faults.append(Fault("reward_terms", "blind_prior for visual_gain", "none", mend))
-    if faults:
-        raise InputError(faults)
+        hint = "run `scale-vqa predict --ablate blind` on the training split and name its file as blind_prior"
+        problems.append(Problem("reward_terms", "blind_prior for visual_gain", "none", hint))
+    if problems:
+        raise InputError(problems)
     made = {
         "reference": AnswerReward("reference"),
         "strict": AnswerReward("strict"),

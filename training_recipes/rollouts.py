@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scale_vqa_eval.errors import Fault, InputError, shown
-from scale_vqa_eval.predictions import read_predictions
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
 from scale_vqa_eval.schema import LETTERS
+from scale_vqa_eval.scoring.predictions import read_predictions
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def read_rollouts(path: str | Path) -> Rollouts:
     predictions = read_predictions(path)
     turned = [row.id for row in predictions.rows if row.rotation is not None]
     if turned:
-        mend = "name a run without --ablate circular"
-        raise InputError(Fault(str(path), "options as released", f"turned ones, such as of {turned[0]!r}", mend))
+        hint = "name a run without --ablate circular"
+        raise InputError(Problem(str(path), "options as released", f"turned ones, such as of {turned[0]!r}", hint))
     responses: dict[str, tuple[str, ...]] = {}
     # not splitlines: a text may hold other ends of a line (U+2028), which JSON leaves as they are
     for line in Path(path).read_text(encoding="utf-8-sig").split("\n"):
@@ -61,8 +61,8 @@ def blind_priors(path: str | Path, ids: Iterable[str], options: int = 4) -> list
     """
     rollouts = read_rollouts(path)
     if rollouts.ablation != "blind":
-        expected, found = "answers without images (predict --ablate blind)", f"ablation {shown(rollouts.ablation)}"
-        raise InputError(Fault(str(path), expected, found, "name the file of a blind run"))
+        expected, found = "answers without images (predict --ablate blind)", f"ablation {preview(rollouts.ablation)}"
+        raise InputError(Problem(str(path), expected, found, "name the file of a blind run"))
     priors: list[list[float] | None] = []
     for identity in ids:
         texts = rollouts.responses.get(identity)
@@ -73,6 +73,6 @@ def blind_priors(path: str | Path, ids: Iterable[str], options: int = 4) -> list
         read = [letter for letter in letters if letter is not None]
         priors.append([(read.count(letter) + 1) / (len(read) + options) for letter in LETTERS[:options]])
     if not any(priors):
-        mend = "run it on the split that is trained on"
-        raise InputError(Fault(str(path), "answers to questions of the training split", "none", mend))
+        hint = "run it on the split that is trained on"
+        raise InputError(Problem(str(path), "answers to questions of the training split", "none", hint))
     return priors

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import scale_vqa_eval  # noqa: F401  (makes the bare name "scale-vqa" resolve)
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.predict.items import Ask, Item
 from scale_vqa_eval.predict.pictures import OPTION_IMAGES, Picture, embedded, present
 from scale_vqa_eval.predict.prompt import Prompt, load_prompt
@@ -54,15 +54,15 @@ def make_shape(
     Raises:
         InputError: for an unknown prompt or view, or bounds that cross.
     """
-    faults = [
-        Fault("views", f"some of {', '.join(VIEWS)}", shown(view), "name views of the data")
+    problems = [
+        Problem("views", f"some of {', '.join(VIEWS)}", preview(view), "name views of the data")
         for view in views
         if view not in VIEWS
     ]
     if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
-        faults.append(Fault("min_pixels", f"at most max_pixels, {max_pixels}", str(min_pixels), "swap the bounds"))
-    if faults:
-        raise InputError(faults)
+        problems.append(Problem("min_pixels", f"at most max_pixels, {max_pixels}", str(min_pixels), "swap the bounds"))
+    if problems:
+        raise InputError(problems)
     ordered = tuple(view for view in VIEWS if view in views)
     return Shape(load_prompt(prompt), ordered, Bounds(min_pixels, max_pixels), blind)
 
@@ -83,22 +83,24 @@ def load_rows(data: str, config: str | None, split: str) -> Any:
     """
     from datasets import get_dataset_split_names, load_dataset
 
-    where = data if config is None else f"{data}, config {config}"
+    location = data if config is None else f"{data}, config {config}"
     try:
         splits = get_dataset_split_names(data, config)
         if split not in splits:
-            raise InputError(Fault(where, f"a split {split!r}", ", ".join(splits), "name one of those"))
+            raise InputError(Problem(location, f"a split {split!r}", ", ".join(splits), "name one of those"))
         rows = load_dataset(data, config, split=split)
     except InputError:
         raise
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        mend = "name a release folder, a Hub id, or `scale-vqa` once prepared (`scale-vqa prepare`); see docs/data.md"
-        raise InputError(Fault(where, "a data set in the release's format", shown(first, 240), mend)) from error
+        hint = "name a release folder, a Hub id, or `scale-vqa` once prepared (`scale-vqa prepare`); see docs/data.md"
+        raise InputError(Problem(location, "a data set in the release's format", preview(first, 240), hint)) from error
     missing = [name for name in ("id", "question", "options", "answer") if name not in rows.column_names]
     if missing:
         found = f"columns {', '.join(rows.column_names)}"
-        raise InputError(Fault(where, f"the columns {', '.join(missing)}", shown(found, 200), "see docs/data.md"))
+        raise InputError(
+            Problem(location, f"the columns {', '.join(missing)}", preview(found, 200), "see docs/data.md")
+        )
     return _encoded(rows).add_column(NUMBER, list(range(len(rows))))
 
 
@@ -124,14 +126,14 @@ def of_dimensions(rows: Any, dimensions: Iterable[str] | None) -> Any:
     wanted = list(dimensions)
     unknown = [name for name in wanted if name not in ALL_DIMENSIONS]
     if unknown:
-        mend = "correct the name"
-        raise InputError(Fault("dimensions", f"some of {', '.join(ALL_DIMENSIONS)}", ", ".join(unknown), mend))
+        hint = "correct the name"
+        raise InputError(Problem("dimensions", f"some of {', '.join(ALL_DIMENSIONS)}", ", ".join(unknown), hint))
     names = labels(rows, "dimension")
     kept = [row for row, value in enumerate(rows["dimension"]) if value is not None and names[value] in wanted]
     if not kept:
         there = ", ".join(sorted({names[value] for value in rows["dimension"] if value is not None}))
-        mend = "name another dimension"
-        raise InputError(Fault("dimensions", f"rows of {', '.join(wanted)}", f"rows of {there} only", mend))
+        hint = "name another dimension"
+        raise InputError(Problem("dimensions", f"rows of {', '.join(wanted)}", f"rows of {there} only", hint))
     return rows.select(kept)
 
 
@@ -219,7 +221,7 @@ class TrainerRow:
     """
 
     shape: Shape
-    where: str
+    location: str
     names: tuple[str, ...] | None = None
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -236,7 +238,7 @@ class TrainerRow:
         question = question_of(row, self.names)
         messages, cells = conversation(row, question, self.shape)
         images = [
-            decoded(embedded(cell, picture, self.where), f"{self.where}, {question.id}", self.shape.bounds)
+            decoded(embedded(cell, picture, self.location), f"{self.location}, {question.id}", self.shape.bounds)
             for cell, picture in cells
         ]
         made = {
@@ -261,13 +263,13 @@ def assistant(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
-def trainer_rows(rows: Any, shape: Shape, where: str = "data") -> Any:
+def trainer_rows(rows: Any, shape: Shape, location: str = "data") -> Any:
     """Returns rows that turn into trainer rows as they are read; every image is decoded when its batch is.
 
     Args:
         rows: what ``load_rows`` gave, filtered as wanted.
         shape: how they are asked.
-        where: what a message calls the data.
+        location: what a message calls the data.
     """
     names = tuple(labels(rows, "dimension")) if "dimension" in rows.column_names else None
-    return rows.with_transform(TrainerRow(shape, where, names))
+    return rows.with_transform(TrainerRow(shape, location, names))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from training_recipes.arguments import RecipeArguments
 from training_recipes.checkpoints import checkpoint_to_resume, failed_save, last_whole, remove_earlier
 from training_recipes.metadata import last_rewards, metadata, write_metadata
@@ -66,9 +66,9 @@ def constructing() -> Iterator[None]:
     except InputError:
         raise
     except (ValueError, ImportError, RuntimeError) as error:
-        found = shown(" ".join(str(error).split()) or type(error).__name__, 300)
-        mend = "correct the setting, or install what is missing; docs/training.md has the options"
-        raise InputError(Fault("settings", "a trainer that can be made of them", found, mend)) from error
+        found = preview(" ".join(str(error).split()) or type(error).__name__, 300)
+        hint = "correct the setting, or install what is missing; docs/training.md has the options"
+        raise InputError(Problem("settings", "a trainer that can be made of them", found, hint)) from error
 
 
 def fit(
@@ -129,8 +129,8 @@ def _room_for_tables(output_dir: str) -> Iterator[None]:
             raise
         before = last_whole(output_dir)
         kept = f"{before.name} is whole" if before is not None else "there is no checkpoint yet"
-        mend = f"free room and run the same command with --resume; {kept}"
-        raise InputError(Fault(output_dir, "room to write", str(error.strerror), mend)) from error
+        hint = f"free room and run the same command with --resume; {kept}"
+        raise InputError(Problem(output_dir, "room to write", str(error.strerror), hint)) from error
 
 
 def _final(trainer: Any, validation: Selection, shape: Shape) -> dict[str, Any]:

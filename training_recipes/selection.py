@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scale_vqa_eval.errors import Fault, InputError, shown
-from scale_vqa_eval.scoring import questions_digest
+from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.scoring.score import questions_digest
 from training_recipes.arguments import RecipeArguments
 from training_recipes.difficulty import learnable
 from training_recipes.preflight import Lengths, Unfit, count_tokens, unfit_rows
@@ -30,14 +30,14 @@ class Selection:
 
     Attributes:
         rows: trainer rows, images still encoded.
-        where: what a message calls them.
+        location: what a message calls them.
         left_out: rows that were dropped, and why.
         tokens: (least, most) of prompt and completion together.
         digest: hash of the questions, as a results file gives it.
     """
 
     rows: Any
-    where: str
+    location: str
     left_out: tuple[Unfit, ...]
     tokens: tuple[int, int]
     digest: str
@@ -72,9 +72,9 @@ def select(
     Raises:
         InputError: where nothing is left, the data has no images, or rows do not fit and are not to be dropped.
     """
-    where = ":".join(part for part in (recipe.data, recipe.data_config, split) if part)
+    location = ":".join(part for part in (recipe.data, recipe.data_config, split) if part)
     rows = of_dimensions(load_rows(recipe.data, recipe.data_config, split), recipe.dimensions)
-    _check_ids(rows, where)
+    _check_ids(rows, location)
     left_out: list[Unfit] = []
     if training and recipe.difficulty is not None:
         rows, easy = learnable(rows, recipe.difficulty)
@@ -84,10 +84,10 @@ def select(
         left_out += without
     pictures = shown_images(rows, shape)
     if not shape.blind and not any(pictures):
-        mend = "name another data_config or views; a data set without images cannot teach to look"
-        raise InputError(Fault(where, "rows with images of the chosen views", "none", mend))
-    lengths = count_tokens(rows, shape, processor, pictures, where)
-    rows, lengths, unfit = _fitting(rows, lengths, unfit_rows(rows, lengths, pictures, bound), recipe, where)
+        hint = "name another data_config or views; a data set without images cannot teach to look"
+        raise InputError(Problem(location, "rows with images of the chosen views", "none", hint))
+    lengths = count_tokens(rows, shape, processor, pictures, location)
+    rows, lengths, unfit = _fitting(rows, lengths, unfit_rows(rows, lengths, pictures, bound), recipe, location)
     if limit is not None and limit < len(rows):
         kept = sorted(random.Random(seed).sample(range(len(rows)), limit))
         rows, lengths = rows.select(kept), _at(lengths, kept)
@@ -95,27 +95,27 @@ def select(
         rows = rows.add_column("blind_prior", blind_priors(blind_prior, rows["id"]))
     digest = questions_digest(question_of(row) for row in texts(rows))
     tokens = (int(lengths.total.min()), int(lengths.total.max()))
-    return Selection(trainer_rows(rows, shape, where), where, (*left_out, *unfit), tokens, digest)
+    return Selection(trainer_rows(rows, shape, location), location, (*left_out, *unfit), tokens, digest)
 
 
-def _check_ids(rows: Any, where: str) -> None:
+def _check_ids(rows: Any, location: str) -> None:
     """Checks that there are rows, and that an id names one of them: rates and priors are found by it."""
     if not len(rows):
-        raise InputError(Fault(where, "rows", "none", "name another split"))
+        raise InputError(Problem(location, "rows", "none", "name another split"))
     name, count = Counter(rows["id"]).most_common(1)[0]
     if count > 1:
         raise InputError(
-            Fault(where, "an id of its own for every row", f"{shown(name)} {count} times", "mend the ids")
+            Problem(location, "an id of its own for every row", f"{preview(name)} {count} times", "fix the ids")
         )
 
 
 def _fitting(
-    rows: Any, lengths: Lengths, unfit: Sequence[Unfit], recipe: RecipeArguments, where: str
+    rows: Any, lengths: Lengths, unfit: Sequence[Unfit], recipe: RecipeArguments, location: str
 ) -> tuple[Any, Lengths, list[Unfit]]:
     """Returns the rows that fit; refuses, where that is wanted or nothing is left."""
     if unfit and (recipe.unfit_rows == "refuse" or len(unfit) == len(rows)):
-        mend = "raise the bound, lower max_pixels, or drop such rows with unfit_rows: drop"
-        raise InputError([Fault(f"{where}, {row.id}", "a row that fits", row.reason, mend) for row in unfit])
+        hint = "raise the bound, lower max_pixels, or drop such rows with unfit_rows: drop"
+        raise InputError([Problem(f"{location}, {row.id}", "a row that fits", row.reason, hint) for row in unfit])
     names = {row.id for row in unfit}
     kept = [place for place, identity in enumerate(rows["id"]) if identity not in names]
     return rows.select(kept), _at(lengths, kept), list(unfit)
@@ -128,7 +128,9 @@ def _at(lengths: Lengths, kept: Sequence[int]) -> Lengths:
 def tell(selection: Selection, folder: str | Path, name: str) -> None:
     """Says on stderr what was chosen; rows left out go, with their reasons, to ``<folder>/left_out_<name>.jsonl``."""
     least, most = selection.tokens
-    print(f"{name}: {len(selection.rows)} rows of {selection.where}, {least} to {most} tokens each", file=sys.stderr)
+    print(
+        f"{name}: {len(selection.rows)} rows of {selection.location}, {least} to {most} tokens each", file=sys.stderr
+    )
     path = Path(folder, f"left_out_{name}.jsonl")
     path.unlink(missing_ok=True)
     if not selection.left_out:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import click
 
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 
 SPECIAL: Final = (
     "<|endoftext|>",
@@ -128,7 +128,7 @@ def _config(shape: TinyShape, ids: dict[str, int], vocabulary: int) -> Any:
     head = shape.hidden // shape.heads
     if shape.hidden % shape.heads or head % 4:
         expected, found = "a hidden size that gives every head a multiple of 4", f"{shape.hidden} for {shape.heads}"
-        raise InputError(Fault("tiny model", expected, found, "change hidden or heads"))
+        raise InputError(Problem("tiny model", expected, found, "change hidden or heads"))
     side = head // 2 * 3 // 8  # rotary frequencies of height and of width; time has the rest, as in released models
     full = shape.full_attention if shape.full_attention is not None else (shape.vision_layers - 1,)
     return Qwen2_5_VLConfig(

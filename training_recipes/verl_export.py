@@ -20,10 +20,10 @@ from typing import Any, Final
 
 import click
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.predict.pictures import OPTION_IMAGES, embedded
 from scale_vqa_eval.schema import VIEWS
-from scale_vqa_eval.scoring import questions_digest
+from scale_vqa_eval.scoring.score import questions_digest
 from training_recipes.rows import (
     NUMBER,
     Shape,
@@ -76,8 +76,8 @@ def export(job: Export) -> list[Path]:
     pictures = shown_images(job.rows, job.shape)
     if not all(pictures):
         bare = [job.rows[place]["id"] for place, row in enumerate(pictures) if not row]
-        found = f"{len(bare)} without, the first {shown(bare[0])}"
-        raise InputError(Fault(job.split, "rows with images", found, "choose other views, or a config with images"))
+        found = f"{len(bare)} without, the first {preview(bare[0])}"
+        raise InputError(Problem(job.split, "rows with images", found, "choose other views, or a config with images"))
     job.out.mkdir(parents=True, exist_ok=True)
     _check_same(job)
     count = math.ceil(len(job.rows) / job.shard)
@@ -108,7 +108,7 @@ def _check_same(job: Export) -> None:
         differing = [name for name, value in note.items() if there.get(name) != value]
         if differing:
             found = f"one with another {differing[0]}"
-            raise InputError(Fault(str(job.out), f"this export of {job.split}", found, "name another --out"))
+            raise InputError(Problem(str(job.out), f"this export of {job.split}", found, "name another --out"))
     path.write_text(json.dumps(note) + "\n", encoding="utf-8")
 
 
@@ -174,7 +174,7 @@ def _content(message: Mapping[str, Any], identity: str) -> str:
     texts = [part["text"] for part in message["content"] if part["type"] == "text"]
     if any(place in text for text in texts for place in _PLACES):
         expected = f"a text without {', '.join(_PLACES)}"
-        raise InputError(Fault(f"row {identity}", expected, "one with", "mend the text"))
+        raise InputError(Problem(f"row {identity}", expected, "one with", "fix the text"))
     return "".join(part["text"] if part["type"] == "text" else _PLACE for part in message["content"])
 
 

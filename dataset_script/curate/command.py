@@ -90,7 +90,7 @@ def curate(
 def _check_out(out: Path, wanted: list[str]) -> None:
     """Says that OUT cannot be written before anything is asked."""
     from scale_vqa_eval.question_files import release_configs
-    from scale_vqa_eval.release_staging import recover_release
+    from scale_vqa_eval.release_folder.staging import recover_release
 
     if "construct" not in wanted:
         return

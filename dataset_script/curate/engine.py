@@ -28,9 +28,9 @@ def run_shards(engine: str, function: Callable[[T], Row], tasks: Sequence[T]) ->
     rows = ray.data.from_items([{"place": place, "task": task} for place, task in enumerate(tasks)])
     rows = rows.repartition(len(tasks))
     done = rows.map(_guarded, fn_args=(function,)).take_all()
-    faults = [fault for row in done for fault in row["faults"]]
-    if faults:
-        raise InputError(faults)
+    problems = [problem for row in done for problem in row["faults"]]
+    if problems:
+        raise InputError(problems)
     return [row["done"] for row in sorted(done, key=lambda row: row["place"])]
 
 
@@ -41,4 +41,4 @@ def _guarded(row: Row, function: Callable[[Any], Row]) -> Row:
     try:
         return {"place": row["place"], "done": function(row["task"]), "faults": []}
     except InputError as error:
-        return {"place": row["place"], "done": {}, "faults": list(error.faults)}
+        return {"place": row["place"], "done": {}, "faults": list(error.problems)}

@@ -25,9 +25,9 @@ from dataset_script.curate.questions.plan import PathPlan, plan_questions
 from dataset_script.curate.questions.planned_sets import plan_sets
 from dataset_script.curate.questions.step import DraftTask, draft_shard, forms_of, shard_orders
 from dataset_script.curate.work import WorkFolder, shard_of, write_lines
-from scale_vqa_eval.errors import Fault, InputError
-from scale_vqa_eval.results import write_json
+from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.schema import row_id
+from scale_vqa_eval.scoring.results import write_json
 
 STEPS: Final = ("decompose", "generate", "screen", "construct")
 
@@ -67,23 +67,25 @@ def generate(run: Run) -> dict[str, Any]:
     """Step 2: ``drafts/`` by the model, ``items.jsonl`` with their options by our code; account in ``items.json``."""
     run.work.account("features")
     plans, links = plan(run)
-    where = places(run, plans)
+    location = places(run, plans)
     forms, tries, progress = forms_of(plans), run.settings.tries, run.progress and run.engine == "local"
     linked = {patient: members[0] for members in links for patient in members}
-    sets = plan_sets(run.work, plans, where, linked, run.settings.seed) if run.settings.exchange_sets else []
+    sets = plan_sets(run.work, plans, location, linked, run.settings.seed) if run.settings.exchange_sets else []
     pairs = {row: pair for one in sets for row, pair in one.members}
 
     def task(shard: int, role: RoleSettings) -> DraftTask:
         own = {path.key: forms[path.key] for path in run.work.paths(shard)}
-        rows = [row_id(where[key].slide, where[key].path_id, name) for key, types in own.items() for name in types]
+        rows = [
+            row_id(location[key].slide, location[key].path_id, name) for key, types in own.items() for name in types
+        ]
         return DraftTask(
             run.work, shard, role, tries, own, {row: pairs[row] for row in rows if row in pairs}, progress
         )
 
     account = _over_shards(run, "drafts", run.settings.generate, task, draft_shard)
     drafts = [Draft.from_row(row) for row in run.work.rows("drafts")]
-    apart = companions(run.work.rows("features"), {key: place.patient for key, place in where.items()})
-    found = assemble(drafts, where, run.settings.seed, (), run.settings.exchange_sets, sets, linked, apart)
+    apart = companions(run.work.rows("features"), {key: place.patient for key, place in location.items()})
+    found = assemble(drafts, location, run.settings.seed, (), run.settings.exchange_sets, sets, linked, apart)
     write_lines(run.work.root / "items.jsonl", (item.as_row() for item in found.items))
     account |= {
         "items": len(found.items),
@@ -106,16 +108,16 @@ def screen(run: Run) -> dict[str, Any]:
 
     made = run.work.account("items")
     plans, _ = plan(run)
-    where = places(run, plans)
+    location = places(run, plans)
     state = Screening(
         settings=run.settings,
-        places=where,
+        places=location,
         orders=_orders(run, plans),
         adversaries=_adversaries(run),
         generate=_roles(run, "generate", run.settings.generate, made["spent"]),
         analyse=_roles(run, "analyse", run.settings.analyse, {}),
         shard_of=lambda key: shard_of(key, run.work.shards),
-        items={item.id: item for item in read_items(run.work.root / "items.jsonl", where)},
+        items={item.id: item for item in read_items(run.work.root / "items.jsonl", location)},
         waiting=dict(made["waiting"]),
         drafts={row["id"]: Draft.from_row(row) for row in run.work.rows("drafts")},
         apart=frozenset(((aspect, tuple(said.split())), other) for aspect, said, other in made["go_together"]),
@@ -237,7 +239,7 @@ def _adversaries(run: Run) -> list[Any]:
     ]
 
 
-def read_items(file: Path, where: Mapping[str, Place]) -> list[Item]:
+def read_items(file: Path, location: Mapping[str, Place]) -> list[Item]:
     """Returns the questions of ``items.jsonl`` or ``screened.jsonl``.
 
     Raises:
@@ -245,11 +247,11 @@ def read_items(file: Path, where: Mapping[str, Place]) -> list[Item]:
     """
     with file.open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
-    gone = next((row["draft"]["path"] for row in rows if row["draft"]["path"] not in where), None)
+    gone = next((row["draft"]["path"] for row in rows if row["draft"]["path"] not in location), None)
     if gone is not None:
         found = "none: the captions have changed since"
-        raise InputError(Fault(f"{file}: path {gone}", "a path of the captions", found, "run all steps again"))
-    return [Item.from_row(row, where) for row in rows]
+        raise InputError(Problem(f"{file}: path {gone}", "a path of the captions", found, "run all steps again"))
+    return [Item.from_row(row, location) for row in rows]
 
 
 def _counted(names: Iterable[str]) -> dict[str, int]:

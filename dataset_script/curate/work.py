@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from dataset_script.curate.asking.settings import Settings
 from dataset_script.curate.features.captions import CaptionedPath, iter_paths
-from scale_vqa_eval.errors import Fault, InputError
-from scale_vqa_eval.results import write_json
+from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.scoring.results import write_json
 
 MADE_BY: Final = {
     "paths": "decompose",
@@ -81,7 +81,7 @@ class WorkFolder:
         if not file.is_file():
             found = f"no {file.name} in {self.root}"
             expected = "what the step before leaves"
-            raise InputError(Fault(f"work folder {self.root}", expected, found, f"run --step {MADE_BY[step]} first"))
+            raise InputError(Problem(f"work folder {self.root}", expected, found, f"run --step {MADE_BY[step]} first"))
         found_account: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found_account
 
@@ -121,12 +121,12 @@ def open_work(root: Path, captions: Path, settings: Settings) -> WorkFolder:
     before = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
     if before.get("sha256") == digest:
         return WorkFolder(root, int(before["shards"]))
-    faults: list[Fault] = []
-    count = sum(1 for _ in iter_paths(captions, faults))
-    if not count and not faults:
-        faults.append(Fault(str(captions), "at least one slide with a path", "none", "add captions"))
-    if faults:
-        raise InputError(faults)
+    problems: list[Problem] = []
+    count = sum(1 for _ in iter_paths(captions, problems))
+    if not count and not problems:
+        problems.append(Problem(str(captions), "at least one slide with a path", "none", "add captions"))
+    if problems:
+        raise InputError(problems)
     shards = int(before.get("shards") or -(-count // settings.paths_per_shard))
     work = WorkFolder(root, shards)
     partial = root / ".paths.partial"
@@ -135,8 +135,8 @@ def open_work(root: Path, captions: Path, settings: Settings) -> WorkFolder:
         partial.mkdir(parents=True)
     except OSError as error:
         found = error.strerror or type(error).__name__
-        fault = Fault(f"work folder {root}", "a folder that can be written", found, "name another with --work")
-        raise InputError(fault) from error
+        problem = Problem(f"work folder {root}", "a folder that can be written", found, "name another with --work")
+        raise InputError(problem) from error
     files = [partial / f"{shard:05d}.jsonl" for shard in range(shards)]
     _spread(captions, files)
     shutil.rmtree(root / "paths", ignore_errors=True)

@@ -68,7 +68,7 @@ def loose(points: Points, kind: NDArray[np.int64] | Kind) -> Bodies:
 def placed_on(fragment: Fragment, block: Rect, salt: str, pitch: float, jitter: float, label: Label) -> Points:
     """Returns the points of a lattice that lie in a compartment."""
     points = lattice(fragment.seed, salt, block, pitch, jitter)
-    return points.where(fragment.label(points.x, points.y) == label)
+    return points.select(fragment.label(points.x, points.y) == label)
 
 
 def rows_near(centres: NDArray[np.float64], block: Rect, by: float) -> NDArray[np.int64]:

@@ -19,9 +19,9 @@ from dataset_script.phantom.draw import archive_of, draw_slide
 from dataset_script.phantom.plan import PathPlan, SlidePlan, deal_pools, plan_slides
 from dataset_script.phantom.questions import path_questions
 from dataset_script.phantom.views import VIEW_PIXELS
-from dataset_script.release_folder import write_release
 from dataset_script.slides.workers import worker_pool
 from dataset_script.splits import SPLITS
+from scale_vqa_eval.release_folder.write import write_release
 from scale_vqa_eval.schema import VIEWS
 
 CONFIG: Final = "phantom"

@@ -58,7 +58,7 @@ def phantom(
         raise click.UsageError("--write-slides needs the package 'imagecodecs': pip install 'scale-vqa[slides]'")
     from dataset_script.phantom.build import PhantomSettings, build_phantom
     from scale_vqa_eval.question_files import release_configs
-    from scale_vqa_eval.release_staging import recover_release
+    from scale_vqa_eval.release_folder.staging import recover_release
 
     recover_release(out)
     if out.exists() and (out.is_file() or any(out.iterdir())):

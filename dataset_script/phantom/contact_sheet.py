@@ -50,8 +50,8 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], side: int) 
         top = row * (side + CAPTION + GAP)
         pen.text((GAP, top + 3), title + "   " + "  |  ".join(MAGNIFICATION.values()), fill="black")
         for column, view in enumerate(views):
-            shown = view.resize((side, side), Image.Resampling.LANCZOS)
-            sheet.paste(shown, (GAP + column * (side + GAP), top + CAPTION))
+            preview = view.resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(preview, (GAP + column * (side + GAP), top + CAPTION))
     return sheet
 
 

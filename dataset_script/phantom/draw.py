@@ -10,7 +10,7 @@ from typing import Final
 
 from dataset_script.phantom.plan import SlidePlan
 from dataset_script.phantom.slide import PhantomSlide
-from scale_vqa_eval.errors import Fault
+from scale_vqa_eval.errors import Problem
 
 QUALITY: Final = 88
 """JPEG quality of the views."""
@@ -21,7 +21,7 @@ def archive_of(root: Path, plan: SlidePlan) -> Path:
     return root / f"{plan.name}.zip"
 
 
-def draw_slide(task: tuple[SlidePlan, Path, Path | None, int]) -> tuple[Fault, ...]:
+def draw_slide(task: tuple[SlidePlan, Path, Path | None, int]) -> tuple[Problem, ...]:
     """Draws the views of one slide into an archive, and its slide file where one is wanted, unless that is done."""
     plan, root, slide_files, side = task
     slide = PhantomSlide(plan)

@@ -54,7 +54,7 @@ class Points:
     def __len__(self) -> int:
         return len(self.x)
 
-    def where(self, kept: NDArray[np.bool_]) -> Points:
+    def select(self, kept: NDArray[np.bool_]) -> Points:
         """Returns the points that a mask keeps."""
         return Points(self.x[kept], self.y[kept], self.key[kept])
 

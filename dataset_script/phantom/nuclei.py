@@ -57,10 +57,10 @@ def _blood(fragment: Fragment, block: Rect) -> Bodies:
             if near is not None:
                 points = lattice(fragment.seed, "red", near, 6.6, 0.2)
                 inside = np.hypot(points.x - x, points.y - y) < radius
-                parts.append(loose(points.where(inside), Kind.RED_CELL))
+                parts.append(loose(points.select(inside), Kind.RED_CELL))
     if fragment.facts.focus == "haematoma":
         points = _in_focus(fragment, block, "bleed", 7.4, 0.3)
-        parts.append(loose(points.where(points.uniform(3) < 0.8), Kind.RED_CELL))
+        parts.append(loose(points.select(points.uniform(3) < 0.8), Kind.RED_CELL))
     return joined(parts)
 
 
@@ -77,12 +77,12 @@ def _focus(fragment: Fragment, block: Rect) -> Bodies:
         points = _in_focus(fragment, block, "debris", 11.0, 0.45)
         patch = _patchy(fragment, points)
         chance = points.uniform(3)
-        dust = points.where(chance < 0.22 * patch)
-        ghosts = points.where((chance > 0.93) & (patch < 0.8))
+        dust = points.select(chance < 0.22 * patch)
+        ghosts = points.select((chance > 0.93) & (patch < 0.8))
         return joined([loose(ghosts, Kind.GHOST), loose(dust, Kind.DEBRIS)])
     if focus == "fibrosis":
         points = _in_focus(fragment, block, "scar", 24.0, 0.4)
-        return _aligned(fragment, points.where(points.uniform(3) < 0.3))
+        return _aligned(fragment, points.select(points.uniform(3) < 0.3))
     return joined([])
 
 
@@ -112,17 +112,17 @@ def _stroma(fragment: Fragment, block: Rect) -> Bodies:
     chance = points.uniform(3)
     bound = PACKED if facts.infiltrate == "nodular" else 1.3 * share
     wanted = (chance < bound) | (chance > 1 - fibrous_share)  # most places bear nothing wherever they lie
-    points, chance = points.where(wanted), chance[wanted]
+    points, chance = points.select(wanted), chance[wanted]
     labels = fragment.label(points.x, points.y)
     in_stroma = labels == Label.STROMA
     fibrous = in_stroma & (chance > 1 - fibrous_share)
     packed = (labels == Label.FOLLICLE) & (chance < PACKED)
     loosely = in_stroma & (chance < 1.3 * share)
-    loosely[loosely] = chance[loosely] < share * (0.7 + 0.6 * _patchy(fragment, points.where(loosely)))
-    inflamed = points.where(packed | loosely)
+    loosely[loosely] = chance[loosely] < share * (0.7 + 0.6 * _patchy(fragment, points.select(loosely)))
+    inflamed = points.select(packed | loosely)
     cells = Kind[facts.cells.upper()]
     kinds = np.where(inflamed.uniform(4) < MINOR_CELLS, int(Kind.LYMPHOCYTES), int(cells)).astype(np.int64)
-    return joined([_aligned(fragment, points.where(fibrous)), loose(inflamed, kinds)])
+    return joined([_aligned(fragment, points.select(fibrous)), loose(inflamed, kinds)])
 
 
 def _endothelium(fragment: Fragment, block: Rect) -> Bodies:
@@ -136,7 +136,7 @@ def _endothelium(fragment: Fragment, block: Rect) -> Bodies:
     numbers = (near[:, None] * 97 + np.arange(middle[:, ::3].shape[1])).ravel().astype(np.uint64)
     points = Points(every[:, 0], every[:, 1], numbers * np.uint64(7919) + np.uint64(seeded(fragment.seed, "wall")))
     kept = points.uniform(3) < 0.7
-    points, along = points.where(kept), along[kept]
+    points, along = points.select(kept), along[kept]
     kinds = np.full(len(points), int(Kind.FIBROBLAST), np.int64)
     size = 0.65 + 0.3 * points.uniform(9)
     angle = np.arctan2(along[:, 1], along[:, 0])

@@ -226,7 +226,7 @@ def _follicles(seed: int, rng: np.random.Generator, painter: _LabelPainter, fact
 def _clefts(seed: int, rng: np.random.Generator, painter: _LabelPainter, fibre_angle: float) -> Contours:
     """Slits along the fibres where cutting and fixing tore the tissue."""
     sites = lattice(seed, "cleft", painter.frame, 430.0, 0.35)
-    centres = _placed(sites.where(sites.uniform(2) < 0.6))
+    centres = _placed(sites.select(sites.uniform(2) < 0.6))
     count = len(centres)
     radii = np.stack([rng.uniform(50, 190, count), rng.uniform(4, 15, count)], axis=1)
     angles = np.deg2rad(fibre_angle) + rng.normal(0, 0.35, count)
@@ -236,7 +236,7 @@ def _clefts(seed: int, rng: np.random.Generator, painter: _LabelPainter, fibre_a
 
 def _vessels(seed: int, rng: np.random.Generator, painter: _LabelPainter, facts: Facts) -> Vessels:
     sites = lattice(seed, "vessel", painter.frame, 96.0, 0.2)
-    centres = _placed(sites.where(sites.uniform(2) < VESSEL_SHARE))
+    centres = _placed(sites.select(sites.uniform(2) < VESSEL_SHARE))
     count = len(centres)
     angles = rng.uniform(0, 2 * np.pi, count)
     if facts.vessels == "congested":
@@ -255,7 +255,7 @@ def _vessels(seed: int, rng: np.random.Generator, painter: _LabelPainter, facts:
 def _glands(seed: int, rng: np.random.Generator, painter: _LabelPainter, facts: Facts) -> Glands:
     growth = GROWTHS[facts.growth]
     sites = lattice(seed, "gland", painter.frame, growth.pitch, 0.3)
-    centres = _placed(sites.where(sites.uniform(2) < GLAND_SHARE))
+    centres = _placed(sites.select(sites.uniform(2) < GLAND_SHARE))
     count = len(centres)
     stretch = rng.uniform(1, growth.stretch, count)
     radii = rng.uniform(*growth.radii, count)[:, None] * np.stack([stretch, 1 / stretch], axis=1)

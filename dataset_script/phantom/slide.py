@@ -16,7 +16,7 @@ from dataset_script.phantom.scene import FRAME, Fragment, build_fragment
 from dataset_script.phantom.sprites import SpriteSheet, sprite_sheet
 from dataset_script.phantom.stain import Stain, slide_stain
 from dataset_script.phantom.views import View, place_views
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.schema import MPP
 
 PITCH: Final = 5300.0
@@ -73,7 +73,9 @@ class PhantomSlide:
         if min(left, top) < -slack or max(center_x_um, center_y_um) + half > EXTENT + slack:
             found = f"a field of {2 * half:.0f} um around ({center_x_um:.0f}, {center_y_um:.0f}) um"
             expected = f"a field on the slide ({EXTENT:.0f} x {EXTENT:.0f} um)"
-            raise InputError(Fault(self.name, expected, found, "move the field or make it smaller; nothing is padded"))
+            raise InputError(
+                Problem(self.name, expected, found, "move the field or make it smaller; nothing is padded")
+            )
         return Image.fromarray(self.pixels((left, top), mpp, (size_px, size_px)))
 
     def thumbnail(self, max_px: int) -> Image.Image:

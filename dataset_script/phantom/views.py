@@ -27,9 +27,9 @@ MARGIN: Final = (0.10, 0.35)
 """Least and greatest share of a 40x field that the focus, or the bare glass, takes up."""
 CLEARANCE: Final = 150.0
 """A 40x field that avoids the focus, or lies in the centre, keeps this far from it or from the margin, um."""
-LEAST_VESSELS: Final = 6
-LEAST_CELLS: Final = 12
-LEAST_MITOSES: Final = 5
+MIN_VESSELS: Final = 6
+MIN_CELLS: Final = 12
+MIN_MITOSES: Final = 5
 _TRIES: Final = 4000
 
 
@@ -93,7 +93,7 @@ def _mid_fields(fragment: Fragment, low: View, rng: np.random.Generator) -> Iter
             continue
         if facts.site == "avoiding" and _share(fragment, around, Label.FOCUS) > 0:
             continue
-        if _seen(fragment.vessels.centres, view) >= LEAST_VESSELS and _share(fragment, view.rect, Label.STROMA) > 0.2:
+        if _seen(fragment.vessels.centres, view) >= MIN_VESSELS and _share(fragment, view.rect, Label.STROMA) > 0.2:
             yield view
 
 
@@ -123,6 +123,6 @@ def _high_field(fragment: Fragment, mid: View, rng: np.random.Generator) -> View
 def _shows_cells(fragment: Fragment, view: View) -> bool:
     kinds = [block.kind for block in bodies(fragment, view.rect)]
     counts = np.bincount(np.concatenate(kinds) if kinds else np.zeros(0, np.int64), minlength=len(Kind))
-    if counts[Kind[fragment.facts.cells.upper()]] < LEAST_CELLS:
+    if counts[Kind[fragment.facts.cells.upper()]] < MIN_CELLS:
         return False
-    return fragment.facts.mitoses == "zero" or bool(counts[Kind.MITOSIS] >= LEAST_MITOSES)
+    return fragment.facts.mitoses == "zero" or bool(counts[Kind.MITOSIS] >= MIN_MITOSES)

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from dataset_script.release.images import check_images, inside
 from dataset_script.release.read import read_release
-from dataset_script.release_folder import write_release
-from scale_vqa_eval.defects import KINDS, Defect, find_defects
+from scale_vqa_eval.audit.defects import KINDS, Defect, find_defects
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.questions import Question
+from scale_vqa_eval.release_folder.write import write_release
 
 MADE_FROM_RELEASE: Final = frozenset({"default", "text", "exchange", "screened"})
 
@@ -59,9 +59,9 @@ def release(files: Sequence[tuple[str, Path]], images: Path | None, out: Path, r
     if len(by_split) < len(files):
         raise click.UsageError("--json names a split twice")
     found = read_release(by_split)
-    faults = found.faults + (check_images(images, found.image_names) if images is not None else [])
-    if faults:
-        raise InputError(faults)
+    problems = found.problems + (check_images(images, found.image_names) if images is not None else [])
+    if problems:
+        raise InputError(problems)
     questions = found.questions
     defects = find_defects(questions)
     _report(defects, len(questions))

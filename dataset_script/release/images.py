@@ -16,7 +16,7 @@ from typing import Final
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from scale_vqa_eval.errors import Fault, shown
+from scale_vqa_eval.errors import Problem, preview
 
 FORMATS: Final = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 MAX_PIXELS: Final = 64_000_000
@@ -43,10 +43,10 @@ def inside(root: Path, name: str) -> Path | str:
             return "a symlink that leaves the image root"
         return real if real.is_file() else "no file there"
     except (OSError, ValueError) as error:
-        return shown(error)
+        return preview(error)
 
 
-def image_fault(path: Path) -> str | None:
+def image_problem(path: Path) -> str | None:
     """Returns a line that says what is wrong with an image file, None where it decodes in full."""
     try:
         with warnings.catch_warnings():
@@ -60,11 +60,11 @@ def image_fault(path: Path) -> str | None:
     except UnidentifiedImageError:
         return f"no image in {', '.join(FORMATS)}" if path.stat().st_size else "an empty file"
     except (OSError, SyntaxError, ValueError, struct.error, EOFError, IndexError, OverflowError) as error:
-        return f"a truncated or broken image ({shown(error)})"
+        return f"a truncated or broken image ({preview(error)})"
     return None
 
 
-def check_images(root: Path, named: Iterable[tuple[str, str]], workers: int = 2) -> list[Fault]:
+def check_images(root: Path, named: Iterable[tuple[str, str]], workers: int = 2) -> list[Problem]:
     """Checks every image that the rows name, each file once.
 
     Args:
@@ -79,14 +79,14 @@ def check_images(root: Path, named: Iterable[tuple[str, str]], workers: int = 2)
     places = {name: inside(root, name) for _, name in pairs}
     files = sorted({place for place in places.values() if isinstance(place, Path)})
     with ThreadPoolExecutor(workers) as pool:
-        checked = tqdm(pool.map(image_fault, files), "images checked", total=len(files), disable=None)
+        checked = tqdm(pool.map(image_problem, files), "images checked", total=len(files), disable=None)
         broken = dict(zip(files, checked, strict=True))
-    faults = []
-    for where, name in pairs:
+    problems = []
+    for location, name in pairs:
         place = places[name]
         if not isinstance(place, Path):
-            mend = f"put it below {root}" if place == "no file there" else _MEND_PATH
-            faults.append(Fault(f"{where}, image {shown(name)}", f"a file inside {root}", place, mend))
+            hint = f"put it below {root}" if place == "no file there" else _MEND_PATH
+            problems.append(Problem(f"{location}, image {preview(name)}", f"a file inside {root}", place, hint))
         elif (found := broken[place]) is not None:
-            faults.append(Fault(f"{where}, image {shown(name)}", "a whole image", found, "download it again"))
-    return faults
+            problems.append(Problem(f"{location}, image {preview(name)}", "a whole image", found, "download it again"))
+    return problems

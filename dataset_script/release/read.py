@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from scale_vqa_eval.errors import Fault, shown
+from scale_vqa_eval.errors import Problem, preview
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import QUESTION_TYPES, VIEWS, patient_of, row_id
 
@@ -22,12 +22,12 @@ class Release:
     Attributes:
         questions: the rows that are whole, in file order; ``images`` of each holds the views that are not null.
         image_names: place (for messages) and path of every image that any row names, faulty rows included.
-        faults: every structural fault.
+        problems: every structural fault.
     """
 
     questions: list[Question]
     image_names: list[tuple[str, str]]
-    faults: list[Fault]
+    problems: list[Problem]
 
 
 def read_release(files: Mapping[str, Path]) -> Release:
@@ -39,38 +39,40 @@ def read_release(files: Mapping[str, Path]) -> Release:
     release = Release([], [], [])
     first: dict[str, str] = {}
     for split, path in files.items():
-        for number, raw in enumerate(_load(path, release.faults), 1):
-            where = f"{path}, row {number}"
-            checker = _RowChecker(where)
+        for number, raw in enumerate(_load(path, release.problems), 1):
+            location = f"{path}, row {number}"
+            checker = _RowChecker(location)
             question = checker.question(raw, split)
             if question is not None and question.id in first:
-                found = f"{shown(question.id)}, which is {first[question.id]}"
-                checker.fault("an id of its own (wsi_name::path_id::question_type)", found, "rename or remove one row")
-            release.faults.extend(checker.faults)
-            release.image_names.extend((checker.where, name) for _, name in checker.images)
+                found = f"{preview(question.id)}, which is {first[question.id]}"
+                checker.problem(
+                    "an id of its own (wsi_name::path_id::question_type)", found, "rename or remove one row"
+                )
+            release.problems.extend(checker.problems)
+            release.image_names.extend((checker.location, name) for _, name in checker.images)
             if question is not None:
-                first.setdefault(question.id, where)
+                first.setdefault(question.id, location)
                 release.questions.append(question)
     return release
 
 
-def _load(path: Path, faults: list[Fault]) -> Iterator[object]:
+def _load(path: Path, problems: list[Problem]) -> Iterator[object]:
     """Yields the rows of a JSON list; a file that cannot be read is one fault and yields nothing."""
     try:
         data = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_without_twins)
     except json.JSONDecodeError as error:
-        where = f"{path}, line {error.lineno}, column {error.colno}"
-        faults.append(Fault(where, "JSON", error.msg, "mend the file"))
+        location = f"{path}, line {error.lineno}, column {error.colno}"
+        problems.append(Problem(location, "JSON", error.msg, "fix the file"))
         return
     except UnicodeDecodeError as error:
-        faults.append(Fault(f"{path}, byte {error.start}", "UTF-8", error.reason, "save the file as UTF-8"))
+        problems.append(Problem(f"{path}, byte {error.start}", "UTF-8", error.reason, "save the file as UTF-8"))
         return
     except (RecursionError, OSError) as error:
-        faults.append(Fault(str(path), "a JSON file", shown(error), "mend the file"))
+        problems.append(Problem(str(path), "a JSON file", preview(error), "fix the file"))
         return
     if not isinstance(data, list) or not data:
         found = "an empty list" if data == [] else type(data).__name__
-        faults.append(Fault(str(path), "a JSON list of rows", found, "give the released file of one split"))
+        problems.append(Problem(str(path), "a JSON list of rows", found, "give the released file of one split"))
         return
     yield from data
 
@@ -94,13 +96,13 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 class _RowChecker:
     """Checks one row field by field and gathers its faults."""
 
-    def __init__(self, where: str) -> None:
-        self.where = where
-        self.faults: list[Fault] = []
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self.problems: list[Problem] = []
         self.images: tuple[tuple[str, str], ...] = ()
 
-    def fault(self, expected: str, found: str, mend: str) -> None:
-        self.faults.append(Fault(self.where, expected, found, mend))
+    def problem(self, expected: str, found: str, hint: str) -> None:
+        self.problems.append(Problem(self.location, expected, found, hint))
 
     def question(self, raw: object, split: str) -> Question | None:
         """Returns the question of a row, or None where a fault was found."""
@@ -112,22 +114,22 @@ class _RowChecker:
         kind = extra.get("question_type")
         if not isinstance(kind, str) or kind not in QUESTION_TYPES:
             kind = None
-            self.fault(
+            self.problem(
                 f"extra_info.question_type in {', '.join(QUESTION_TYPES)}",
-                shown(extra.get("question_type")),
+                preview(extra.get("question_type")),
                 "name the type",
             )
         identity = row_id(slide, path_id, kind) if slide and path_id and kind else None
         if identity:
-            self.where += f" ({identity})"
+            self.location += f" ({identity})"
         stem = self._text(row, "question")
         options = self._options(row.get("options"))
         answer = row.get("answer")
         if answer not in OPTION_LETTERS:
-            self.fault("answer in A, B, C, D", shown(answer), "name the letter of one option")
+            self.problem("answer in A, B, C, D", preview(answer), "name the letter of one option")
         rationale = None if row.get("rationale") is None else self._text(row, "rationale")
         self.images = self._images(row.get("image_path"))
-        if self.faults or identity is None or kind is None or stem is None or options is None:
+        if self.problems or identity is None or kind is None or stem is None or options is None:
             return None
         return Question(
             id=identity,
@@ -145,9 +147,9 @@ class _RowChecker:
 
     def _object(self, value: object, name: str) -> Mapping[str, Any] | None:
         if isinstance(value, _Twins):
-            self.fault(f"each key of {name} once", f"twice: {', '.join(value.twins)}", "remove one of the two")
+            self.problem(f"each key of {name} once", f"twice: {', '.join(value.twins)}", "remove one of the two")
         if not isinstance(value, dict):
-            self.fault(f"{name} to be an object", shown(value), "follow the released format")
+            self.problem(f"{name} to be an object", preview(value), "follow the released format")
             return None
         return value
 
@@ -156,9 +158,9 @@ class _RowChecker:
         if isinstance(value, str) and value.strip():
             if not any("\ud800" <= character <= "\udfff" for character in value):
                 return value
-            self.fault(f"{name}: whole Unicode characters", shown(value), "remove the lone surrogate")
+            self.problem(f"{name}: whole Unicode characters", preview(value), "remove the lone surrogate")
             return None
-        self.fault(f"{name}: a text that is not empty", shown(value), "write the text")
+        self.problem(f"{name}: a text that is not empty", preview(value), "write the text")
         return None
 
     def _options(self, raw: object) -> tuple[str, ...] | None:
@@ -166,11 +168,11 @@ class _RowChecker:
         if options is None:
             return None
         missing = [letter for letter in OPTION_LETTERS if letter not in options]
-        more = [shown(letter) for letter in options if letter not in OPTION_LETTERS]
+        more = [preview(letter) for letter in options if letter not in OPTION_LETTERS]
         if missing:
-            self.fault("options A, B, C, D", f"no {', '.join(missing)}", "add what is missing")
+            self.problem("options A, B, C, D", f"no {', '.join(missing)}", "add what is missing")
         if more:
-            self.fault("options A, B, C, D and no other", f"also {', '.join(more)}", "remove what is too much")
+            self.problem("options A, B, C, D and no other", f"also {', '.join(more)}", "remove what is too much")
         texts = [self._text(options, letter) for letter in OPTION_LETTERS if letter in options]
         return None if missing or more or None in texts else tuple(text for text in texts if text)
 
@@ -178,9 +180,9 @@ class _RowChecker:
         paths = self._object(raw, "image_path")
         if paths is None:
             return ()
-        strange = [shown(name) for name in paths if name not in VIEWS]
+        strange = [preview(name) for name in paths if name not in VIEWS]
         if strange:
-            self.fault(f"views {', '.join(VIEWS)}", ", ".join(strange), "name the view as the release does")
+            self.problem(f"views {', '.join(VIEWS)}", ", ".join(strange), "name the view as the release does")
         for view in VIEWS:
             if paths.get(view) is not None:
                 self._text(paths, view)

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LEAST_TOKEN: Final = 16
+MIN_TOKEN: Final = 16
 _NOT_OFFERED: Final = ("/gradio_api/upload", "/gradio_api/proxy", "/gradio_api/file", "/monitoring")
 _HEADERS: Final = {
     # nothing is fetched from elsewhere: neither fonts nor what an image or text of the data might name
@@ -74,8 +74,8 @@ def _answer(request: Request, token: str, cookie: str) -> Response | None:
         response.set_cookie(cookie, token, httponly=True, samesite="lax", path="/")
         return response
     if not (_same(request.cookies.get(cookie, ""), token) or _same(bearer, token)):
-        mend = "Open the address that `scale-vqa review` printed; it holds the token.\n"
-        return PlainTextResponse(f"No access. {mend}", status_code=403)
+        hint = "Open the address that `scale-vqa review` printed; it holds the token.\n"
+        return PlainTextResponse(f"No access. {hint}", status_code=403)
     if request.url.path.startswith(_NOT_OFFERED):
         return PlainTextResponse("Not offered here.\n", status_code=404)
     return None

@@ -74,12 +74,12 @@ def review(
 
 
 def _serve(data: ReviewData, log: ReviewLog, host: str, port: int, token: str | None) -> None:
-    from dataset_script.review.access import LEAST_TOKEN, new_token
+    from dataset_script.review.access import MIN_TOKEN, new_token
     from dataset_script.review.desk import Desk
     from dataset_script.review.server import is_any, is_loopback, serve
 
-    if token is not None and len(token) < LEAST_TOKEN:
-        raise click.BadParameter(f"a token has at least {LEAST_TOKEN} characters", param_hint="--token")
+    if token is not None and len(token) < MIN_TOKEN:
+        raise click.BadParameter(f"a token has at least {MIN_TOKEN} characters", param_hint="--token")
     if token is not None and not (token.isascii() and token.isprintable()):
         raise click.BadParameter("a token has letters, digits and signs of ASCII", param_hint="--token")
     desk = Desk(data, log)

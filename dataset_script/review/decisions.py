@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from scale_vqa_eval.defects import named_right, named_wrong, normalised
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.audit.defects import named_right, named_wrong, normalised
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import LETTERS
 
@@ -79,8 +79,8 @@ def checked_name(name: str) -> str:
     line = " ".join(name.split())
     if line and len(line) <= LONGEST_NAME and line.isprintable():
         return line
-    found = shown(name) if line else "an empty name"
-    raise InputError(Fault("reviewer", f"a name of 1 to {LONGEST_NAME} visible characters", found, "give your name"))
+    found = preview(name) if line else "an empty name"
+    raise InputError(Problem("reviewer", f"a name of 1 to {LONGEST_NAME} visible characters", found, "give your name"))
 
 
 def checked_decision(decision: Decision, question: Question) -> Decision:
@@ -89,22 +89,28 @@ def checked_decision(decision: Decision, question: Question) -> Decision:
     Raises:
         InputError: naming what is wrong: no reason, an edit that changes nothing or breaks the row.
     """
-    where = question.id
-    faults = []
+    location = question.id
+    problems = []
     if decision.verdict not in VERDICTS:
-        faults.append(Fault(where, f"a verdict of {', '.join(VERDICTS)}", shown(decision.verdict), "choose one"))
+        problems.append(
+            Problem(location, f"a verdict of {', '.join(VERDICTS)}", preview(decision.verdict), "choose one")
+        )
     reason = decision.reason.strip()
     if decision.verdict != "accept" and not reason:
-        faults.append(Fault(where, f"a reason for {decision.verdict}", "none", "write one in the field Reason"))
+        problems.append(Problem(location, f"a reason for {decision.verdict}", "none", "write one in the field Reason"))
     if len(reason) > LONGEST_TEXT:
-        faults.append(Fault(where, f"a reason of at most {LONGEST_TEXT} characters", f"{len(reason)}", "shorten it"))
+        problems.append(
+            Problem(location, f"a reason of at most {LONGEST_TEXT} characters", f"{len(reason)}", "shorten it")
+        )
     changes = changed_fields(decision.edit, question) if decision.verdict == "edit" else {}
     if decision.verdict == "edit":
-        faults += edit_faults(changes, question)
+        problems += edit_problems(changes, question)
         if not changes:
-            faults.append(Fault(where, "an edit that changes something", "the text as it was", "edit it, or accept"))
-    if faults:
-        raise InputError(faults)
+            problems.append(
+                Problem(location, "an edit that changes something", "the text as it was", "edit it, or accept")
+            )
+    if problems:
+        raise InputError(problems)
     return replace(decision, reviewer=checked_name(decision.reviewer), reason=reason, edit=changes)
 
 
@@ -115,8 +121,8 @@ def changed_fields(edit: Mapping[str, Any], question: Question) -> dict[str, Any
     """
     unknown = sorted(edit.keys() - set(EDITABLE))
     if unknown:
-        found = ", ".join(map(shown, unknown))
-        raise InputError(Fault(question.id, f"an edit of {', '.join(EDITABLE)}", found, "leave the rest as it is"))
+        found = ", ".join(map(preview, unknown))
+        raise InputError(Problem(question.id, f"an edit of {', '.join(EDITABLE)}", found, "leave the rest as it is"))
     now = {
         "question": question.question,
         "options": list(question.options),
@@ -143,41 +149,41 @@ def edited(question: Question, edit: Mapping[str, Any]) -> Question:
     )
 
 
-def edit_faults(edit: Mapping[str, Any], question: Question) -> list[Fault]:
+def edit_problems(edit: Mapping[str, Any], question: Question) -> list[Problem]:
     """Returns what is wrong with the row that an edit makes: empty texts, equal options, a letter that is none."""
-    where, count = question.id, len(question.options)
+    location, count = question.id, len(question.options)
     texts = {"question": edit.get("question", "x"), "rationale": edit.get("rationale", "")}
     options = edit.get("options", list(question.options))
     if not isinstance(options, list) or len(options) != count or not all(isinstance(one, str) for one in options):
-        return [Fault(where, f"{count} option texts", shown(options), "give every option")]
+        return [Problem(location, f"{count} option texts", preview(options), "give every option")]
     if not all(isinstance(text, str) for text in texts.values()):
-        return [Fault(where, "texts", shown(edit), "give text")]
-    faults = [
-        Fault(where, f"option {letter} to be a text", "nothing", "write the option")
+        return [Problem(location, "texts", preview(edit), "give text")]
+    problems = [
+        Problem(location, f"option {letter} to be a text", "nothing", "write the option")
         for letter, text in zip(LETTERS, options, strict=False)
         if not text
     ]
     if not texts["question"]:
-        faults.append(Fault(where, "a question", "nothing", "write the question"))
+        problems.append(Problem(location, "a question", "nothing", "write the question"))
     if max(map(len, [*texts.values(), *options])) > LONGEST_TEXT:
-        faults.append(Fault(where, f"texts of at most {LONGEST_TEXT} characters", "a longer one", "shorten it"))
+        problems.append(Problem(location, f"texts of at most {LONGEST_TEXT} characters", "a longer one", "shorten it"))
     if "options" in edit and len({normalised(text) or text for text in options}) < count:
-        faults.append(Fault(where, f"{count} different options", "two that are the same", "change one"))
+        problems.append(Problem(location, f"{count} different options", "two that are the same", "change one"))
     answer = edit.get("answer", question.letter)
     if answer not in LETTERS[:count]:
-        found = shown(answer)
-        return [*faults, Fault(where, f"an answer of A to {LETTERS[count - 1]}", found, "choose an option")]
-    return faults if faults else faults + letter_faults(edited(question, edit))
+        found = preview(answer)
+        return [*problems, Problem(location, f"an answer of A to {LETTERS[count - 1]}", found, "choose an option")]
+    return problems if problems else problems + letter_problems(edited(question, edit))
 
 
-def letter_faults(question: Question) -> list[Fault]:
+def letter_problems(question: Question) -> list[Problem]:
     """Returns the fault of a rationale that names another letter than the answer, by the rules of ``defects``."""
     text, count = question.rationale or "", len(question.options)
     right, wrong = named_right(text, count), named_wrong(text, count)
     if (right and question.letter not in right) or (not right and question.letter in wrong):
         expected = f"a rationale for the answer {question.letter}"
         found = f"one that names {', '.join(right)}" if right else f"one that calls {question.letter} wrong"
-        return [Fault(question.id, expected, found, "correct the rationale or the answer")]
+        return [Problem(question.id, expected, found, "correct the rationale or the answer")]
     return []
 
 

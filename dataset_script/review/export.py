@@ -13,18 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 
-from dataset_script.release_folder import write_release
-from dataset_script.review.decisions import Decision, Key, edit_faults, edited
+from dataset_script.review.decisions import Decision, Key, edit_problems, edited
 from dataset_script.review.items import ReviewData
 from dataset_script.review.standing import Board
 from dataset_script.review.summary import agreement_line, summarise_review, without_names
 from dataset_script.shards import unembedded_rows
-from scale_vqa_eval.defects import KINDS, Defect, find_defects
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.audit.defects import KINDS, Defect, find_defects
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.question_files import IMAGE_COLUMNS, release_configs, release_files
 from scale_vqa_eval.questions import Question
-from scale_vqa_eval.release_card import read_notes
-from scale_vqa_eval.release_shards import ROWS_PER_GROUP
+from scale_vqa_eval.release_folder.card import read_notes
+from scale_vqa_eval.release_folder.shards import ROWS_PER_GROUP
+from scale_vqa_eval.release_folder.write import write_release
 
 REVIEW_FILE: Final = "review.json"
 BROKEN_GROUP: Final = "its exchange group is not whole"
@@ -50,14 +50,17 @@ def export_accepted(data: ReviewData, board: Board, out: Path) -> dict[str, Any]
     _check_out(data, out)
     kept, left_out = accepted(data, board)
     questions = {key: edited(data.items[key].question, one.edit) for key, one in kept.items()}
-    faults = [
-        fault for key, one in kept.items() if one.edit for fault in edit_faults(one.edit, data.items[key].question)
+    problems = [
+        problem
+        for key, one in kept.items()
+        if one.edit
+        for problem in edit_problems(one.edit, data.items[key].question)
     ]
     if not kept:
         counted = ", ".join(f"{count} {reason}" for reason, count in Counter(left_out.values()).items())
-        faults.append(Fault(str(data.folder), "at least one accepted item", counted or "none", "review it first"))
-    if faults:
-        raise InputError(faults)
+        problems.append(Problem(str(data.folder), "at least one accepted item", counted or "none", "review it first"))
+    if problems:
+        raise InputError(problems)
     defects = find_defects(list(questions.values()))
     summary = without_names(summarise_review(data, board))
     report = {
@@ -132,7 +135,7 @@ def _rows(data: ReviewData, split: str, questions: Mapping[Key, Question], image
         for batch in parquet.iter_batches(batch_size=ROWS_PER_GROUP, columns=names):
             for _, column, path in unembedded_rows(pa.Table.from_batches([batch])):
                 raise InputError(
-                    Fault(f"{file}, {column}", "an embedded image", shown(path), "build the folder again")
+                    Problem(f"{file}, {column}", "an embedded image", preview(path), "build the folder again")
                 )
             for row in batch.to_pylist():
                 key = (split, row["id"].strip())
@@ -155,10 +158,12 @@ def _changes(before: Question, after: Question) -> dict[str, Any]:
 def _check_out(data: ReviewData, out: Path) -> None:
     here, there = data.folder.resolve(), out.resolve()
     if there.is_relative_to(here) or here.is_relative_to(there):
-        raise InputError(Fault(str(out), "a folder of its own", "the folder under review", "name another --export"))
+        raise InputError(Problem(str(out), "a folder of its own", "the folder under review", "name another --export"))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not any(out.glob(f"*/{REVIEW_FILE}")):
         found = "something that no export made"
-        raise InputError(Fault(str(out), "no folder yet, or one that an export made", found, "name another --export"))
+        raise InputError(
+            Problem(str(out), "no folder yet, or one that an export made", found, "name another --export")
+        )
 
 
 def _note(data: ReviewData, report: Mapping[str, Any], defects: list[Defect]) -> str:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from dataset_script.review.decisions import Key
 from dataset_script.shards import content_hash, release_shards
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.predict.items import Item, read_items
 from scale_vqa_eval.predict.pictures import Picture, PictureStore
 from scale_vqa_eval.question_files import release_files
@@ -63,14 +63,16 @@ def read_review_data(folder: Path, config: str | None = None, split: str | None 
     """
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing there"
-        raise InputError(Fault(str(folder), "a release folder", found, "name a folder that `scale-vqa build` made"))
+        raise InputError(Problem(str(folder), "a release folder", found, "name a folder that `scale-vqa build` made"))
     configs = release_shards(folder)
     if config is None:
         config = "default" if "default" in configs else next(iter(configs))
     splits = release_files(folder, config)
     if split is not None and split not in splits:
-        found = shown(split)
-        raise InputError(Fault(str(folder), f"a split of {config} ({', '.join(splits)})", found, "name one of those"))
+        found = preview(split)
+        raise InputError(
+            Problem(str(folder), f"a split of {config} ({', '.join(splits)})", found, "name one of those")
+        )
     items, store = read_items(str(folder), None, config, None, blind=False)
     by_key = {(item.question.split or "", item.question.id): item for item in items}
     chosen = tuple(key for key in by_key if split in (None, key[0]))
@@ -94,12 +96,12 @@ def read_flags(report: Path) -> dict[str, tuple[str, ...]]:
     flags: dict[str, tuple[str, ...]] = {}
     try:
         for one in json.loads(report.read_text(encoding="utf-8"))["contradictions"]:
-            row, said = str(one["id"]), f"{shown(str(one['finding']))} {one['why']}"
+            row, said = str(one["id"]), f"{preview(str(one['finding']))} {one['why']}"
             flags[row] = (*flags.get(row, ()), said)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         expected = "a curation report with its contradictions"
-        fault = Fault(str(report), expected, shown(str(error)), "bring back the report, or take the file away")
-        raise InputError(fault) from error
+        problem = Problem(str(report), expected, preview(str(error)), "bring back the report, or take the file away")
+        raise InputError(problem) from error
     return flags
 
 

@@ -23,10 +23,10 @@ from scale_vqa_eval.schema import MPP
 BY_NAME: Final = "located by the coordinates in the file names"
 BY_MATCHING: Final = "located by matching"
 WORKING_PX: Final = 512
-SMALLEST_TEMPLATE_PX: Final = 16
+MIN_TEMPLATE_PX: Final = 16
 SCALES: Final = (1.0, 0.94, 1.06, 0.88, 1.13)
 """Tried in this order around the nominal scale, as a scan's true um per pixel is off by some per cent."""
-LEAST_CONTRAST: Final = 0.3
+MIN_CONTRAST: Final = 0.3
 """Standard deviation of a place, as part of the inner field's own, below which it cannot be the place."""
 _NAME: Final = re.compile(r"(?s)(.+)_(10x|40x|200x)_x(-?\d+\.\d)_y(-?\d+\.\d)_(\d{1,6})px\.jpg")
 _VIEW_OF: Final = {"10x": "low_mag", "40x": "mid_mag", "200x": "high_mag"}
@@ -110,7 +110,7 @@ def place_by_matching(outer: bytes, inner: bytes, outer_view: str, inner_view: s
     view = _values(whole, whole.width * shrink, whole.height * shrink)
     for scale in SCALES:
         width, height = (scale * shrink * pixels / ratio for pixels in part.size)
-        if min(width, height) < SMALLEST_TEMPLATE_PX or height > 0.9 * view.shape[0] or width > 0.9 * view.shape[1]:
+        if min(width, height) < MIN_TEMPLATE_PX or height > 0.9 * view.shape[0] or width > 0.9 * view.shape[1]:
             continue
         template = _values(part, width, height)
         score, lead, row, column = _best(view, template)
@@ -158,7 +158,7 @@ def _best(view: Values, template: Values) -> tuple[float, float, int, int]:
     corner = (slice(tall // 2, tall // 2 + found.shape[0]), slice(wide // 2, wide // 2 + found.shape[1]))
     mean, square = (uniform_filter(values, (tall, wide))[corner] for values in (view, view**2))
     # where the view is flat the quotient is one of rounding errors
-    found[(square - mean**2) < (LEAST_CONTRAST * contrast) ** 2] = -1.0
+    found[(square - mean**2) < (MIN_CONTRAST * contrast) ** 2] = -1.0
     row, column = (int(place) for place in np.unravel_index(found.argmax(), found.shape))
     best = float(found[row, column])
     around = (

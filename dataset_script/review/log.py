@@ -18,7 +18,7 @@ from typing import Any, Final
 from filelock import FileLock, Timeout
 
 from dataset_script.review.decisions import STAGES, VERDICTS, Decision
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 
 KIND: Final = "review-log"
 TORN: Final = "torn"
@@ -62,7 +62,7 @@ class ReviewLog:
         """
         with self._here:
             if self.path.exists() and not self.path.is_file():
-                raise self._fault("", "a log that is a plain file", "something else", "name another --log")
+                raise self._problem("", "a log that is a plain file", "something else", "name another --log")
             self._acquire()
             try:
                 if self.path.exists():
@@ -108,22 +108,22 @@ class ReviewLog:
             self._lock.acquire(timeout=LOCK_SECONDS)
         except (Timeout, OSError) as error:
             found = "a lock that another process holds" if isinstance(error, Timeout) else str(error.strerror)
-            mend = "wait until the other process ends, or name another --log"
-            raise self._fault("", "a log that can be written", found, mend) from error
+            hint = "wait until the other process ends, or name another --log"
+            raise self._problem("", "a log that can be written", found, hint) from error
 
     def _unread(self) -> bytes:
         try:
             with self.path.open("rb") as file:
                 if file.seek(0, os.SEEK_END) < self._read_to:
-                    raise self._fault("", "a log that only grows", "a shorter one than before")
+                    raise self._problem("", "a log that only grows", "a shorter one than before")
                 file.seek(self._read_to)
                 return file.read()
         except FileNotFoundError:
             if self._read_to:
-                raise self._fault("", "the log that was there", "nothing") from None
+                raise self._problem("", "the log that was there", "nothing") from None
             return b""
         except OSError as error:
-            raise self._fault("", "a log that can be read", str(error.strerror), "name another --log") from error
+            raise self._problem("", "a log that can be read", str(error.strerror), "name another --log") from error
 
     def _take(self, line: bytes) -> None:
         """Takes in one line; a malformed one counts as torn by a kill where the next line, or none, says so."""
@@ -135,7 +135,7 @@ class ReviewLog:
         else:
             if self._broken is not None and record.get("kind") != TORN:
                 place, content = self._broken
-                raise self._fault(f", line {place}", "one JSON object", shown(content.decode("utf-8", "replace")))
+                raise self._problem(f", line {place}", "one JSON object", preview(content.decode("utf-8", "replace")))
             self._broken = None
             self._take_record(record, number)
         self._last = _chained(line)
@@ -145,7 +145,7 @@ class ReviewLog:
     def _take_record(self, record: dict[str, Any], number: int) -> None:
         place = f", line {number}"
         if record.pop("prev", None) != self._last:
-            raise self._fault(place, "the line that was written after the one before", "a changed or missing line")
+            raise self._problem(place, "the line that was written after the one before", "a changed or missing line")
         if record.get("kind") == TORN:
             return
         if not self._headed:
@@ -177,28 +177,30 @@ class ReviewLog:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise self._fault("", "a log that can be written", str(error.strerror), "name another --log") from error
+            raise self._problem("", "a log that can be written", str(error.strerror), "name another --log") from error
 
     def _check_subject(self, record: Mapping[str, Any]) -> None:
         if record.get("kind") != KIND or record.get("version") != VERSION:
-            raise self._fault(", line 1", f"the head of a review log, version {VERSION}", shown(dict(record)))
+            raise self._problem(", line 1", f"the head of a review log, version {VERSION}", preview(dict(record)))
         for name in ("config", "data_hash"):
             if record.get(name) != self._subject[name]:
                 expected = f"decisions on {self._subject['name']} ({name} {self._subject[name][:16]})"
-                found = f"those on {shown(record.get('name'))} ({name} {str(record.get(name))[:16]})"
-                mend = "name the log of this data by --log, or the data of this log"
-                raise self._fault(", line 1", expected, found, mend)
+                found = f"those on {preview(record.get('name'))} ({name} {str(record.get(name))[:16]})"
+                hint = "name the log of this data by --log, or the data of this log"
+                raise self._problem(", line 1", expected, found, hint)
 
     def _decision(self, record: Mapping[str, Any], place: str) -> Decision:
         edit = record.get("edit", {})
         whole = all(isinstance(record.get(name), str) for name in _TEXTS) and isinstance(edit, dict)
         if not whole or record.get("kind") not in STAGES or record["verdict"] not in VERDICTS:
-            raise self._fault(place, "a decision", shown(dict(record)))
+            raise self._problem(place, "a decision", preview(dict(record)))
         texts = {name: record[name] for name in ("reviewer", "verdict", "reason", "at")}
         return Decision((record["split"], record["id"]), record["kind"], edit=edit, **texts)
 
-    def _fault(self, place: str, expected: str, found: str, mend: str = "bring back a whole copy of it") -> InputError:
-        return InputError(Fault(f"{self.path}{place}", expected, found, mend))
+    def _problem(
+        self, place: str, expected: str, found: str, hint: str = "bring back a whole copy of it"
+    ) -> InputError:
+        return InputError(Problem(f"{self.path}{place}", expected, found, hint))
 
 
 def _chained(line: bytes) -> str:

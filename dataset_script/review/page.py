@@ -67,7 +67,7 @@ def build_page(desk: Desk) -> gr.Blocks:
                     cancel = gr.Button("Cancel (Esc)", elem_id="cancel")
             gr.HTML(KEYS, elem_id="keys", apply_default_css=False)
         fields = [*texts, answer]
-        shown = [seat, entrance, work, panel, message, reason, verdicts, editor, *fields]
+        preview = [seat, entrance, work, panel, message, reason, verdicts, editor, *fields]
 
         def show(now: Seat, note: str = "") -> list[Any]:
             """Returns the values of ``shown`` for a seat."""
@@ -79,8 +79,8 @@ def build_page(desk: Desk) -> gr.Blocks:
 
         def refused(error: InputError, now: Seat | None) -> list[Any]:
             """Returns the values of ``shown`` that leave all as it is and say what was wrong."""
-            said = "; ".join(f"expected {one.expected}, found {one.found}: {one.mend}" for one in error.faults)
-            needs = "reason" if any("a reason" in one.expected for one in error.faults) else None
+            said = "; ".join(f"expected {one.expected}, found {one.found}: {one.hint}" for one in error.problems)
+            needs = "reason" if any("a reason" in one.expected for one in error.problems) else None
             return [
                 now,
                 *[gr.skip()] * 3,
@@ -130,7 +130,7 @@ def build_page(desk: Desk) -> gr.Blocks:
             return [now, *[gr.skip()] * 3, note, gr.skip(), *swapped, *[gr.skip()] * len(fields)]
 
         def on(button: gr.Button, action: Callable[..., list[Any]], *inputs: Any) -> None:
-            button.click(guarded(action), [seat, *inputs], shown, show_progress="hidden", api_visibility="private")
+            button.click(guarded(action), [seat, *inputs], preview, show_progress="hidden", api_visibility="private")
 
         on(start, enter, name, stage)
         on(buttons["accept"], decide("accept"), reason)

@@ -6,14 +6,14 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dataset_script.review.decisions import Key, letter_faults
+from dataset_script.review.decisions import Key, letter_problems
 from dataset_script.review.desk import Desk, Seat
 from dataset_script.review.locate import Place
-from scale_vqa_eval.audit.visible import visible
-from scale_vqa_eval.defects import normalised
+from scale_vqa_eval.audit.defects import normalised
 from scale_vqa_eval.predict.items import Item
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import GROUNDING_KINDS, LETTERS, MAGNIFICATION, VIEWS
+from scale_vqa_eval.text import escape_invisible
 
 
 def render_item(desk: Desk, seat: Seat) -> str:
@@ -92,9 +92,15 @@ def _views(desk: Desk, item: Item) -> list[dict[str, Any]]:
         boxes = outlines.get(view.column, [])
         # only the next view of the path is missed: the one after it lies in that one
         unsure = [_view_name(name) for name in columns[place + 1 : place + 2] if name not in dict(boxes)]
-        shown = [_box(name, box) for name, box in boxes]
+        preview = [_box(name, box) for name, box in boxes]
         views.append(
-            {"row": view.row, "column": view.column, "name": _view_name(view.column), "boxes": shown, "unsure": unsure}
+            {
+                "row": view.row,
+                "column": view.column,
+                "name": _view_name(view.column),
+                "boxes": preview,
+                "unsure": unsure,
+            }
         )
     return views
 
@@ -109,7 +115,9 @@ def _view_name(view: str) -> str:
 
 
 def _warnings(question: Question) -> list[str]:
-    found = [f"Known defect: expected {fault.expected}, found {fault.found}" for fault in letter_faults(question)]
+    found = [
+        f"Known defect: expected {problem.expected}, found {problem.found}" for problem in letter_problems(question)
+    ]
     if len({normalised(text) or text for text in question.options}) < len(question.options):
         found.append("Known defect: two options have the same text")
     return found
@@ -150,5 +158,5 @@ _ENVIRONMENT = Environment(
     autoescape=True,
     undefined=StrictUndefined,
     # what hides or reorders text is shown as its code
-    finalize=lambda value: visible(value) if type(value) is str else value,
+    finalize=lambda value: escape_invisible(value) if type(value) is str else value,
 )

@@ -9,17 +9,17 @@ from typing import Final
 from PIL import Image
 
 from dataset_script.release.images import FORMATS, MAX_PIXELS
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 
 _SHOWN_AS_THEY_ARE: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 
 
-def browser_image(content: bytes, where: str) -> tuple[bytes, str]:
+def browser_image(content: bytes, location: str) -> tuple[bytes, str]:
     """Returns bytes and media type of an image that a browser shows.
 
     Args:
         content: the image file; its format is taken from the bytes, never from a name.
-        where: what a message calls it.
+        location: what a message calls it.
 
     Raises:
         InputError: where it is no image, is broken, or claims too many pixels.
@@ -37,7 +37,7 @@ def browser_image(content: bytes, where: str) -> tuple[bytes, str]:
                 image.convert("RGB").save(out, "PNG")
                 return out.getvalue(), "image/png"
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        fault = Fault(
-            where, f"an image in {', '.join(FORMATS)}", shown(str(error)), "mend the row, or reject the item"
+        problem = Problem(
+            location, f"an image in {', '.join(FORMATS)}", preview(str(error)), "fix the row, or reject the item"
         )
-        raise InputError(fault) from error
+        raise InputError(problem) from error

@@ -19,11 +19,11 @@ from dataset_script.review.access import entry, gated
 from dataset_script.review.desk import Desk
 from dataset_script.review.page import build_page, page_head, page_style, page_theme
 from dataset_script.review.pictures import browser_image
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.predict.pictures import OPTION_IMAGES, Picture
 from scale_vqa_eval.schema import VIEWS
 
-LARGEST_UPLOAD: Final = "1kb"
+MAX_UPLOAD: Final = "1kb"
 GRACE_SECONDS: Final = 2
 
 
@@ -60,7 +60,7 @@ def application(desk: Desk, token: str, port: int) -> ASGIApp:
         footer_links=[],
         run_history=False,
         show_error=False,
-        max_file_size=LARGEST_UPLOAD,
+        max_file_size=MAX_UPLOAD,
         ssr_mode=False,
         mcp_server=False,
         theme=page_theme(),
@@ -88,7 +88,7 @@ def serve(desk: Desk, host: str, port: int, token: str, tell: Callable[[str], No
         bound = socket.create_server((host, port), family=family)
     except OSError as error:
         found = error.strerror or str(error)
-        raise InputError(Fault(f"{host}:{port}", "an address to serve on", found, "name another --port")) from error
+        raise InputError(Problem(f"{host}:{port}", "an address to serve on", found, "name another --port")) from error
     number = bound.getsockname()[1]
     app = application(desk, token, number)
     tell(entry(f"http://{f'[{host}]' if ':' in host else host}:{number}", token))

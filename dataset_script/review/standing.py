@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from dataset_script.review.decisions import Decision, Key
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 
 REVIEWS: Final = 2
 """Independent reviews that an item gets."""
@@ -108,13 +108,15 @@ class Board:
             InputError: saying what stands against it.
         """
         standing = self.items.get(decision.key)
-        where = f"{decision.key[1]} (split {decision.key[0]})"
+        location = f"{decision.key[1]} (split {decision.key[0]})"
         if standing is None:
-            raise InputError(Fault(where, "an item of this data", "none of that id", "review the data of this log"))
+            raise InputError(
+                Problem(location, "an item of this data", "none of that id", "review the data of this log")
+            )
         refusal = standing.refusal(decision)
         if refusal is not None:
             expected = "an item that waits for a review" if decision.stage == "review" else "an open disagreement"
-            raise InputError(Fault(where, expected, refusal, "go on to the next item"))
+            raise InputError(Problem(location, expected, refusal, "go on to the next item"))
 
     def waiting(self, person: str, stage: str, among: Iterable[Key] | None = None) -> list[Key]:
         """Returns what a person has to do, in the order of the data.

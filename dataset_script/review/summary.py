@@ -11,7 +11,7 @@ from dataset_script.review.agreement import agreement
 from dataset_script.review.decisions import VERDICTS, Decision, Key
 from dataset_script.review.items import ReviewData
 from dataset_script.review.standing import OUTCOMES, REVIEWS, STATUSES, Board, Standing, pairs_of
-from scale_vqa_eval.report.escaping import markdown
+from scale_vqa_eval.text import markdown
 
 
 def summarise_review(data: ReviewData, board: Board, torn: Sequence[int] = ()) -> dict[str, Any]:

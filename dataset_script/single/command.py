@@ -10,7 +10,7 @@ import click
 
 from dataset_script.release.images import check_images
 from dataset_script.single.rows import one_view_row, read_single
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.schema import VIEWS
 
@@ -34,27 +34,27 @@ def single(file: Path, images: Path, out: Path, image_field: str | None, view: s
     if out.suffix.lower() != ".json":
         raise click.BadParameter(f"rows are written as .json, found {out.name!r}", param_hint="--out")
     placed = list(read_single(file))
-    faults: list[Fault] = []
+    problems: list[Problem] = []
     rows = []
     for one in placed:
         try:
-            rows.append((one.where, one_view_row(one, view, image_field)))
+            rows.append((one.location, one_view_row(one, view, image_field)))
         except InputError as error:
-            faults.extend(error.faults)
-    if faults:
-        raise InputError(faults)
+            problems.extend(error.problems)
+    if problems:
+        raise InputError(problems)
     text = json.dumps([row for _, row in rows], ensure_ascii=False, indent=1) + "\n"
-    faults = _unreadable(text, [where for where, _ in rows])
-    faults += check_images(images, [(where, row["image_path"][view]) for where, row in rows])
-    if faults:
-        raise InputError(faults)
+    problems = _unreadable(text, [location for location, _ in rows])
+    problems += check_images(images, [(location, row["image_path"][view]) for location, row in rows])
+    if problems:
+        raise InputError(problems)
     partial = out.with_name(f".{out.name}.partial")
     partial.write_text(text, encoding="utf-8", newline="\n")
     partial.replace(out)
     click.echo(f"{out}: {len(rows)} questions on {len({row['wsi_name'] for _, row in rows})} images")
 
 
-def _unreadable(text: str, places: list[str]) -> list[Fault]:
+def _unreadable(text: str, places: list[str]) -> list[Problem]:
     """Returns what keeps the rows from being read as questions, each fault at its place in the input."""
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "rows.json"
@@ -63,5 +63,8 @@ def _unreadable(text: str, places: list[str]) -> list[Fault]:
             read_questions(made)
         except InputError as error:
             own = {f"{made}, row {number}": place for number, place in enumerate(places, 1)}
-            return [Fault(own.get(one.where, one.where), one.expected, one.found, one.mend) for one in error.faults]
+            return [
+                Problem(own.get(one.location, one.location), one.expected, one.found, one.hint)
+                for one in error.problems
+            ]
     return []

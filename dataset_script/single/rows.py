@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.schema import LETTERS
 
 IMAGE_FIELDS: Final = ("img", "image", "image_path")
@@ -29,7 +29,7 @@ class Placed:
     subset: str | None
     split: str | None
     number: int
-    where: str
+    location: str
 
 
 def read_single(path: Path) -> Iterator[Placed]:
@@ -41,7 +41,7 @@ def read_single(path: Path) -> Iterator[Placed]:
     try:
         content = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise InputError(Fault(str(path), "JSON in UTF-8", shown(error), "mend the file")) from error
+        raise InputError(Problem(str(path), "JSON in UTF-8", preview(error), "fix the file")) from error
     yield from _rows(path, content, ())
 
 
@@ -65,8 +65,11 @@ def one_view_row(placed: Placed, view: str, field: str | None) -> dict[str, Any]
     if not isinstance(image, str):
         found = f"the fields {', '.join(map(str, row))}"
         raise InputError(
-            Fault(
-                placed.where, f"an image name under {', '.join(names)}", shown(found, 200), "name it by --image-field"
+            Problem(
+                placed.location,
+                f"an image name under {', '.join(names)}",
+                preview(found, 200),
+                "name it by --image-field",
             )
         )
     options, answer = _unlettered(row.get("options"), row.get("answer"))
@@ -90,17 +93,17 @@ def _rows(path: Path, content: Any, names: tuple[str, ...]) -> Iterator[Placed]:
     place = "".join(f", {name}" for name in names)
     if isinstance(content, list):
         for number, row in enumerate(content, 1):
-            where = f"{path}{place}, row {number}"
+            location = f"{path}{place}, row {number}"
             if not isinstance(row, Mapping):
-                raise InputError(Fault(where, "an object with fields", shown(row), "mend the row"))
+                raise InputError(Problem(location, "an object with fields", preview(row), "fix the row"))
             subset, split = (names[0] if len(names) == 2 else None), (names[-1] if names else None)
-            yield Placed(row, subset, split, number, where)
+            yield Placed(row, subset, split, number, location)
     elif isinstance(content, Mapping) and content and len(names) < 2:
         for name, part in content.items():
             yield from _rows(path, part, (*names, name))
     else:
         expected = "a list of rows, split -> list, or subset -> split -> list"
-        raise InputError(Fault(f"{path}{place}", expected, shown(content), "convert the file"))
+        raise InputError(Problem(f"{path}{place}", expected, preview(content), "convert the file"))
 
 
 def _unlettered(options: Any, answer: Any) -> tuple[Any, Any]:

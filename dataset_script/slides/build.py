@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
-from dataset_script.release_folder import write_release
 from dataset_script.slides.build_report import BuildReport, SlideUse, card_note
 from dataset_script.slides.fours import FOUR
 from dataset_script.slides.grounding_rows import group_rows
@@ -20,7 +19,8 @@ from dataset_script.slides.settings import Settings
 from dataset_script.slides.work_folder import SlideWork, slide_work, work_root
 from dataset_script.slides.workers import Run, Task, make_plan, make_regions, worker_pool
 from dataset_script.splits import SPLITS, patient_splits
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.release_folder.write import write_release
 
 CONFIG: Final = "grounding"
 
@@ -99,14 +99,14 @@ class _Tally:
 
 
 def _finish(
-    run: Run[Task], function: Callable[[Task], tuple[Fault, ...]], tasks: Iterable[Task], what: str, total: int
+    run: Run[Task], function: Callable[[Task], tuple[Problem, ...]], tasks: Iterable[Task], what: str, total: int
 ) -> None:
     """Runs tasks under a progress bar to the end and raises all their faults together."""
-    faults: set[Fault] = set()
+    problems: set[Problem] = set()
     for found in tqdm(run(function, tasks), desc=what, total=total, unit="batch" if "batch" in what else "slide"):
-        faults |= set(found)
-    if faults:
-        raise InputError(sorted(faults))
+        problems |= set(found)
+    if problems:
+        raise InputError(sorted(problems))
 
 
 def _clear_stale(root: Path, works: Sequence[SlideWork]) -> None:
@@ -180,7 +180,7 @@ def _use(work: SlideWork, patient: str, tally: _Tally) -> SlideUse:
     return SlideUse(plan.slide, patient, tally.split_of.get(plan.slide), size, questions, plan.notes)
 
 
-def _unused(work: SlideWork) -> Fault:
+def _unused(work: SlideWork) -> Problem:
     notes = "; ".join(work.plan().notes) or "none"
-    mend = "give slides with more tissue, a smaller --size, other --views, or a lower --min-tissue"
-    return Fault(str(work.slide), "fields for at least one group of four questions", notes, mend)
+    hint = "give slides with more tissue, a smaller --size, other --views, or a lower --min-tissue"
+    return Problem(str(work.slide), "fields for at least one group of four questions", notes, hint)

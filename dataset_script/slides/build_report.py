@@ -12,7 +12,7 @@ from dataset_script.slides.option_probe import ProbeResult
 from dataset_script.slides.settings import Settings
 from scale_vqa_eval.schema import MAGNIFICATION, MPP
 
-MOST_IN_CARD: Final = 200
+MAX_IN_CARD: Final = 200
 """Slides whose use the card tells; ``build.json`` has them all."""
 
 
@@ -111,7 +111,7 @@ def card_note(report: BuildReport) -> str:
         "| slide | patient | split | mm | questions | used otherwise than asked |",
         "|---|---|---|---|---|---|",
     ]
-    for use in report.slides[:MOST_IN_CARD]:
+    for use in report.slides[:MAX_IN_CARD]:
         size = f"{use.size_mm[0]:.2f} x {use.size_mm[1]:.2f}"
         cells = [
             use.slide,
@@ -122,8 +122,8 @@ def card_note(report: BuildReport) -> str:
             "; ".join(use.notes),
         ]
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
-    if len(report.slides) > MOST_IN_CARD:
-        lines += ["", f"{len(report.slides) - MOST_IN_CARD} more slides are listed in `grounding/build.json`."]
+    if len(report.slides) > MAX_IN_CARD:
+        lines += ["", f"{len(report.slides) - MAX_IN_CARD} more slides are listed in `grounding/build.json`."]
     return "\n".join(lines)
 
 

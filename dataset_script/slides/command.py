@@ -11,11 +11,11 @@ from typing import Any, Final
 import click
 
 from dataset_script.slides.settings import FOUR, VIEWS_OF, Settings
-from dataset_script.slides.view_sizes import LEAST_RATIO, SMALLEST_PX, side_of
+from dataset_script.slides.view_sizes import MIN_PX, MIN_RATIO, side_of
 from scale_vqa_eval.schema import GROUNDING_KINDS, MAGNIFICATION, VIEWS
 
 SHORT: Final = {view.removesuffix("_mag"): view for view in VIEWS}
-LARGEST_PX: Final = 4096
+MAX_PX: Final = 4096
 
 
 class Names(click.ParamType):
@@ -50,8 +50,8 @@ class Sizes(click.ParamType):
         pairs = pairs or [(part.partition("=")[0], part.partition("=")[2]) for part in parts]
         sizes: dict[str, int] = {}
         for view, pixels in pairs:
-            if view not in SHORT or not pixels.isdecimal() or not SMALLEST_PX <= int(pixels) <= LARGEST_PX:
-                expected = f"expected {SMALLEST_PX} to {LARGEST_PX} pixels, as 512 or as low=512,mid=512,high=512"
+            if view not in SHORT or not pixels.isdecimal() or not MIN_PX <= int(pixels) <= MAX_PX:
+                expected = f"expected {MIN_PX} to {MAX_PX} pixels, as 512 or as low=512,mid=512,high=512"
                 self.fail(f"{expected}, found {value!r}", param, ctx)
             sizes[SHORT[view]] = int(pixels)
         return tuple(sorted(sizes.items()))
@@ -125,7 +125,7 @@ def slides(
     from dataset_script.slides.build_report import summary_lines
     from dataset_script.slides.slide_files import find_slides, read_patients
     from scale_vqa_eval.question_files import release_configs
-    from scale_vqa_eval.release_staging import recover_release
+    from scale_vqa_eval.release_folder.staging import recover_release
 
     recover_release(out)
     if out.exists() and (out.is_file() or any(out.iterdir())):
@@ -168,8 +168,8 @@ def _check_sizes(sizes: dict[str, int], views: tuple[str, ...]) -> None:
         click.UsageError: where a view would be less than twice as wide as the next one in it.
     """
     for outer, inner in itertools.pairwise(views):
-        if (outer in sizes or inner in sizes) and side_of(outer, sizes) < LEAST_RATIO * side_of(inner, sizes):
+        if (outer in sizes or inner in sizes) and side_of(outer, sizes) < MIN_RATIO * side_of(inner, sizes):
             raise click.UsageError(
                 f"--size: the {MAGNIFICATION[outer]} view ({side_of(outer, sizes):g} um) must be at least "
-                f"{LEAST_RATIO:g} times as wide as the {MAGNIFICATION[inner]} view ({side_of(inner, sizes):g} um)"
+                f"{MIN_RATIO:g} times as wide as the {MAGNIFICATION[inner]} view ({side_of(inner, sizes):g} um)"
             )

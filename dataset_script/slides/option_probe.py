@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dataset_script.slides.groups import Group
 
-MOST_GROUPS: Final = 2500
+MAX_GROUPS: Final = 2500
 """Groups of a kind that are probed; more are thinned out evenly, so that memory and time stay bounded."""
 FOLDS: Final = 5
 CHANCE: Final = 0.25
@@ -148,7 +148,7 @@ def probe_groups(groups: Iterable[Group], seed: int) -> list[ProbeResult]:
         if seen.setdefault(group.kind, 0) % step.setdefault(group.kind, 1) == 0:
             members.append(group)
         seen[group.kind] += 1
-        if len(members) > MOST_GROUPS:
+        if len(members) > MAX_GROUPS:
             kept[group.kind] = members[::2]
             step[group.kind] *= 2
     return [probe_options(kind, option_table(members), seed) for kind, members in kept.items()]

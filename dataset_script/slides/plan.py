@@ -116,12 +116,12 @@ def _told(layout: str, fours: tuple[Four, ...], settings: Settings) -> list[str]
     """Says what of a layout differs from what was asked."""
     notes = []
     if fours:
-        shown = {four.frame for four in fours[:1]} | {fours[0].outer[0], fours[0].inner[0]}
-        for field in sorted(field for field in shown if field is not None):
+        preview = {four.frame for four in fours[:1]} | {fours[0].outer[0], fours[0].inner[0]}
+        for field in sorted(field for field in preview if field is not None):
             if field.size_px != settings.asked_px(field.view):
-                where = " for zoom-out" if layout == FAR else ""
+                location = " for zoom-out" if layout == FAR else ""
                 notes.append(
-                    f"{MAGNIFICATION[field.view]} view of {field.size_px} px{where} instead of "
+                    f"{MAGNIFICATION[field.view]} view of {field.size_px} px{location} instead of "
                     f"{settings.asked_px(field.view)}, still at {field.mpp:g} um/px"
                 )
     if len(fours) < settings.fours_per_slide:

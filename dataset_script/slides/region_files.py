@@ -21,7 +21,7 @@ from dataset_script.slides.fours import Four
 from dataset_script.slides.image_measures import measure_image
 from dataset_script.slides.marks import box_in, mark_boxes
 from dataset_script.slides.regions import SlideSource
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 
 JPEG_QUALITY: Final = 90
 MEASURES_FILE: Final = "measures.json"
@@ -44,10 +44,10 @@ def read_field(source: SlideSource, field: Field) -> Image.Image:
     """
     image = source.read_region(field.x, field.y, field.mpp, field.size_px)
     if all(low == high for low, high in image.getextrema()):
-        where = f"{source.name}, {field.name(source.name)}"
+        location = f"{source.name}, {field.name(source.name)}"
         found = f"one colour, {image.getpixel((0, 0))}"
-        mend = "the file lacks this part at this scale: scan it again, or leave it out"
-        raise InputError(Fault(where, "the tissue that the thumbnail shows there", found, mend))
+        hint = "the file lacks this part at this scale: scan it again, or leave it out"
+        raise InputError(Problem(location, "the tissue that the thumbnail shows there", found, hint))
     return image
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 from PIL import Image
 
 from dataset_script.slides.scale import slide_mpp
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 
 MAGNIFY_LIMIT: Final = 1.15
 """Most that level 0 is enlarged for a view (a "20x" scan has 0.46 to 0.55 um/px); a coarser slide is refused."""
@@ -97,8 +97,8 @@ class OpenSlideSource:
         try:
             self._slide: Any = openslide.OpenSlide(str(self.path))
         except (openslide.OpenSlideError, OSError) as error:
-            mend = "check the file, or convert it to a pyramidal TIFF"
-            raise InputError(Fault(str(self.path), "a slide that OpenSlide opens", shown(error), mend)) from error
+            hint = "check the file, or convert it to a pyramidal TIFF"
+            raise InputError(Problem(str(self.path), "a slide that OpenSlide opens", preview(error), hint)) from error
         try:
             self.mpp = slide_mpp(self._slide.properties, self.path, mpp)
         except InputError:
@@ -121,8 +121,8 @@ class OpenSlideSource:
         """See ``SlideSource.read_region``."""
         if self.mpp > mpp * MAGNIFY_LIMIT:
             expected = f"level 0 at {mpp * MAGNIFY_LIMIT:.3g} um/px or finer for a view at {mpp:g} um/px"
-            mend = "scan at a higher power, or leave the slide out"
-            raise InputError(Fault(str(self.path), expected, f"{self.mpp:.4g} um/px", mend))
+            hint = "scan at a higher power, or leave the slide out"
+            raise InputError(Problem(str(self.path), expected, f"{self.mpp:.4g} um/px", hint))
         half = size_px * mpp / 2
         box = Box(center_x_um - half, center_y_um - half, center_x_um + half, center_y_um + half)
         return self._read(box, (size_px, size_px))
@@ -191,9 +191,9 @@ class OpenSlideSource:
         try:
             pixels = self._slide.read_region(corner, level, size)
         except openslide.OpenSlideError as error:
-            where = f"{self.path}, level {level}, {box}"
-            mend = "the file is damaged: get it again, or leave it out"
-            raise InputError(Fault(where, "pixels", shown(str(error), 160), mend)) from error
+            location = f"{self.path}, level {level}, {box}"
+            hint = "the file is damaged: get it again, or leave it out"
+            raise InputError(Problem(location, "pixels", preview(str(error), 160), hint)) from error
         return flattened(pixels, self._background)
 
     def _check_inside(self, box: Box) -> None:
@@ -201,8 +201,8 @@ class OpenSlideSource:
         slack = self.mpp / 2
         if min(box.left, box.top) < -slack or box.right > width + slack or box.bottom > height + slack:
             expected = f"a field on the slide ({width:.0f} x {height:.0f} um)"
-            mend = "move the field or make it smaller; nothing is padded"
-            raise InputError(Fault(str(self.path), expected, str(box), mend))
+            hint = "move the field or make it smaller; nothing is padded"
+            raise InputError(Problem(str(self.path), expected, str(box), hint))
 
 
 def best_level(downsamples: Sequence[float], wanted: float) -> int:

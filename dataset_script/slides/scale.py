@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 
 UM_AT_1X: Final = 10.0
 """By convention an objective of power P scans at 10/P um per pixel: 40x at 0.25, 20x at 0.5."""
@@ -33,7 +33,7 @@ def slide_mpp(properties: Mapping[str, str], path: Path, given: float | None = N
         if given:
             return given
         found = f"{stated_x:g} across and {stated_y:g} down"
-        raise InputError(Fault(str(path), "square pixels", f"{found} um/px", "resample the slide, or give --mpp"))
+        raise InputError(Problem(str(path), "square pixels", f"{found} um/px", "resample the slide, or give --mpp"))
     if stated_x or stated_y:
         return stated_x or stated_y or math.nan
     power = _positive(properties.get("openslide.objective-power"))
@@ -43,7 +43,7 @@ def slide_mpp(properties: Mapping[str, str], path: Path, given: float | None = N
         return given
     stated = {key: properties[key] for key in sorted(properties) if key.startswith(("openslide.mpp", "openslide.obj"))}
     expected = "a scale: openslide.mpp-x and -y, or openslide.objective-power"
-    raise InputError(Fault(str(path), expected, shown(stated or "neither"), "give it with --mpp UM_PER_PIXEL"))
+    raise InputError(Problem(str(path), expected, preview(stated or "neither"), "give it with --mpp UM_PER_PIXEL"))
 
 
 def _positive(text: str | None) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.schema import patient_of
 
 
@@ -34,27 +34,29 @@ def find_slides(places: Sequence[Path]) -> SlideFiles:
 
     slides: dict[str, Path] = {}
     skipped: list[Path] = []
-    faults: list[Fault] = []
+    problems: list[Problem] = []
     for place in places:
         for path in [place] if place.is_file() else _files_in(place):
             if openslide.OpenSlide.detect_format(str(path)) is None:
                 if place.is_file():
-                    mend = "convert it to a pyramidal TIFF, or leave it out"
-                    faults.append(Fault(str(path), "a slide that OpenSlide opens", "no format that it knows", mend))
+                    hint = "convert it to a pyramidal TIFF, or leave it out"
+                    problems.append(
+                        Problem(str(path), "a slide that OpenSlide opens", "no format that it knows", hint)
+                    )
                 else:
                     skipped.append(path)
             elif path.stem not in slides:
                 slides[path.stem] = path
             elif not path.samefile(slides[path.stem]):
-                found = f"the name {shown(path.stem)} of {slides[path.stem]} too"
-                faults.append(Fault(str(path), "a slide name of its own", found, "rename one, or leave one out"))
-    if not slides and not faults:
-        where = ", ".join(str(place) for place in places)
-        faults.append(
-            Fault(where, "at least one slide that OpenSlide opens", "none", "name a slide or a folder of them")
+                found = f"the name {preview(path.stem)} of {slides[path.stem]} too"
+                problems.append(Problem(str(path), "a slide name of its own", found, "rename one, or leave one out"))
+    if not slides and not problems:
+        location = ", ".join(str(place) for place in places)
+        problems.append(
+            Problem(location, "at least one slide that OpenSlide opens", "none", "name a slide or a folder of them")
         )
-    if faults:
-        raise InputError(faults)
+    if problems:
+        raise InputError(problems)
     return SlideFiles(tuple(slides[stem] for stem in sorted(slides)), tuple(skipped))
 
 
@@ -72,29 +74,31 @@ def read_patients(slides: Sequence[Path], table: Path | None) -> dict[str, str]:
     if table is None:
         return {slide.stem: patient_of(slide.stem) for slide in slides}
     patients: dict[str, str] = {}
-    faults: list[Fault] = []
+    problems: list[Problem] = []
     with table.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         columns = reader.fieldnames or []
         if not {"slide", "patient"} <= set(columns):
             found = ", ".join(columns) or "no header"
-            raise InputError(Fault(f"{table}, line 1", "the columns slide and patient", found, "name the columns so"))
+            raise InputError(
+                Problem(f"{table}, line 1", "the columns slide and patient", found, "name the columns so")
+            )
         for row in reader:
-            where = f"{table}, line {reader.line_num}"
+            location = f"{table}, line {reader.line_num}"
             slide, patient = (row["slide"] or "").strip(), (row["patient"] or "").strip()
             if not slide or not patient:
-                faults.append(Fault(where, "a slide and a patient", "an empty cell", "fill it in"))
+                problems.append(Problem(location, "a slide and a patient", "an empty cell", "fill it in"))
             elif patients.setdefault(slide, patient) != patient:
-                found = f"{shown(patients[slide])} and {shown(patient)} for {shown(slide)}"
-                faults.append(Fault(where, "one patient a slide", found, "correct one"))
+                found = f"{preview(patients[slide])} and {preview(patient)} for {preview(slide)}"
+                problems.append(Problem(location, "one patient a slide", found, "correct one"))
     named = {slide.stem: patients.get(slide.stem) or patients.get(slide.name) for slide in slides}
-    faults += [
-        Fault(str(table), f"a row for slide {shown(name)}", "none", "add one")
+    problems += [
+        Problem(str(table), f"a row for slide {preview(name)}", "none", "add one")
         for name, patient in named.items()
         if patient is None
     ]
-    if faults:
-        raise InputError(faults)
+    if problems:
+        raise InputError(problems)
     return {name: patient for name, patient in named.items() if patient is not None}
 
 

@@ -31,7 +31,7 @@ COLOURED_STROKE_UM: Final = 20.0
 BLACK_STROKE_UM: Final = 60.0
 """Narrowest ink; black is asked to be wider, because pigment and dust are black too."""
 INK_RIM_UM: Final = 50.0
-SMALLEST_PIECE_UM: Final = 100.0
+MIN_PIECE_UM: Final = 100.0
 
 
 def optical_density(pixels: Pixels) -> Density:
@@ -70,7 +70,7 @@ def tissue_mask(density: Density, ink: Mask, um_per_pixel: float) -> Mask:
     labels, count = ndimage.label(mask)
     sizes = np.bincount(labels.ravel(), minlength=count + 1) * um_per_pixel**2
     sizes[0] = 0
-    large: Mask = (sizes >= SMALLEST_PIECE_UM**2)[labels]
+    large: Mask = (sizes >= MIN_PIECE_UM**2)[labels]
     return large
 
 

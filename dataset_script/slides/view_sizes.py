@@ -14,10 +14,10 @@ from scale_vqa_eval.schema import MAGNIFICATION, MPP
 
 DEFAULT_PX: Final = 512
 STEP_PX: Final = 16
-SMALLEST_PX: Final = 128
-LEAST_RATIO: Final = 2.0
+MIN_PX: Final = 128
+MIN_RATIO: Final = 2.0
 """A field is at least this many times as wide as the next one in it, so that there is something to look for."""
-LEAST_ZOOM_OUT_RATIO: Final = 4.0
+MIN_ZOOM_OUT_RATIO: Final = 4.0
 """For zoom-out a 10x field is at least this many times as wide as the 200x field."""
 
 
@@ -52,13 +52,11 @@ def fit_sizes(extent: tuple[float, float], views: tuple[str, ...], fixed: Mappin
     if "low_mag" not in views:
         return _without_low(extent, fixed)
     inner = side_of("mid_mag", fixed) if "mid_mag" in views else side_of("high_mag", fixed)
-    frame = _fitting("low_mag", fixed, min(extent), LEAST_RATIO * inner)
+    frame = _fitting("low_mag", fixed, min(extent), MIN_RATIO * inner)
     if frame:
-        zoom_out = _fitting(
-            "low_mag", fixed, largest_of_four(extent), LEAST_ZOOM_OUT_RATIO * side_of("high_mag", fixed)
-        )
+        zoom_out = _fitting("low_mag", fixed, largest_of_four(extent), MIN_ZOOM_OUT_RATIO * side_of("high_mag", fixed))
         room = min(side_of("mid_mag", fixed), min(extent))
-        mid = _fitting("mid_mag", fixed, room, LEAST_RATIO * side_of("high_mag", fixed)) if "mid_mag" in views else ()
+        mid = _fitting("mid_mag", fixed, room, MIN_RATIO * side_of("high_mag", fixed)) if "mid_mag" in views else ()
         notes = () if zoom_out else ("zoom-out is left out: four 10x views do not fit beside each other",)
         return ViewSizes(frame[:1], zoom_out, mid, (high,) * max(1, len(mid)), notes)
     reason = too_small("low_mag", fixed, extent)
@@ -97,12 +95,12 @@ def too_small(view: str, fixed: Mapping[str, int], extent: tuple[float, float]) 
 
 def _without_low(extent: tuple[float, float], fixed: Mapping[str, int]) -> ViewSizes | str:
     """Returns the sizes of a slide used at 40x and 200x; both shrink together, so that they nest 5:1 as ever."""
-    mid = _fitting("mid_mag", fixed, largest_of_four(extent), SMALLEST_PX * MPP["mid_mag"])
+    mid = _fitting("mid_mag", fixed, largest_of_four(extent), MIN_PX * MPP["mid_mag"])
     high = tuple(fixed.get("high_mag", min(asked("high_mag", fixed), px)) for px in mid)
     kept = [
         pair
         for pair in zip(mid, high, strict=True)
-        if pair[0] * MPP["mid_mag"] >= LEAST_RATIO * pair[1] * MPP["high_mag"]
+        if pair[0] * MPP["mid_mag"] >= MIN_RATIO * pair[1] * MPP["high_mag"]
     ]
     if not kept:
         return too_small("mid_mag", fixed, extent)
@@ -112,5 +110,5 @@ def _without_low(extent: tuple[float, float], fixed: Mapping[str, int]) -> ViewS
 def _fitting(view: str, fixed: Mapping[str, int], room: float, least: float) -> tuple[int, ...]:
     """Returns the sizes of a view, largest first, whose side is at most ``room`` and at least ``least`` um."""
     largest = asked(view, fixed)
-    sizes = [largest] if view in fixed else range(largest, SMALLEST_PX - 1, -STEP_PX)
+    sizes = [largest] if view in fixed else range(largest, MIN_PX - 1, -STEP_PX)
     return tuple(px for px in sizes if least <= px * MPP[view] <= room)

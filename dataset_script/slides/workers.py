@@ -17,16 +17,16 @@ from dataset_script.slides.region_files import write_regions
 from dataset_script.slides.regions import OpenSlideSource
 from dataset_script.slides.settings import Settings
 from dataset_script.slides.work_folder import BATCH, SlideWork
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 
 Task = TypeVar("Task")
-Run = Callable[[Callable[[Task], tuple[Fault, ...]], Iterable[Task]], Iterator[tuple[Fault, ...]]]
+Run = Callable[[Callable[[Task], tuple[Problem, ...]], Iterable[Task]], Iterator[tuple[Problem, ...]]]
 
 IN_FLIGHT: Final = 128
 """Tasks a worker that are handed out at a time, so that a long list of tasks does not pile up in memory."""
 
 
-def make_plan(task: tuple[SlideWork, Settings]) -> tuple[Fault, ...]:
+def make_plan(task: tuple[SlideWork, Settings]) -> tuple[Problem, ...]:
     """Plans one slide unless that is done; returns what was wrong with the slide."""
     work, settings = task
     if work.plan_file.exists():
@@ -35,11 +35,11 @@ def make_plan(task: tuple[SlideWork, Settings]) -> tuple[Fault, ...]:
         with OpenSlideSource(work.slide, settings.mpp) as source:
             work.write_plan(plan_slide(source, settings))
     except InputError as error:
-        return error.faults
+        return error.problems
     return ()
 
 
-def make_regions(task: tuple[SlideWork, Settings, str, int]) -> tuple[Fault, ...]:
+def make_regions(task: tuple[SlideWork, Settings, str, int]) -> tuple[Problem, ...]:
     """Reads the regions of one batch of fours unless that is done; returns what was wrong with the slide."""
     work, settings, layout, start = task
     path = work.archive(layout, start)
@@ -58,7 +58,7 @@ def make_regions(task: tuple[SlideWork, Settings, str, int]) -> tuple[Fault, ...
                 mark="origin" in kinds,
             )
     except InputError as error:
-        return error.faults
+        return error.problems
     return ()
 
 
@@ -72,7 +72,9 @@ def worker_pool(workers: int) -> Iterator[Run]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
 
-        def run(function: Callable[[Task], tuple[Fault, ...]], tasks: Iterable[Task]) -> Iterator[tuple[Fault, ...]]:
+        def run(
+            function: Callable[[Task], tuple[Problem, ...]], tasks: Iterable[Task]
+        ) -> Iterator[tuple[Problem, ...]]:
             waiting = iter(tasks)
             while handed := list(islice(waiting, IN_FLIGHT * workers)):
                 yield from pool.map(function, handed)

@@ -39,8 +39,10 @@ STYLE: Final = """
 
 def render(board: Board, order: str, questions: str, dimensions: bool) -> str:
     """Renders a table for each set of questions; every text is escaped."""
-    shown = [name for name in board.sets() if questions in (EVERY, name)]
-    tables = [_table(name, [one for one in board.lines if one.questions == name], order, dimensions) for name in shown]
+    preview = [name for name in board.sets() if questions in (EVERY, name)]
+    tables = [
+        _table(name, [one for one in board.lines if one.questions == name], order, dimensions) for name in preview
+    ]
     out = "".join(f"<li>{html.escape(text)}</li>" for text in board.left_out)
     left_out = f"<p>Left out:</p><ul class='out'>{out}</ul>" if out else ""
     return "".join(tables) + left_out or "<p>No results yet.</p>"

@@ -14,7 +14,7 @@ import yaml
 NO_BLIND: Final = "no blind control"
 PUBLISHED: Final = "published"
 UPLOADED: Final = "uploaded"
-LARGEST_FILE: Final = 20_000_000
+MAX_FILE: Final = 20_000_000
 
 Interval = tuple[float, float]
 
@@ -91,7 +91,7 @@ def results_line(path: Path, name: str, marks: tuple[str, ...] = ()) -> Line:
     Raises:
         ValueError, KeyError, TypeError: where it is none, or is a run with something taken away.
     """
-    if path.stat().st_size > LARGEST_FILE:
+    if path.stat().st_size > MAX_FILE:
         raise ValueError("the file is too large for a results file")
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not {"accuracy", "by_dimension", "provenance"} <= content.keys():

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import yaml
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 
 _BY_CONFIG: Final = ("configs", "dataset_info")
 _FRONT: Final = re.compile(r"\A---\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
@@ -68,7 +68,7 @@ def merge_cards(
     known = {name_of(part) for part in (*ours, *theirs)} | {"card"}
     if unknown := sorted(replace - known):
         expected = f"one of {', '.join(sorted(known))}"
-        raise InputError(Fault("--replace", expected, ", ".join(unknown), "name a part that the plan names"))
+        raise InputError(Problem("--replace", expected, ", ".join(unknown), "name a part that the plan names"))
     kept, added, merged = [], [], dict(ours)
     for part, value in theirs.items():
         name = name_of(part)
@@ -125,10 +125,10 @@ def _front(text: str, whose: str) -> tuple[dict[str, Any], str]:
     try:
         front = yaml.safe_load(match.group(1)) or {}
     except yaml.YAMLError as error:
-        found = shown(str(error).replace("\n", " "), 120)
-        raise InputError(Fault(f"YAML of {whose}", "YAML that can be read", found, "mend it")) from None
+        found = preview(str(error).replace("\n", " "), 120)
+        raise InputError(Problem(f"YAML of {whose}", "YAML that can be read", found, "fix it")) from None
     if not isinstance(front, dict):
-        raise InputError(Fault(f"YAML of {whose}", "keys and values", type(front).__name__, "mend it"))
+        raise InputError(Problem(f"YAML of {whose}", "keys and values", type(front).__name__, "fix it"))
     return front, text[match.end() :]
 
 

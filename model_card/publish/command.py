@@ -14,10 +14,10 @@ import click
 
 from model_card.hub_id import repo_option
 from scale_vqa_eval import __version__
-from scale_vqa_eval.bare_names import METRIC_FOLDER
 from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.release_folder.aliases import METRIC_FOLDER
 
-from .findings import faults_of
+from .findings import problems_of
 from .kinds import KINDS
 from .masking import mask_streams
 from .plan import Wish, make_plan, read_local
@@ -133,12 +133,12 @@ def _publish(kind: str, folder: Path, options: dict[str, Any]) -> None:
         if options["as_json"]:
             found = [asdict(one) for one in local.findings]
             _print_json({"kind": kind, "repo": wish.repo, "published": False, "verified": False, "findings": found})
-        raise InputError(faults_of(local.findings))
+        raise InputError(problems_of(local.findings))
     if local.undeclared and options["yes"] and not wish.incomplete_card:
         if options["as_json"]:
             gaps = [str(gap) for gap in local.undeclared]
             _print_json({"kind": kind, "repo": wish.repo, "published": False, "verified": False, "undeclared": gaps})
-        raise InputError([replace(gap, mend=f"{gap.mend} ({_INSTEAD})") for gap in local.undeclared])
+        raise InputError([replace(gap, hint=f"{gap.hint} ({_INSTEAD})") for gap in local.undeclared])
     _with_hub(wish, local, token, options)
 
 

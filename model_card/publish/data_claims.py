@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 
 from .card_merge import card_metadata, dataset_info_of
 
@@ -30,7 +30,7 @@ def check_dataset_info(card: str, local: Mapping[str, Path], on_hub: frozenset[s
     """
     metadata = card_metadata(card)
     infos = dataset_info_of(metadata)
-    faults = []
+    problems = []
     for config in metadata.get("configs") or []:
         name = str(config.get("config_name", "default"))
         if name not in infos:
@@ -43,11 +43,13 @@ def check_dataset_info(card: str, local: Mapping[str, Path], on_hub: frozenset[s
                 continue  # data of the remote alone, or a mixture, which is refused as such
             rows, found = _rows_and_columns([local[path] for path in files])
             if claimed.get(split) != rows:
-                faults.append(_false(name, f"{rows} rows of {split}, as in the files", f"{claimed.get(split)}", kept))
+                problems.append(
+                    _false(name, f"{rows} rows of {split}, as in the files", f"{claimed.get(split)}", kept)
+                )
             elif sorted(columns) != sorted(found):
-                faults.append(_false(name, f"the columns {', '.join(found)}", shown(", ".join(columns)), kept))
-    if faults:
-        raise InputError(faults)
+                problems.append(_false(name, f"the columns {', '.join(found)}", preview(", ".join(columns)), kept))
+    if problems:
+        raise InputError(problems)
 
 
 def check_croissant_hashes(croissant: str, hashes: Mapping[str, str]) -> None:
@@ -67,9 +69,9 @@ def check_croissant_hashes(croissant: str, hashes: Mapping[str, str]) -> None:
         named = {}
     wrong = sorted(path for path in named.keys() | hashes.keys() if named.get(path) != hashes.get(path))
     if wrong:
-        mend = "write it again: scale-vqa card dataset --croissant --repo ORG/NAME, or remove it"
+        hint = "write it again: scale-vqa card dataset --croissant --repo ORG/NAME, or remove it"
         found = f"others of {', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}"
-        raise InputError(Fault("croissant.json", "the SHA-256 of the folder's Parquet files", found, mend))
+        raise InputError(Problem("croissant.json", "the SHA-256 of the folder's Parquet files", found, hint))
 
 
 def mixed_files(card: str, local: Mapping[str, Path], on_hub: frozenset[str]) -> list[str]:
@@ -110,9 +112,9 @@ def _rows_and_columns(files: list[Path]) -> tuple[int, list[str]]:
     return rows, columns
 
 
-def _false(config: str, expected: str, found: str, kept: frozenset[str]) -> Fault:
+def _false(config: str, expected: str, found: str, kept: frozenset[str]) -> Problem:
     if f"dataset_info:{config}" in kept:
-        mend = f"--replace dataset_info:{config} takes the folder's; or mend it on the Hub"
-        return Fault(f"README.md on the Hub, dataset_info of {config}", expected, found, mend)
-    mend = "build the config again: its files are not those that its card was written for"
-    return Fault(f"README.md, dataset_info of {config}", expected, found, mend)
+        hint = f"--replace dataset_info:{config} takes the folder's; or fix it on the Hub"
+        return Problem(f"README.md on the Hub, dataset_info of {config}", expected, found, hint)
+    hint = "build the config again: its files are not those that its card was written for"
+    return Problem(f"README.md, dataset_info of {config}", expected, found, hint)

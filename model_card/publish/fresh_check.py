@@ -55,9 +55,9 @@ def download(request: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
 
     files = list(request["files"])
-    where = {"repo_type": request["repo_type"], "revision": request["commit"]}
+    location = {"repo_type": request["repo_type"], "revision": request["commit"]}
     try:
-        place = Path(snapshot_download(request["repo"], allow_patterns=files, **where))
+        place = Path(snapshot_download(request["repo"], allow_patterns=files, **location))
     except OSError as error:
         if "Consistency check failed" not in str(error):
             raise
@@ -75,8 +75,10 @@ def download(request: dict[str, Any]) -> Path:
             there = path.stat().st_size
             wrong[name] = f"{name}: SHA-256 {found[:12]} and {there} bytes, not {sha256[:12]} and {size}"
     if wrong:
-        shown = "; ".join(list(wrong.values())[:3])
-        raise NotTheSame(f"{len(wrong)} of {len(request['files'])} files came back as others: {shown}", sorted(wrong))
+        preview = "; ".join(list(wrong.values())[:3])
+        raise NotTheSame(
+            f"{len(wrong)} of {len(request['files'])} files came back as others: {preview}", sorted(wrong)
+        )
     return place
 
 

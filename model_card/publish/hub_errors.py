@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from scale_vqa_eval.errors import shown
+from scale_vqa_eval.errors import preview
 
 T = TypeVar("T")
 TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -70,7 +70,7 @@ def wait_after(error: BaseException, attempt: int) -> float:
 def patiently(call: Callable[[], T]) -> T:
     """Runs a call that can be repeated without harm, up to four times while it fails for a passing reason.
 
-    No connection at all is said at once: whoever is offline knows the mend.
+    No connection at all is said at once: whoever is offline knows the fix.
     """
     for attempt in range(len(_WAITS)):
         try:
@@ -128,7 +128,7 @@ def _message(error: Exception, repo: str) -> str | None:
         return f"the Hub failed (status {status}); {again}"
     if status is not None:
         said = getattr(error, "server_message", None) or str(error).strip().split("\n")[0]
-        return f"the Hub refused (status {status}): {shown(said, 200)}"
+        return f"the Hub refused (status {status}): {preview(said, 200)}"
     if is_network(error):
         return f"cannot reach {constants.ENDPOINT} ({type(error).__name__}); check the network; {again}"
     return str(error) if isinstance(error, HfHubHTTPError) else None

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 
 from .findings import Finding, finding
 from .kinds import CARD, MANIFEST, Kind
 
 LARGEST: Final = 50 * 10**9
 """Bytes; the Hub takes no larger file."""
-_MOST_FILES: Final = 100_000
+_MAX_FILES: Final = 100_000
 _HIDDEN_KEPT: Final = (".eval_results",)
 _DOWNLOADED: Final = ".cache/huggingface/"
 _BLOCK: Final = 1 << 20
@@ -54,7 +54,9 @@ class LocalFile:
         try:
             return content.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise InputError(Fault(self.path, "UTF-8 text", f"byte {error.start} is none", "save as UTF-8")) from None
+            raise InputError(
+                Problem(self.path, "UTF-8 text", f"byte {error.start} is none", "save as UTF-8")
+            ) from None
 
 
 def list_files(folder: Path, kind: Kind) -> tuple[list[tuple[str, Path]], list[tuple[str, str]], list[Finding]]:
@@ -68,7 +70,9 @@ def list_files(folder: Path, kind: Kind) -> tuple[list[tuple[str, Path]], list[t
         InputError: where there is no such folder, it has no card, or far too many files.
     """
     if not folder.is_dir():
-        raise InputError(Fault(str(folder), f"the folder of a {kind.name}", "no folder", "name the folder to publish"))
+        raise InputError(
+            Problem(str(folder), f"the folder of a {kind.name}", "no folder", "name the folder to publish")
+        )
     root = folder.resolve()
     files: list[tuple[str, Path]] = []
     left_out: list[tuple[str, str]] = []
@@ -84,17 +88,17 @@ def list_files(folder: Path, kind: Kind) -> tuple[list[tuple[str, Path]], list[t
             left_out.append((name, "the Hub keeps its own"))
         elif name.startswith(_DOWNLOADED):
             downloaded += 1
-        elif fault := _misplaced(name, path, root, kind):
-            found.append(fault)
+        elif problem := _misplaced(name, path, root, kind):
+            found.append(problem)
         else:
             files.append((name, path))
     if downloaded:
         left_out.append((_DOWNLOADED, f"{downloaded} files by which the Hub's client knows what it downloaded"))
-    if len(files) > _MOST_FILES:
-        raise InputError(Fault(str(folder), f"at most {_MOST_FILES} files", f"{len(files)}", "write larger shards"))
+    if len(files) > _MAX_FILES:
+        raise InputError(Problem(str(folder), f"at most {_MAX_FILES} files", f"{len(files)}", "write larger shards"))
     if not (folder / CARD).exists():
-        mend = f"write it first{'' if kind.name == 'space' else f': scale-vqa card {kind.name}'}"
-        raise InputError(Fault(f"{folder}/{CARD}", "a card", "no such file", mend))
+        hint = f"write it first{'' if kind.name == 'space' else f': scale-vqa card {kind.name}'}"
+        raise InputError(Problem(f"{folder}/{CARD}", "a card", "no such file", hint))
     return files, left_out, found
 
 
@@ -116,8 +120,8 @@ def _walk(folder: Path) -> list[Path]:
 def _misplaced(name: str, path: Path, root: Path, kind: Kind) -> Finding | None:
     hidden = [part for part in Path(name).parts if part.startswith(".") and part not in _HIDDEN_KEPT]
     if hidden:
-        mend = "remove it from the folder, or publish from a clean one"
-        return finding(name, "", "hidden", name, f"the hidden file or folder {hidden[0]}", mend)
+        hint = "remove it from the folder, or publish from a clean one"
+        return finding(name, "", "hidden", name, f"the hidden file or folder {hidden[0]}", hint)
     if path.is_symlink() and (not path.exists() or not path.resolve().is_relative_to(root) or path.is_dir()):
         target = "a link that leads nowhere" if not path.exists() else "a link to a folder or out of the release"
         return finding(name, "", "outside", name, target, "put the file itself there, or remove the link")
@@ -125,8 +129,8 @@ def _misplaced(name: str, path: Path, root: Path, kind: Kind) -> Finding | None:
         return finding(name, "", "unexpected", name, "no plain file", "remove it")
     if not kind.belongs(name):
         what = f"a file of type {path.suffix or 'unknown'}, which does not belong into a {kind.name}"
-        mend = "remove it; weights go out as safetensors, data as Parquet"
-        return finding(name, "", "unexpected", name, what, mend)
+        hint = "remove it; weights go out as safetensors, data as Parquet"
+        return finding(name, "", "unexpected", name, what, hint)
     if path.stat().st_size > LARGEST:
         what = f"{path.stat().st_size / 1e9:.1f} GB, more than {LARGEST / 1e9:.0f}"
         return finding(name, "", "too large", name, what, "write it in shards")

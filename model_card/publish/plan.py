@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import click
 
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 
 from .card_merge import MergedCard, merge_cards
 from .data_claims import check_croissant_hashes, check_dataset_info, mixed_files
-from .findings import OWN_SECRET, Finding, faults_of
+from .findings import OWN_SECRET, Finding, problems_of
 from .inventory import LocalFile, hash_files, list_files
 from .kinds import CARD, CROISSANT, MANIFEST, Kind
 from .record import Seen
@@ -56,8 +56,8 @@ class Local:
     findings: tuple[Finding, ...]
     accepted: tuple[Finding, ...]
     own: Own
-    gaps: tuple[Fault, ...] = ()
-    undeclared: tuple[Fault, ...] = ()
+    gaps: tuple[Problem, ...] = ()
+    undeclared: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class Plan:
     left_out: tuple[tuple[str, str], ...]
     accepted: tuple[Finding, ...]
     card: MergedCard
-    gaps: tuple[Fault, ...] = ()
-    undeclared: tuple[Fault, ...] = ()
+    gaps: tuple[Problem, ...] = ()
+    undeclared: tuple[Problem, ...] = ()
 
     def pending(self, now: Remote) -> tuple[list[LocalFile], list[str]]:
         """Returns the files that a remote does not hold yet, and the deletions that are still to be made."""
@@ -146,7 +146,7 @@ def read_local(wish: Wish, token: str, progress: Any) -> Local:
                 compile(path.read_bytes(), path.name, "exec")
         except (OSError, ValueError, SyntaxError) as error:
             line = str(error).strip().split("\n")[0]
-            raise InputError(Fault(name, f"a readable {path.suffix} file", line, "write it again")) from None
+            raise InputError(Problem(name, f"a readable {path.suffix} file", line, "write it again")) from None
     hashed = hash_files(files, bar)
     refused = [one for one in found if one.mark not in wish.allow or one.kind == OWN_SECRET]
     accepted = tuple(one for one in found if one not in refused)
@@ -169,15 +169,15 @@ def make_plan(wish: Wish, local: Local, repository: Repository, seen: Seen | Non
     """
     remote = repository.read()
     if wish.private and remote.private is False:
-        mend = "make it private in its settings on the Hub, or publish without --private"
-        raise InputError(Fault(wish.repo, "a private repository, as --private says", "a public one", mend))
+        hint = "make it private in its settings on the Hub, or publish without --private"
+        raise InputError(Problem(wish.repo, "a private repository, as --private says", "a public one", hint))
     card, manifest = _on_hub(repository, remote, seen)
     ours = {file.path: file for file in local.files}
     merged = merge_cards(ours[CARD].text(), card, manifest, wish.replace)
     if merged.text != ours[CARD].text():
         found = [one for one in scan_text(CARD, merged.text, local.own) if one.mark not in wish.allow]
         if found:
-            raise InputError(faults_of(found))
+            raise InputError(problems_of(found))
         ours[CARD] = LocalFile.of(CARD, merged.text.encode())
     ours[MANIFEST] = _manifest(ours, merged)
     only_remote = remote.files.keys() - ours.keys()
@@ -201,7 +201,7 @@ def make_plan(wish: Wish, local: Local, repository: Repository, seen: Seen | Non
     return plan
 
 
-def card_gaps(wish: Wish, draft: bool = False) -> tuple[Fault, ...]:
+def card_gaps(wish: Wish, draft: bool = False) -> tuple[Problem, ...]:
     """Returns what a complete card would say and the folder's does not.
 
     Args:
@@ -210,8 +210,8 @@ def card_gaps(wish: Wish, draft: bool = False) -> tuple[Fault, ...]:
     """
     from model_card.card_check import check_card
 
-    faults = check_card(wish.folder, wish.kind.name, draft)
-    return tuple(replace(fault, where=fault.where.replace(f"{wish.folder}/", "")) for fault in faults)
+    problems = check_card(wish.folder, wish.kind.name, draft)
+    return tuple(replace(problem, location=problem.location.replace(f"{wish.folder}/", "")) for problem in problems)
 
 
 def _on_hub(repository: Repository, remote: Remote, seen: Seen | None) -> tuple[str | None, Mapping[str, str]]:
@@ -247,8 +247,8 @@ def _check_tag(plan: Plan, repository: Repository) -> None:
     other = [*deletes, *(file.path for file in files if file.path not in _CARD_FILES)]
     if other:
         found = f"one that stands for other files: {', '.join(other[:3])}"
-        mend = "a version once published stays as it is: make release VERSION=..., or give another --tag"
-        raise InputError(Fault(f"tag {wish.tag} of {wish.repo}", "a version that is not published yet", found, mend))
+        hint = "a version once published stays as it is: make release VERSION=..., or give another --tag"
+        raise InputError(Problem(f"tag {wish.tag} of {wish.repo}", "a version that is not published yet", found, hint))
 
 
 def _check(plan: Plan) -> None:
@@ -267,7 +267,7 @@ def _check(plan: Plan) -> None:
     if mixed:
         found = f"{len(mixed)} that only the Hub has would be read along with it, such as {mixed[0]}"
         raise InputError(
-            Fault(
+            Problem(
                 wish.repo, "files of this publication alone", found, f"--delete '{mixed[0]}' (a pattern) removes them"
             )
         )

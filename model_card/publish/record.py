@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 
 from .inventory import LocalFile
 from .remote import INITIAL, Remote, Repository
@@ -69,9 +69,9 @@ def record_path(repository: Repository, pr: bool) -> Path:
     """Returns where the record of a repository lies."""
     from huggingface_hub import constants
 
-    where = "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in constants.ENDPOINT)
+    location = "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in constants.ENDPOINT)
     name = f"{repository.kind.repo_type}s--{repository.name.replace('/', '--')}{'--pr' if pr else ''}.json"
-    return Path(constants.HF_HOME) / "scale-vqa" / "publish" / where / name
+    return Path(constants.HF_HOME) / "scale-vqa" / "publish" / location / name
 
 
 def read_record(path: Path) -> Seen | None:
@@ -97,5 +97,5 @@ def write_record(path: Path, seen: Seen) -> None:
         partial.replace(path)
     except OSError as error:
         found = error.strerror or type(error).__name__
-        mend = "let HF_HOME be a folder that can be written"
-        raise InputError(Fault(str(path), "a file for what was seen on the Hub", found, mend)) from error
+        hint = "let HF_HOME be a folder that can be written"
+        raise InputError(Problem(str(path), "a file for what was seen on the Hub", found, hint)) from error

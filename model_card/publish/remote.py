@@ -74,9 +74,9 @@ class Repository:
         """Returns what the Hub says of a revision; of the repository where it has none yet; None where neither is."""
         from huggingface_hub.errors import RepositoryNotFoundError
 
-        for where in ({"revision": revision}, {}):
+        for location in ({"revision": revision}, {}):
             try:
-                return patiently(lambda where=where: self.api.repo_info(**self._where, **where))
+                return patiently(lambda location=location: self.api.repo_info(**self._where, **location))
             except Exception as error:
                 if status_of(error) != 404:
                     raise

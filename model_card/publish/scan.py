@@ -200,8 +200,8 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 def _found(name: str, place: str, kind: str, value: str) -> Finding:
     if kind == "local path":
-        shown = json.dumps(value if len(value) <= 80 else f"{value[:80]}...")
-        return finding(name, place, kind, value, f"the path {shown}", _PATH_MEND)
+        preview = json.dumps(value if len(value) <= 80 else f"{value[:80]}...")
+        return finding(name, place, kind, value, f"the path {preview}", _PATH_MEND)
     what = f"{'your own secret' if kind == OWN_SECRET else 'what looks like a secret'}, {masked(value)}"
     return finding(name, place, kind, value, what, _SECRET_MEND)
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import click
 
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 
 from .hub_errors import HubError, is_network, is_transient, reason, status_of, told, wait_after
 from .plan import Plan
@@ -157,7 +157,7 @@ def _unchanged(plan: Plan, repository: Repository, seen: Seen, revision: str) ->
 
 def _refused(plan: Plan, changes: list[str]) -> InputError:
     more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
-    mend = "nothing of it was overwritten; run without --yes to see the plan that goes with it"
+    hint = "nothing of it was overwritten; run without --yes to see the plan that goes with it"
     expected = "the repository as the last dry run, or the start of this run, saw it"
     found = f"changed by somebody else: {', '.join(changes[:5])}{more}"
-    return InputError(Fault(plan.wish.repo, expected, found, mend))
+    return InputError(Problem(plan.wish.repo, expected, found, hint))

@@ -10,8 +10,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from scale_vqa_eval.audit.defects import normalised
 from scale_vqa_eval.audit.image_overlap import EXAMPLES, image_overlap
-from scale_vqa_eval.defects import normalised
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.scale_vqa_acc.clustered import holm
 from scale_vqa_eval.schema import LETTERS

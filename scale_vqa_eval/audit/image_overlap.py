@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from scale_vqa_eval.audit.near_images import COARSE_BITS, FINE_BITS, near_pairs, perceptual_hashes
-from scale_vqa_eval.errors import shown
+from scale_vqa_eval.errors import preview
 from scale_vqa_eval.question_files import release_files
 from scale_vqa_eval.questions import Question
 
@@ -200,11 +200,11 @@ def _print(content: bytes) -> Print | str:
                 return f"decompression bomb: {image.width}x{image.height} pixels in {len(content)} bytes"
             plain = image.convert("RGB")
     except UnidentifiedImageError:
-        return f"no image that can be told: {len(content)} bytes, {shown(content[:8])} first"
+        return f"no image that can be told: {len(content)} bytes, {preview(content[:8])} first"
     except Image.DecompressionBombError as error:
         return f"decompression bomb: {error}"
     except Exception as error:
-        return f"{type(error).__name__}: {shown(str(error), 120)}"
+        return f"{type(error).__name__}: {preview(str(error), 120)}"
     digest = hashlib.sha256(f"{plain.width}x{plain.height}".encode() + plain.tobytes()).digest()
     return Print(digest, perceptual_hashes(plain))
 

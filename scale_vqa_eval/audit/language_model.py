@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from scale_vqa_eval.audit.probe import ProbeResult, option_counts, padded
 from scale_vqa_eval.chat.journal import Journal
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.questions import Question
 
 Likelihoods = list[tuple[float, int]]
@@ -73,9 +73,9 @@ def load_causal_lm(spec: str) -> CausalLM:
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
         model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **options)
     except (OSError, ValueError, KeyError) as error:
-        mend = "name a Hub id or a folder, with #FILE.gguf where the weights are a GGUF file"
+        hint = "name a Hub id or a folder, with #FILE.gguf where the weights are a GGUF file"
         raise InputError(
-            Fault("--lm", "a causal language model", f"{shown(spec)}: {shown(error, 200)}", mend)
+            Problem("--lm", "a causal language model", f"{preview(spec)}: {preview(error, 200)}", hint)
         ) from error
     positions = getattr(model.config, "max_position_embeddings", None) or 10**9
     name = (Path(gguf).stem if gguf else Path(place).name) or place
@@ -141,9 +141,9 @@ def _rows(lm: CausalLM, context: str, options: Sequence[str]) -> list[tuple[list
     for ids, option in zip(both, options, strict=True):
         excess = max(0, len(ids) - lm.positions)
         if excess >= start:
-            found = f"{len(ids) - start} tokens: {shown(option)}"
-            mend = "use a model with a longer context"
-            raise InputError(Fault("option", f"fewer than {lm.positions} tokens for {lm.name}", found, mend))
+            found = f"{len(ids) - start} tokens: {preview(option)}"
+            hint = "use a model with a longer context"
+            raise InputError(Problem("option", f"fewer than {lm.positions} tokens for {lm.name}", found, hint))
         rows.append((ids[excess:], start - excess))
     return rows
 

@@ -16,10 +16,10 @@ from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from scale_vqa_eval.audit.defects import KINDS
 from scale_vqa_eval.audit.plots import dimension_plot, learning_plot, probe_plot, score_plot
-from scale_vqa_eval.audit.visible import visible
-from scale_vqa_eval.defects import KINDS
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.text import escape_invisible
 
 DEFECTS_SHOWN: Final = 50
 """Most defects of one kind that the page lists; the count is whole, and the JSON has them all."""
@@ -46,7 +46,7 @@ def write_page(path: str | Path, report: Mapping[str, Any]) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         found = error.strerror or type(error).__name__
-        raise InputError(Fault(str(path), "a file that can be written", found, "name another --html")) from error
+        raise InputError(Problem(str(path), "a file that can be written", found, "name another --html")) from error
 
 
 def render_page(report: Mapping[str, Any]) -> str:
@@ -55,7 +55,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         loader=PackageLoader("scale_vqa_eval.audit", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=lambda value: visible(value) if type(value) is str else value,
+        finalize=lambda value: escape_invisible(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -74,7 +74,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         scores=_score_figures(report),
         defects=dict(defects),
         kinds=KINDS,
-        shown=DEFECTS_SHOWN,
+        preview=DEFECTS_SHOWN,
         levels={"patients": "patients", "slides": "slides", "paths": "paths", "image_paths": "image paths"},
     )
 

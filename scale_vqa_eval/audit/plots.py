@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from scale_vqa_eval.audit.visible import visible
+from scale_vqa_eval.text import escape_invisible
 
 UNTRAINED: Final = "#2f6db3"
 TRAINED: Final = "#b5502a"
@@ -158,7 +158,7 @@ def _colour(probe: Mapping[str, Any]) -> str:
 
 def _label(name: str, limit: int = LABEL) -> str:
     """Returns a name on one line, as long as fits; the tables give it in full."""
-    line = " ".join(visible(name).split())
+    line = " ".join(escape_invisible(name).split())
     return line if len(line) <= limit else line[: limit - 1] + "\u2026"
 
 

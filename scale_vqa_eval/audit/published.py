@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import yaml
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 
 SHIPPED: Final = {"scale-vqa-test": "scale_vqa_test.yaml"}
 """Names of the figures that come with this package, and their files."""
@@ -43,11 +43,11 @@ def read_published(place: str | Path) -> dict[str, Any]:
         }
     except (OSError, ValueError, AttributeError, TypeError, RecursionError, yaml.YAMLError) as error:
         expected = "YAML or JSON with models: {NAME: {all: 58.5, Diagnosis: 65.2}}, accuracies in per cent"
-        mend = f"mend the file, or name one of {', '.join(SHIPPED)}"
-        raise InputError(Fault(str(place), expected, shown(" ".join(str(error).split()), 200), mend)) from error
+        hint = f"fix the file, or name one of {', '.join(SHIPPED)}"
+        raise InputError(Problem(str(place), expected, preview(" ".join(str(error).split()), 200), hint)) from error
 
 
 def _share(percent: object) -> float:
     if isinstance(percent, bool) or not isinstance(percent, int | float) or not 0 <= percent <= 100:
-        raise ValueError(f"{shown(percent)} is no accuracy of 0 to 100 per cent")
+        raise ValueError(f"{preview(percent)} is no accuracy of 0 to 100 per cent")
     return percent / 100

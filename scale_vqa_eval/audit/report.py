@@ -11,6 +11,7 @@ import numpy as np
 
 from scale_vqa_eval import __version__
 from scale_vqa_eval.audit.battery import MEMBERS, TRAIN_CAP, prepare, run_battery
+from scale_vqa_eval.audit.defects import find_defects
 from scale_vqa_eval.audit.evidence import find_evidence
 from scale_vqa_eval.audit.learning_curve import learning_curve
 from scale_vqa_eval.audit.null_check import null_check
@@ -18,12 +19,11 @@ from scale_vqa_eval.audit.prepared import Prepared
 from scale_vqa_eval.audit.probe import ProbeAccuracy, ProbeResult, evaluate_probe, gold_probability, picked
 from scale_vqa_eval.audit.units import UnitSummary, describe_units, units_of
 from scale_vqa_eval.audit.verdict import MARGIN, Verdict, reach_verdict
-from scale_vqa_eval.defects import find_defects
 from scale_vqa_eval.questions import Question
-from scale_vqa_eval.results import aligned
 from scale_vqa_eval.scale_vqa_acc.clustered import holm
 from scale_vqa_eval.schema import LETTERS
-from scale_vqa_eval.scoring import questions_digest
+from scale_vqa_eval.scoring.results import aligned
+from scale_vqa_eval.scoring.score import questions_digest
 
 LEAKIEST: Final = 10
 DIGITS: Final = 6
@@ -145,9 +145,9 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
     kinds: dict[str, int] = {}
     for defect in report["defects"]:
         kinds[defect["kind"]] = kinds.get(defect["kind"], 0) + 1
-    shown = "" if report["verdict"] == "leaks" else "No probe is shown to beat chance. "
+    preview = "" if report["verdict"] == "leaks" else "No probe is shown to beat chance. "
     lines = [
-        f"Verdict: {report['verdict']}. {shown}Without images, {best['name']} is right on "
+        f"Verdict: {report['verdict']}. {preview}Without images, {best['name']} is right on "
         f"{_percent(best['accuracy'])}% of {report['n']} questions (chance {_percent(report['chance'])}%).",
         f"Null check {'passed' if null['passed'] else 'FAILED: do not trust the trained probes'}: on {null['draws']} "
         f"draws of meaningless golds the trained probes reach {_percent(highest)}% at most.",

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from scale_vqa_eval.chat.calls import Outcome, Pacer, ask, endpoint_name, open_client
 from scale_vqa_eval.chat.journal import Journal
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 
 DEFAULT_SAMPLING: Final[Mapping[str, Any]] = MappingProxyType({"temperature": 0.0, "max_tokens": 512})
 FAILURES_IN_A_ROW: Final = 20
@@ -82,11 +82,11 @@ class ChatSettings:
         limits = {"concurrency": self.concurrency, "per_minute": self.per_minute, "timeout": self.timeout}
         for name, value in limits.items():
             if value is not None and not value > 0:
-                raise InputError(Fault(f"chat {name}", "a number above 0", str(value), "correct it"))
+                raise InputError(Problem(f"chat {name}", "a number above 0", str(value), "correct it"))
         if self.budget is not None and self.prices is None:
-            raise InputError(Fault("chat budget", "prices beside it", "none", "give the price of a million tokens"))
+            raise InputError(Problem("chat budget", "prices beside it", "none", "give the price of a million tokens"))
         if self.budget is not None and self.answer_tokens is None:
-            raise InputError(Fault("chat budget", "max_tokens in the sampling", "none", "bound the answers' length"))
+            raise InputError(Problem("chat budget", "max_tokens in the sampling", "none", "bound the answers' length"))
 
     @property
     def answer_tokens(self) -> int | None:
@@ -226,9 +226,9 @@ class _Run:
         if self.interrupted:
             raise KeyboardInterrupt
         if self.fatal:
-            where = f"chat endpoint {self.chat.name}, model {self.chat.model}"
-            mend = f"check the address, the model's name and ${settings.key_variable}"
-            raise InputError(Fault(where, "an answer", self.fatal, mend))
+            location = f"chat endpoint {self.chat.name}, model {self.chat.model}"
+            hint = f"check the address, the model's name and ${settings.key_variable}"
+            raise InputError(Problem(location, "an answer", self.fatal, hint))
 
     async def _work(self, client: Any) -> None:
         settings = self.chat.settings

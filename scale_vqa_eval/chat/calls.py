@@ -20,7 +20,7 @@ from openai import (
 )
 from openai.types.chat import ChatCompletion
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 
 FATAL_STATUS: Final = frozenset({401, 403, 404})
 """Statuses that every further call would meet too: wrong key, no right, no such model or path."""
@@ -83,9 +83,9 @@ def endpoint_name(url: str) -> str:
     bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
     expected = "the base address of an OpenAI-compatible API, such as http://localhost:8000/v1"
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(Fault("chat endpoint", expected, shown(bare), "give scheme, host and path"))
+        raise InputError(Problem("chat endpoint", expected, preview(bare), "give scheme, host and path"))
     if parts.query or parts.fragment:
-        raise InputError(Fault("chat endpoint", expected, f"{bare} with a query", "leave out what follows the path"))
+        raise InputError(Problem("chat endpoint", expected, f"{bare} with a query", "leave out what follows the path"))
     return bare
 
 
@@ -147,10 +147,10 @@ def _read(reply: object) -> Outcome:
     choices = getattr(reply, "choices", None)
     message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
     if message is None:
-        return Outcome(failure=f"malformed reply: no choice with a message in {shown(reply, 120)}")
+        return Outcome(failure=f"malformed reply: no choice with a message in {preview(reply, 120)}")
     content = getattr(message, "content", None)
     if not isinstance(content, str | None):
-        return Outcome(failure=f"malformed reply: the content is no text but {shown(content)}")
+        return Outcome(failure=f"malformed reply: the content is no text but {preview(content)}")
     usage = getattr(reply, "usage", None)
     counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
     counts.append(getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None))

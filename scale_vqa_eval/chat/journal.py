@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 
 
 class Journal:
@@ -51,8 +51,8 @@ class Journal:
             self._read()
         except Timeout as error:
             self.__exit__(None, None, None)
-            mend = "wait until it ends, or name another file"
-            raise InputError(Fault(str(self.path), "a file that no one writes", "another process", mend)) from error
+            hint = "wait until it ends, or name another file"
+            raise InputError(Problem(str(self.path), "a file that no one writes", "another process", hint)) from error
         except OSError as error:
             self.__exit__(None, None, None)
             raise InputError(_unwritable(self.path, error, "name another file")) from error
@@ -81,7 +81,7 @@ class Journal:
             raise ValueError(f"{self.path} is not open")
         line = json.dumps(record, ensure_ascii=False, sort_keys=True, allow_nan=False)
         try:
-            self._mend_end()
+            self._hint_end()
             self._file.write(line.encode("utf-8", "surrogatepass") + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -89,7 +89,7 @@ class Journal:
             raise InputError(_unwritable(self.path, error, "make room, then run the same command again")) from error
         self.records.append(dict(record))
 
-    def _mend_end(self) -> None:
+    def _hint_end(self) -> None:
         """Cuts off a torn last line, or ends one that lacks its line break alone."""
         assert self._file is not None
         if self.repaired_bytes and self._kept is not None:
@@ -110,10 +110,10 @@ class Journal:
             if record is None:
                 whole = line.endswith(b"\n")
                 if whole or (number == 1 and not line.startswith(_OPENING[: len(line)])):
-                    found = shown(line.decode("utf-8", "replace").rstrip("\n"))
-                    mend = "remove the line (its work is done again) or bring back a whole copy of the file"
-                    mend = mend if whole else "it is another program's file: name another one"
-                    raise InputError(Fault(f"{self.path}, line {number}", "one JSON object", found, mend))
+                    found = preview(line.decode("utf-8", "replace").rstrip("\n"))
+                    hint = "remove the line (its work is done again) or bring back a whole copy of the file"
+                    hint = hint if whole else "it is another program's file: name another one"
+                    raise InputError(Problem(f"{self.path}, line {number}", "one JSON object", found, hint))
                 self.repaired_bytes = len(line)
                 break
             self.records.append(record)
@@ -124,8 +124,8 @@ class Journal:
 _OPENING = b'{"'
 
 
-def _unwritable(path: Path, error: OSError, mend: str) -> Fault:
-    return Fault(str(path), "a file that can be written", error.strerror or type(error).__name__, mend)
+def _unwritable(path: Path, error: OSError, hint: str) -> Problem:
+    return Problem(str(path), "a file that can be written", error.strerror or type(error).__name__, hint)
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ DOUBTS: Final = (0.0, 0.01, 0.02, 0.04, 0.06, 0.09, 0.12, 0.16, 0.2, 0.3, 0.4)
 FOLDS: Final = 5
 RIDGE: Final = 1.0
 """Inverse of the ridge penalty on the weights of columns that are scaled to unit variance."""
-LEAST_VOTE: Final = 0.03
+MIN_VOTE: Final = 0.03
 """Votes below this are taken as this in the logarithm: a forest's zero is no proof."""
 ROWS_PER_DIMENSION: Final = 40
 """From this mean number of questions a dimension on, dimensions get a weight of their own for the mean vote."""
@@ -105,7 +105,7 @@ def _columns(questions: Sequence[Question], results: Sequence[ProbeResult], layo
     for result in results:
         scores = np.asarray(result.scores[there], dtype=np.float64)
         if result.trained:
-            shaped += [np.log(np.maximum(scores, LEAST_VOTE)), scores]
+            shaped += [np.log(np.maximum(scores, MIN_VOTE)), scores]
             votes.append(shaped[-2])
         else:
             shaped += [scores, layout.ranks(scores[:, None])[:, 0]]

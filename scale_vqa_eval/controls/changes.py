@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from scale_vqa_eval.audit.defects import named_right, named_wrong
 from scale_vqa_eval.controls.exchange import Exchange
 from scale_vqa_eval.controls.rows import Change
-from scale_vqa_eval.defects import named_right, named_wrong
 from scale_vqa_eval.questions import Question
 
 # "A" at the head of a sentence is nearly always the article; there the parser of named letters decides

@@ -23,11 +23,11 @@ from scale_vqa_eval.controls.rows import Change, Source, authors_row, read_sourc
 from scale_vqa_eval.controls.screened import FRESH, Readers, both_ways, fresh_audit, prune, too_few
 from scale_vqa_eval.controls.tissue import describe_tissue
 from scale_vqa_eval.controls.validity import ValidityLimits
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.question_files import release_configs
 from scale_vqa_eval.questions import Question
-from scale_vqa_eval.release_card import CONTROLS
-from scale_vqa_eval.release_staging import recover_release
+from scale_vqa_eval.release_folder.card import CONTROLS
+from scale_vqa_eval.release_folder.staging import recover_release
 
 ROW_FILES: Final = (".json", ".jsonl")
 
@@ -135,9 +135,9 @@ def _exchange(
     questions = source.questions
     unknown = sum(question.patient is None and question.slide is None for question in questions)
     if unknown and not options["allow_unknown_patients"]:
-        mend = "add wsi_name or patient_id, or give --allow-unknown-patients: each then counts as its own patient"
+        hint = "add wsi_name or patient_id, or give --allow-unknown-patients: each then counts as its own patient"
         found = f"neither in {unknown} of {len(questions)} rows"
-        raise InputError(Fault(data, "a patient or slide for every question: a group has four", found, mend))
+        raise InputError(Problem(data, "a patient or slide for every question: a group has four", found, hint))
     limits = ValidityLimits(max_jaccard=options["max_jaccard"] or ValidityLimits().max_jaccard)
     tissue = describe_tissue(questions, source.organs, source.views)
     with tqdm(total=len(questions), desc="questions grouped", disable=None) as bar:
@@ -147,8 +147,8 @@ def _exchange(
         for part in found_groups.parts.values():
             reasons.update(part.lost)
         listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
-        mend = "four rows with one question text, from four patients, with unlike right answers make a group"
-        raise InputError(Fault(data, "questions that can be grouped", listed, mend))
+        hint = "four rows with one question text, from four patients, with unlike right answers make a group"
+        raise InputError(Problem(data, "questions that can be grouped", listed, hint))
     changes = row_changes(questions, found_groups, options["rationales"] == "keep")
     audit = None
     if with_audit and not options["no_audit"]:
@@ -218,14 +218,14 @@ def _by_split(source: Source, kept: Mapping[int, Change | None]) -> dict[str, di
     return found
 
 
-def _not_reached(data: str, report: dict[str, Any]) -> list[Fault]:
-    mend = "screen more questions, or use --method exchange, which needs no adversary"
+def _not_reached(data: str, report: dict[str, Any]) -> list[Problem]:
+    hint = "screen more questions, or use --method exchange, which needs no adversary"
     return [
-        Fault(
+        Problem(
             f"{data}{', split ' + part['split'] if part['split'] else ''}",
             "a subset on which no image-free probe is off chance",
             f"not reached: {part['reason']}",
-            mend,
+            hint,
         )
         for part in report["splits"]
         if not part["reached"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Final
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 
 NEGATIONS: Final = frozenset(
     [
@@ -81,18 +81,18 @@ def crossed_options(
                             'oval nuclei, zero mitoses'), answer=1)
     """
     if sorted(order) != [0, 1, 2, 3]:
-        raise ValueError(f"order must be a permutation of 0, 1, 2, 3, not {shown(order)}")
+        raise ValueError(f"order must be a permutation of 0, 1, 2, 3, not {preview(order)}")
     if any(index not in (0, 1) for index in truth) or len(truth) != 2:
-        raise ValueError(f"truth must be two indices 0 or 1, not {shown(truth)}")
+        raise ValueError(f"truth must be two indices 0 or 1, not {preview(truth)}")
     texts = [template.format(first=a, second=b) for a, b in product(first, second)]
-    faults = geometry_faults(texts, question, length_slack)
-    if faults:
-        raise InputError(faults)
+    problems = geometry_problems(texts, question, length_slack)
+    if problems:
+        raise InputError(problems)
     placed = [texts[index] for index in order]
     return CrossedOptions((placed[0], placed[1], placed[2], placed[3]), list(order).index(2 * truth[0] + truth[1]))
 
 
-def geometry_faults(options: Sequence[str], question: str = "", length_slack: int = 0) -> list[Fault]:
+def geometry_problems(options: Sequence[str], question: str = "", length_slack: int = 0) -> list[Problem]:
     """Says where the geometry of options tells them apart; an empty list where it tells nothing.
 
     Args:
@@ -101,11 +101,11 @@ def geometry_faults(options: Sequence[str], question: str = "", length_slack: in
         length_slack: greatest difference of length in characters.
     """
     words = [_WORD.findall(option.lower()) for option in options]
-    where = "crossed options"
-    faults = []
+    location = "crossed options"
+    problems = []
     if len({frozenset(found) for found in words}) < len(options):
-        found = "options with the same words: " + shown(list(options), 300)
-        faults.append(Fault(where, "four options that differ in their words", found, "choose other values"))
+        found = "options with the same words: " + preview(list(options), 300)
+        problems.append(Problem(location, "four options that differ in their words", found, "choose other values"))
     asked = set(_WORD.findall(question.lower()))
     profiles = [
         (
@@ -119,15 +119,15 @@ def geometry_faults(options: Sequence[str], question: str = "", length_slack: in
     for other, option in zip(profiles[1:], options[1:], strict=True):
         for (name, here), (_, there) in zip(profiles[0], other, strict=True):
             if here != there:
-                found = f"{here} in {shown(options[0])} and {there} in {shown(option)}"
-                mend = "choose phrases of equally many words that share none, or all, with each other"
-                faults.append(Fault(where, f"the same {name} in every option", found, mend))
+                found = f"{here} in {preview(options[0])} and {there} in {preview(option)}"
+                hint = "choose phrases of equally many words that share none, or all, with each other"
+                problems.append(Problem(location, f"the same {name} in every option", found, hint))
     lengths = [len(option) for option in options]
     if max(lengths) - min(lengths) > length_slack:
         expected = f"lengths that differ by {length_slack} characters at most"
-        mend = "choose phrases of equal length, or allow for it by length_slack and draw the truth uniformly"
-        faults.append(Fault(where, expected, f"{min(lengths)} to {max(lengths)} characters", mend))
-    return faults
+        hint = "choose phrases of equal length, or allow for it by length_slack and draw the truth uniformly"
+        problems.append(Problem(location, expected, f"{min(lengths)} to {max(lengths)} characters", hint))
+    return problems
 
 
 def _overlaps(number: int, words: Sequence[Sequence[str]]) -> tuple[tuple[int, int], ...]:

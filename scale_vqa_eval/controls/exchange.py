@@ -21,7 +21,7 @@ import numpy.typing as npt
 from scale_vqa_eval.controls.cliques import SIZE, capacity_bound
 from scale_vqa_eval.controls.packing import pack
 from scale_vqa_eval.controls.tissue import Tissue, describe_tissue
-from scale_vqa_eval.controls.validity import Matrix, ValidityLimits, claims, compatible, gold_fault, stem_key
+from scale_vqa_eval.controls.validity import Matrix, ValidityLimits, claims, compatible, gold_problem, stem_key
 from scale_vqa_eval.questions import Question
 
 Items = npt.NDArray[np.int64]
@@ -167,9 +167,9 @@ class _Grouping:
 
     def usable(self, rows: Sequence[int], lost: Counter[str]) -> Items:
         """Returns the rows of one text that can be in a group at all; counts the others in ``lost``."""
-        faults = {row: gold_fault(self.questions[row]) for row in rows}
-        lost.update(fault for fault in faults.values() if fault is not None)
-        kept = [row for row, fault in faults.items() if fault is None]
+        problems = {row: gold_problem(self.questions[row]) for row in rows}
+        lost.update(problem for problem in problems.values() if problem is not None)
+        kept = [row for row, problem in problems.items() if problem is None]
         patients = {self.questions[row].cluster for row in kept}
         if len(kept) < SIZE or len(patients) < SIZE:
             lost[TOO_FEW_ROWS if len(kept) < SIZE else TOO_FEW_PATIENTS] += len(kept)

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scale_vqa_eval.controls.rows import Change
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.question_files import release_files
-from scale_vqa_eval.release_shards import ROWS_PER_GROUP, write_shards
-from scale_vqa_eval.release_staging import staged_release
+from scale_vqa_eval.release_folder.shards import ROWS_PER_GROUP, write_shards
+from scale_vqa_eval.release_folder.staging import staged_release
 from scale_vqa_eval.schema import LETTERS, VIEWS
 
 Kept = Mapping[int, Change | None]
@@ -46,7 +46,7 @@ def add_config(
         missing = [name for name in _COLUMNS if name not in schema.names]
         if missing:
             expected = f"the columns {', '.join(_COLUMNS)}"
-            raise InputError(Fault(str(shards[0]), expected, f"no {', '.join(missing)}", "build the folder again"))
+            raise InputError(Problem(str(shards[0]), expected, f"no {', '.join(missing)}", "build the folder again"))
     with staged_release(out, {config}, {config: note}) as staging:
         for (split, shards), schema in zip(files.items(), schemas, strict=True):
             if kept.get(split):

@@ -76,10 +76,10 @@ def read_source(data: str | Path, split: str | None = None, config: str | None =
     """Reads the questions of ``data`` and the rows they stand in; see ``read_questions``."""
     questions = read_questions(data, split, config)
     files = _parquet_files(data, config)
-    paths = {where: images for file in files for where, images in _named_images(file)}
+    paths = {location: images for file in files for location, images in _named_images(file)}
     rows: list[Mapping[str, Any]] = []
     for record in read_records(data, split, config):
-        images = paths.get(record.where)
+        images = paths.get(record.location)
         rows.append({**record.row, "image_path": images} if images else record.row)
     assert len(rows) == len(questions)  # read_questions raises where it leaves a row out
     return Source(questions, rows)

@@ -29,7 +29,7 @@ from scale_vqa_eval.scale_vqa_acc.clustered import holm
 LEVEL: Final = 0.05
 ROUNDS: Final = 8
 FEWEST: Final = 20
-FEWEST_UNITS: Final = 5
+MIN_UNITS: Final = 5
 """With fewer questions, or fewer patients, nothing can be said of chance, and the pruning ends."""
 _MIRRORED: Final = frozenset({"shortest", "anti-medoid", "least negated"})
 FIRST: Final = 100
@@ -140,7 +140,7 @@ def prune(readers: Readers, rows: IntArray, families: Sequence[str] | None = Non
 
 def too_few(questions: Sequence[Question]) -> bool:
     """Tells whether there are too few questions or units to say anything of chance."""
-    return len(questions) < FEWEST or len(np.unique(units_of(questions).ids)) < FEWEST_UNITS
+    return len(questions) < FEWEST or len(np.unique(units_of(questions).ids)) < MIN_UNITS
 
 
 def _round(readers: Readers, rows: IntArray, families: Sequence[str], number: int) -> tuple[Round, IntArray]:

@@ -18,8 +18,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from scale_vqa_eval.baselines import tokens
 from scale_vqa_eval.questions import Question
+from scale_vqa_eval.scoring.baselines import tokens
 
 Matrix = npt.NDArray[np.bool_]
 
@@ -71,10 +71,10 @@ def words(text: str) -> frozenset[str]:
     return tokens(_UNSPACED.sub(r" \g<0> ", unicodedata.normalize("NFKC", text).casefold()))
 
 
-def gold_fault(question: Question) -> str | None:
+def gold_problem(question: Question) -> str | None:
     """Returns why the right answer of a question cannot be an option of another one; None where it can.
 
-    >>> gold_fault(Question("1", "q", ("Both A and C", "x"), 0))
+    >>> gold_problem(Question("1", "q", ("Both A and C", "x"), 0))
     'the right answer refers to other options'
     """
     gold = question.options[question.answer]

@@ -15,7 +15,7 @@ from typing import Any, Final
 import click
 from inspect_ai.log import EvalLog, EvalSample, read_eval_log, read_eval_log_samples
 
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.plugins.inspect_task import response_text
 
 REASON_KEPT: Final = 400
@@ -34,13 +34,13 @@ def prediction_lines(path: str) -> list[dict[str, Any]]:
     log = read_eval_log(path, header_only=True)
     noted = log.eval.metadata or {}
     if "prompt_digest" not in noted:
-        raise InputError(Fault(path, "a log of the task scale_vqa", log.eval.task, "name another log"))
+        raise InputError(Problem(path, "a log of the task scale_vqa", log.eval.task, "name another log"))
     if (log.eval.config.epochs or 1) != 1:
         found = f"{log.eval.config.epochs} epochs"
-        raise InputError(Fault(path, "one response a question", found, "run it with --epochs 1"))
+        raise InputError(Problem(path, "one response a question", found, "run it with --epochs 1"))
     lines = sorted((_line(sample) for sample in _samples(path)), key=lambda line: line["id"])
     if not lines:
-        raise InputError(Fault(path, "at least one sample", f"none (status {log.status})", "run it again"))
+        raise InputError(Problem(path, "at least one sample", f"none (status {log.status})", "run it again"))
     lines[0] |= {"provenance": _provenance(log, noted), "versions": dict(log.eval.packages)}
     return lines
 

@@ -26,14 +26,14 @@ from inspect_ai.model import (
 from inspect_ai.scorer import CORRECT, INCORRECT, Score, Scorer, Target, accuracy, grouped, scorer, stderr
 from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.predict.items import Ask, Item, read_items
 from scale_vqa_eval.predict.job import Job
 from scale_vqa_eval.predict.prompt import Prompt, load_prompt
 from scale_vqa_eval.predict.resolution import Bounds
 from scale_vqa_eval.predict.sampling import Sampling
 from scale_vqa_eval.scale_vqa_acc.parsing import MODES, Mode, parse_response
-from scale_vqa_eval.scoring import questions_digest
+from scale_vqa_eval.scoring.score import questions_digest
 
 NO_DIMENSION: Final = "none"
 
@@ -67,7 +67,7 @@ def scale_vqa(
         InputError: where the data or the prompt breaks its contract, or an option is none of these.
     """
     if mode not in MODES:
-        raise InputError(Fault("mode", f"one of {', '.join(get_args(Mode))}", repr(mode), "name one of those"))
+        raise InputError(Problem("mode", f"one of {', '.join(get_args(Mode))}", repr(mode), "name one of those"))
     words = load_prompt(_from_here(prompt))
     folder = None if images is None else Path(_from_here(images))
     items, store = read_items(_from_here(data), split, config, folder, blind)

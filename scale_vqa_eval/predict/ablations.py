@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.predict.items import Item, with_views_of
 
 DROPPED: Final = {"no-low": "low_mag", "no-mid": "mid_mag", "no-high": "high_mag"}
@@ -56,7 +56,7 @@ def _shuffled(items: Sequence[Item], seed: int) -> tuple[list[Item], list[str]]:
     paths = {item.path: item for item in reversed(items)}  # the first item of each path
     if len({item.patient for item in paths.values()}) < 2:
         expected = "paths of two patients at least, to take each other's images"
-        raise InputError(Fault("--ablate shuffled", expected, "one", "name data of several patients"))
+        raise InputError(Problem("--ablate shuffled", expected, "one", "name data of several patients"))
     kinds: dict[tuple[str, ...], list[Item]] = {}
     for path in sorted(paths):
         kinds.setdefault(tuple(picture.column for picture in paths[path].views), []).append(paths[path])

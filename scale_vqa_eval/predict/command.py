@@ -129,7 +129,7 @@ def _provenance(given: dict[str, Any], job: Any, items: Any, backend: Any) -> di
     from dataclasses import asdict
 
     from scale_vqa_eval.predict.job import images_digest
-    from scale_vqa_eval.scoring import questions_digest
+    from scale_vqa_eval.scoring.score import questions_digest
 
     return {
         "data_hash": questions_digest(item.question for item in items),

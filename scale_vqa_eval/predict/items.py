@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.predict.pictures import OPTION_IMAGES, NoPictures, Picture, PictureStore, open_pictures
 from scale_vqa_eval.predict.prompt import Prompt, filled
 from scale_vqa_eval.questions import Question, read_questions
@@ -118,15 +118,15 @@ def read_items(
     twice = [name for name, count in Counter(question.id for question in questions).items() if count > 1]
     if twice:
         found = f"{len(twice)} ids in more than one split, the first {twice[0]!r}"
-        raise InputError(Fault(data, "an id of its own for every question", found, "name one split by --split"))
+        raise InputError(Problem(data, "an id of its own for every question", found, "name one split by --split"))
     store = NoPictures() if blind else open_pictures(data, split, config, questions, images)
     items = [_item(row, question, store) for row, question in enumerate(questions)]
     if not blind and not any(item.views or item.option_pictures for item in items):
-        mend = (
+        hint = (
             "name each row's files in image_path as {view: file} (`scale-vqa build single` does so for one image a "
             "question), build the release folder with --images, or ask --ablate blind"
         )
-        raise InputError(Fault(data, "questions with images", "no image in any row", mend))
+        raise InputError(Problem(data, "questions with images", "no image in any row", hint))
     return items, store
 
 
@@ -136,7 +136,7 @@ def _item(row: int, question: Question, store: PictureStore) -> Item:
     options = tuple(Picture(row, OPTION_IMAGES, place) for place in range(store.options(row)))
     if options and len(options) != len(question.options):
         expected = f"{len(question.options)} option images, one an option"
-        raise InputError(Fault(f"{question.id}, {OPTION_IMAGES}", expected, str(len(options)), "mend the row"))
+        raise InputError(Problem(f"{question.id}, {OPTION_IMAGES}", expected, str(len(options)), "fix the row"))
     return Item(question, views, options, path)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 from openai import APIError, AsyncOpenAI
 
 from scale_vqa_eval.chat.calls import Outcome, Pacer, ask, endpoint_name, open_client
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.predict.items import Ask
 from scale_vqa_eval.predict.job import Answer, Job, Sink, hardest
 
@@ -96,26 +96,26 @@ class OpenAIBackend:
         return open_client(self.url, self.key_variable, self.timeout, self.retries, Pacer(self.per_minute))
 
     async def _check(self, job: Job, first: Ask) -> None:
-        where = f"{endpoint_name(self.url)}, model {job.model}"
+        location = f"{endpoint_name(self.url)}, model {job.model}"
         async with self.client() as client:
-            context = await self._context(client, job, where)
+            context = await self._context(client, job, location)
             body = request_body(job, first, 0) | {_token_field(job): 1}
             outcome = await ask(client, job.model, job.chat(first), body, "check")
         if outcome.failure is not None and not _CUT_SHORT.search(outcome.failure):
-            mend = "start the server, or correct --base-url"
+            hint = "start the server, or correct --base-url"
             if outcome.failure.startswith(("status 401", "status 403")):
-                mend = f"put the server's key into ${self.key_variable}, or name another variable by --key-variable"
+                hint = f"put the server's key into ${self.key_variable}, or name another variable by --key-variable"
             elif not _SERVER_GONE.match(outcome.failure):
-                mends = (text for pattern, text in _MENDS if pattern.search(outcome.failure))
-                mend = next(mends, "see the server's log")
+                hints = (text for pattern, text in _MENDS if pattern.search(outcome.failure))
+                hint = next(hints, "see the server's log")
             asked = f"an answer to {first.item.question.id} with {first.pictures} images"
-            raise InputError(Fault(where, asked, outcome.failure, mend))
+            raise InputError(Problem(location, asked, outcome.failure, hint))
         needed = (outcome.prompt_tokens or 0) + job.sampling.max_tokens
         if context is not None and needed > context:
             found = f"{outcome.prompt_tokens} of the prompt and {job.sampling.max_tokens} of --max-tokens"
-            raise InputError(Fault(where, f"at most {context} tokens a question", found, _CONTEXT_MEND))
+            raise InputError(Problem(location, f"at most {context} tokens a question", found, _CONTEXT_MEND))
 
-    async def _context(self, client: AsyncOpenAI, job: Job, where: str) -> int | None:
+    async def _context(self, client: AsyncOpenAI, job: Job, location: str) -> int | None:
         """Returns the server's context where it tells; raises where it lists models and this is none of them."""
         try:
             models = {model.id: model async for model in client.models.list()}
@@ -123,7 +123,9 @@ class OpenAIBackend:
             return None  # not every server lists its models; the question that follows says what is wrong
         if models and job.model not in models:
             names = ", ".join(sorted(models)[:5])
-            raise InputError(Fault(where, f"a model that the server has ({names})", shown(job.model), "name one"))
+            raise InputError(
+                Problem(location, f"a model that the server has ({names})", preview(job.model), "name one")
+            )
         length = getattr(models.get(job.model), "max_model_len", None)
         return length if isinstance(length, int) else None
 
@@ -167,9 +169,9 @@ class _Run:
         except BaseExceptionGroup as group:
             raise next(_input_errors(group), group) from None
         if self.fatal:
-            where = f"{endpoint_name(self.backend.url)}, model {self.job.model}"
-            mend = f"check the server and ${self.backend.key_variable}, then run the same command again to go on"
-            raise InputError(Fault(where, "answers", self.fatal, mend))
+            location = f"{endpoint_name(self.backend.url)}, model {self.job.model}"
+            hint = f"check the server and ${self.backend.key_variable}, then run the same command again to go on"
+            raise InputError(Problem(location, "answers", self.fatal, hint))
         for asked, reason in self.silent:
             self.sink.fail(asked, reason)
 

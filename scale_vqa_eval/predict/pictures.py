@@ -10,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.question_files import release_files
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import VIEWS
@@ -105,8 +105,8 @@ class ParquetPictures:
             kind = file.schema_arrow.field(name).type
             kind = kind.value_type if name == OPTION_IMAGES and hasattr(kind, "value_type") else kind
             if not pa.types.is_struct(kind) or {"bytes", "path"} - {field.name for field in kind}:
-                expected, mend = "images as {bytes, path}", "write the column with datasets' Image feature"
-                raise InputError(Fault(f"{path}, {name}", expected, shown(str(kind)), mend))
+                expected, hint = "images as {bytes, path}", "write the column with datasets' Image feature"
+                raise InputError(Problem(f"{path}, {name}", expected, preview(str(kind)), hint))
             leaf = f"{name}.list.element.path" if name == OPTION_IMAGES else f"{name}.path"
             found += present(file.read(columns=[leaf]).column(0), name)
         return found
@@ -145,19 +145,19 @@ class FilePictures:
     def __init__(self, root: Path, questions: Sequence[Question]) -> None:
         self._root = root.resolve()
         self._paths = [dict(question.images) for question in questions]
-        faults = [
-            Fault(f"{question.id}, image_path", f"views {', '.join(VIEWS)}", shown(view), "rename the view")
+        problems = [
+            Problem(f"{question.id}, image_path", f"views {', '.join(VIEWS)}", preview(view), "rename the view")
             for question in questions
             for view, _ in question.images
             if view not in VIEWS
         ]
-        missing = [fault for row in range(len(questions)) for fault in self._missing(row, questions[row].id)]
+        missing = [problem for row in range(len(questions)) for problem in self._missing(row, questions[row].id)]
         named = sum(map(len, self._paths))
         if len(missing) == named > 1:  # the folder is wrong, not some files
             first = missing[0]
-            missing = [Fault(str(root), f"{named} image files", f"none, the first {first.found}", first.mend)]
-        if faults or missing:
-            raise InputError(faults + missing)
+            missing = [Problem(str(root), f"{named} image files", f"none, the first {first.found}", first.hint)]
+        if problems or missing:
+            raise InputError(problems + missing)
 
     def views(self, row: int) -> list[str]:
         return [view for view in VIEWS if self._paths[row].get(view)]
@@ -168,14 +168,16 @@ class FilePictures:
     def read(self, picture: Picture) -> bytes:
         return (self._root / self._paths[picture.row][picture.column]).resolve().read_bytes()
 
-    def _missing(self, row: int, name: str) -> list[Fault]:
-        faults = []
+    def _missing(self, row: int, name: str) -> list[Problem]:
+        problems = []
         for view, text in self._paths[row].items():
             file = (self._root / str(text)).resolve()
             if Path(text).is_absolute() or not file.is_relative_to(self._root) or not file.is_file():
-                mend = "name the images' folder by --images, or ask --ablate blind"
-                faults.append(Fault(f"{name}, {view}", f"an image file inside of {self._root}", shown(text), mend))
-        return faults
+                hint = "name the images' folder by --images, or ask --ablate blind"
+                problems.append(
+                    Problem(f"{name}, {view}", f"an image file inside of {self._root}", preview(text), hint)
+                )
+        return problems
 
 
 class NoPictures:
@@ -188,7 +190,7 @@ class NoPictures:
         return 0
 
     def read(self, picture: Picture) -> bytes:
-        raise InputError(Fault(picture.name, "no image", "one", "this is a defect of the program: report it"))
+        raise InputError(Problem(picture.name, "no image", "one", "this is a defect of the program: report it"))
 
 
 def open_pictures(
@@ -231,7 +233,7 @@ def present(column: Any, name: str) -> list[Any]:
     return flags
 
 
-def embedded(value: Any, picture: Picture, where: str) -> bytes:
+def embedded(value: Any, picture: Picture, location: str) -> bytes:
     """Returns the bytes of an image cell.
 
     Raises:
@@ -240,8 +242,8 @@ def embedded(value: Any, picture: Picture, where: str) -> bytes:
     cell = value if picture.option is None else value[picture.option]
     content = cell.get("bytes") if isinstance(cell, Mapping) else None
     if not content:
-        found = shown(cell.get("path")) if isinstance(cell, Mapping) else "nothing"
-        mend = "build the release folder with --images, so that its images are in it"
-        raise InputError(Fault(f"{where}, {picture.name}", "an embedded image", found, mend))
+        found = preview(cell.get("path")) if isinstance(cell, Mapping) else "nothing"
+        hint = "build the release folder with --images, so that its images are in it"
+        raise InputError(Problem(f"{location}, {picture.name}", "an embedded image", found, hint))
     assert isinstance(content, bytes)
     return content

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import yaml
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
 from scale_vqa_eval.schema import LETTERS
 
@@ -99,42 +99,42 @@ def load_prompt(name: str) -> Prompt:
     path = FOLDER / f"{name}.yaml" if name in prompt_ids() else Path(name)
     if not path.is_file():
         expected = f"a prompt id ({', '.join(prompt_ids())}) or a YAML file"
-        raise InputError(Fault("prompt", expected, shown(name), "name one of those"))
+        raise InputError(Problem("prompt", expected, preview(name), "name one of those"))
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(Fault(str(path), "YAML in UTF-8", shown(str(error), 160), "mend the file")) from error
-    faults = _faults(path, fields)
-    if faults:
-        raise InputError(faults)
+        raise InputError(Problem(str(path), "YAML in UTF-8", preview(str(error), 160), "fix the file")) from error
+    problems = _problems(path, fields)
+    if problems:
+        raise InputError(problems)
     return Prompt(**fields)
 
 
-def _faults(path: Path, fields: Any) -> list[Fault]:
+def _problems(path: Path, fields: Any) -> list[Problem]:
     """Returns what is wrong with the fields of a prompt file."""
     known = Prompt.__dataclass_fields__
-    mend = f"see {FOLDER.name}/published.yaml of the package"
+    hint = f"see {FOLDER.name}/published.yaml of the package"
     if not isinstance(fields, dict):
-        return [Fault(str(path), "an object with the fields of a prompt", shown(fields), mend)]
+        return [Problem(str(path), "an object with the fields of a prompt", preview(fields), hint)]
     needed = ("id", "version", "provenance", "user", "option", "answer")
-    faults = [Fault(str(path), f"the field {name}", "none", mend) for name in needed if name not in fields]
-    faults += [
-        Fault(str(path), f"fields {', '.join(known)}", shown(name), mend) for name in fields if name not in known
+    problems = [Problem(str(path), f"the field {name}", "none", hint) for name in needed if name not in fields]
+    problems += [
+        Problem(str(path), f"fields {', '.join(known)}", preview(name), hint) for name in fields if name not in known
     ]
     for name, value in fields.items():
         kind: type = int if name in ("version", "max_tokens") else str
         if name in known and not (isinstance(value, kind) or (value is None and name in ("system", "view_label"))):
-            faults.append(Fault(f"{path}, {name}", f"a value of type {kind.__name__}", shown(value), mend))
-    if faults:
-        return faults
+            problems.append(Problem(f"{path}, {name}", f"a value of type {kind.__name__}", preview(value), hint))
+    if problems:
+        return problems
     for name, places in _PLACES.items():
         named = set(_FIELD.findall(fields.get(name) or ""))
         missing = places - named if name in fields and name != "view_label" else set()
         if missing or named - places:
             found = ", ".join(sorted(named)) or "none"
-            faults.append(Fault(f"{path}, {name}", f"the fields {', '.join(sorted(places))}", found, mend))
+            problems.append(Problem(f"{path}, {name}", f"the fields {', '.join(sorted(places))}", found, hint))
     # --structured allows these answers alone: unreadable ones would all be scored as wrong
-    if not faults and parse_response(filled(fields["answer"], letter="B"), "reference", len(LETTERS)).letter != "B":
+    if not problems and parse_response(filled(fields["answer"], letter="B"), "reference", len(LETTERS)).letter != "B":
         expected = "an answer that scoring reads, such as <answer>{letter}</answer>"
-        faults.append(Fault(f"{path}, answer", expected, shown(fields["answer"]), mend))
-    return faults
+        problems.append(Problem(f"{path}, answer", expected, preview(fields["answer"]), hint))
+    return problems

@@ -13,7 +13,7 @@ from typing import Final
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 
 _SENT_AS_THEY_ARE: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 UNREADABLE: Final = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -42,7 +42,7 @@ class Bounds:
         return width, height
 
 
-def decoded(content: bytes, where: str, bounds: Bounds) -> Image.Image:
+def decoded(content: bytes, location: str, bounds: Bounds) -> Image.Image:
     """Returns an image as RGB inside the bounds, turned as its EXIF orientation says: as people and servers see it.
 
     Raises:
@@ -50,16 +50,18 @@ def decoded(content: bytes, where: str, bounds: Bounds) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
-            picture = as_rgb(image, where)
+            picture = as_rgb(image, location)
     except UnidentifiedImageError as error:  # its message names an address in memory
-        raise InputError(Fault(where, "a whole image", _opening(content), "bring back the original")) from error
+        raise InputError(Problem(location, "a whole image", _opening(content), "bring back the original")) from error
     except UNREADABLE as error:
-        raise InputError(Fault(where, "a whole image", shown(str(error), 120), "bring back the original")) from error
+        raise InputError(
+            Problem(location, "a whole image", preview(str(error), 120), "bring back the original")
+        ) from error
     size = bounds.size(*picture.size)
     return picture if size == picture.size else picture.resize(size, Image.Resampling.BICUBIC)
 
 
-def as_rgb(image: Image.Image, where: str) -> Image.Image:
+def as_rgb(image: Image.Image, location: str) -> Image.Image:
     """Returns an image as RGB, turned as its EXIF says; of 16 bits of grey the upper ones (PIL would make all white).
 
     Raises:
@@ -70,21 +72,21 @@ def as_rgb(image: Image.Image, where: str) -> Image.Image:
         image = image.point(lambda value: value * (1 / 257)).convert("L")
     if image.mode in ("I", "F"):
         found = f"32 bits a pixel (mode {image.mode}), of which nothing says what is white"
-        raise InputError(Fault(where, "8 or 16 bits a channel", found, "save the image with 8 bits a channel"))
+        raise InputError(Problem(location, "8 or 16 bits a channel", found, "save the image with 8 bits a channel"))
     return image.convert("RGB")
 
 
 def _opening(content: bytes) -> str:
-    return f"{len(content):,} bytes that open with {shown(content[:16])}" if content else "no bytes"
+    return f"{len(content):,} bytes that open with {preview(content[:16])}" if content else "no bytes"
 
 
-def data_uri(content: bytes, where: str, bounds: Bounds) -> str:
+def data_uri(content: bytes, location: str, bounds: Bounds) -> str:
     """Returns an image as a data URI: the original bytes where they can be sent, else lossless PNG.
 
     Raises:
         InputError: as ``decoded`` does.
     """
-    picture = decoded(content, where, bounds)
+    picture = decoded(content, location, bounds)
     with Image.open(io.BytesIO(content)) as header:
         kind = _SENT_AS_THEY_ARE.get(header.format or "")
         plain = header.mode in ("RGB", "L") and header.getexif().get(ExifTags.Base.Orientation, 1) == 1
@@ -111,14 +113,14 @@ class EncodedImages:
         self._size = 0
         self._lock = Lock()
 
-    def uri(self, content: bytes, where: str, bounds: Bounds) -> str:
+    def uri(self, content: bytes, location: str, bounds: Bounds) -> str:
         """Returns ``data_uri``, from memory where it is there."""
         key = hashlib.blake2b(content, key=repr(bounds).encode()[:64], digest_size=16).digest()
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        found = data_uri(content, where, bounds)
+        found = data_uri(content, location, bounds)
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = found

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from scale_vqa_eval.chat.journal import Journal
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.predict.items import Ask
 
 Key = tuple[str, int | None]
@@ -127,8 +127,8 @@ class RunFile:
             partial.replace(self.path)
         except OSError as error:  # the answers are safe where they are
             partial.unlink(missing_ok=True)
-            mend = "make room for a second copy of the file, then run the same command again: nothing is asked twice"
-            raise InputError(Fault(str(partial), "room on the disk", error.strerror or str(error), mend)) from error
+            hint = "make room for a second copy of the file, then run the same command again: nothing is asked twice"
+            raise InputError(Problem(str(partial), "room on the disk", error.strerror or str(error), hint)) from error
 
     def _line(self, key: Key, fields: Mapping[str, Any], first: bool) -> dict[str, Any]:
         line: dict[str, Any] = {"id": key[0], **fields, "run": self.run}
@@ -143,13 +143,15 @@ class RunFile:
         if self._answers.records:
             self._check_head(self._answers.records[0])
         for number, record in enumerate(self._answers.records, 1):
-            key, where = _key(record), f"{self.path}, line {number}"
+            key, location = _key(record), f"{self.path}, line {number}"
             if record.get("run") != self.run:
-                raise InputError(Fault(where, f"run {self.run}", shown(record.get("run")), _OTHER_FILE))
+                raise InputError(Problem(location, f"run {self.run}", preview(record.get("run")), _OTHER_FILE))
             if key in self.answered:
-                raise InputError(Fault(where, "one line a question", f"a second one of {shown(key[0])}", "remove it"))
+                raise InputError(
+                    Problem(location, "one line a question", f"a second one of {preview(key[0])}", "remove it")
+                )
             if key not in known:
-                raise InputError(Fault(where, "an id of the data", shown(key[0]), "remove the line"))
+                raise InputError(Problem(location, "an id of the data", preview(key[0]), "remove the line"))
             self.answered.add(key)
         self._failures_told = any(record.get("run") == self.run for record in self._failed.records)
         for record in self._failed.records:
@@ -158,17 +160,17 @@ class RunFile:
 
     def _check_head(self, head: Mapping[str, Any]) -> None:
         found = head.get("provenance")
-        where = f"{self.path}, line 1"
+        location = f"{self.path}, line 1"
         if not isinstance(found, Mapping):
-            raise InputError(Fault(where, "the provenance of a run", "none", _OTHER_FILE))
+            raise InputError(Problem(location, "the provenance of a run", "none", _OTHER_FILE))
         names = sorted({*found, *self.provenance})
-        faults = [
-            Fault(f"{where}, {name}", shown(self.provenance.get(name)), shown(found.get(name)), _OTHER_FILE)
+        problems = [
+            Problem(f"{location}, {name}", preview(self.provenance.get(name)), preview(found.get(name)), _OTHER_FILE)
             for name in names
             if found.get(name) != self.provenance.get(name)
         ]
-        if faults:
-            raise InputError(faults)
+        if problems:
+            raise InputError(problems)
         before = head.get("versions")
         if isinstance(before, Mapping) and dict(before) != self.versions:
             changed = [f"{name} {before.get(name)} -> {self.versions.get(name)}" for name in sorted(self.versions)]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
 
 
@@ -35,15 +35,15 @@ class Sampling:
             "top-p": (0 < self.top_p <= 1, "above 0, at most 1", self.top_p),
             "n": (self.n >= 1, "1 or more", self.n),
         }
-        faults = [
-            Fault(f"--{name}", expected, str(value), "correct it")
+        problems = [
+            Problem(f"--{name}", expected, str(value), "correct it")
             for name, (holds, expected, value) in checks.items()
             if not holds
         ]
         if self.n > 1 and self.temperature == 0:
-            faults.append(Fault("--n", "a --temperature above 0", "0: all answers the same", "give a temperature"))
-        if faults:
-            raise InputError(faults)
+            problems.append(Problem("--n", "a --temperature above 0", "0: all answers the same", "give a temperature"))
+        if problems:
+            raise InputError(problems)
 
 
 def voted(responses: Sequence[str], options: int) -> str:

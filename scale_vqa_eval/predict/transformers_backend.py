@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from jinja2 import TemplateError
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.predict.items import Ask
 from scale_vqa_eval.predict.job import Answer, Job, Sink, hardest, model_digest
 
@@ -47,23 +47,23 @@ class TransformersBackend:
     def check(self, job: Job, paths: Sequence[Sequence[Ask]]) -> None:
         """Loads the model and counts the tokens of the hardest question."""
         if job.structured:
-            mend = "use --backend openai or vllm"
-            raise InputError(Fault("--structured", "a backend that constrains decoding", "transformers", mend))
+            hint = "use --backend openai or vllm"
+            raise InputError(Problem("--structured", "a backend that constrains decoding", "transformers", hint))
         processor, model = self._load(job)
         first = hardest(paths, job)
-        where = f"model {job.model}, question {first.item.question.id}"
+        location = f"model {job.model}, question {first.item.question.id}"
         conversation = job.conversation(first)
         try:
             tokens = int(_tokens(processor, [conversation])["input_ids"].shape[1])
         except _REFUSALS as error:
-            mend = "name a model whose processor has a chat template for several images and a system message"
+            hint = "name a model whose processor has a chat template for several images and a system message"
             found = f"{type(error).__name__}: {_first_line(error)}"
-            raise InputError(Fault(where, f"a prompt with {first.pictures} images", found, mend)) from error
+            raise InputError(Problem(location, f"a prompt with {first.pictures} images", found, hint)) from error
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if context is not None and tokens + job.sampling.max_tokens > context:
             found = f"{tokens} of the prompt and {job.sampling.max_tokens} of --max-tokens"
-            mend = "give fewer --max-pixels or --max-tokens"
-            raise InputError(Fault(where, f"at most {context} tokens a question", found, mend))
+            hint = "give fewer --max-pixels or --max-tokens"
+            raise InputError(Problem(location, f"at most {context} tokens a question", found, hint))
 
     def run(self, job: Job, paths: Sequence[Sequence[Ask]], sink: Sink) -> None:
         asks = [ask for path in paths for ask in path]
@@ -145,20 +145,20 @@ def load(job: Job) -> tuple[Any, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    where = f"model {job.model}"
+    location = f"model {job.model}"
     source = {name: value for name, value in job.options.items() if name in _SOURCE}
     try:
         config = AutoConfig.from_pretrained(job.model, **source)
     except (OSError, ValueError, KeyError) as error:
-        mend = "name a model folder or a Hub id that this machine can reach or has in its cache"
+        hint = "name a model folder or a Hub id that this machine can reach or has in its cache"
         if "trust_remote_code" in str(error):
-            mend = "read the model's code, then give --option trust_remote_code=true to run it"
-        raise InputError(Fault(where, "a model that can be loaded", _first_line(error), mend)) from error
+            hint = "read the model's code, then give --option trust_remote_code=true to run it"
+        raise InputError(Problem(location, "a model that can be loaded", _first_line(error), hint)) from error
     own_code = "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
     if type(config) not in AutoModelForImageTextToText._model_mapping and not own_code:
-        mend = "name a vision-language model; for text models see `scale-vqa audit --lm`"
+        hint = "name a vision-language model; for text models see `scale-vqa audit --lm`"
         found = f"{config.model_type}, which reads none"
-        raise InputError(Fault(where, "a model that reads images and answers in text", found, mend))
+        raise InputError(Problem(location, "a model that reads images and answers in text", found, hint))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings: dict[str, Any] = {"dtype": "auto", "device_map": device} | dict(job.options)
     settings["output_loading_info"] = True
@@ -166,23 +166,23 @@ def load(job: Job) -> tuple[Any, Any]:
         processor = AutoProcessor.from_pretrained(job.model, padding_side="left", **source)
         model, loaded = AutoModelForImageTextToText.from_pretrained(job.model, **settings)
     except (OSError, ValueError, ImportError) as error:
-        mend = "complete the model's folder, or correct --option; `scale-vqa doctor` tells what is installed"
-        raise InputError(Fault(where, "weights and a processor", _first_line(error), mend)) from error
-    _refuse_random_weights(where, loaded)
+        hint = "complete the model's folder, or correct --option; `scale-vqa doctor` tells what is installed"
+        raise InputError(Problem(location, "weights and a processor", _first_line(error), hint)) from error
+    _refuse_random_weights(location, loaded)
     if getattr(processor, "image_processor", None) is None:
-        mend = "complete the model's folder: preprocessor_config.json or processor_config.json"
-        raise InputError(Fault(where, "a processor for images", type(processor).__name__, mend))
+        hint = "complete the model's folder: preprocessor_config.json or processor_config.json"
+        raise InputError(Problem(location, "a processor for images", type(processor).__name__, hint))
     return processor, model.eval()
 
 
-def _refuse_random_weights(where: str, loaded: Mapping[str, Any]) -> None:
+def _refuse_random_weights(location: str, loaded: Mapping[str, Any]) -> None:
     """Raises InputError where transformers filled weights that the files lack with random ones, with a warning."""
     absent = sorted(map(str, loaded.get("missing_keys") or ()))
     absent += sorted(str(entry[0]) for entry in loaded.get("mismatched_keys") or ())
     if absent:
         found = f"{len(absent)} of them missing or of another shape, the first {absent[0]}; they would be random"
-        mend = "complete the download, or merge the adapter into its base model (scale-vqa weights)"
-        raise InputError(Fault(where, "all weights of the model", found, mend))
+        hint = "complete the download, or merge the adapter into its base model (scale-vqa weights)"
+        raise InputError(Problem(location, "all weights of the model", found, hint))
 
 
 def _generated(processor: Any, model: Any, job: Job, inputs: Any) -> list[tuple[list[str], list[int], str]]:
@@ -226,4 +226,4 @@ def _cut(tokens: list[int], ends: set[int]) -> tuple[list[int], str]:
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
-    return shown(text.splitlines()[0] if text else type(error).__name__, 160)
+    return preview(text.splitlines()[0] if text else type(error).__name__, 160)

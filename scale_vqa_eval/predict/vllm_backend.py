@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.predict.items import Ask
 from scale_vqa_eval.predict.job import Answer, Job, Sink, hardest, model_digest
 
@@ -45,19 +45,19 @@ class VllmBackend:
         from vllm import SamplingParams
 
         first = hardest(paths, job)
-        where = f"model {job.model}, question {first.item.question.id} with {first.pictures} images"
+        location = f"model {job.model}, question {first.item.question.id} with {first.pictures} images"
         self._start(job, first.pictures)
         context = self._engine.llm_engine.model_config.max_model_len
-        mend = "give fewer --max-pixels or --max-tokens, or --option max_model_len=N"
+        hint = "give fewer --max-pixels or --max-tokens, or --option max_model_len=N"
         messages = job.chat(first)
         try:
             output = self._engine.chat([messages], SamplingParams(max_tokens=1), use_tqdm=False)[0]
         except (ValueError, RuntimeError) as error:
-            raise InputError(Fault(where, "an answer", shown(str(error), 200), mend)) from error
+            raise InputError(Problem(location, "an answer", preview(str(error), 200), hint)) from error
         needed = len(output.prompt_token_ids) + job.sampling.max_tokens
         if needed > context:
             found = f"{len(output.prompt_token_ids)} of the prompt and {job.sampling.max_tokens} of --max-tokens"
-            raise InputError(Fault(where, f"at most {context} tokens a question", found, mend))
+            raise InputError(Problem(location, f"at most {context} tokens a question", found, hint))
 
     def run(self, job: Job, paths: Sequence[Sequence[Ask]], sink: Sink) -> None:
         self._start(job, max(ask.pictures for path in paths for ask in path))
@@ -75,11 +75,11 @@ class VllmBackend:
         try:
             self._engine = LLM(model=job.model, **settings | dict(job.options))
         except (OSError, ValueError, RuntimeError, TypeError) as error:
-            mend = "name a model that vLLM serves, or correct --option; `scale-vqa doctor` tells what is installed"
-            raise InputError(Fault(f"model {job.model}", "an engine", shown(str(error), 300), mend)) from error
+            hint = "name a model that vLLM serves, or correct --option; `scale-vqa doctor` tells what is installed"
+            raise InputError(Problem(f"model {job.model}", "an engine", preview(str(error), 300), hint)) from error
         if images and not self._engine.llm_engine.model_config.is_multimodal_model:
-            mend = "name a vision-language model, or ask --ablate blind"
-            raise InputError(Fault(f"model {job.model}", "a model that reads images", "a text model", mend))
+            hint = "name a vision-language model, or ask --ablate blind"
+            raise InputError(Problem(f"model {job.model}", "a model that reads images", "a text model", hint))
 
     def _wave(self, job: Job, asks: Sequence[Ask], sink: Sink) -> None:
         """Asks some questions together; one that the engine refuses fails alone."""
@@ -96,7 +96,7 @@ class VllmBackend:
             outputs = self._engine.chat([messages for _, messages in readable], settings, use_tqdm=False)
         except ValueError as error:
             if len(readable) == 1:
-                sink.fail(readable[0][0], shown(str(error), 300))
+                sink.fail(readable[0][0], preview(str(error), 300))
                 return
             half = len(readable) // 2
             for part in (readable[:half], readable[half:]):

@@ -15,7 +15,7 @@ from typing import Any, Final
 import gradio as gr
 from app_files import Refused, read_gold, read_hub, score_runs  # type: ignore[import-not-found]
 
-LARGEST_FILE: Final = "200mb"
+MAX_FILE: Final = "200mb"
 NO_BLIND: Final = (
     "No blind control. This score alone does not show that images were used: on these questions a reader of the text "
     "alone can be far above chance. Answer the same questions without images and give that file too."
@@ -81,9 +81,9 @@ def page() -> gr.Blocks:
                 mode = gr.Radio(["reference", "strict"], value="reference", label="Parsing", elem_id="mode")
                 button = gr.Button("Score", variant="primary", elem_id="go")
             with gr.Column(scale=2, min_width=320):
-                shown = gr.HTML(elem_id="score", apply_default_css=False)
+                preview = gr.HTML(elem_id="score", apply_default_css=False)
                 results = gr.DownloadButton("Download results.json", interactive=False, elem_id="download")
-        button.click(answer, [run, gold, hub, config, split, blind, mode], [shown, results])
+        button.click(answer, [run, gold, hub, config, split, blind, mode], [preview, results])
     return blocks
 
 
@@ -119,8 +119,8 @@ def _notes(figures: Mapping[str, Any]) -> list[str]:
         adjusted = figures["leakage_adjusted_accuracy"]
         low, high = (f"{100 * end:+.1f}" for end in blind["gain_interval"])
         notes.append(f"Visual gain {100 * figures['visual_gain']:+.1f} points [{low} to {high}], paired.")
-        shown = "undefined: the blind run is always right" if adjusted is None else f"{_percent(adjusted)}%"
-        notes.append(f"Leakage-adjusted accuracy, (accuracy - blind) / (1 - blind): {shown}.")
+        preview = "undefined: the blind run is always right" if adjusted is None else f"{_percent(adjusted)}%"
+        notes.append(f"Leakage-adjusted accuracy, (accuracy - blind) / (1 - blind): {preview}.")
     return notes
 
 
@@ -141,4 +141,4 @@ def _interval(ends: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    page().launch(css=STYLE, max_file_size=LARGEST_FILE, footer_links=[])
+    page().launch(css=STYLE, max_file_size=MAX_FILE, footer_links=[])

@@ -160,9 +160,9 @@ def _dataset_rows(data: Any) -> list[dict[str, Any]]:
 
 def _question(row: Any, number: int) -> dict[str, Any]:
     """Returns id, question, options, answer (0-based), dimension, patient and group of a gold row."""
-    where = f"Gold, row {number}"
+    location = f"Gold, row {number}"
     if not isinstance(row, Mapping):
-        raise Refused(f"{where}: expected an object, found {short(row)}")
+        raise Refused(f"{location}: expected an object, found {short(row)}")
     extra: Any = row.get("extra_info")
     extra = extra if isinstance(extra, Mapping) else {}
     fields = {**extra, **{name: value for name, value in row.items() if value is not None}}
@@ -172,12 +172,12 @@ def _question(row: Any, number: int) -> dict[str, Any]:
     options = fields.get("options", fields.get("choices"))
     options = [options[key] for key in sorted(options)] if isinstance(options, Mapping) else options
     if name is None or not isinstance(options, list | tuple) or not 2 <= len(options) <= 26:
-        raise Refused(f"{where}: expected an id (or extra_info) and 2 to 26 options")
+        raise Refused(f"{location}: expected an id (or extra_info) and 2 to 26 options")
     gold = fields.get("answer")
     letter = gold.strip().upper() if isinstance(gold, str) else ""
     place = ord(letter) - ord("A") if len(letter) == 1 else gold
     if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < len(options):
-        raise Refused(f"{where}: expected an answer that is one of {len(options)} options, found {short(gold)}")
+        raise Refused(f"{location}: expected an answer that is one of {len(options)} options, found {short(gold)}")
     barcode = re.match(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])", slide or "", re.IGNORECASE)
     patient = fields.get("patient_id") or (barcode[0].upper() if barcode else slide)
     dimension = fields.get("dimension") or TYPES.get(str(kind), kind)
@@ -195,7 +195,7 @@ def _question(row: Any, number: int) -> dict[str, Any]:
 def _check_ids(questions: Sequence[Mapping[str, Any]], responses: Mapping[str, Any], what: str) -> None:
     known = [one["id"] for one in questions]
     twice = sorted({name for name in known if known.count(name) > 1}) if len(set(known)) < len(known) else []
-    faults = {
+    problems = {
         "no response to": [name for name in known if name not in responses],
         "a response to no question of the gold": sorted(responses.keys() - set(known)),
         "more than once in the gold": twice,
@@ -203,7 +203,7 @@ def _check_ids(questions: Sequence[Mapping[str, Any]], responses: Mapping[str, A
     lines = [
         f"{what}: {said}: {', '.join(short(name) for name in names[:NAMED])}"
         + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
-        for said, names in faults.items()
+        for said, names in problems.items()
         if names
     ]
     if lines:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from scale_vqa_eval.predict.command import predict
-from scale_vqa_eval.predictions import read_predictions
 from scale_vqa_eval.questions import read_questions
-from scale_vqa_eval.scoring import join, score_answers
+from scale_vqa_eval.scoring.predictions import read_predictions
+from scale_vqa_eval.scoring.score import join, score_answers
 from training_recipes.learn.folders import CONFIG
 
 PROMPT: Final = str(Path(__file__).with_name("learn.yaml"))

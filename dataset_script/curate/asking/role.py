@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from dataset_script.curate.asking.replies import BadReply, json_object
 from dataset_script.curate.asking.settings import RoleSettings
 from scale_vqa_eval.chat.cache import CachedChat, ChatReply, ChatRequest, Spending
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 
 Message = Mapping[str, str]
 T = TypeVar("T")
@@ -78,9 +78,9 @@ class Role:
             for name, value in asdict(chat.spending).items():
                 setattr(self.spent, name, getattr(self.spent, name) + value)
             if chat.stopped:
-                mend = f"raise the limit of role {self.settings.name}, or bring its endpoint back, and run it again"
+                hint = f"raise the limit of role {self.settings.name}, or bring its endpoint back, and run it again"
                 expected = f"answers of {chat.model} at {chat.name}"
-                raise InputError(Fault(f"role {self.settings.name}", expected, chat.stopped, f"{mend} to go on"))
+                raise InputError(Problem(f"role {self.settings.name}", expected, chat.stopped, f"{hint} to go on"))
             self.known |= {key: reply for key, reply in zip(fresh, replies, strict=True) if reply.failure is None}
         else:
             replies = []
@@ -104,7 +104,7 @@ class Role:
                 except BadReply as error:
                     failed[place].append((error.outcome, error.detail))
                     if reply.failure is None and turn + 1 < tries:
-                        messages[place] = _mended(tasks[place].messages, reply, error, turn)
+                        messages[place] = _repaired(tasks[place].messages, reply, error, turn)
         return [
             result or Result(task.label, None, tuple(why))
             for task, result, why in zip(tasks, results, failed, strict=True)
@@ -114,7 +114,7 @@ class Role:
         return ChatRequest(messages, label)
 
 
-def _mended(asked: tuple[Message, ...], reply: ChatReply, error: BadReply, turn: int) -> tuple[Message, ...]:
+def _repaired(asked: tuple[Message, ...], reply: ChatReply, error: BadReply, turn: int) -> tuple[Message, ...]:
     """Shows the model its reply and the fault; the turn is named, so that no two tries are the same request."""
     again = (
         f"Your reply number {turn + 1} cannot be used: {error}. Reply once more to the task above, with one JSON "

@@ -11,7 +11,7 @@ import yaml
 
 from scale_vqa_eval.chat.cache import ChatSettings
 from scale_vqa_eval.chat.calls import endpoint_name
-from scale_vqa_eval.errors import Fault, InputError, shown
+from scale_vqa_eval.errors import InputError, Problem, preview
 
 STRUCTURED: Final = ("json_schema", "json_object", "none")
 SINGLE_ROLES: Final = ("decompose", "generate", "analyse")
@@ -96,29 +96,31 @@ def read_settings(file: Path) -> Settings:
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(Fault(str(file), "a YAML file", shown(str(error), 200), "correct it")) from error
-    faults: list[Fault] = []
+        raise InputError(Problem(str(file), "a YAML file", preview(str(error), 200), "correct it")) from error
+    problems: list[Problem] = []
     if not isinstance(raw, Mapping) or not isinstance(raw.get("roles"), Mapping):
-        raise InputError(Fault(str(file), "a mapping with roles", shown(raw), "see docs/curation.md"))
-    top = _top(file, raw, faults)
+        raise InputError(Problem(str(file), "a mapping with roles", preview(raw), "see docs/curation.md"))
+    top = _top(file, raw, problems)
     roles = raw["roles"]
     for name in sorted(set(map(str, roles)) - {*SINGLE_ROLES, "adversary"}):
         known = ", ".join((*SINGLE_ROLES, "adversary"))
-        faults.append(Fault(f"{file}, roles", f"one of {known}", shown(name), "correct the name"))
-    singles = {name: _role(f"{file}, roles.{name}", name, roles.get(name), faults) for name in SINGLE_ROLES}
+        problems.append(Problem(f"{file}, roles", f"one of {known}", preview(name), "correct the name"))
+    singles = {name: _role(f"{file}, roles.{name}", name, roles.get(name), problems) for name in SINGLE_ROLES}
     several = roles.get("adversary")
     if not isinstance(several, list) or not several:
-        faults.append(Fault(f"{file}, roles.adversary", "a list of endpoints", shown(several), "give one or more"))
+        problems.append(
+            Problem(f"{file}, roles.adversary", "a list of endpoints", preview(several), "give one or more")
+        )
         several = []
     adversaries = [
-        _role(f"{file}, roles.adversary[{number}]", f"adversary-{number}", one, faults)
+        _role(f"{file}, roles.adversary[{number}]", f"adversary-{number}", one, problems)
         for number, one in enumerate(several, 1)
     ]
     names = [one.name for one in adversaries if one is not None]
     if len(set(names)) < len(names):
-        faults.append(Fault(f"{file}, roles.adversary", "a name for each", shown(names), "rename one"))
-    if faults:
-        raise InputError(faults)
+        problems.append(Problem(f"{file}, roles.adversary", "a name for each", preview(names), "rename one"))
+    if problems:
+        raise InputError(problems)
     return Settings(
         **{name: role for name, role in singles.items() if role is not None},  # type: ignore[arg-type]
         adversaries=tuple(one for one in adversaries if one is not None),
@@ -127,7 +129,7 @@ def read_settings(file: Path) -> Settings:
     )
 
 
-def _top(file: Path, raw: Mapping[str, Any], faults: list[Fault]) -> dict[str, Any]:
+def _top(file: Path, raw: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in raw.items():
         if name == "roles":
@@ -137,44 +139,50 @@ def _top(file: Path, raw: Mapping[str, Any], faults: list[Fault]) -> dict[str, A
             continue
         if name not in _TOP_KEYS:
             known = ", ".join(["roles", "source", *_TOP_KEYS])
-            faults.append(Fault(str(file), f"one of {known}", shown(name), "correct the key"))
+            problems.append(Problem(str(file), f"one of {known}", preview(name), "correct the key"))
             continue
         kind, low, high = _TOP_KEYS[name]
         kinds = (int, float) if kind is float else (kind,)
         if not isinstance(value, kinds) or (isinstance(value, bool) != (kind is bool)) or not low <= value <= high:
             expected = "true or false" if kind is bool else f"a number {low:g} to {high:g}"
-            faults.append(Fault(f"{file}, {name}", expected, shown(value), "correct it"))
+            problems.append(Problem(f"{file}, {name}", expected, preview(value), "correct it"))
             continue
         found[name] = value
     return found
 
 
-def _role(where: str, name: str, raw: Any, faults: list[Fault]) -> RoleSettings | None:
-    before = len(faults)
+def _role(location: str, name: str, raw: Any, problems: list[Problem]) -> RoleSettings | None:
+    before = len(problems)
     if not isinstance(raw, Mapping):
-        faults.append(Fault(where, "an endpoint with base_url and model", shown(raw), "add it"))
+        problems.append(Problem(location, "an endpoint with base_url and model", preview(raw), "add it"))
         return None
     for key, value in raw.items():
         kind = _ROLE_KEYS.get(str(key))
         if kind is None:
-            faults.append(Fault(where, f"one of {', '.join(_ROLE_KEYS)}", shown(key), "correct the key"))
+            problems.append(Problem(location, f"one of {', '.join(_ROLE_KEYS)}", preview(key), "correct the key"))
         elif not isinstance(value, kind) or isinstance(value, bool):
-            faults.append(Fault(f"{where}.{key}", f"a value of the kind of {kind}", shown(value), "correct it"))
+            problems.append(
+                Problem(f"{location}.{key}", f"a value of the kind of {kind}", preview(value), "correct it")
+            )
     for key in ("base_url", "model"):
         if key not in raw:
-            faults.append(Fault(where, key, "none", "add it"))
+            problems.append(Problem(location, key, "none", "add it"))
     if raw.get("structured", "json_schema") not in STRUCTURED:
-        faults.append(Fault(f"{where}.structured", " or ".join(STRUCTURED), shown(raw["structured"]), "correct it"))
+        problems.append(
+            Problem(f"{location}.structured", " or ".join(STRUCTURED), preview(raw["structured"]), "correct it")
+        )
     price = raw.get("price")
     if isinstance(price, list) and not (len(price) == 2 and all(isinstance(one, int | float) for one in price)):
-        faults.append(Fault(f"{where}.price", "[for a million tokens in, out]", shown(price), "correct it"))
-    if len(faults) > before:
+        problems.append(Problem(f"{location}.price", "[for a million tokens in, out]", preview(price), "correct it"))
+    if len(problems) > before:
         return None
     try:
         endpoint_name(raw["base_url"])
         chat = _chat(name, raw)
     except InputError as error:
-        faults += [Fault(f"{where}, {one.where}", one.expected, one.found, one.mend) for one in error.faults]
+        problems += [
+            Problem(f"{location}, {one.location}", one.expected, one.found, one.hint) for one in error.problems
+        ]
         return None
     return RoleSettings(
         str(raw.get("name", name)),

@@ -13,12 +13,12 @@ from dataset_script.curate.construction.letters import balanced, rationale_of
 from dataset_script.curate.construction.report import card_note, curation_report, write_report
 from dataset_script.curate.questions.items import Item
 from dataset_script.release.images import inside
-from dataset_script.release_folder import write_release
 from dataset_script.splits import SPLITS
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.questions import Question
-from scale_vqa_eval.results import write_json
+from scale_vqa_eval.release_folder.write import write_release
 from scale_vqa_eval.schema import LETTERS
+from scale_vqa_eval.scoring.results import write_json
 
 REPLACED: Final = frozenset({"default", "text", "exchange", "screened"})
 
@@ -58,8 +58,8 @@ def build(
     """
     final, gone = finished(items, twins, settings)
     if not final:
-        mend = "see the outcomes in the work folder: screened.json says what became of each question"
-        raise InputError(Fault(str(out), "at least one question that passed", "none", mend))
+        hint = "see the outcomes in the work folder: screened.json says what became of each question"
+        raise InputError(Problem(str(out), "at least one question that passed", "none", hint))
     rows = {item.id: rationale_of(item) for item in final}
     questions = [item.question(rows[item.id]) for item in final]
     construction = {
@@ -125,7 +125,7 @@ def _rows(
         for view, name in images.get(item.draft.path, {}).items():
             file = inside(root, name)
             if not isinstance(file, Path):
-                raise InputError(Fault(f"{item.id}, {view}", f"a file inside {root}", file, "bring it back"))
+                raise InputError(Problem(f"{item.id}, {view}", f"a file inside {root}", file, "bring it back"))
             row[view] = {"bytes": file.read_bytes(), "path": name}
         yield row
 

@@ -17,8 +17,8 @@ from dataset_script.curate.asking.settings import RoleSettings, Settings
 from scale_vqa_eval import __version__
 from scale_vqa_eval.chat.calls import endpoint_name
 from scale_vqa_eval.questions import Question
-from scale_vqa_eval.results import write_json
-from scale_vqa_eval.scoring import questions_digest
+from scale_vqa_eval.scoring.results import write_json
+from scale_vqa_eval.scoring.score import questions_digest
 
 FORMAT: Final = 1
 """Counted up when a field of ``curation_report.json`` changes its meaning or goes."""

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from dataset_script.curate.features.captions import CaptionedPath
 from dataset_script.release.images import inside
-from scale_vqa_eval.errors import Fault, InputError
-from scale_vqa_eval.results import write_json
+from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.scoring.results import write_json
 
 
 def linked_patients(paths: Sequence[CaptionedPath], root: Path, cache: Path) -> dict[str, str]:
@@ -44,15 +44,15 @@ def shared_images(paths: Sequence[CaptionedPath], root: Path, cache: Path) -> di
     """
     names = sorted({name for path in paths for _, name in path.images})
     files: dict[str, Path] = {}
-    faults = []
+    problems = []
     for name in names:
         place = inside(root, name)
         if isinstance(place, Path):
             files[name] = place
         else:
-            faults.append(Fault(f"image {name!r}", f"a file inside {root}", place, "correct the captions file"))
-    if faults:
-        raise InputError(faults)
+            problems.append(Problem(f"image {name!r}", f"a file inside {root}", place, "correct the captions file"))
+    if problems:
+        raise InputError(problems)
     stamps = [(name, files[name].stat().st_size, files[name].stat().st_mtime_ns) for name in names]
     about = [(path.key, path.patient, path.images) for path in paths]
     key = hashlib.sha256(json.dumps([stamps, about]).encode()).hexdigest()

@@ -14,8 +14,8 @@ from dataset_script.curate.features.captions import PATH_VIEW, CaptionedPath
 from dataset_script.curate.features.containment import instruction_in, stands_in, words
 from scale_vqa_eval.schema import VIEWS
 
-MOST_WORDS: Final = 12
-MOST_FEATURES: Final = 60
+MAX_WORDS: Final = 12
+MAX_FEATURES: Final = 60
 SCALES: Final = (*VIEWS, PATH_VIEW)
 
 
@@ -90,8 +90,8 @@ def read_features(value: Mapping[str, Any], path: CaptionedPath) -> Decomposed:
     raw = value.get("features")
     if not isinstance(raw, list):
         raise BadReply("schema", f"features is {type(raw).__name__}, not a list")
-    if len(raw) > MOST_FEATURES:
-        raise BadReply("schema", f"{len(raw)} features, more than {MOST_FEATURES}")
+    if len(raw) > MAX_FEATURES:
+        raise BadReply("schema", f"{len(raw)} features, more than {MAX_FEATURES}")
     texts, aspects = dict(path.texts), frozenset(load_prompt("decompose")["aspects"])
     rejected: Counter[str] = Counter()
     kept: list[Feature] = []
@@ -120,7 +120,7 @@ def _reason(scale: str, aspect: str, phrase: str, texts: Mapping[str, str], aspe
         return "unknown-scale"
     if aspect not in aspects:
         return "unknown-aspect"
-    if len(words(phrase)) > MOST_WORDS:
+    if len(words(phrase)) > MAX_WORDS:
         return "too-long"
     return stands_in(phrase, texts[scale])
 

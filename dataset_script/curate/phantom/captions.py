@@ -22,7 +22,7 @@ from dataset_script.phantom.lattice import seeded
 from dataset_script.phantom.plan import PATHS, PathPlan, SlidePlan
 from dataset_script.phantom.questions import captions
 from dataset_script.phantom.words import SIGNS
-from scale_vqa_eval.errors import Fault
+from scale_vqa_eval.errors import Problem
 from scale_vqa_eval.schema import VIEWS
 
 
@@ -79,7 +79,7 @@ def write_captions(out: Path, plans: list[SlidePlan], workers: int) -> Path:
     return file
 
 
-def draw_views(task: tuple[SlidePlan, Path]) -> tuple[Fault, ...]:
+def draw_views(task: tuple[SlidePlan, Path]) -> tuple[Problem, ...]:
     """Draws the views of one slide into a folder of its name, which appears whole."""
     from dataset_script.phantom.draw import QUALITY
     from dataset_script.phantom.slide import PhantomSlide

@@ -29,8 +29,8 @@ from dataset_script.curate.questions.drafts import UNCROSSED, Draft
 from dataset_script.curate.questions.items import Item, Place, spelled
 from dataset_script.curate.work import open_work, write_lines
 from scale_vqa_eval.questions import Question
-from scale_vqa_eval.results import write_json
 from scale_vqa_eval.schema import QUESTION_TYPES
+from scale_vqa_eval.scoring.results import write_json
 
 DESIGNS: Final = {
     "one feature changed": "the published constraint: each wrong option differs from the right one by one feature",
@@ -42,7 +42,7 @@ SHOWN: Final = ("medoid", "geometry", "words", "characters", "ensemble")
 
 
 def one_change(
-    drafts: Sequence[Draft], features: Mapping[str, Sequence[Feature]], where: Mapping[str, Place], seed: int
+    drafts: Sequence[Draft], features: Mapping[str, Sequence[Feature]], location: Mapping[str, Place], seed: int
 ) -> list[Question]:
     """Returns the questions of drafts with options by the published constraint; letters balanced by draw."""
     findings: dict[str, list[str]] = {}
@@ -65,7 +65,7 @@ def one_change(
         texts = [values, *([*values[:at], str(wrong[at]), *values[at + 1 :]] for at in range(3))]
         order = rng.sample(range(4), 4)
         options = tuple("; ".join(spelled(value) for value in texts[number]) for number in order)
-        place = where[draft.path]
+        place = location[draft.path]
         questions.append(
             Question(
                 draft.id,
@@ -93,15 +93,15 @@ def compare(slides: int, seed: int, out: Path, repeats: int = 4) -> dict[str, An
         decompose(run)
         generate(run)
         account = screen(run)
-    where = places(run, plan(run)[0])
+    location = places(run, plan(run)[0])
     features = {row["path"]: [Feature(**one) for one in row["features"]] for row in run.work.rows("features")}
     drafts = sorted((Draft.from_row(row) for row in run.work.rows("drafts")), key=lambda one: one.id)
     crossed, screened = (
-        _questions(list(read_items(run.work.root / name, where)), settings)
+        _questions(list(read_items(run.work.root / name, location)), settings)
         for name in ("items.jsonl", "screened.jsonl")
     )
     loose = [question for question in screened if question.group is None]
-    pools = (one_change(drafts, features, where, seed), crossed, screened, loose)
+    pools = (one_change(drafts, features, location, seed), crossed, screened, loose)
     designs = [_row(name, pool, seed) for name, pool in zip(DESIGNS, pools, strict=True)]
     return {"slides": slides, "seed": seed, "designs": designs, "rounds": len(account["rounds"])}
 

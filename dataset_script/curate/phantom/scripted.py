@@ -26,10 +26,10 @@ from typing import Any, Final
 import click
 
 from dataset_script.curate.features.decompose import Feature
-from dataset_script.curate.questions.drafts import pair_fault
+from dataset_script.curate.questions.drafts import pair_problem
 from dataset_script.phantom.words import SIGNS
-from scale_vqa_eval.baselines import longest, medoid
 from scale_vqa_eval.questions import Question
+from scale_vqa_eval.scoring.baselines import longest, medoid
 
 _NAMED: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = MappingProxyType(
     {
@@ -105,7 +105,7 @@ def drafted(data: Mapping[str, Any]) -> dict[str, Any]:
         (first, second)
         for place, first in enumerate(features)
         for second in features[place + 1 :]
-        if pair_fault(first, second, kind, features) is None
+        if pair_problem(first, second, kind, features) is None
     ]
     first, second = rng.choice(pairs)
     free = data["question"].startswith("write one")

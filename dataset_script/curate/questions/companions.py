@@ -17,7 +17,7 @@ from dataset_script.curate.features.containment import words
 
 Finding = tuple[str, tuple[str, ...]]
 Companion = tuple[Finding, str]
-FEWEST_PATIENTS: Final = 3
+MIN_PATIENTS: Final = 3
 SHARE: Final = 0.9
 """Share of a finding's patients that show the other one, from which it counts as implied."""
 ALPHA: Final = 0.01
@@ -82,7 +82,7 @@ def _implied(pairs: Any, together: Any, aspect_of: Any) -> Any:
     without = of_both - of_first
     rate = np.divide(of_second - together, without, out=np.ones(len(pairs)), where=without > 0)
     tail = binom.sf(together - 1, of_first, np.clip(rate, 1 / np.maximum(without + 1, 2), 1.0))
-    implied = (together >= FEWEST_PATIENTS) & (together >= SHARE * of_first) & (tail < ALPHA / tested)
+    implied = (together >= MIN_PATIENTS) & (together >= SHARE * of_first) & (tail < ALPHA / tested)
     return np.stack([pairs[implied, 0], second_aspect[implied]], axis=1)
 
 

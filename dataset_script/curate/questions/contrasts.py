@@ -25,7 +25,7 @@ import numpy.typing as npt
 from dataset_script.curate.features.containment import content, denies, words
 
 FloatArray = npt.NDArray[np.float64]
-MOST_VALUES: Final = 1500
+MAX_VALUES: Final = 1500
 """More distinct values of an aspect are cut into runs of this length, ordered by their number of words and letters."""
 LETTERS_APART: Final = 4.0
 WORDS_APART: Final = 0.7
@@ -93,8 +93,8 @@ def contrast_pool(findings: Sequence[str], seed: str) -> ContrastPool:
     keys = sorted(spellings, key=lambda key: (len(key), len(" ".join(key)), key))
     values = tuple(min(spellings[key], key=lambda phrase: (-spellings[key].count(phrase), phrase)) for key in keys)
     chance: list[tuple[npt.NDArray[np.int64], FloatArray]] = []
-    for start in range(0, len(keys), MOST_VALUES):
-        run = range(start, min(start + MOST_VALUES, len(keys)))
+    for start in range(0, len(keys), MAX_VALUES):
+        run = range(start, min(start + MAX_VALUES, len(keys)))
         counts = evened(np.array([len(spellings[keys[at]]) for at in run], dtype=np.float64))
         balanced = balanced_matrix(likeness([values[at] for at in run]), counts)
         kept = _given_back(balanced.sum(axis=1), counts, seed)

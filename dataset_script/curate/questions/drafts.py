@@ -182,9 +182,9 @@ def read_draft(value: Mapping[str, Any], order: Order) -> Draft:
         contrasts.append(text_of(half, "contrast", 200, needed=False).strip(" .;,"))
     if order.pair is not None and tuple(chosen) != order.pair:
         raise BadReply("wrong-pair", f"the first is {order.pair[0].id} and the second {order.pair[1].id}")
-    fault = pair_fault(chosen[0], chosen[1], order.question_type, list(known.values()))
-    if fault is not None:
-        raise BadReply("wrong-scales", fault)
+    problem = pair_problem(chosen[0], chosen[1], order.question_type, list(known.values()))
+    if problem is not None:
+        raise BadReply("wrong-scales", problem)
     for one, contrast in zip(chosen, contrasts, strict=True):
         if contrast and words(contrast) == words(one.value):
             raise BadReply("identical-options", f"the contrast of {one.id} is the finding itself")
@@ -239,7 +239,7 @@ def _check_question(question: str, chosen: Sequence[Feature]) -> None:
             raise BadReply("stem-names-answer", f"{', '.join(sorted(named & asked))} of {one.id}")
 
 
-def pair_fault(first: Feature, second: Feature, question_type: str, usable: Sequence[Feature]) -> str | None:
+def pair_problem(first: Feature, second: Feature, question_type: str, usable: Sequence[Feature]) -> str | None:
     """Says why two features cannot be crossed in a question of a type, None where they can."""
     if first.id == second.id or first.aspect == second.aspect:
         return f"{first.id} and {second.id} are of one aspect"
@@ -255,7 +255,7 @@ def pair_fault(first: Feature, second: Feature, question_type: str, usable: Sequ
 
 def _has_pair(features: Sequence[Feature], question_type: str) -> bool:
     return any(
-        pair_fault(first, second, question_type, features) is None
+        pair_problem(first, second, question_type, features) is None
         for place, first in enumerate(features)
         for second in features[place + 1 :]
     )

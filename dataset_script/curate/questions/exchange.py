@@ -16,16 +16,16 @@ from typing import Any, Final
 
 from dataset_script.curate.features.containment import may_hold, words
 from dataset_script.curate.features.decompose import SCALES, Feature
-from dataset_script.curate.questions.drafts import Pair, pair_fault, usable_features
+from dataset_script.curate.questions.drafts import Pair, pair_problem, usable_features
 
 Key = tuple[str, ...]
 Kind = tuple[str, str, str, str]
-MOST_PAIRS: Final = 32
+MAX_PAIRS: Final = 32
 """Pairs of a question that are looked at, those of the commonest values likelier: bounds memory."""
-MOST_TRIES: Final = 400
+MAX_TRIES: Final = 400
 """Combinations of values that are tried for a question: bounds time, which is linear in the questions."""
-MOST_VALUES: Final = 20
-MOST_MEMBERS: Final = 8
+MAX_VALUES: Final = 20
+MAX_MEMBERS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def crossable(features: Sequence[Feature], question_type: str) -> tuple[Pair, ..
     """Returns every pair of features that a question of a type may cross, the coarser view first."""
     usable = sorted(usable_features(features, question_type), key=lambda one: (SCALES.index(one.scale), one.aspect))
     return tuple(
-        pair for pair in combinations(usable, 2) if pair_fault(pair[0], pair[1], question_type, usable) is None
+        pair for pair in combinations(usable, 2) if pair_problem(pair[0], pair[1], question_type, usable) is None
     )
 
 
@@ -141,11 +141,11 @@ class _Board:
 
     def _likely(self, pairs: list[tuple[int, Pair]]) -> list[Pair]:
         drawn = sorted(((count * self.rng.random(), place) for place, (count, _) in enumerate(pairs)), reverse=True)
-        return [pairs[place][1] for _, place in drawn[:MOST_PAIRS]]
+        return [pairs[place][1] for _, place in drawn[:MAX_PAIRS]]
 
     def set_with(self, place: int) -> ExchangeSet | None:
         """Takes a set that holds a question, None where none was found."""
-        tries = MOST_TRIES
+        tries = MAX_TRIES
         for pair in self.pairs[place] if place not in self.taken else ():
             kind, one, left = _kind(pair), self._key(pair[0]), self._key(pair[1])
             for other in self._some(self.firsts[kind, left], one):
@@ -161,7 +161,7 @@ class _Board:
 
     def _some(self, values: Mapping[Key, None], own: Key) -> list[Key]:
         some = [value for value in values if value != own and _apart(value, own)]
-        return self.rng.sample(some, min(MOST_VALUES, len(some)))
+        return self.rng.sample(some, min(MAX_VALUES, len(some)))
 
     def _four(self, place: int, pair: Pair, cell: tuple[Kind, Key, Key], other: Key, right: Key) -> ExchangeSet | None:
         kind, one, left = cell
@@ -186,9 +186,9 @@ class _Board:
                 gone += 1
             elif not any(self._holds(number, value) for value in wrong):
                 fits.append((number, pair))
-                if len(fits) == MOST_MEMBERS:
+                if len(fits) == MAX_MEMBERS:
                     break
-        if gone > MOST_MEMBERS:
+        if gone > MAX_MEMBERS:
             members[:] = [member for member in members if member[0] not in self.taken]
         return fits
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from dataset_script.curate.asking.prompts import load_prompt
 from dataset_script.curate.features.captions import PATH_VIEW
 from dataset_script.curate.questions.drafts import Draft
-from scale_vqa_eval.controls.crossed import geometry_faults
+from scale_vqa_eval.controls.crossed import geometry_problems
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import MAGNIFICATION, QUESTION_TYPES
 
@@ -69,7 +69,7 @@ class Item:
     @property
     def exact(self) -> bool:
         """Whether the four options have one geometry: as many words, overlaps and letters, whatever is right."""
-        return not geometry_faults(self.options, self.draft.question)
+        return not geometry_problems(self.options, self.draft.question)
 
     def question(self, rationale: str | None = None) -> Question:
         """Returns the question as the audit reads it."""

@@ -44,7 +44,7 @@ class _Planned:
 def plan_sets(
     work: WorkFolder,
     plans: Mapping[str, PathPlan],
-    where: Mapping[str, Place],
+    location: Mapping[str, Place],
     linked: Mapping[str, str],
     seed: int,
 ) -> list[ExchangeSet]:
@@ -53,15 +53,15 @@ def plan_sets(
     Args:
         work: the work folder, its features made.
         plans: path key -> split and forms.
-        where: path key -> patient and captions.
+        location: path key -> patient and captions.
         linked: patient -> the patient that stands for it in a set, because they share an image.
         seed: of the search.
     """
     file = work.root / "sets.jsonl"
     features = recurring(work.rows("features"), work.rows("features"))
-    orders = _orders(features, plans, where)
+    orders = _orders(features, plans, location)
     before = _read(file)
-    sets = _standing(before, orders, features, where, linked)
+    sets = _standing(before, orders, features, location, linked)
     kept = {row for one in sets for row, _ in one.members}
     # one that was left alone stays alone: asked in other words, it would be paid for again
     closed = {
@@ -74,7 +74,7 @@ def plan_sets(
     for group, rows in sorted(groups.items()):
         candidates = []
         for row in sorted(rows):
-            place = where[orders[row].path]
+            place = location[orders[row].path]
             pairs = crossable(features[orders[row].path], group[1])
             candidates.append(Candidate(row, linked.get(place.patient, place.patient), place.texts, pairs))
         sets += find_sets(candidates, random.Random(f"{seed}:sets:{group}"))
@@ -83,11 +83,13 @@ def plan_sets(
 
 
 def _orders(
-    features: Mapping[str, tuple[Feature, ...]], plans: Mapping[str, PathPlan], where: Mapping[str, Place]
+    features: Mapping[str, tuple[Feature, ...]], plans: Mapping[str, PathPlan], location: Mapping[str, Place]
 ) -> dict[str, _Order]:
     """Returns row id -> order of every template question of a path with features."""
     return {
-        row_id(where[key].slide, where[key].path_id, question_type): _Order(key, (plan.split, question_type, form))
+        row_id(location[key].slide, location[key].path_id, question_type): _Order(
+            key, (plan.split, question_type, form)
+        )
         for key, plan in sorted(plans.items())
         if features.get(key)
         for question_type, form in plan.forms.items()
@@ -135,7 +137,7 @@ def _standing(
     before: Mapping[str, _Planned],
     orders: Mapping[str, _Order],
     features: Mapping[str, tuple[Feature, ...]],
-    where: Mapping[str, Place],
+    location: Mapping[str, Place],
     linked: Mapping[str, str],
 ) -> list[ExchangeSet]:
     """Returns the sets of an earlier run whose questions, features and captions still allow them."""
@@ -153,7 +155,7 @@ def _standing(
             if first is not None and second is not None:
                 members.append((row, (first, second)))
         one = ExchangeSet(tuple(members))
-        places = [where[orders[row].path] for row, _ in members]
+        places = [location[orders[row].path] for row, _ in members]
         patients = {linked.get(place.patient, place.patient) for place in places}
         if len(patients) == 4 and one.holds() and _fits(one, places):
             found.append(one)

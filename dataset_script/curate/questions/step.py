@@ -14,7 +14,7 @@ from dataset_script.curate.questions.drafts import Order, Pair, reply_schema, wr
 from dataset_script.curate.questions.plan import PathPlan
 from dataset_script.curate.work import WorkFolder, write_lines
 from scale_vqa_eval.chat.cache import Spending
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.schema import row_id
 
 
@@ -68,7 +68,7 @@ def shard_orders(
     missing = next((path.key for path in paths if path.key not in features), None)
     if missing is not None:
         found = "none: the captions have changed since"
-        raise InputError(Fault(f"path {missing}", "features of the decompose step", found, "run --step decompose"))
+        raise InputError(Problem(f"path {missing}", "features of the decompose step", found, "run --step decompose"))
     return [order for path in paths for order in orders_of(path, features[path.key], forms[path.key], pairs)]
 
 

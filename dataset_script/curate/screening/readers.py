@@ -19,7 +19,7 @@ from scale_vqa_eval.audit.chat import chat_probe
 from scale_vqa_eval.audit.prepared import Prepared
 from scale_vqa_eval.audit.probe import credit, gold_probability, option_counts, sequential_credit
 from scale_vqa_eval.chat.cache import Spending
-from scale_vqa_eval.errors import Fault, InputError
+from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.questions import Question
 
 SURE: float = 1 - 1e-9
@@ -61,9 +61,9 @@ def listen_shard(task: ListenTask) -> dict[str, Any]:
     role, asked = task.settings, task.questions
     audit = chat_probe(asked, role.base_url, role.model, task.answers, role.chat, role.repeats, task.progress)
     if audit.result is None:
-        mend = f"raise the limit of adversary {role.name}, or bring its endpoint back, and run it again"
-        where = f"role adversary, {role.name}"
-        raise InputError(Fault(where, "its answers", audit.report["stopped"], f"{mend} to go on"))
+        hint = f"raise the limit of adversary {role.name}, or bring its endpoint back, and run it again"
+        location = f"role adversary, {role.name}"
+        raise InputError(Problem(location, "its answers", audit.report["stopped"], f"{hint} to go on"))
     right, shares = credit(audit.result, asked).tolist(), audit.result.shares()
     return {
         "right": right,

@@ -1,0 +1,1 @@
+"""The release folder: Parquet files per config and split beside the card that names them."""

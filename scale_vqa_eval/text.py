@@ -1,0 +1,148 @@
+"""Text helpers that every package shares: words, negations, number formats, and escaping for display."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Final
+
+_WORD: Final = re.compile(r"\w+")
+_UNSPACED: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")  # scripts that put no space between words
+NEGATION: Final = re.compile(
+    r"\b(?:no|not|non|none|never|neither|nor|without|absent|absence|lack\w*|fail\w*|cannot|\w+n't|rather than|"
+    r"instead|except\w*|exclu\w*|negative|devoid|free|zero)\b",
+    re.IGNORECASE,
+)
+"""The one list of negation words: the audit counts them, the controls and the curation balance them."""
+
+_KEPT: Final = frozenset("\n\t")
+_HIDING: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+_LATEX: Final = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"{\char34}",
+    "`": r"\textasciigrave{}",
+    "'": r"\textquotesingle{}",
+    **{letter: f"\\{letter}" for letter in "{}$&#%_"},
+}
+_MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]<>|~&$!#@^\"]|(?<=www)\.|:(?=//))", re.IGNORECASE)
+_LAST_LATIN: Final = 0x17F
+
+
+def words(text: str) -> list[str]:
+    """Returns the words of a text in order: NFKC, case folded, each letter of a script without spaces by itself.
+
+    >>> words("Non-necrotic Stroma")
+    ['non', 'necrotic', 'stroma']
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return _WORD.findall(_UNSPACED.sub(r" \g<0> ", folded))
+
+
+def tokens(text: str) -> frozenset[str]:
+    """Returns the set of words of a text.
+
+    >>> sorted(tokens("Non-necrotic stroma, stroma"))
+    ['necrotic', 'non', 'stroma']
+    """
+    return frozenset(words(text))
+
+
+def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
+    """Returns |intersection| / |union|; 1.0 for two empty sets."""
+    union = len(left | right)
+    return len(left & right) / union if union else 1.0
+
+
+def negations(text: str) -> list[str]:
+    """Returns the negation words of a text, lower case, in order.
+
+    >>> negations("Not necrotic, without mitoses")
+    ['not', 'without']
+    """
+    return [match.lower() for match in NEGATION.findall(text)]
+
+
+def same_text(text: str) -> str:
+    """Returns the key under which two texts count as the same: NFKC, case and runs of white space ignored.
+
+    >>> same_text("Which  option fits?") == same_text("which option fits? ")
+    True
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Formats a share as per cent without a sign: 0.254 -> '25.4'."""
+    return f"{100 * share:.{digits}f}"
+
+
+def points(share: float, digits: int = 1) -> str:
+    """Formats a difference of shares in signed percentage points: 0.254 -> '+25.4'."""
+    return f"{100 * share:+.{digits}f}"
+
+
+def interval(ends: Sequence[float], digits: int = 1) -> str:
+    """Formats an interval of shares in per cent: (0.2, 0.3) -> '20.0 to 30.0'."""
+    return f"{percent(ends[0], digits)} to {percent(ends[1], digits)}"
+
+
+def p_value(p: float) -> str:
+    """Formats a p-value with three decimals."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def escape_invisible(text: str) -> str:
+    r"""Replaces control, format (bidirectional, zero-width), surrogate and private characters by ``\u{CODE}``.
+
+    >>> escape_invisible("gold\u202e option\x00")
+    'gold\\u{202E} option\\u{0}'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        f"\\u{{{ord(letter):X}}}" if unicodedata.category(letter) in _HIDING and letter not in _KEPT else letter
+        for letter in text
+    )
+
+
+def one_line(text: str) -> str:
+    """Returns a text on one line, with what would hide or reorder it shown as its code."""
+    return " ".join(escape_invisible(text).split())
+
+
+def latex(text: str) -> str:
+    r"""Escapes a text for LaTeX; letters beyond Latin Extended-A, which need fonts of their own, are shown as codes.
+
+    >>> latex("50% of {a_b} & \\input{x}")
+    '50\\% of \\{a\\_b\\} \\& \\textbackslash{}input\\{x\\}'
+    """
+    escaped = "".join(
+        _LATEX.get(letter, letter if ord(letter) <= _LAST_LATIN else f"[U+{ord(letter):04X}]")
+        for letter in one_line(text)
+    )
+    return re.sub("-(?=-)", "-{}", escaped)  # two hyphens would become a dash
+
+
+def markdown(text: str) -> str:
+    r"""Escapes a text for a cell or a paragraph of Markdown (GFM): no markup, HTML, link or further cell comes of it.
+
+    >>> markdown("a|b <b>*x*")
+    'a\\|b \\<b\\>\\*x\\*'
+    """
+    return _MARKDOWN.sub(r"\\\1", one_line(text))
+
+
+def csv_text(text: str) -> str:
+    """Returns a text that a spreadsheet takes for text: an apostrophe stands before what it would run as a formula.
+
+    >>> csv_text("=1+1"), csv_text("gpt-5.2")
+    ("'=1+1", 'gpt-5.2')
+    """
+    line = one_line(text)
+    return f"'{line}" if line[:1] in ("=", "+", "-", "@") else line

@@ -1,0 +1,239 @@
+"""A build of grounding questions: rows, exchange groups, splits, same bytes, resuming, refusals."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from drawn_slides import halves, tissue_pixels, tissue_slide, write_slide
+from PIL import Image
+
+from dataset_script.slides import workers
+from dataset_script.slides.build import build_slides
+from dataset_script.slides.build_report import BuildReport
+from dataset_script.slides.settings import Settings
+from dataset_script.slides.work_folder import work_root
+from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.release_folder.write import folder_digest
+from scale_vqa_eval.schema import GROUNDING_KINDS, VIEWS, patient_of
+
+SMALL = Settings(paths_per_slide=8, sizes=(("high_mag", 64), ("low_mag", 64), ("mid_mag", 64)))
+SHOWN = {
+    "zoom-in": ({"mid_mag"}, 4),
+    "zoom-out": ({"high_mag"}, 4),
+    "origin": ({"low_mag", "high_mag"}, 0),
+    "bridge": ({"low_mag", "high_mag"}, 4),
+}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("slides")
+    return [tissue_slide(folder / f"slide_{name}.tif", seed=seed) for seed, name in enumerate("abcd")]
+
+
+def build(
+    slides: list[Path], out: Path, settings: Settings = SMALL, processes: int = 1
+) -> tuple[BuildReport, list[str]]:
+    told: list[str] = []
+    patients = {slide.stem: patient_of(slide.stem) for slide in slides}
+    return build_slides(slides, patients, settings, out, processes, told.append), told
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+    from datasets import Features
+
+    rows = []
+    for path in sorted((out / "grounding").glob("*.parquet")):
+        file = pq.ParquetFile(path)
+        kinds = Features.from_arrow_schema(file.schema_arrow)["dimension"].names
+        for row in file.read().to_pylist():
+            rows.append(row | {"dimension": kinds[row["dimension"]], "split": path.name.split("-")[0]})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def built(drawn: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BuildReport]:
+    out = tmp_path_factory.mktemp("built") / "release"
+    return out, build(drawn, out)[0]
+
+
+@pytest.fixture(scope="module")
+def rows(built: tuple[Path, BuildReport]) -> list[dict[str, Any]]:
+    return rows_of(built[0])
+
+
+def test_every_slide_gives_every_kind(rows: list[dict[str, Any]], built: tuple[Path, BuildReport]) -> None:
+    counts = Counter((row["wsi_name"], row["dimension"]) for row in rows)
+    assert counts == {(f"slide_{name}", kind): 8 for name in "abcd" for kind in GROUNDING_KINDS}
+    assert built[1].questions == len(rows) == 4 * 4 * 8
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert all(row["id"] == f"{row['wsi_name']}::{row['path_id']}::{row['dimension']}" for row in rows)
+
+
+def test_text_says_nothing(rows: list[dict[str, Any]]) -> None:
+    for kind in GROUNDING_KINDS:
+        texts = {(row["question"], tuple(row["options"])) for row in rows if row["dimension"] == kind}
+        assert len(texts) == 1
+
+
+def test_each_option_of_a_group_is_the_answer_once(rows: list[dict[str, Any]]) -> None:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row)
+    for members in groups.values():
+        assert sorted(row["answer"] for row in members) == [0, 1, 2, 3]
+        preview = {tuple(image["bytes"] for image in row["option_images"]) for row in members}
+        if members[0]["dimension"] == "origin":
+            preview = {(row["low_mag"]["bytes"],) for row in members}
+        assert len(preview) == 1
+        assert len({row["split"] for row in members}) == 1
+
+
+def test_a_path_says_nothing_of_its_letter(rows: list[dict[str, Any]]) -> None:
+    letters = Counter((int(row["path_id"][1:]) % 4, row["answer"]) for row in rows)
+    assert len(letters) == 16
+    order = Counter((index % 4, row["answer"]) for index, row in enumerate(rows))
+    assert len(order) == 16
+
+
+def test_views_and_options_are_jpeg_of_the_sizes_asked_for(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        views, options = SHOWN[row["dimension"]]
+        assert {view for view in VIEWS if row[view]} == views
+        assert len(row["option_images"]) == options
+        for image in [row[view] for view in views] + row["option_images"]:
+            opened = Image.open(io.BytesIO(image["bytes"]))
+            assert (opened.format, opened.mode, opened.size) == ("JPEG", "RGB", (64, 64))
+            assert image["path"].startswith(f"{row['wsi_name']}_") and "/" not in image["path"]
+
+
+def test_no_patient_is_in_two_splits(rows: list[dict[str, Any]]) -> None:
+    splits = {(row["patient_id"], row["split"]) for row in rows}
+    assert len(splits) == len({patient for patient, _ in splits}) == 4
+    assert {split for _, split in splits} == {"train", "val", "test"}
+
+
+def test_the_rationale_names_the_answer(rows: list[dict[str, Any]]) -> None:
+    assert all(row["rationale"].startswith(row["options"][row["answer"]] + ":") for row in rows)
+
+
+def test_options_alone_are_right_once_in_four(built: tuple[Path, BuildReport]) -> None:
+    assert [probe.kind for probe in built[1].probes] == list(GROUNDING_KINDS)
+    assert all(probe.options_alone == 0.25 and not probe.leaks for probe in built[1].probes)
+
+
+def test_the_card_and_the_report_tell_how_slides_were_used(built: tuple[Path, BuildReport]) -> None:
+    out, report = built
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "slide\\_a" in card and "| zoom-in | 32 | 25.0% |" in card
+    assert json.loads((out / "grounding/build.json").read_text())["questions"] == report.questions
+    assert "/tmp" not in card + (out / "grounding/build.json").read_text()
+
+
+def test_it_loads(built: tuple[Path, BuildReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    loaded = datasets.load_dataset(str(built[0]), "grounding", cache_dir=str(tmp_path))
+    assert {split: len(part) for split, part in loaded.items()} == dict(built[1].splits)
+    assert loaded["test"][0]["option_images"][0].size == (64, 64)
+
+
+def test_two_workers_give_the_same_bytes(drawn: list[Path], built: tuple[Path, BuildReport], tmp_path: Path) -> None:
+    build(drawn, tmp_path / "release", processes=2)
+    assert folder_digest(tmp_path / "release") == folder_digest(built[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+def test_another_seed_gives_other_questions(drawn: list[Path], rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    settings = Settings(paths_per_slide=4, seed=1, kinds=("zoom-in",), sizes=SMALL.sizes)
+    build(drawn[:1], tmp_path / "release", settings)
+    preview = {row["mid_mag"]["path"] for row in rows if row["mid_mag"]}
+    assert not preview & {row["mid_mag"]["path"] for row in rows_of(tmp_path / "release")}
+
+
+def test_a_killed_build_goes_on_where_it_was(
+    drawn: list[Path], built: tuple[Path, BuildReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "release"
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom test_slides_build import SMALL, build\n"
+        "if __name__ == '__main__':\n    build([Path(name) for name in sys.argv[2:]], Path(sys.argv[1]), SMALL, 2)\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "helpers")}
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(out), *map(str, drawn)], env=env, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list(work_root(out).glob("*/*.zip")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the build was over before it could be killed"
+    assert not out.exists()
+    time.sleep(2)  # orphaned workers end by themselves
+    done = len(list(work_root(out).glob("*/*.zip")))
+    written: list[Path] = []
+    real = workers.write_regions
+    monkeypatch.setattr(workers, "write_regions", lambda path, *a, **k: (written.append(path), real(path, *a, **k)))
+    build(drawn, out)
+    assert done > 0 and done + len(written) == 4 * 2
+    assert folder_digest(out) == folder_digest(built[0])
+    assert not work_root(out).exists()
+
+
+def test_a_damaged_slide_stops_the_build_and_nothing_is_written(drawn: list[Path], tmp_path: Path) -> None:
+    torn = tissue_slide(tmp_path / "torn.tif", seed=9)
+    content = bytearray(torn.read_bytes())
+    content[len(content) // 3 : len(content) // 3 + 1_000_000] = b""
+    torn.write_bytes(content)
+    with pytest.raises(InputError, match=r"torn\.tif"):
+        build([drawn[0], torn], tmp_path / "release")
+    assert not (tmp_path / "release").exists()
+
+
+def test_a_level_that_lacks_what_another_shows_stops_the_build(tmp_path: Path) -> None:
+    levels = halves(tissue_pixels(3200, 2800, seed=3), 3)
+    levels[0][:] = 255  # never a white image in place of tissue
+    with pytest.raises(InputError, match=r"sparse, sparse_200x_.*one colour"):
+        build([write_slide(tmp_path / "sparse.tif", levels)], tmp_path / "release")
+    assert not (tmp_path / "release").exists()
+
+
+def test_a_slide_without_tissue_is_named_and_the_others_are_used(drawn: list[Path], tmp_path: Path) -> None:
+    empty = write_slide(tmp_path / "empty.tif", [np.full((2800, 3200, 3), 243, np.uint8)])
+    report, told = build([drawn[0], empty], tmp_path / "release")
+    assert any(line.startswith("empty: 0 of 8 paths") for line in told)
+    assert [(use.slide, use.split is None) for use in report.slides] == [("slide_a", False), ("empty", True)]
+    with pytest.raises(InputError, match=r"empty\.tif.*at least one group"):
+        build([empty], tmp_path / "other")
+
+
+def test_options_from_other_slides(drawn: list[Path], tmp_path: Path) -> None:
+    slides = [*drawn, *(tissue_slide(tmp_path / f"slide_{name}.tif", seed=20) for name in "ef")]
+    settings = Settings(8, sizes=SMALL.sizes, distractors="cross-slide")
+    report, told = build(slides, tmp_path / "release", settings)
+    rows = rows_of(tmp_path / "release")
+    crossed = [row for row in rows if row["dimension"] != "origin"]
+    assert crossed and {row["split"] for row in crossed} == {"train"}  # val and test have not four patients
+    for row in crossed:
+        slides_shown = [image["path"].split("_")[1] for image in row["option_images"]]
+        assert len(set(slides_shown)) == 4
+        assert f"slide_{slides_shown[row['answer']]}" == row["wsi_name"]
+    groups = Counter(row["group"] for row in crossed)
+    assert set(groups.values()) == {4}
+    assert all(probe.options_alone == 0.25 for probe in report.probes)
+    assert any("cross-slide" in line and "val" in line for line in told)

@@ -1,0 +1,120 @@
+"""``scale-vqa build slides`` as it is typed: exit codes, messages, which files are taken."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from drawn_slides import tissue_pixels, tissue_slide, write_slide
+
+from dataset_script.slides.command import slides
+from dataset_script.slides.slide_files import find_slides, read_patients
+from scale_vqa_eval.errors import InputError
+
+
+def scale_vqa(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "scale_vqa_eval.cli", "build", "slides", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two slides, one of them without a scale in a sub-folder, and files that are none."""
+    folder = tmp_path_factory.mktemp("slides")
+    tissue_slide(folder / "stated.tif", seed=1)
+    (folder / "deep").mkdir()
+    tissue_slide(folder / "deep" / "unstated.tif", seed=2, mpp=None)
+    (folder / "notes.txt").write_text("no slide")
+    (folder / ".hidden.tif").write_text("no slide")
+    return folder
+
+
+def test_a_folder_is_searched_and_what_is_no_slide_is_named(folder: Path) -> None:
+    found = find_slides([folder, folder / "stated.tif"])
+    assert [path.name for path in found.slides] == ["stated.tif", "unstated.tif"]
+    assert [path.name for path in found.skipped] == ["notes.txt"]
+
+
+def test_a_file_that_is_no_slide_is_a_problem(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"notes\.txt.*OpenSlide"):
+        find_slides([folder / "notes.txt"])
+
+
+def test_two_slides_of_one_name_are_a_problem(folder: Path, tmp_path: Path) -> None:
+    write_slide(tmp_path / "stated.tif", [tissue_pixels(300, 300, seed=0)])
+    with pytest.raises(InputError, match="a slide name of its own"):
+        find_slides([folder, tmp_path])
+
+
+def test_a_folder_without_slides_is_a_problem(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at least one slide"):
+        find_slides([tmp_path])
+
+
+def test_patients_come_from_the_table_or_the_name(tmp_path: Path) -> None:
+    names = [Path("TCGA-HT-A616-01Z-00-DX1.svs"), Path("b.tif")]
+    assert read_patients(names, None) == {"TCGA-HT-A616-01Z-00-DX1": "TCGA-HT-A616", "b": "b"}
+    table = tmp_path / "patients.csv"
+    table.write_text("patient,slide,age\nP1,TCGA-HT-A616-01Z-00-DX1,50\nP1,b.tif,50\nP9,other,1\n")
+    assert set(read_patients(names, table).values()) == {"P1"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("slide;patient\n", "line 1.*the columns slide and patient"),
+        ("slide,patient\na,\n", "line 2.*empty cell"),
+        ("slide,patient\na,1\na,2\n", "line 3.*one patient a slide"),
+        ("slide,patient\nc,1\n", "a row for slide 'a'"),
+    ],
+)
+def test_a_patient_table_with_problems(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "patients.csv").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_patients([Path("a.tif")], tmp_path / "patients.csv")
+
+
+def test_a_slide_without_scale_names_the_option_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "release"
+    result = scale_vqa(folder, "--out", out, "--size", 128, "--views", "mid,high", "--paths-per-slide", 4)
+    assert result.returncode == 1 and result.stdout == ""
+    assert "unstated.tif" in result.stderr and "--mpp" in result.stderr and "Traceback" not in result.stderr
+    assert not out.exists()
+
+
+def test_with_a_scale_given_it_is_built(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "release"
+    result = scale_vqa(
+        folder, "--out", out, "--size", 128, "--views", "mid,high", "--paths-per-slide", 3, "--mpp", 0.5
+    )
+    assert result.returncode == 0, result.stderr
+    assert "rounded up to 4" in result.stderr and "notes.txt" in result.stderr
+    assert "zoom-out is left out" in result.stderr
+    assert result.stdout.strip() == f"{out}: grounding with train 4, test 4 questions"
+    again = scale_vqa(folder, "--out", out / "grounding", "--mpp", 0.5)
+    assert again.returncode == 1 and "README.md" in again.stderr  # refused before any slide is read
+    assert list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "64"], "128 to 4096 pixels"),
+        (["--size", "low=512,wide=3"], "128 to 4096 pixels"),
+        (["--size", "low=128,mid=512"], "at least 2 times as wide"),
+        (["--kinds", "zoom-in,zoom"], "'zoom'"),
+        (["--views", "low,mid"], "leaves no kind"),
+        (["--views", "mid,high", "--kinds", "origin"], "origin needs low_mag, high_mag"),
+        (["--workers", "0"], "--workers"),
+        (["--mpp", "0"], "--mpp"),
+        (["--min-tissue", "1.5"], "--min-tissue"),
+    ],
+)
+def test_wrong_use_exits_2(folder: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(slides, [str(folder), "--out", str(tmp_path / "release"), *arguments])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (tmp_path / "release").exists()

@@ -1,0 +1,400 @@
+"""The two Spaces as they are used: copied as folders, run alone, opened in a real browser, read back from the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from browser import chromium
+from click.testing import CliRunner
+from paths import ROOT
+from predict_release import make_release, rows
+
+from scale_vqa_eval.scoring.command import score
+
+METRIC = ROOT / "scale_vqa_eval" / "scale_vqa_acc"
+LEADERBOARD = ROOT / "model_card" / "leaderboard"
+SHOTS = Path(os.environ.get("SCALE_VQA_SHOTS", os.devnull))
+HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>**b**[x](javascript:window.hacked=1)'
+AS_ON_A_SPACE = """
+import runpy, sys
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+from importlib.util import find_spec
+
+class Bare(PathFinder):
+    # what requirements.txt does not bring is not there
+    absent = {"scale_vqa_eval", "dataset_script", "model_card", "torch", "torchvision", "transformers", "tensorflow"}
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in cls.absent else super().find_spec(name, path, target)
+
+sys.meta_path[:] = [BuiltinImporter, FrozenImporter, Bare]
+sys.path.insert(0, ".")
+assert find_spec("scale_vqa_eval") is None and find_spec("torch") is None
+runpy.run_path("app.py", run_name="__main__")
+"""
+pytestmark = pytest.mark.xdist_group("spaces")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """Runs a copy of a Space's folder, where nothing of this project can be imported; returns its address."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start(folder: Path, **env: str) -> str:
+        copy = tmp_path_factory.mktemp("space") / folder.name
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        settings = {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+        clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        process = subprocess.Popen(
+            [sys.executable, "-c", AS_ON_A_SPACE],
+            cwd=copy,
+            env={**clean, **settings, "HF_HOME": str(copy.parent / "hf"), **env},
+            stdout=subprocess.DEVNULL,
+            stderr=(copy.parent / "errors").open("w"),
+            text=True,
+        )
+        running.append(process)
+        address = f"http://127.0.0.1:{port}/"
+        for _ in range(1000):
+            assert process.poll() is None, (copy.parent / "errors").read_text()
+            try:
+                urllib.request.urlopen(address, timeout=5).close()
+                return address
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError("the Space did not start")
+
+    yield start
+    for process in running:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def opened(browser: Any, address: str) -> Any:
+    page = browser.new_context(viewport={"width": 1300, "height": 900}, accept_downloads=True).new_page()
+    page.set_default_timeout(120_000)  # a busy machine is slow, not wrong
+    page.complaints = []
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("dialog", lambda dialog: page.complaints.append(dialog.message))
+    page.goto(address)
+    return page
+
+
+def shot(page: Any, name: str) -> None:
+    if SHOTS.is_dir():
+        page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+
+
+def table(page: Any, selector: str) -> list[list[str]]:
+    """Reads a table back, cell by cell, what stands in small print left out."""
+    return page.eval_on_selector_all(
+        f"{selector} tr",
+        "all => all.map(row => [...row.children].map(cell => [...cell.childNodes]"
+        ".filter(one => one.tagName !== 'SMALL').map(one => one.textContent).join(' ').trim()))",
+    )
+
+
+# --- the metric's Space
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release folder, a run that is right on two of three, its blind run, and the authors' format of the rows."""
+    folder = tmp_path_factory.mktemp("data")
+    make_release(folder / "scale-vqa")
+    made = list(rows())
+    for name, every, ablation in (("run", 3, None), ("blind", 2, "blind")):
+        account = {"provenance": {"model": HOSTILE if name == "run" else "m", "prompt_id": "p1", "ablation": ablation}}
+        lines = []
+        for place, row in enumerate(made):
+            letter = "ABCD"[("ABCD".index(row["answer"]) + (place % every == 0)) % 4]
+            text = f"<think>x</think> <answer>{letter}</answer>" if place != 7 else "I cannot say."
+            lines.append({"id": row["id"], "response": text, **(account if place == 0 else {})})
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    authors = [
+        {
+            "question": row["question"],
+            "options": dict(zip("ABCD", row["options"], strict=True)),
+            "answer": row["answer"],
+            "extra_info": {
+                "wsi_name": row["wsi_name"],
+                "path_id": row["path_id"],
+                "question_type": row["id"].split("::")[-1],
+            },
+        }
+        for row in made
+    ]
+    (folder / "gold.json").write_text(json.dumps(authors))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def metric_space(space: Callable[..., str]) -> str:
+    return space(METRIC)
+
+
+def fill(page: Any, **files: Path) -> None:
+    for name, path in files.items():
+        page.set_input_files(f"#{name} input[type=file]", path)
+        # the line that stays, not the name shown while it uploads
+        page.wait_for_selector(f'#{name} .file-preview [aria-label="{path.name}"]')
+
+
+def go(page: Any) -> str:
+    """Asks for the score and returns what the page then says; what it said before must be gone."""
+    page.wait_for_selector("#go")
+    page.evaluate("document.querySelectorAll('#score .bad, #score table').forEach(one => one.dataset.old = 1)")
+    page.click("#go")
+    page.wait_for_selector("#score .bad:not([data-old]), #score table:not([data-old])")
+    page.wait_for_function("!document.querySelector('#score').innerText.includes('processing |')")
+    return str(page.inner_text("#score"))
+
+
+def test_the_space_scores_as_the_command_does(metric_space: str, browser: Any, data: Path, tmp_path: Path) -> None:
+    page = opened(browser, metric_space)
+    fill(page, run=data / "run.jsonl", gold=next((data / "scale-vqa" / "default").glob("*.parquet")))
+    text = go(page)
+    assert "No blind control" in text and "no blind control" in table(page, "#score")[1]
+    shot(page, "space-metric-no-blind")
+    fill(page, blind=data / "blind.jsonl")
+    text = go(page)
+    assert "No blind control" not in text and "Visual gain" in text
+    assert "The blind run differs in model" in text and HOSTILE[:40] in text, "texts of a file are shown as text"
+    shot(page, "space-metric")
+    found = table(page, "#score")
+    named = {"--data": data / "scale-vqa", "--blind": data / "blind.jsonl", "--json": tmp_path / "results.json"}
+    options = [str(one) for pair in named.items() for one in pair]
+    CliRunner().invoke(score, [str(data / "run.jsonl"), "--config", "default", *options], catch_exceptions=False)
+    expected = json.loads((tmp_path / "results.json").read_text())
+    by_name = {cells[0]: cells for cells in found[1:]}
+    for name, part in {**expected["by_dimension"], "all": expected}.items():
+        low, high = (f"{100 * end:.1f}" for end in part["interval"])
+        head = [str(part["n"]), str(part["clusters"]), f"{100 * part['accuracy']:.1f}", f"{low} to {high}"]
+        blind = part["blind_accuracy"] if name != "all" else expected["blind"]["accuracy"]
+        ends = [str(part["unparsed"]["n"]), f"{100 * blind:.1f}", f"{100 * part['visual_gain']:+.1f}"]
+        assert by_name[name] == [name, *head, *ends]
+    with page.expect_download() as waiting:
+        page.click("#download")
+    downloaded = json.loads(Path(waiting.value.path()).read_text())
+    for key in expected.keys() - {"provenance", "failed"}:
+        assert (
+            downloaded[key] == pytest.approx(expected[key])
+            if isinstance(expected[key], float)
+            else (downloaded[key] == expected[key])
+        ), key
+    for key in ("data_hash", "model", "prompt_id", "ablation", "predictions_hash"):
+        assert downloaded["provenance"][key] == expected["provenance"][key], key
+    assert page.evaluate("window.hacked") is None and page.complaints == []
+    page.context.close()
+
+
+def test_the_authors_format_gives_the_same_score(metric_space: str, browser: Any, data: Path, tmp_path: Path) -> None:
+    page = opened(browser, metric_space)
+    fill(page, run=data / "run.jsonl", gold=data / "gold.json")
+    go(page)
+    total = table(page, "#score")[-1]
+    assert total[:3] == ["all", "30", "3"], "patients are read from TCGA barcodes"
+    (tmp_path / "again.jsonl").write_text((data / "run.jsonl").read_text() + "\n")
+    fill(page, blind=tmp_path / "again.jsonl")
+    assert "notes the ablation None, not blind: no blind control" in go(page)
+    page.context.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.jsonl", "", "at least one response"),
+        ("run.jsonl", "{", "line 1: expected one JSON object"),
+        ("run.jsonl", json.dumps({"id": HOSTILE, "response": "x"}), "no response to"),
+        ("run.jsonl", '{"id": "a", "response": 5}', "the model's text"),
+        ("run.jsonl", '{"id": "a", "response": "x"}\n{"id": "a", "response": "x"}', "stands twice"),
+        ("run.jsonl", '{"id": "a", "response": "x", "rotation": 1}', "turned options"),
+        ("run.jsonl", b"\xff\xfe\x00", "UTF-8"),
+        ("gold.json", "[1]", "row 1: expected an object"),
+        ("gold.json", "{}", "a list of questions"),
+        ("gold.json", '[{"id": "a", "options": ["x", "y"], "answer": "C"}]', "an answer that is one of 2 options"),
+        ("gold.parquet", "no parquet", "cannot be read"),
+    ],
+)
+def test_a_bad_file_is_one_clear_message(
+    metric_space: str, browser: Any, data: Path, tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    page = opened(browser, metric_space)
+    given = {"run": data / "run.jsonl", "gold": data / "gold.json"} | {name.partition(".")[0]: file}
+    fill(page, **given)
+    text = go(page)
+    assert message in text and "Traceback" not in text
+    assert page.evaluate("window.hacked") is None and page.locator("#score img").count() == 0
+    assert page.locator("#download").is_disabled()
+    page.context.close()
+
+
+def test_what_is_missing_or_no_hub_id_is_said(metric_space: str, browser: Any, data: Path) -> None:
+    page = opened(browser, metric_space)
+    assert "Predictions: expected a file, found none" in go(page)
+    fill(page, run=data / "run.jsonl")
+    assert "a file or a dataset on the Hub" in go(page)
+    for name in ("/etc/passwd", "../../secret/x", "file:///etc/passwd", "a/b/c"):
+        page.fill("#hub textarea, #hub input", name)
+        assert "expected a Hub id org/name" in go(page)
+    page.context.close()
+
+
+# --- the leaderboard
+
+
+def results(model: str, accuracy: float, blind: float | None, /, **more: Any) -> dict[str, Any]:
+    """Returns a results file as ``score --json`` writes it, as far as a leaderboard reads it."""
+    part = {"accuracy": accuracy, "interval": [accuracy - 0.05, min(1.0, accuracy + 0.05)]}
+    beside = {"accuracy": blind, "interval": [0.2, 0.4], "gain_interval": [-0.1, 0.2]} if blind is not None else None
+    return {
+        **part,
+        "by_dimension": {"Diagnosis": part},
+        "n": 100,
+        "clusters": 20,
+        "clustered": True,
+        "unparsed": {"n": 1, "rate": 0.01, "reasons": {}},
+        "blind": beside,
+        "visual_gain": None if blind is None else accuracy - blind,
+        "leakage_adjusted_accuracy": None if blind in (None, 1.0) else (accuracy - blind) / (1 - blind),
+        "provenance": {"model": model, "config": "default", "split": "test", "data_hash": "ab" * 32, **more},
+    }
+
+
+@pytest.fixture(scope="module")
+def board_page(space: Callable[..., str], tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp("results")
+    files = {
+        "leaky.json": results("leaky", 0.80, 0.75),
+        "seeing.json": results("seeing", 0.60, 0.30),
+        "unknown.json": results("no control", 0.90, None),
+        "hostile/x.json": results(HOSTILE, 0.50, 0.50),
+        "always.json": results("always right blind", 1.0, 1.0),
+        "blind.json": results("leaky", 0.75, None, ablation="blind"),
+        "images.json": results("seen twice", 0.9, 0.1, blind={"backend": "vllm", "ablation": None}),
+        "another.json": results("x", 0.9, 0.1, blind={"model": "y", "ablation": "blind"}),
+        "broken.json": {"accuracy": "<b>high</b>", "by_dimension": {}, "provenance": {}},
+        "other.json": [1, 2],
+        "beyond.json": results("beyond", 7.0, None),
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    (folder / "cut.json").write_text('{"accuracy": 0.5')
+    (folder / "link.json").symlink_to(data / "gold.json")
+    return space(LEADERBOARD, RESULTS_DIR=str(folder)), folder
+
+
+def test_the_leaderboard_ranks_with_the_blind_column(board_page: tuple[str, Path], browser: Any) -> None:
+    page = opened(browser, board_page[0])
+    page.wait_for_selector("#board table >> nth=1")
+    shot(page, "space-leaderboard")
+    mine = "#board table:has(caption:text('default, test'))"
+    head, *lines = table(page, mine)
+    assert head[:6] == ["#", "model", "accuracy", "blind", "visual gain", "leakage-adjusted"]
+    names = [line[1] for line in lines]
+    assert names[0] == "seeing" and names[1] == "leaky", "by leakage-adjusted accuracy"
+    assert lines[0][2:6] == ["60.0", "30.0", "+30.0", "42.9"] and lines[1][2:6] == ["80.0", "75.0", "+5.0", "20.0"]
+    control = next(line for line in lines if "no control" in line[1])
+    assert control[3:6] == ["no blind control", "not run", "not run"] and "no blind control" in control[1]
+    assert next(line for line in lines if "always" in line[1])[5] == "undefined"
+    assert any(HOSTILE in name for name in names), "a name is shown as text"
+    for order, first in (("accuracy", "always right blind"), ("visual gain", "seeing")):
+        page.get_by_label(order, exact=True).check()
+        page.wait_for_function(
+            "first => document.querySelector('#board tbody tr td:nth-child(2)').innerText.startsWith(first) || "
+            "[...document.querySelectorAll('#board table')].some(one => one.innerText.includes('ab') && "
+            "one.querySelector('tbody tr td:nth-child(2)').innerText.startsWith(first))",
+            arg=first,
+        )
+    out = page.inner_text("#board .out")
+    for name, why in {
+        "blind.json": "ablation (blind)",
+        "images.json": "notes the ablation None, not blind",
+        "another.json": "another model",
+        "broken.json": "expected a number",
+        "other.json": "no results file",
+        "beyond.json": "found 7",
+        "cut.json": "Expecting",
+        "link.json": "a link out of the folder",
+    }.items():
+        assert re.search(f"{re.escape(name)}: .*{re.escape(why)}", out), out
+    assert page.evaluate("window.hacked") is None and page.complaints == []
+    assert page.locator("#board img, #board script, #board b").count() == 0
+    page.context.close()
+
+
+def test_published_figures_are_marked_and_those_of_the_audit(board_page: tuple[str, Path], browser: Any) -> None:
+    source = ROOT / "scale_vqa_eval" / "audit" / "published_scores" / "scale_vqa_test.yaml"
+    assert (LEADERBOARD / "published.yaml").read_bytes() == source.read_bytes(), "copy the file again"
+    page = opened(browser, board_page[0])
+    page.wait_for_selector("#board caption:text('published')")
+    page.get_by_label("Dimensions").check()
+    page.wait_for_selector("#board table:has(caption:text('published')) th:text('Diagnosis')")
+    _, *lines = table(page, "#board table:has(caption:text('published'))")
+    models = yaml.safe_load(source.read_text())["models"]
+    assert len(lines) == len(models)
+    for line in lines:
+        name = next(name for name in models if line[1].startswith(name))
+        assert float(line[2]) == pytest.approx(models[name]["all"], abs=0.0501)
+        assert "published" in line[1] and "no blind control" in line[1] and line[3:6] == ["not published"] * 3
+    page.context.close()
+
+
+def test_an_own_file_is_shown_beside_the_others_and_not_kept(
+    board_page: tuple[str, Path], browser: Any, tmp_path: Path
+) -> None:
+    page = opened(browser, board_page[0])
+    page.wait_for_selector("#board table >> nth=1")
+    (tmp_path / "mine.json").write_text(json.dumps(results("my model", 0.7, 0.26)))
+    page.set_input_files("#uploads input[type=file]", tmp_path / "mine.json")
+    page.wait_for_selector("#board td:has-text('my model')")
+    line = page.inner_text("#board tr:has-text('my model')")
+    assert "uploaded" in line and "59.5" in line and "+44.0" in line
+    shot(page, "space-leaderboard-upload")
+    page.context.close()
+    again = opened(browser, board_page[0])
+    again.wait_for_selector("#board table >> nth=1")
+    assert again.locator("#board td:has-text('my model')").count() == 0
+    again.context.close()
+
+
+@pytest.mark.parametrize("folder", [METRIC, LEADERBOARD])
+def test_a_space_says_how_it_runs(folder: Path) -> None:
+    card = (folder / "README.md").read_text()
+    assert "@inproceedings{phan2026scalevqa" in card
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["sdk"] == "gradio" and (folder / head["app_file"]).is_file() and head["license"] == "apache-2.0"
+    needed = {re.split(r"[<>=]", line)[0] for line in (folder / "requirements.txt").read_text().split()}
+    files = {path.stem for path in folder.glob("*.py")}
+    imported = {
+        name
+        for path in folder.glob("*.py")
+        for name in re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.MULTILINE)
+    }
+    outside = imported - files - set(sys.stdlib_module_names)
+    assert {{"yaml": "pyyaml"}.get(name, name) for name in outside} <= needed

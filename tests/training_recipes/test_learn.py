@@ -1,0 +1,145 @@
+"""`make learn`: its questions are crossed or leaky as said, its stages run, resume and report what was measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import click
+import pytest
+
+pytest.importorskip("skia")
+pytest.importorskip("trl")
+
+from click.testing import CliRunner
+
+from dataset_script.phantom.command import phantom
+from scale_vqa_eval.questions import Question, read_questions
+from training_recipes.learn.folders import CONFIG, TURNS, main, paths_of
+from training_recipes.learn.questions import crossed, features, leaky
+from training_recipes.learn.run import Stage, plan, run
+from training_recipes.rows import load_rows
+
+pytestmark = pytest.mark.xdist_group("learn")
+SLIDES = 12
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory) -> Path:
+    """Folder of a run after the stages ``draw`` and ``questions``."""
+    out = tmp_path_factory.mktemp("run") / "learn"
+    out.mkdir()
+    drawn = ["--slides", str(SLIDES), "--size", "56", "--out", str(out / "data"), "--workers", "1"]
+    for command, arguments in ((phantom, drawn), (main, [str(out / "data"), str(out), "--val-paths", "4"])):
+        done = CliRunner().invoke(command, arguments, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    return out
+
+
+def test_views_have_the_size_asked_for(out):
+    import io
+
+    from PIL import Image
+
+    row = load_rows(str(out / "data"), CONFIG, "test")[0]
+    assert Image.open(io.BytesIO(row["high_mag"]["bytes"])).size == (56, 56)
+
+
+def test_the_text_of_crossed_questions_tells_nothing(out):
+    letters = defaultdict(list)
+    for question in read_questions(out / "crossed", "test", CONFIG):
+        letters[question.question, question.options, question.group].append(question.letter)
+    assert letters and all(sorted(group) == list("ABCD") for group in letters.values())
+
+
+def test_options_keep_the_meaning_of_the_right_one(out):
+    whole = {question.id: question for question in read_questions(out / "data", "test", CONFIG)}
+    for question in read_questions(out / "crossed", "test", CONFIG):
+        right = whole[question.id].options[whole[question.id].answer].split()
+        words = question.options[question.answer].replace(",", "").split()
+        assert all(any(word == other.strip(",") for other in right) for word in words)
+        assert question.options == tuple(sorted(question.options))
+
+
+def test_counting_words_answers_every_leaky_question_and_no_crossed_one_better_than_chance(out):
+    def most_shared(question: Question) -> int:
+        clauses = [option.split(", ") for option in question.options]
+        counts = [sum(a == b for other in clauses for a, b in zip(own, other, strict=True)) for own in clauses]
+        return counts.index(max(counts))
+
+    share = {}
+    for name in ("crossed", "leaky"):
+        questions = read_questions(out / name, "test", CONFIG)
+        share[name] = sum(most_shared(question) == question.answer for question in questions) / len(questions)
+    assert share == {"crossed": 0.25, "leaky": 1.0}
+
+
+def test_rationales_name_the_options_that_hold_each_feature():
+    options = ("glandular type, grade two", "sheetlike type, grade one")
+    options += ("sheetlike type, grade two", "glandular type, grade one")
+    question = Question("q", "?", options, 2, "Diagnosis")
+    assert features(options)[2] == ("sheetlike", "two")
+    asked = crossed(question, ["compact"])
+    assert asked.options == ("glandular, one", "glandular, two", "sheetlike, one", "sheetlike, two")
+    assert asked.answer == 3 and asked.rationale == "Seen: sheetlike C D, two B D. Also: compact."
+    other = Question("r", "?", ("margin now", "centre now"), 0, "Localization")
+    asked = leaky(question, other)
+    assert asked.options[asked.answer] == "sheetlike, two, margin"
+
+
+def test_training_paths_are_shown_in_eight_ways(out):
+    paths = paths_of(str(out / "data"), "train")
+    rows = load_rows(str(out / "crossed"), CONFIG, "train")
+    assert len(rows) == len(TURNS) * len(paths)
+    views = defaultdict(set)
+    for row in rows:
+        views[row["wsi_name"], row["path_id"]].add(row["low_mag"]["bytes"])
+    assert {len(ways) for ways in views.values()} == {len(TURNS)}
+
+
+def test_every_stage_runs_and_reports(out, monkeypatch):
+    """Two steps each, in this process: what is learnt is shown by ``make learn`` itself."""
+    from training_recipes import grpo, sft
+    from training_recipes.learn import model, report
+
+    recipes = {"sft.py": sft.main, "grpo.py": grpo.main}
+    modules = {"training_recipes.learn.model": model.main, "training_recipes.learn.report": report.main}
+    for stage in plan(out, SLIDES, ("--max_steps", "2", "--save_steps", "2"))[2:]:
+        if stage.command[1] == "-m":
+            modules[stage.command[2]].main([*stage.command[3:]], standalone_mode=False)
+        else:
+            small = ["--per_device_train_batch_size", "8", "--num_generations", "4"]
+            name = Path(stage.command[1]).name
+            recipes[name]([*stage.command[2:], *(small if name == "grpo.py" else ())])
+    found = json.loads((out / "results.json").read_text())
+    assert found["test"]["after GRPO, blind"]["accuracy"] <= 0.25
+    assert found["test"]["after SFT, with images"]["n"] == len(read_questions(out / "crossed", "test", CONFIG))
+    assert set(found["curves"]) == {
+        "crossed options, with images",
+        "crossed options, blind",
+        "leaky options, blind",
+    }
+    assert all([point["step"] for point in curve] == [2] for curve in found["curves"].values())
+    assert len(found["rewards"]) == 2
+    assert (out / "curves.png").stat().st_size > 10_000
+    assert "| after GRPO, with images |" in (out / "results.md").read_text()
+
+
+def test_a_run_goes_on_after_a_stage_that_failed(tmp_path):
+    mark = tmp_path / "mark"
+    first = Stage("first", (sys.executable, "-c", f"open({str(mark)!r}, 'a').write('x')"))
+    second = Stage("second", (sys.executable, "-c", "raise SystemExit('no room')"))
+    with pytest.raises(click.ClickException, match="no room"):
+        run([first, second], tmp_path)
+    repaired = Stage("second", (sys.executable, "-c", ""))
+    assert set(run([first, repaired], tmp_path)) == {"first", "second"}
+    assert mark.read_text() == "x"
+
+
+def test_a_trial_does_not_pass_for_the_whole_run(tmp_path):
+    run([Stage("train", (sys.executable, "-c", "", "--max_steps", "2"))], tmp_path)
+    run([Stage("train", ("another/python", "-c", "", "--max_steps", "2"))], tmp_path)
+    with pytest.raises(click.ClickException, match=r"other settings \(train\)"):
+        run([Stage("train", (sys.executable, "-c", ""))], tmp_path)
