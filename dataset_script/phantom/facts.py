@@ -49,7 +49,7 @@ FEATURES: Final[Mapping[str, Feature]] = MappingProxyType(
                 {"lymphocytes": "lymphocytes", "neutrophils": "neutrophils", "eosinophils": "eosinophils"},
             ),
             ("nuclei", "high_mag", {"uniform": "one", "bizarre": "two"}),
-            ("mitoses", "high_mag", {"many": "confirmed by many", "zero": "disproved by zero"}),
+            ("mitoses", "high_mag", {"many": "confirmed, mitoses present", "zero": "disproved, mitoses missing"}),
         )
     }
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dataset_script.phantom.facts import ASKED, FEATURES
 from dataset_script.phantom.plan import GroupPlan, PathPlan, SlidePlan
 from dataset_script.phantom.words import OPTION_TEMPLATES, SIGNS, WORDINGS
-from scale_vqa_eval.controls.crossed import crossed_options
+from scale_vqa_eval.controls.factorial_options import crossed_options
 from scale_vqa_eval.schema import LETTERS, MAGNIFICATION, QUESTION_TYPES, VIEWS, row_id
 
 

@@ -43,7 +43,7 @@ WORDINGS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 OPTION_TEMPLATES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "type_A": "{first} infiltrate at 10x, {second} at 200x",
-        "type_B": "{first} vessels at 40x, suspicion {second} mitoses at 200x",
+        "type_B": "{first} vessels at 40x, suspicion {second} at 200x",
         "type_C": "{first} the focus, at the tissue {second}",
         "type_D": "{first} in the focus at 10x, {second} stroma at 40x",
         "type_E": "{first} type, grade {second}",

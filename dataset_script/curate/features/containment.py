@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Final
 
-from scale_vqa_eval.controls.crossed import NEGATIONS
+from scale_vqa_eval.text import NEGATION
 
 _WORD: Final = re.compile(r"[^\W_]+")
 _SENTENCE: Final = re.compile(r"(?<=[.!?;])\s+|\n+")
@@ -88,12 +88,12 @@ def _singular(word: str) -> str:
 
 def content(text: str) -> frozenset[str]:
     """Returns the content words of a text: its words without function words and denials."""
-    return frozenset(words(text)) - _EMPTY - NEGATIONS
+    return frozenset(word for word in words(text) if not NEGATION.fullmatch(word)) - _EMPTY
 
 
 def denies(text: str) -> bool:
     """Says whether a text has a word of denial."""
-    return not NEGATIONS.isdisjoint(words(text))
+    return any(map(NEGATION.fullmatch, words(text)))
 
 
 def stands_in(value: str, caption: str) -> str | None:
@@ -124,7 +124,7 @@ def _denied(wanted: frozenset[str], sentence: str) -> bool:
 
 def _denied_in(wanted: frozenset[str], clause: Sequence[str]) -> bool:
     at = [place for place, word in enumerate(clause) if word in wanted]
-    return bool(at) and not NEGATIONS.isdisjoint(clause[max(0, at[0] - REACH) : at[-1] + 1])
+    return bool(at) and any(map(NEGATION.fullmatch, clause[max(0, at[0] - REACH) : at[-1] + 1]))
 
 
 def may_hold(value: str, texts: Sequence[str]) -> bool:

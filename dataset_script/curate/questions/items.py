@@ -10,7 +10,7 @@ from typing import Any, Final
 from dataset_script.curate.asking.prompts import load_prompt
 from dataset_script.curate.features.captions import PATH_VIEW
 from dataset_script.curate.questions.drafts import Draft
-from scale_vqa_eval.controls.crossed import geometry_problems
+from scale_vqa_eval.controls.factorial_options import geometry_problems
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import MAGNIFICATION, QUESTION_TYPES
 

@@ -1,4 +1,4 @@
-"""Crossed options: no probe of the options' geometry beats chance, and what would let one is refused."""
+"""Factorial options: no probe of the options' geometry beats chance, and what would let one is refused."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scale_vqa_eval.controls.crossed import crossed_options, geometry_problems
+from scale_vqa_eval.audit.battery import run_battery
+from scale_vqa_eval.controls.factorial_options import crossed_options, geometry_problems
 from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.questions import Question
 
 WORDS = st.text("abcdefghij", min_size=3, max_size=3)
 
@@ -96,12 +98,13 @@ def test_every_letter_order_can_be_asked_for():
 @pytest.mark.parametrize(
     ("first", "second", "question", "what"),
     [
-        (("round", "large round"), ("many", "zero"), "", "words"),
-        (("round", "notch"), ("round", "zeroo"), "", "overlap"),
-        (("no gland", "a vessel"), ("many", "zero"), "", "negations"),
-        (("round", "notch"), ("many", "zero"), "How round is it?", "words of the question"),
-        (("round", "oval"), ("many", "zero"), "", "lengths"),
-        (("round", "round"), ("many", "zero"), "", "differ in their words"),
+        (("round", "large round"), ("many", "rare"), "", "words"),
+        (("round", "notch"), ("round", "other"), "", "overlap"),
+        (("no gland", "a vessel"), ("many", "rare"), "", "negations"),
+        (("round", "notch"), ("many", "rare"), "How round is it?", "words of the question"),
+        (("round", "oval"), ("many", "rare"), "", "lengths"),
+        (("round", "round"), ("many", "rare"), "", "differ in their words"),
+        (("non dense stroma", "all dense stroma"), ("many mitoses", "zero mitoses"), "", "negations"),
     ],
 )
 def test_phrases_that_would_give_an_option_away_are_refused(first, second, question, what):
@@ -111,7 +114,7 @@ def test_phrases_that_would_give_an_option_away_are_refused(first, second, quest
 
 
 def test_unequal_lengths_are_allowed_by_name_only():
-    assert crossed_options(("round", "oval"), ("many", "zero"), (1, 0), length_slack=1).answer == 2
+    assert crossed_options(("round", "oval"), ("many", "rare"), (1, 0), length_slack=1).answer == 2
 
 
 def test_one_feature_changed_at_a_time_is_what_the_check_finds():
@@ -123,3 +126,23 @@ def test_one_feature_changed_at_a_time_is_what_the_check_finds():
 def test_wrong_indices_are_refused(truth, order):
     with pytest.raises(ValueError):
         crossed_options(("a", "b"), ("c", "d"), truth, tuple(order))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("non dense stroma", "all dense stroma"), ("many mitoses", "zero mitoses")),
+        (("no atypia", "an atypia"), ("pure glands", "free glands")),
+        (("round cells", "wedge cells"), ("absent mucin", "copious mucin")),
+        (("round cells", "wedge cells"), ("scant mucin", "dense mucin")),
+        (("not round cells", "not wedge cells"), ("scant mucin", "dense mucin")),
+    ],
+)
+def test_accepted_options_have_equal_negation_counts_in_the_audit(first, second):
+    try:
+        options = crossed_options(first, second, (0, 1), length_slack=9).options
+    except InputError as refused:
+        assert any("negations" in problem.expected for problem in refused.problems)
+    else:
+        (most_negated, *_) = run_battery([Question("q", "Which?", options, 0)], 0, 1, ("negation",))
+        assert most_negated.name == "most negated" and len(set(most_negated.scores[0].tolist())) == 1
