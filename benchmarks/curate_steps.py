@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -20,8 +21,10 @@ from typing import Any
 
 import click
 
-from dataset_script.curate.phantom.captions import caption_plans, caption_row
-from dataset_script.curate.phantom.scripted import answer
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
+from phantom_captions import caption_plans, caption_row
+from scripted_roles import answer
+
 from dataset_script.curate.work import write_lines
 
 STEPS = ("open", "decompose", "generate", "screen")

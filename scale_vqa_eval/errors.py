@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar, get_args
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+M = TypeVar("M", bound="BaseModel")
 
 
 @dataclass(frozen=True, order=True)
@@ -50,3 +56,54 @@ def preview(value: object, limit: int = 80) -> str:
     """
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
+def validated(model: type[M], raw: object, location: str) -> M:
+    """Checks a value that came from a file against a pydantic model.
+
+    Args:
+        model: the model; its validators may raise ``InputError``, whose problems are passed on.
+        raw: what the file holds, as YAML or JSON gives it.
+        location: name of the file in messages.
+
+    Raises:
+        InputError: with a problem for every key that is unknown, missing or of another kind.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        problems: list[Problem] = []
+        for one in error.errors():
+            path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in one["loc"]).lstrip(".")
+            where = f"{location}, {path}" if path else location
+            cause, message = one.get("ctx", {}).get("error"), one["msg"].removeprefix("Input should be ")
+            if isinstance(cause, InputError):
+                problems += [
+                    Problem(f"{where}, {inner.location}", inner.expected, inner.found, inner.hint)
+                    for inner in cause.problems
+                ]
+            elif one["type"] == "extra_forbidden":
+                known = ", ".join(_known_keys(model, one["loc"][:-1]))
+                problems.append(Problem(where, f"one of {known}", preview(one["loc"][-1]), "correct the key"))
+            elif one["type"] == "missing":
+                problems.append(Problem(where, f"a value for {one['loc'][-1]}", "none", "add it"))
+            else:
+                problems.append(Problem(where, message, preview(one["input"]), "correct it"))
+        raise InputError(problems) from error
+
+
+def _known_keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """Returns the keys of the model that lies at a location within another, by what its fields are annotated with."""
+    from pydantic import BaseModel
+
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            waiting: list[object] = [model.model_fields[part].annotation]
+            while waiting:
+                kind = waiting.pop()
+                waiting += get_args(kind)
+                if isinstance(kind, type) and issubclass(kind, BaseModel):
+                    model = kind
+    return list(model.model_fields)

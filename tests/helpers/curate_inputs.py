@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import yaml
 from click.testing import CliRunner, Result
+from phantom_captions import caption_plans, caption_row
 from PIL import Image
+from scripted_roles import answer
 
 from dataset_script.curate.command import curate
-from dataset_script.curate.phantom.captions import caption_plans, caption_row
-from dataset_script.curate.phantom.scripted import answer
 
 Answer = Callable[[Mapping[str, Any]], str]
 

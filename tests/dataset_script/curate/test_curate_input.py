@@ -118,7 +118,7 @@ def test_a_changed_input_keeps_its_shards_and_so_its_answers(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("change", "where"),
+    ("change", "location"),
     [
         ({"rounds": 0}, "rounds"),
         ({"sed": 1}, "c.yaml"),

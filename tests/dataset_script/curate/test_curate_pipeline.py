@@ -27,10 +27,10 @@ from curate_inputs import (
     write_config,
     write_input,
 )
+from scripted_roles import answer
 from small_models import smollm
 
 from dataset_script.curate.construction.report import constraints
-from dataset_script.curate.phantom.scripted import answer
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.release_folder.write import folder_digest
@@ -243,7 +243,7 @@ def test_an_instruction_inside_a_caption_reaches_no_model(few: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("fault", "outcome"),
+    ("problem", "outcome"),
     [
         (refuse(429, "slow down"), "rate-limited"),
         (refuse(500, "down"), "server-error"),

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from chat_endpoint import ChatEndpoint, serving
 from curate_inputs import STEPS, account_of, leaky, rows_of, run, screened, write_config, write_input
+from scripted_roles import answer
 
 from dataset_script.curate import pipeline
 from dataset_script.curate.engine import run_shards
-from dataset_script.curate.phantom.scripted import answer
 from dataset_script.curate.screening import readers
 from scale_vqa_eval.errors import InputError
 

@@ -12,12 +12,12 @@ import pytest
 from curate_inputs import write_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from phantom_captions import caption_plans, caption_row
+from scripted_roles import decomposed
 
 from dataset_script.curate.asking.replies import BadReply
 from dataset_script.curate.asking.settings import Settings, read_settings
 from dataset_script.curate.features.decompose import Feature
-from dataset_script.curate.phantom.captions import caption_plans, caption_row
-from dataset_script.curate.phantom.scripted import decomposed
 from dataset_script.curate.pipeline import Run, places, plan
 from dataset_script.curate.questions.drafts import Draft, Order, read_draft, reordered
 from dataset_script.curate.questions.exchange import Candidate, ExchangeSet, crossable, find_sets

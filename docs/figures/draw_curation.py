@@ -1,4 +1,4 @@
-"""The picture of the pipeline: ``python -m dataset_script.curate.picture docs/figures/curation.svg``."""
+"""Draws the figure of the curation pipeline: ``python docs/figures/draw_curation.py docs/figures/curation.svg``."""
 
 from __future__ import annotations
 

@@ -1,28 +1,33 @@
-"""Two designs of options on the same phantom captions, audited: one feature changed at a time, and crossed.
+"""Two designs of options on the same synthetic ("phantom") captions, audited: one feature changed, and crossed.
 
-``python -m dataset_script.curate.phantom.compare_designs --slides 60 --out compared`` runs decomposition, generation
-and screening against the scripted double (``phantom.scripted``), lays the same drafts out by either design, audits
-all, and writes ``designs.md`` (the table), ``designs.json`` and ``designs.svg``.
+``python benchmarks/compare_designs.py --slides 60 --repeats 2 [--out compared]`` runs decomposition, generation and
+screening against scripted language models (``tests/helpers/scripted_roles.py``), builds the options of the same
+drafts by either design, audits all, and prints the table. With ``--out`` it also writes ``designs.md``,
+``designs.json`` and a plot.
 
-The design of the paper's constraint: the right option states three findings of the path, and each wrong one changes
-exactly one of them. What stands against a finding is drawn in the same way in both designs.
+The paper's constraint: the right option states three findings of the path, and each wrong one changes exactly one of
+them. The wrong findings are drawn in the same way in both designs.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
+from phantom_captions import caption_plans, caption_row
+from scripted_roles import serving
+
 from dataset_script.curate.asking.settings import Settings, read_settings
 from dataset_script.curate.construction.build import audited, finished
 from dataset_script.curate.features.decompose import Feature
-from dataset_script.curate.phantom.captions import caption_plans, caption_row
-from dataset_script.curate.phantom.scripted import serving
 from dataset_script.curate.pipeline import Run, decompose, generate, places, plan, read_items, screen
 from dataset_script.curate.questions.contrasts import contrast_pool
 from dataset_script.curate.questions.drafts import UNCROSSED, Draft
@@ -181,18 +186,20 @@ def plot(found: Mapping[str, Any], file: Path) -> None:
 
 
 @click.command()
-@click.option("--slides", type=click.IntRange(4), default=60, show_default=True, help="Phantom slides, 4 paths each.")
+@click.option("--slides", type=click.IntRange(4), default=60, show_default=True, help="Slides of 4 paths each.")
 @click.option("--seed", type=int, default=42, show_default=True)
-@click.option("--repeats", type=click.IntRange(1), default=4, show_default=True, help="Of each adversary.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder to write.")
-def main(slides: int, seed: int, repeats: int, out: Path) -> None:
-    """Audit one-feature-changed and crossed options on the same phantom captions; a table and a plot."""
-    found = compare(slides, seed, out, repeats)
-    write_json(out / "designs.json", found)
+@click.option("--repeats", type=click.IntRange(1), default=4, show_default=True, help="Answers of each adversary.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for table, plot and work files.")
+def main(slides: int, seed: int, repeats: int, out: Path | None) -> None:
+    """Audit one-feature-changed and crossed options on the same synthetic captions; a table and a plot."""
+    with tempfile.TemporaryDirectory() as temporary:
+        found = compare(slides, seed, out or Path(temporary), repeats)
     table = as_table(found)
-    (out / "designs.md").write_text(table, encoding="utf-8")
-    for suffix in ("svg", "png"):
-        plot(found, out / f"designs.{suffix}")
+    if out is not None:
+        write_json(out / "designs.json", found)
+        (out / "designs.md").write_text(table, encoding="utf-8")
+        for suffix in ("svg", "png"):
+            plot(found, out / f"designs.{suffix}")
     click.echo(table, nl=False)
 
 

@@ -6,7 +6,7 @@ reads nothing else. With it the whole pipeline runs, for tests and for figures t
 The adversaries of this double read the text alone, as any adversary does: ``medoid`` picks the option most like the
 others, ``longest`` the longest.
 
-``python -m dataset_script.curate.phantom.scripted`` serves until Ctrl-C and prints its address; the model's name of a
+``python tests/helpers/scripted_roles.py`` serves until Ctrl-C and prints its address; the model's name of a
 request says which part it plays.
 """
 

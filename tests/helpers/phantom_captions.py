@@ -1,6 +1,6 @@
 """Phantom slides as an input of the curation: captions from the scene graph, views drawn beside them.
 
-``python -m dataset_script.curate.phantom.captions --slides 24 --out captions`` writes ``captions/captions.jsonl`` and
+``python tests/helpers/phantom_captions.py --slides 24 --out captions`` writes ``captions/captions.jsonl`` and
 ``captions/<slide>/<path>/<view>.jpg``. Facts are drawn independently and uniformly, each path for itself: unlike those
 of ``scale-vqa build phantom``, they are not planned in groups, so that nothing is balanced before the curation is.
 """
