@@ -1,18 +1,13 @@
-"""Makes a checkpoint ready to be published: safetensors shards, LoRA merged or not, everything that loading needs.
+"""``scale-vqa weights``: a checkpoint as it is published. The project's one LoRA merge is here.
 
-What others call::
-
-    prepare_weights(checkpoint, out, max_shard_size="5GB", merge_lora=True, base=None) -> PreparedWeights
-    same_logits(a, b, tolerance=0.0, base=None) -> LogitsCheck          (in model_card.logits)
-    tensor_digests(folder) -> {tensor name: sha256}                     (in model_card.tensor_files)
-
-A full checkpoint is cut into shards as a stream: its bytes are copied, its memory is a block. Merging a LoRA adapter
-holds the base model in memory once, as PEFT does.
+A full checkpoint is copied tensor by tensor as a stream, in the memory of one block. Merging a LoRA adapter, or
+converting to another number format, holds the model in memory once.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,12 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import click
 from tqdm import tqdm
 
-from model_card.tensor_files import INDEX, SINGLE, read_tensors, tensor_digests, write_shards
+from model_card.tensors import (
+    INDEX,
+    SINGLE,
+    TOLERANCE,
+    load_model,
+    read_tensors,
+    same_logits,
+    tensor_digests,
+    tensors_of_file,
+    write_shards,
+)
 from scale_vqa_eval.errors import InputError, Problem, preview
-
-Kind = Literal["full", "merged", "adapter"]
+from scale_vqa_eval.files import write_json
 
 SIDE_FILES: Final = (
     "config.json",
@@ -44,31 +49,95 @@ SIDE_FILES: Final = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-"""What is taken along beside the weights; nothing else is: optimizer states and pickles stay where they are."""
+"""Files that are copied beside the weights. Nothing else is: optimizer states and pickles stay behind."""
 ADAPTER_CONFIG: Final = "adapter_config.json"
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 _PATH_KEYS: Final = ("_name_or_path", "name_or_path")
+_NEEDED: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
+    "configuration": (("config.json",),),
+    "generation config": (("generation_config.json",),),
+    "image processor": (("preprocessor_config.json",), ("processor_config.json",)),
+    "tokenizer": (
+        ("tokenizer.json", "tokenizer_config.json"),
+        ("vocab.json", "merges.txt", "tokenizer_config.json"),
+        ("tokenizer.model", "tokenizer_config.json"),
+    ),
+    "chat template": (("chat_template.jinja",), ("chat_template.json",)),
+}
+"""What loading needs -> the sets of files of which one must be there."""
 
 
 @dataclass(frozen=True)
 class PreparedWeights:
-    """A folder that is ready to be published.
+    """A folder of weights that is ready to be published.
 
     Attributes:
         folder: where it is.
-        kind: ``full`` (a copy, the same bytes per tensor), ``merged`` (LoRA added to its base) or ``adapter``.
+        kind: ``full`` (a copy, the same bytes per tensor), ``merged`` (LoRA added to its base), ``converted`` (to
+            another number format) or ``adapter``.
         tensors: number of tensors.
         size: bytes of the weight files.
         shards: names of the weight files.
-        base: what an adapter was trained on; None for a full checkpoint.
+        base: base model of an adapter, or None.
     """
 
     folder: Path
-    kind: Kind
+    kind: Literal["full", "merged", "converted", "adapter"]
     tensors: int
     size: int
     shards: tuple[str, ...]
     base: str | None = None
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]B", value.strip(), re.IGNORECASE):
+        raise click.BadParameter(f"{value!r} is not a size such as 5GB or 500MB")
+    return value
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="A new folder.")
+@click.option(
+    "--max-shard-size", default="5GB", show_default=True, metavar="SIZE", callback=_size, help="Largest weight file."
+)
+@click.option("--base", metavar="MODEL", help="Base of a LoRA adapter, and source of missing files.")
+@click.option("--keep-adapter", is_flag=True, help="Leave a LoRA adapter unmerged.  [default: merge it]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Number format of the weights; auto keeps that of the checkpoint or its base.",
+)
+@click.option(
+    "--check/--no-check",
+    default=True,
+    show_default=True,
+    help="Load source and result, one after the other, and compare their logits.",
+)
+def weights(
+    checkpoint: Path, out: Path, max_shard_size: str, base: str | None, keep_adapter: bool, dtype: str, check: bool
+) -> int:
+    """Write CHECKPOINT as it is published: safetensors shards, processor, chat template, generation config.
+
+    A LoRA adapter is merged into its base. Exit 1 where the logits differ from those of CHECKPOINT.
+    """
+    made = prepare_weights(checkpoint, out, max_shard_size, not keep_adapter, base, dtype)
+    click.echo(f"{made.folder}: {made.kind}, {made.tensors} tensors, {made.size} bytes, {len(made.shards)} files")
+    if not check:
+        return 0
+    tolerance = max(TOLERANCE.values()) if dtype != "auto" else None if made.kind == "merged" else 0.0
+    own = (checkpoint / "tokenizer_config.json").is_file()  # an adapter often has no processor of its own
+    result = same_logits(checkpoint, out, tolerance, base or made.base, processor=None if own else out)
+    verdict = "the same" if result.same else "NOT the same"
+    click.echo(
+        f"logits of {result.tokens} tokens: {verdict}; largest difference {result.difference:.3g} standard "
+        f"deviations, allowed {result.tolerance:.3g}"
+        + (f"; inputs differ: {', '.join(result.inputs)}" if result.inputs else ""),
+        err=not result.same,
+    )
+    return 0 if result.same else 1
 
 
 def prepare_weights(
@@ -77,49 +146,62 @@ def prepare_weights(
     max_shard_size: int | str = "5GB",
     merge_lora: bool = True,
     base: str | Path | None = None,
+    dtype: str = "auto",
 ) -> PreparedWeights:
     """Writes a checkpoint as it is published: weights in safetensors shards, processor, chat template, configs.
 
     Args:
         checkpoint: a full checkpoint (``model*.safetensors``) or a LoRA adapter (``adapter_config.json``).
-        out: a folder that is made; it appears whole or not at all.
-        max_shard_size: bytes of a weight file at most, or a text like ``5GB``.
-        merge_lora: add an adapter to its base model; False leaves it an adapter.
-        base: folder or Hub id: what an adapter stands on where its config does not say so rightly, and where the
-            files beside the weights come from that the checkpoint lacks. For an adapter left as such it has to be
-            the Hub id that its config shall name, where that names a folder of this machine.
+        out: a new folder; it appears complete or not at all.
+        max_shard_size: largest weight file in bytes, or a text such as ``5GB``.
+        merge_lora: add an adapter to its base model; False keeps the adapter.
+        base: folder or Hub id of the base model, where an adapter's config names another one; also the source of
+            files that the checkpoint lacks. For an adapter that is kept: the Hub id that its config shall name, where
+            it names a local folder.
+        dtype: number format of the weights; ``auto`` keeps that of the checkpoint or its base.
 
     Raises:
         InputError: naming everything that is missing or broken at once.
     """
     source, out = Path(checkpoint), Path(out).absolute()
     if not source.is_dir():
-        raise InputError(Problem(str(source), "a checkpoint's folder", "no folder", "name one"))
+        raise InputError(Problem(str(source), "the folder of a checkpoint", "no folder", "name one"))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(
-            Problem(str(out), "a folder that is not there yet", "one with files", "name another, or clear it")
-        )
+        found, hint = "one with files", "name another, or clear it"
+        raise InputError(Problem(str(out), "a folder that is not there yet", found, hint))
     adapter = (source / ADAPTER_CONFIG).is_file()
-    stands_on = _base_of(source, base) if adapter else None
+    adapter_base = _base_of(source, base) if adapter else None
+    kind: Any = ("merged" if merge_lora else "adapter") if adapter else "full" if dtype == "auto" else "converted"
     with _staging(out) as staging:
-        _take_along(source, staging, base if base is not None else stands_on, adapter and not merge_lora)
-        if not adapter:
+        _copy_side_files(source, staging, base if base is not None else adapter_base, kind == "adapter")
+        if kind == "full":
             _copy_full(source, staging, max_shard_size)
-        elif merge_lora:
-            _merge(source, staging, stands_on or "", max_shard_size)
+        elif kind == "adapter":
+            _copy_adapter(source, staging, adapter_base or "")
         else:
-            _copy_adapter(source, staging, stands_on or "")
-    kind: Kind = "full" if not adapter else "merged" if merge_lora else "adapter"
+            _save_loaded(source, staging, adapter_base, max_shard_size, dtype)
     files = sorted(out.glob("*.safetensors"))
-    count = len(read_tensors(out)) if kind != "adapter" else _adapter_tensors(out)
-    return PreparedWeights(
-        out, kind, count, sum(file.stat().st_size for file in files), tuple(file.name for file in files), stands_on
-    )
+    size = sum(file.stat().st_size for file in files)
+    tensors = tensors_of_file(out / ADAPTER_WEIGHTS) if kind == "adapter" else read_tensors(out)
+    return PreparedWeights(out, kind, len(tensors), size, tuple(file.name for file in files), adapter_base)
+
+
+def check_weights(folder: Path) -> None:
+    """Checks that the weight files of a folder, or those that its index names, are there and complete.
+
+    Raises:
+        InputError: naming each that is missing, broken or cut off.
+    """
+    adapter = (folder / ADAPTER_WEIGHTS).is_file()
+    if adapter:
+        tensors_of_file(folder / ADAPTER_WEIGHTS)
+    if not adapter or (folder / INDEX).is_file() or (folder / SINGLE).is_file():
+        read_tensors(folder)
 
 
 @contextmanager
 def _staging(out: Path) -> Iterator[Path]:
-    """Yields a hidden folder beside ``out`` that takes its place at the end; it is cleared where anything fails."""
+    """Yields a hidden folder beside ``out`` that is renamed to ``out`` at the end, or removed after an error."""
     staging = out.with_name(f".{out.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -138,28 +220,28 @@ def _copy_full(source: Path, out: Path, max_shard_size: int | str) -> None:
     total = sum(tensor.size for tensor in tensors.values())
     free = shutil.disk_usage(out).free
     if total > free:
-        found = f"{free / 1e9:.1f} GB free"
-        raise InputError(Problem(str(out.parent), f"room for {total / 1e9:.1f} GB of weights", found, "make room"))
+        expected, found = f"disk space for {total / 1e9:.1f} GB of weights", f"{free / 1e9:.1f} GB free"
+        raise InputError(Problem(str(out.parent), expected, found, "free some space"))
     with tqdm(total=total, unit="B", unit_scale=True, desc="weights", disable=None) as bar:
         read = write_shards(tensors, out, max_shard_size, bar.update)
     if tensor_digests(out) != read:
-        found = "other bytes than were written"
-        raise InputError(Problem(str(out), "the weights as written", found, "look after the disk and run again"))
+        hint = "check the disk and run again"
+        raise InputError(Problem(str(out), "the weights as written", "other bytes than were written", hint))
 
 
-def _merge(source: Path, out: Path, base: str, max_shard_size: int | str) -> None:
-    """Adds the adapter to its base by PEFT; ``safe_merge`` refuses weights that are no numbers."""
-    from model_card.logits import load_model
-
-    model = load_model(source, base)
-    try:
-        merged = model.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        found = preview(str(error), 160)
-        raise InputError(Problem(str(source), "an adapter that can be merged", found, "train it again")) from error
+def _save_loaded(source: Path, out: Path, base: str | None, max_shard_size: int | str, dtype: str) -> None:
+    """Saves the loaded model, an adapter merged by PEFT; ``safe_merge`` refuses weights that are not numbers."""
+    model = load_model(source, base, dtype)
+    if base is not None:
+        try:
+            model = model.merge_and_unload(safe_merge=True)
+        except ValueError as error:
+            found = preview(str(error), 160)
+            hint = "train it again"
+            raise InputError(Problem(str(source), "an adapter that can be merged", found, hint)) from error
     generation = (out / "generation_config.json").read_bytes()
-    merged.save_pretrained(out, max_shard_size=max_shard_size)
-    (out / "generation_config.json").write_bytes(generation)  # the checkpoint's own, not what the base was loaded with
+    model.save_pretrained(out, max_shard_size=max_shard_size)
+    (out / "generation_config.json").write_bytes(generation)  # that of the checkpoint, not that of the loaded base
 
 
 def _copy_adapter(source: Path, out: Path, base: str) -> None:
@@ -169,68 +251,34 @@ def _copy_adapter(source: Path, out: Path, base: str) -> None:
         hint = "give the Hub id of the base model, or merge the adapter"
         raise InputError(Problem(str(source / ADAPTER_CONFIG), "a base that others can load", preview(base), hint))
     shutil.copyfile(source / ADAPTER_WEIGHTS, out / ADAPTER_WEIGHTS)
-    config = json.loads((source / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = base
-    _write_json(out / ADAPTER_CONFIG, config)
-    _adapter_tensors(out)
-
-
-def check_weights(folder: Path) -> None:
-    """Looks whether the weight files of a folder, or those that its index names, are there and whole.
-
-    Raises:
-        InputError: naming each that is missing, broken or cut off.
-    """
-    if (folder / ADAPTER_WEIGHTS).is_file():
-        _adapter_tensors(folder)
-    if (folder / INDEX).is_file() or (folder / SINGLE).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
-        read_tensors(folder)
-
-
-def _adapter_tensors(folder: Path) -> int:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(folder / ADAPTER_WEIGHTS, framework="numpy") as file:
-            return len(list(file.keys()))
-    except SafetensorError as error:
-        location = str(folder / ADAPTER_WEIGHTS)
-        raise InputError(
-            Problem(location, "a complete safetensors file", preview(str(error)), "save it again")
-        ) from error
+    write_json(out / ADAPTER_CONFIG, _read_json(source / ADAPTER_CONFIG) | {"base_model_name_or_path": base})
 
 
 def _base_of(source: Path, base: str | Path | None) -> str:
-    try:
-        named = json.loads((source / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (ValueError, AttributeError) as error:
+    config = _read_json(source / ADAPTER_CONFIG)
+    named = base if base is not None else config.get("base_model_name_or_path")
+    if not named:
         location = str(source / ADAPTER_CONFIG)
-        raise InputError(
-            Problem(location, "an adapter's configuration", preview(str(error)), "save it again")
-        ) from error
-    found = str(base) if base is not None else named
-    if not found:
-        location = str(source / ADAPTER_CONFIG)
-        raise InputError(Problem(location, "base_model_name_or_path", "none", "name the base model"))
-    return found
+        raise InputError(Problem(location, "base_model_name_or_path", "none", "name the base model by --base"))
+    return str(named)
 
 
-def _take_along(source: Path, out: Path, base: str | Path | None, adapter: bool) -> None:
+def _copy_side_files(source: Path, out: Path, base: str | Path | None, adapter: bool) -> None:
     """Copies what loading needs beside the weights, from the checkpoint or its base; names what neither has."""
     for name in SIDE_FILES:
         if (source / name).is_file() and not (adapter and name == "config.json"):
-            _copy_side(source / name, out / name)
+            _copy_without_paths(source / name, out / name)
     missing = _missing(out, adapter)
     if missing and base is not None:
         folder = _base_folder(str(base))
-        # the kinds of file are taken as a whole: half a tokenizer of each would be neither
-        wanted = {name for kind in missing for files in _NEEDED[kind] for name in files}
-        for name in sorted(wanted):
+        # all files of a kind come from the base: half a tokenizer of each would not work
+        for name in sorted({name for kind in missing for files in _NEEDED[kind] for name in files}):
             if (folder / name).is_file():
-                _copy_side(folder / name, out / name)
+                _copy_without_paths(folder / name, out / name)
         missing = _missing(out, adapter)
+    hint = "save the processor and the model into the folder, or name a base that has them"
     problems = [
-        Problem(str(source), f"{kind}: {' or '.join(' + '.join(files) for files in _NEEDED[kind])}", "none", _MEND)
+        Problem(str(source), f"{kind}: {' or '.join(' + '.join(files) for files in _NEEDED[kind])}", "none", hint)
         for kind in missing
     ]
     if not adapter and (out / "config.json").is_file() and "auto_map" in _read_json(out / "config.json"):
@@ -240,32 +288,14 @@ def _take_along(source: Path, out: Path, base: str | Path | None, adapter: bool)
         raise InputError(problems)
 
 
-_NEEDED: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
-    "configuration": (("config.json",),),
-    "generation config": (("generation_config.json",),),
-    "image processor": (("preprocessor_config.json",), ("processor_config.json",)),
-    "tokenizer": (
-        ("tokenizer.json", "tokenizer_config.json"),
-        ("vocab.json", "merges.txt", "tokenizer_config.json"),
-        ("tokenizer.model", "tokenizer_config.json"),
-    ),
-    "chat template": (("chat_template.jinja",), ("chat_template.json",)),
-}
-"""Kind of file -> the sets of files of which one has to be there."""
-_MEND: Final = "save the processor and the model into the folder, or name the base that has them"
-
-
 def _missing(folder: Path, adapter: bool) -> list[str]:
-    found = [
-        kind for kind, sets in _NEEDED.items() if not any(all((folder / name).is_file() for name in s) for s in sets)
-    ]
-    if "chat template" in found and any(
-        "chat_template" in _read_json(folder / name)
-        for name in ("tokenizer_config.json", "processor_config.json")
-        if (folder / name).is_file()
-    ):
-        found.remove("chat template")
-    return [kind for kind in found if not (adapter and kind == "configuration")]
+    """Returns the keys of ``_NEEDED`` for which a folder has no set of files; an adapter needs no configuration."""
+    kinds = [kind for kind in _NEEDED if not (adapter and kind == "configuration")]
+    found = [kind for kind in kinds if not any(all((folder / name).is_file() for name in s) for s in _NEEDED[kind])]
+    configs = [folder / name for name in ("tokenizer_config.json", "processor_config.json")]
+    if any("chat_template" in _read_json(config) for config in configs if config.is_file()):
+        found = [kind for kind in found if kind != "chat template"]
+    return found
 
 
 def _base_folder(base: str) -> Path:
@@ -277,23 +307,18 @@ def _base_folder(base: str) -> Path:
     try:
         return Path(snapshot_download(base, allow_patterns=list(SIDE_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        hint = "name a folder, or a Hub id that this machine can reach"
-        raise InputError(
-            Problem(f"base model {base}", "its processor and configs", preview(str(error), 160), hint)
-        ) from error
+        hint, found = "name a folder, or a Hub id that this machine can reach", preview(str(error), 160)
+        raise InputError(Problem(f"base model {base}", "its processor and configs", found, hint)) from error
 
 
-def _copy_side(source: Path, target: Path) -> None:
-    """Copies a file beside the weights, less the paths of this machine that some of them note."""
-    if source.suffix != ".json":
-        shutil.copyfile(source, target)
-        return
-    content = _read_json(source)
+def _copy_without_paths(source: Path, target: Path) -> None:
+    """Copies a file; keys of a JSON config that hold a path of this machine are left out."""
+    content = _read_json(source) if source.suffix == ".json" else {}
     local = [key for key in _PATH_KEYS if isinstance(content.get(key), str) and Path(content[key]).is_absolute()]
-    if not local:
+    if local:
+        write_json(target, {key: value for key, value in content.items() if key not in local})
+    else:
         shutil.copyfile(source, target)
-        return
-    _write_json(target, {key: value for key, value in content.items() if key not in local})
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -304,7 +329,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(Problem(str(path), "a JSON object", preview(content), "save it again"))
     return content
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")

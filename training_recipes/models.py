@@ -29,7 +29,7 @@ def load_processor(recipe: RecipeArguments, config: Any, model_arguments: Any) -
                 staged.rename(name)
     location, source = f"model {name}", _source(model_arguments)
     if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
-        hint = f"merge it first: python training_recipes/merge.py {name} --out FOLDER"
+        hint = f"merge it first: scale-vqa weights {name} --out FOLDER"
         raise InputError(Problem(location, "a whole model", "a LoRA adapter", hint))
     try:
         kind = AutoConfig.from_pretrained(name, **source)

@@ -139,7 +139,7 @@ def load_space(request: dict[str, Any], folder: Path) -> tuple[str, dict[str, An
 
 def load_weights(request: dict[str, Any], folder: Path) -> tuple[str, dict[str, Any]]:
     """Loads the model by id; its logits must be those of the folder's, and it must answer a batch."""
-    from model_card.logits import same_logits
+    from model_card.tensors import same_logits
 
     adapter = (folder / "adapter_config.json").is_file()
     by_id = not adapter and not request["pull_request"]
@@ -161,7 +161,7 @@ def _answered(place: str, metric: str) -> dict[str, Any]:
     import torch
     from transformers import AutoProcessor
 
-    from model_card.logits import load_model
+    from model_card.tensors import load_model
 
     model, processor = load_model(place), AutoProcessor.from_pretrained(place)
     processor.tokenizer.padding_side = "left"

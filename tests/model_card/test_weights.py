@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tiny_qwen import make_tiny_qwen
 
-from model_card.tensor_files import read_tensors, tensor_digests
+from model_card.tensors import read_tensors, tensor_digests
 from model_card.weights import prepare_weights
 from scale_vqa_eval.errors import InputError
 
@@ -36,7 +36,7 @@ def adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA adapter whose B is not zero, so that merging changes the weights."""
     from peft import LoraConfig, get_peft_model
 
-    from model_card.logits import load_model
+    from model_card.tensors import load_model
 
     folder = tmp_path_factory.mktemp("adapter") / "adapter"
     targets = r".*language_model.*\.(q_proj|v_proj|down_proj)"
@@ -59,7 +59,7 @@ def one_thread() -> Iterator[None]:
 
 
 def test_a_checkpoint_in_shards_is_the_same_model(tiny: Path, tmp_path: Path) -> None:
-    from model_card.logits import same_logits
+    from model_card.tensors import same_logits
 
     (tmp_path / "source").mkdir()
     for file in tiny.iterdir():
@@ -79,7 +79,7 @@ def test_a_checkpoint_in_shards_is_the_same_model(tiny: Path, tmp_path: Path) ->
 
 
 def test_another_weight_template_or_processor_is_told(tiny: Path, tmp_path: Path) -> None:
-    from model_card.logits import same_logits
+    from model_card.tensors import same_logits
 
     for name in ("weights", "template"):
         shutil.copytree(tiny, tmp_path / name)
@@ -98,7 +98,7 @@ def test_another_weight_template_or_processor_is_told(tiny: Path, tmp_path: Path
 
 
 def test_a_merged_adapter_answers_as_base_and_adapter_do(tiny: Path, adapter: Path, tmp_path: Path) -> None:
-    from model_card.logits import same_logits
+    from model_card.tensors import same_logits
 
     made = prepare_weights(adapter, tmp_path / "merged", max_shard_size="200KB")
     assert made.kind == "merged" and len(made.shards) > 1 and made.base == str(tiny)
@@ -112,7 +112,7 @@ def test_a_merged_adapter_answers_as_base_and_adapter_do(tiny: Path, adapter: Pa
 
 
 def test_an_adapter_left_as_such_names_a_base_that_others_can_load(tiny: Path, adapter: Path, tmp_path: Path) -> None:
-    from model_card.logits import same_logits
+    from model_card.tensors import same_logits
 
     with pytest.raises(InputError, match="a base that others can load"):
         prepare_weights(adapter, tmp_path / "a", merge_lora=False)
@@ -131,7 +131,7 @@ def test_an_adapter_left_as_such_names_a_base_that_others_can_load(tiny: Path, a
 def test_the_command_prepares_and_compares(tiny: Path, adapter: Path, tmp_path: Path) -> None:
     from click.testing import CliRunner
 
-    from model_card.weights_command import weights
+    from model_card.weights import weights
 
     for name, source, more in (("full", tiny, ()), ("merged", adapter, ("--base", str(tiny)))):
         given = [str(source), "--out", str(tmp_path / name), "--max-shard-size", "200KB", *more]

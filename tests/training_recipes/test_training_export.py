@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from training_release import CPU, make_training_release
 from vllm_server import ABSENT, PYTHON, vllm_server
 
+from model_card.weights import prepare_weights
 from scale_vqa_eval.predict.command import predict
 from training_recipes import sft
-from training_recipes.merge import export
 from training_recipes.tiny_model import make_tiny_model, teach_format
 
 pytestmark = [pytest.mark.skipif(not PYTHON.is_file(), reason=ABSENT), pytest.mark.xdist_group("vllm")]
@@ -31,7 +31,7 @@ def test_vllm_serves_what_was_exported(tmp_path, monkeypatch):
     options = ["--data", str(release), "--model_name_or_path", str(base), "--output_dir", "out", *CPU]
     options += ["--rationales", "none", "--max_steps", "2", "--learning_rate", "1e-3", "--save_strategy", "no"]
     sft.main([*options, "--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj"])
-    merged = export(Path("out/final"), tmp_path / "merged")
+    merged = prepare_weights(Path("out/final"), tmp_path / "merged").folder
     asked = ["--data", str(release), "--split", "val", "--max-tokens", "24"]
     here = [*asked, "--backend", "transformers", "--model", str(merged), "--out", "here.jsonl"]
     assert CliRunner().invoke(predict, here, catch_exceptions=False).exit_code == 0

@@ -16,9 +16,9 @@ import pytest
 from click.testing import CliRunner
 from training_release import CPU, make_training_release
 
+from model_card.weights import prepare_weights
 from scale_vqa_eval.errors import InputError
 from training_recipes import checkpoints, grpo, sft, trainers
-from training_recipes.merge import export
 from training_recipes.tiny_model import TinyShape, make_tiny_model, teach_format
 
 pytestmark = pytest.mark.xdist_group("training")
@@ -142,7 +142,7 @@ def test_lora_is_merged_into_a_folder_that_predict_loads(run, release, model, tm
     run(sft, *lora, "--max_steps", "3", "--rationales", "repaired", "--resume")
     told = record(out)
     assert told["lora"] and told["resumed_from"] == "out/checkpoint-2"
-    merged = export(out / "final", tmp_path / "merged")
+    merged = prepare_weights(out / "final", tmp_path / "merged").folder
     assert weights(merged).keys() == weights(model).keys()
     changed = [name for name, weight in weights(merged).items() if bool((weight != weights(model)[name]).any())]
     assert changed and all("q_proj" in name or "v_proj" in name for name in changed)
@@ -151,7 +151,7 @@ def test_lora_is_merged_into_a_folder_that_predict_loads(run, release, model, tm
     assert done.exit_code in (0, 1), done.output
     assert len(Path("seen.jsonl").read_text().splitlines()) == 3
     with pytest.raises(InputError, match="not there yet"):
-        export(out / "final", tmp_path / "merged")
+        prepare_weights(out / "final", tmp_path / "merged")
 
 
 def test_sft_learns_what_it_is_shown(run):
