@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 
 from scale_vqa_eval.controls.exchange import exchange
-from scale_vqa_eval.controls.validity import ValidityLimits, compatible, gold_problem, stem_key
+from scale_vqa_eval.controls.validity import ValidityLimits, compatible, gold_problem
 from scale_vqa_eval.questions import Question, read_questions
+from scale_vqa_eval.text import same_text
 
 DIMENSIONS = ("Confirmation", "Correspondence", "Diagnosis", "Explanation", "Localization")
 
@@ -52,7 +53,7 @@ def first_come(questions: Sequence[Question], limits: ValidityLimits) -> int:
     by_text: dict[tuple[str | None, str | None, str], list[Question]] = defaultdict(list)
     for question in questions:
         if gold_problem(question) is None:
-            by_text[question.split, question.dimension, stem_key(question.question)].append(question)
+            by_text[question.split, question.dimension, same_text(question.question)].append(question)
     closed = 0
     for rows in by_text.values():
         golds = [question.options[question.answer] for question in rows]
@@ -95,8 +96,8 @@ def screened(rows: int, leak: float = 0.6) -> dict[str, Any]:
     """Prunes generated questions with the whole battery and audits what stays."""
     from audit import generated_questions
 
-    from scale_vqa_eval.controls.figures import figures
     from scale_vqa_eval.controls.screened import Readers, fresh_audit, prune
+    from scale_vqa_eval.controls.summary import figures
 
     rng = np.random.default_rng(0)
     questions = [

@@ -14,16 +14,29 @@ import numpy as np
 from tqdm import tqdm
 
 from scale_vqa_eval.audit.battery import FAMILIES
-from scale_vqa_eval.controls.changes import row_changes
-from scale_vqa_eval.controls.exchange import exchange
-from scale_vqa_eval.controls.figures import audited, figures, held_out_figures
-from scale_vqa_eval.controls.folder import add_config
-from scale_vqa_eval.controls.report import exchange_report, note, screened_part, screened_report
-from scale_vqa_eval.controls.rows import Change, Source, authors_row, read_source, write_rows, write_whole
+from scale_vqa_eval.controls.exchange import case_similarity, exchange
+from scale_vqa_eval.controls.row_edits import (
+    ControlSource,
+    RowEdit,
+    add_config,
+    authors_row,
+    exchange_edits,
+    read_source,
+    write_rows,
+)
 from scale_vqa_eval.controls.screened import FRESH, Readers, both_ways, fresh_audit, prune, too_few
-from scale_vqa_eval.controls.tissue import describe_tissue
+from scale_vqa_eval.controls.summary import (
+    audited,
+    exchange_report,
+    figures,
+    held_out_figures,
+    note,
+    screened_part,
+    screened_report,
+)
 from scale_vqa_eval.controls.validity import ValidityLimits
 from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.files import atomic_write
 from scale_vqa_eval.question_files import release_configs
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.release_folder.card import CONTROLS
@@ -96,7 +109,7 @@ def control(data: str, method: str, out: Path, report_path: Path | None, **optio
     kept, report = make(data, source, settings, options, to_folder or report_path is not None)
     as_json = json.dumps(report, ensure_ascii=True, indent=2) + "\n"
     if report_path is not None:
-        write_whole(report_path, as_json)
+        atomic_write(report_path, as_json)
     if not report.get("reached", True):
         raise InputError(_not_reached(data, report))
     if to_folder:
@@ -130,8 +143,8 @@ def _source_config(data: str, out: Path) -> str:
 
 
 def _exchange(
-    data: str, source: Source, settings: dict[str, Any], options: dict[str, Any], with_audit: bool
-) -> tuple[dict[int, Change], dict[str, Any]]:
+    data: str, source: ControlSource, settings: dict[str, Any], options: dict[str, Any], with_audit: bool
+) -> tuple[dict[int, RowEdit], dict[str, Any]]:
     questions = source.questions
     unknown = sum(question.patient is None and question.slide is None for question in questions)
     if unknown and not options["allow_unknown_patients"]:
@@ -139,9 +152,9 @@ def _exchange(
         found = f"neither in {unknown} of {len(questions)} rows"
         raise InputError(Problem(data, "a patient or slide for every question: a group has four", found, hint))
     limits = ValidityLimits(max_jaccard=options["max_jaccard"] or ValidityLimits().max_jaccard)
-    tissue = describe_tissue(questions, source.organs, source.views)
+    similarity = case_similarity(questions, source.organs, source.views)
     with tqdm(total=len(questions), desc="questions grouped", disable=None) as bar:
-        found_groups = exchange(questions, options["seed"], limits, tissue, bar.update)
+        found_groups = exchange(questions, options["seed"], limits, similarity, bar.update)
     if not found_groups.groups:
         reasons: Counter[str] = Counter()
         for part in found_groups.parts.values():
@@ -149,26 +162,27 @@ def _exchange(
         listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
         hint = "four rows with one question text, from four patients, with unlike right answers make a group"
         raise InputError(Problem(data, "questions that can be grouped", listed, hint))
-    changes = row_changes(questions, found_groups, options["rationales"] == "keep")
+    edits = exchange_edits(questions, found_groups.groups, options["rationales"] == "keep")
     audit = None
     if with_audit and not options["no_audit"]:
         click.echo("auditing before and after", err=True)
-        grouped = [_changed(questions[row], changes[row]) for row in sorted(changes)]
+        grouped = [_edited(questions[row], edits[row]) for row in sorted(edits)]
         audit = {name: audited(some, options["seed"]) for name, some in (("before", questions), ("after", grouped))}
     kept_if = "kept where they name no letter and no option" if options["rationales"] == "keep" else "dropped"
     settings = {**settings, "rationales": kept_if, "unknown_patients": unknown}
-    return changes, exchange_report(questions, found_groups, limits, settings, audit, any(source.views))
+    return edits, exchange_report(questions, found_groups, limits, settings, audit, any(source.views))
 
 
 def _screened(
-    data: str, source: Source, settings: dict[str, Any], options: dict[str, Any], with_audit: bool
-) -> tuple[dict[int, Change | None], dict[str, Any]]:
+    data: str, source: ControlSource, settings: dict[str, Any], options: dict[str, Any], with_audit: bool
+) -> tuple[dict[int, RowEdit | None], dict[str, Any]]:
     questions = source.questions
-    splits = {question.split: np.array([], dtype=np.int64) for question in questions}
-    for split in splits:
-        splits[split] = np.array([row for row, one in enumerate(questions) if one.split == split], dtype=np.int64)
+    splits = {
+        split: np.array([row for row, question in enumerate(questions) if question.split == split], dtype=np.int64)
+        for split in dict.fromkeys(question.split for question in questions)
+    }
     parts: dict[str | None, dict[str, Any]] = {}
-    kept: dict[int, Change | None] = {}
+    kept: dict[int, RowEdit | None] = {}
     runs = len(splits) * (1 if options["no_hold_out"] else 1 + len(FAMILIES))
     with tqdm(total=runs, desc="prunings", disable=None) as bar:
         readers = Readers(questions, options["seed"], bar.set_postfix_str)
@@ -200,15 +214,13 @@ def _warn_of_held_out(parts: dict[str | None, dict[str, Any]]) -> None:
                 )
 
 
-def _changed(question: Question, change: Change) -> Question:
-    return replace(
-        question, question=change.question, options=change.options, answer=change.answer, group=change.group
-    )
+def _edited(question: Question, edit: RowEdit) -> Question:
+    return replace(question, question=edit.question, options=edit.options, answer=edit.answer, group=edit.group)
 
 
-def _by_split(source: Source, kept: Mapping[int, Change | None]) -> dict[str, dict[int, Change | None]]:
+def _by_split(source: ControlSource, kept: Mapping[int, RowEdit | None]) -> dict[str, dict[int, RowEdit | None]]:
     """Numbers the kept rows within their splits, as the files of a release folder hold them."""
-    found: dict[str, dict[int, Change | None]] = {}
+    found: dict[str, dict[int, RowEdit | None]] = {}
     counts: Counter[str] = Counter()
     for row, question in enumerate(source.questions):
         split = question.split or ""

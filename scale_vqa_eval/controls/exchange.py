@@ -1,9 +1,9 @@
 """The exchange control: groups of four items with one text, of which each option is right for exactly one.
 
 Four items share the question text, come from four patients, and have the four right answers as options in one order.
-A reader without images sees the same text four times; whatever deterministic function of the text it is, it gives one
-letter, which is right for exactly one of the four: its accuracy is 1/4, its group accuracy 0, and no adversary is
-needed to show it.
+A text-only reader that is asked one item at a time sees the same text four times. Whatever deterministic function of
+the text it is, it gives one letter, which is right for exactly one of the four: its accuracy is 1/4, its group
+accuracy 0. This says nothing of a reader of the whole file, which can compare rows that share a slide.
 """
 
 from __future__ import annotations
@@ -11,50 +11,42 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from scale_vqa_eval.controls.cliques import SIZE, capacity_bound
-from scale_vqa_eval.controls.packing import pack
-from scale_vqa_eval.controls.tissue import Tissue, describe_tissue
-from scale_vqa_eval.controls.validity import Matrix, ValidityLimits, claims, compatible, gold_problem, stem_key
+from scale_vqa_eval.controls.exchange_group import GROUP_SIZE, ExchangeGroup
+from scale_vqa_eval.controls.group_packing import Items, Weights, capacity_bound, pack
+from scale_vqa_eval.controls.validity import Matrix, ValidityLimits, claims, compatible, gold_problem
 from scale_vqa_eval.questions import Question
+from scale_vqa_eval.text import same_text, tokens
 
-Items = npt.NDArray[np.int64]
-
-BLOCK: Final = 400
-"""Items with the same text that are packed at once; more are dealt into blocks, patient by patient."""
+ROWS_AT_ONCE: Final = 400
+"""Items with the same text that are packed at once; more are dealt into portions, patient by patient."""
 DOUBT: Final = 10.0
-"""What a doubtful pair costs, in units of tissue likeness (0 to 2): a safe pair is always preferred."""
+"""Cost of a doubtful pair, in units of case similarity (0 to 2): a pair without doubt is always preferred."""
 UNLIKE_VIEWS: Final = 3.0
-"""What a pair costs that has not the same views: how many images there are must not tell the items apart."""
+"""Cost of a pair whose views differ: the number of images must not tell the items apart."""
 TOO_FEW_ROWS: Final = "the question text stands in fewer than four usable rows"
 TOO_FEW_PATIENTS: Final = "the rows with the question text come from fewer than four patients"
 LEFT_OVER: Final = "no valid group could be made of what was left over"
 
 
 @dataclass(frozen=True)
-class ExchangeGroup:
-    """Four items with one text.
+class QuestionGroup(ExchangeGroup[int]):
+    """An exchange group of questions; ``members`` are row numbers in option order.
 
     Attributes:
-        name: name of the group, unique in its set.
-        members: row numbers of the items, ascending.
-        options: row numbers of the same items in the order of the options: the first one's gold is option A.
-        stem: the question text that all four get, the most frequent spelling among the rows that share it.
-        likeness: mean tissue likeness of its six pairs.
+        stem: the question text that all four get: the most frequent spelling among the rows that share it.
+        likeness: mean case similarity of its six pairs.
         same_views: whether all four have images for the same views.
         doubtful: pairs (row, other row) whose gold may be true for the other: it is close to what the release calls
             right in the same dimension for another region of the other's patient.
     """
 
-    name: str
-    members: tuple[int, ...]
-    options: tuple[int, ...]
     stem: str
     likeness: float
     same_views: bool
@@ -62,8 +54,8 @@ class ExchangeGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """What became of the questions of one split and dimension.
+class PartCounts:
+    """The questions of one split and dimension.
 
     Attributes:
         questions: how many there are.
@@ -79,16 +71,16 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """All groups of a question set, and the price.
+class ExchangeResult:
+    """All groups of a question set.
 
     Attributes:
         groups: in the order of their first rows.
-        parts: (split, dimension) -> what became of it; None where a file has no splits or no dimensions.
+        parts: (split, dimension) -> counts; None in place of a name that the file does not give.
     """
 
-    groups: tuple[ExchangeGroup, ...]
-    parts: dict[tuple[str | None, str | None], Part]
+    groups: tuple[QuestionGroup, ...]
+    parts: dict[tuple[str | None, str | None], PartCounts]
 
     @property
     def bound(self) -> int:
@@ -96,74 +88,131 @@ class Exchange:
         return sum(part.bound for part in self.parts.values())
 
 
+@dataclass(frozen=True)
+class CaseSimilarity:
+    """How similar the cases behind n questions are, as far as texts and a named organ tell; images are not read.
+
+    Attributes:
+        vectors: sparse (n, vocabulary) TF-IDF vectors of length one: all right answers and rationales on the images.
+        organs: n names of organs, None where unknown.
+        views: the views that each question has an image for; empty where unknown.
+    """
+
+    vectors: Any
+    organs: tuple[str | None, ...]
+    views: tuple[frozenset[str], ...]
+
+    def between(self, rows: Items) -> Weights:
+        """Returns (m, m): cosine of the texts of each two of m questions, plus 1 where both name one organ."""
+        part = self.vectors[rows]
+        names = np.array([self.organs[row] or "" for row in rows.tolist()], dtype=object)
+        same = (names[:, None] == names[None, :]) & (names != "")[:, None]
+        return np.asarray((part @ part.T).toarray() + same, dtype=np.float64)
+
+    def unlike_views(self, rows: Items) -> npt.NDArray[np.bool_]:
+        """Returns (m, m): whether two questions have images for different views."""
+        kinds = list(dict.fromkeys(self.views))
+        of = np.array([kinds.index(self.views[row]) for row in rows.tolist()], dtype=np.int64)
+        return np.asarray(of[:, None] != of[None, :])
+
+
+def case_similarity(
+    questions: Sequence[Question],
+    organs: Sequence[str | None] | None = None,
+    views: Sequence[frozenset[str]] | None = None,
+) -> CaseSimilarity:
+    """Collects the texts about each question's images: of its path, else of its slide, else its own.
+
+    Args:
+        questions: n questions.
+        organs: organ of each question where the file names it.
+        views: the views that each question has an image for; by default those of the questions.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    about: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    keys = [_images(question, row) for row, question in enumerate(questions)]
+    for key, question in zip(keys, questions, strict=True):
+        about[key] += [question.options[question.answer], question.rationale or ""]
+    index = {key: number for number, key in enumerate(about)}
+    vectorizer = TfidfVectorizer(analyzer=lambda text: sorted(tokens(text)), sublinear_tf=True)
+    vectors = vectorizer.fit_transform(" ".join(parts) for parts in about.values())[[index[key] for key in keys]]
+    if views is None:
+        views = [frozenset(view for view, _ in question.images) for question in questions]
+    return CaseSimilarity(vectors, tuple(organs or (None,) * len(questions)), tuple(views))
+
+
 def exchange(
     questions: Sequence[Question],
     seed: int = 42,
     limits: ValidityLimits | None = None,
-    tissue: Tissue | None = None,
+    similarity: CaseSimilarity | None = None,
     progress: Callable[[int], object] = lambda items: None,
-) -> Exchange:
-    """Groups questions for exchange: as many groups as can be found, and of those safe and hard ones.
+) -> ExchangeResult:
+    """Groups questions for exchange: as many groups as can be found, and among those the safest and hardest.
 
     Groups never straddle splits, dimensions or question texts.
 
     Args:
-        questions: any questions; how many options they have does not matter, their right answers become the options.
+        questions: any questions; their right answers become the options, whatever their number of options.
         seed: of the search and of the order of the options.
-        limits: on how alike the right answers of a group may be.
-        tissue: what is known of the images; None takes ``describe_tissue(questions)``.
-        progress: called with the number of questions that were dealt with.
+        limits: on how similar the right answers of a group may be.
+        similarity: what is known of the cases; by default ``case_similarity(questions)``.
+        progress: called with the number of questions that were processed.
     """
-    grouping = _Grouping(questions, limits or ValidityLimits(), tissue or describe_tissue(questions), seed)
+    pairs = PairRules(questions, limits or ValidityLimits(), similarity or case_similarity(questions))
     tally: dict[tuple[str | None, str | None], Counter[str]] = defaultdict(Counter)
-    found: list[tuple[_Packed, str]] = []
+    found: list[QuestionGroup] = []
     for (split, dimension, _), rows in _same_text(questions).items():
         part = tally[split, dimension]
-        usable = grouping.usable(rows, part)
-        groups, bound = grouping.packed(usable)
+        usable = pairs.usable(rows, part)
+        groups, bound = _packed(pairs, usable, seed, spelling(questions, rows))
         part.update({"questions": len(rows), "groups": len(groups), "bound": bound})
-        part[LEFT_OVER] += len(usable) - SIZE * len(groups)
-        found += [(group, _spelling(questions, rows)) for group in groups]
+        part[LEFT_OVER] += len(usable) - GROUP_SIZE * len(groups)
+        found += groups
         progress(len(rows))
+    return ExchangeResult(
+        named("exchange", questions, found, seed),
+        {key: part_counts(counts) for key, counts in sorted(tally.items(), key=str)},
+    )
+
+
+def part_counts(counts: Counter[str]) -> PartCounts:
+    """Splits a tally into the counts of a part and the reasons for which questions are in no group."""
+    lost = {reason: count for reason, count in sorted(counts.items()) if reason not in PartCounts.__slots__ and count}
+    return PartCounts(counts["questions"], counts["groups"], counts["bound"], lost)
+
+
+def named(
+    prefix: str, questions: Sequence[Question], groups: Sequence[QuestionGroup], seed: int
+) -> tuple[QuestionGroup, ...]:
+    """Numbers groups in the order of their first rows, and draws the order of their options.
+
+    The order is drawn by the seed and the ids of the rows, whatever else is in the file.
+    """
     numbers: Counter[str | None] = Counter()
-    described = []
-    for group, stem in sorted(found, key=lambda pair: pair[0].rows):
-        split = questions[group.rows[0]].split
+    result = []
+    for group in sorted(groups, key=lambda group: sorted(group.members)):
+        split = questions[group.members[0]].split
         numbers[split] += 1
-        name = "-".join(["exchange", *([split] if split else []), f"{numbers[split]:05d}"])
-        order = grouping.order(group.rows)
-        described.append(
-            ExchangeGroup(name, group.rows, order, stem, group.likeness, group.same_views, group.doubtful)
-        )
-    return Exchange(tuple(described), {key: _part(counts) for key, counts in sorted(tally.items(), key=str)})
+        order = sorted(group.members)
+        random.Random("\0".join([str(seed), *(questions[row].id for row in order)])).shuffle(order)
+        name = "-".join([prefix, *([split] if split else []), f"{numbers[split]:05d}"])
+        result.append(replace(group, name=name, members=tuple(order)))
+    return tuple(result)
 
 
-def _part(counts: Counter[str]) -> Part:
-    lost = {reason: count for reason, count in sorted(counts.items()) if reason not in Part.__slots__ and count}
-    return Part(counts["questions"], counts["groups"], counts["bound"], lost)
+class PairRules:
+    """Which two questions may share a group, and which of those pairs are preferred."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Packed:
-    """A group before it has a name; fields as in ``ExchangeGroup``."""
-
-    rows: tuple[int, ...]
-    likeness: float
-    same_views: bool
-    doubtful: tuple[tuple[int, int], ...]
-
-
-class _Grouping:
-    """The questions, what the release calls right for whom, and the limits: what packing a set of rows needs."""
-
-    def __init__(self, questions: Sequence[Question], limits: ValidityLimits, tissue: Tissue, seed: int) -> None:
-        self.questions, self.limits, self.tissue, self.seed = questions, limits, tissue, seed
+    def __init__(self, questions: Sequence[Question], limits: ValidityLimits, similarity: CaseSimilarity) -> None:
+        self.questions, self.limits, self.similarity = questions, limits, similarity
         self.golds = [question.options[question.answer] for question in questions]
-        self.by_path: dict[tuple[str, ...], set[str]] = defaultdict(set)
-        self.by_patient: dict[tuple[str, str | None], set[str]] = defaultdict(set)
+        self._by_path: dict[tuple[str, ...], set[str]] = defaultdict(set)
+        self._by_patient: dict[tuple[str, str | None], set[str]] = defaultdict(set)
         for question, gold in zip(questions, self.golds, strict=True):
-            self.by_path[_path(question)].add(gold)
-            self.by_patient[question.cluster, question.dimension].add(gold)
+            self._by_path[_path(question)].add(gold)
+            self._by_patient[question.cluster, question.dimension].add(gold)
 
     def usable(self, rows: Sequence[int], lost: Counter[str]) -> Items:
         """Returns the rows of one text that can be in a group at all; counts the others in ``lost``."""
@@ -171,79 +220,86 @@ class _Grouping:
         lost.update(problem for problem in problems.values() if problem is not None)
         kept = [row for row, problem in problems.items() if problem is None]
         patients = {self.questions[row].cluster for row in kept}
-        if len(kept) < SIZE or len(patients) < SIZE:
-            lost[TOO_FEW_ROWS if len(kept) < SIZE else TOO_FEW_PATIENTS] += len(kept)
+        if len(kept) < GROUP_SIZE or len(patients) < GROUP_SIZE:
+            lost[TOO_FEW_ROWS if len(kept) < GROUP_SIZE else TOO_FEW_PATIENTS] += len(kept)
             kept = []
         return np.array(kept, dtype=np.int64)
 
-    def packed(self, rows: Items) -> tuple[list[_Packed], int]:
-        """Packs rows of one text, block by block, then what the blocks left over; returns groups and their bound."""
-        if len(rows) == 0:
-            return [], 0
-        blocks = self._dealt(rows)
-        done = [self._packed_block(block) for block in blocks]
-        groups = [group for part, _ in done for group in part]
-        if len(blocks) == 1:
-            return groups, done[0][1]
-        left = np.setdiff1d(rows, np.array([row for group in groups for row in group.rows], dtype=np.int64))
-        groups += self._packed_block(self._dealt(left)[0])[0] if len(left) >= SIZE else []
-        sizes = Counter(self.questions[row].cluster for row in rows.tolist())
-        return groups, capacity_bound(list(sizes.values()))
-
-    def _dealt(self, rows: Items) -> list[Items]:
-        """Deals rows into blocks as cards are dealt, so that every block has its share of every patient."""
-        number = -(-len(rows) // BLOCK)
-        by_patient = sorted(rows.tolist(), key=lambda row: (self.questions[row].cluster, row))
-        return [np.array(sorted(by_patient[start::number]), dtype=np.int64) for start in range(number)]
-
-    def _packed_block(self, rows: Items) -> tuple[list[_Packed], int]:
-        patients = [self.questions[row].cluster for row in rows.tolist()]
+    def allowed(self, rows: Items) -> Matrix:
+        """Returns (n, n): which two of n rows may share a group."""
         golds = [self.golds[row] for row in rows.tolist()]
-        on_images = [sorted(self.by_path[_path(self.questions[row])]) for row in rows.tolist()]
-        graph = compatible(golds, on_images, patients, self.limits)
-        likeness, unlike_views = self.tissue.likeness(rows), self.tissue.unlike_views(rows)
-        doubtful = self._doubtful(rows, golds)
-        packing = pack(graph, likeness - DOUBT * doubtful - UNLIKE_VIEWS * unlike_views, patients, self.seed)
-        groups = []
-        for group in packing.groups:
-            pairs = list(combinations(group, 2))
-            groups.append(
-                _Packed(
-                    tuple(rows[list(group)].tolist()),
-                    float(np.mean([likeness[pair] for pair in pairs])),
-                    not any(unlike_views[pair] for pair in pairs),
-                    tuple((int(rows[one]), int(rows[other])) for one, other in pairs if doubtful[one, other]),
-                )
-            )
-        return groups, packing.bound
+        on_images = [sorted(self._by_path[_path(self.questions[row])]) for row in rows.tolist()]
+        return compatible(golds, on_images, self.patients(rows), self.limits)
 
-    def _doubtful(self, rows: Items, golds: Sequence[str]) -> Matrix:
+    def patients(self, rows: Items) -> list[str]:
+        """Returns the patient of each row."""
+        return [self.questions[row].cluster for row in rows.tolist()]
+
+    def doubtful(self, rows: Items) -> Matrix:
         """Returns (n, n): one's gold is close to what is called right elsewhere in the other's patient."""
+        golds = [self.golds[row] for row in rows.tolist()]
         keys = [(self.questions[row].cluster, self.questions[row].dimension) for row in rows.tolist()]
         column = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-        close = claims(golds, [sorted(self.by_patient[key]) for key in column], self.limits)
+        close = claims(golds, [sorted(self._by_patient[key]) for key in column], self.limits)
         pairs = close[:, [column[key] for key in keys]]
         np.fill_diagonal(pairs, False)
         result: Matrix = pairs | pairs.T
         return result
 
-    def order(self, rows: Sequence[int]) -> tuple[int, ...]:
-        """Draws the order of a group's options: by the seed and the rows' ids, whatever else is in the file."""
-        order = list(rows)
-        random.Random("\0".join([str(self.seed), *(self.questions[row].id for row in rows)])).shuffle(order)
-        return tuple(order)
+
+def _packed(pairs: PairRules, rows: Items, seed: int, stem: str) -> tuple[list[QuestionGroup], int]:
+    """Packs rows of one text, portion by portion, then what the portions left over; returns groups and their bound."""
+    if len(rows) == 0:
+        return [], 0
+    portions = _dealt(pairs.questions, rows)
+    done = [_packed_portion(pairs, portion, seed, stem) for portion in portions]
+    groups = [group for part, _ in done for group in part]
+    if len(portions) == 1:
+        return groups, done[0][1]
+    left = np.setdiff1d(rows, np.array([row for group in groups for row in group.members], dtype=np.int64))
+    if len(left) >= GROUP_SIZE:
+        groups += _packed_portion(pairs, _dealt(pairs.questions, left)[0], seed, stem)[0]
+    return groups, capacity_bound(list(Counter(pairs.patients(rows)).values()))
+
+
+def _dealt(questions: Sequence[Question], rows: Items) -> list[Items]:
+    """Deals rows into portions as cards are dealt, so that every portion has its share of every patient."""
+    number = -(-len(rows) // ROWS_AT_ONCE)
+    by_patient = sorted(rows.tolist(), key=lambda row: (questions[row].cluster, row))
+    return [np.array(sorted(by_patient[start::number]), dtype=np.int64) for start in range(number)]
+
+
+def _packed_portion(pairs: PairRules, rows: Items, seed: int, stem: str) -> tuple[list[QuestionGroup], int]:
+    likeness, unlike_views = pairs.similarity.between(rows), pairs.similarity.unlike_views(rows)
+    doubtful = pairs.doubtful(rows)
+    weight = likeness - DOUBT * doubtful - UNLIKE_VIEWS * unlike_views
+    packing = pack(pairs.allowed(rows), weight, pairs.patients(rows), seed)
+    groups = []
+    for group in packing.groups:
+        six = list(combinations(group, 2))
+        groups.append(
+            QuestionGroup(
+                "",
+                tuple(rows[list(group)].tolist()),
+                stem,
+                float(np.mean([likeness[pair] for pair in six])),
+                not any(unlike_views[pair] for pair in six),
+                tuple((int(rows[left]), int(rows[right])) for left, right in six if doubtful[left, right]),
+            )
+        )
+    return groups, packing.bound
 
 
 def _same_text(questions: Sequence[Question]) -> dict[tuple[str | None, str | None, str], list[int]]:
     """Returns the rows of each split, dimension and question text, in order of appearance."""
     rows: dict[tuple[str | None, str | None, str], list[int]] = defaultdict(list)
     for row, question in enumerate(questions):
-        rows[question.split, question.dimension, stem_key(question.question)].append(row)
+        rows[question.split, question.dimension, same_text(question.question)].append(row)
     return rows
 
 
-def _spelling(questions: Sequence[Question], rows: Sequence[int]) -> str:
-    """Returns the most frequent spelling of a question text; of equals the first in alphabetical order."""
+def spelling(questions: Sequence[Question], rows: Sequence[int]) -> str:
+    """Returns the most frequent spelling of the question texts of some rows; of equals the first in the alphabet."""
     counts = Counter(questions[row].question for row in rows)
     return min(counts, key=lambda text: (-counts[text], text))
 
@@ -252,3 +308,9 @@ def _path(question: Question) -> tuple[str, ...]:
     if question.slide is None or question.path_id is None:
         return ("question", question.id, question.split or "")
     return ("path", question.slide, question.path_id)
+
+
+def _images(question: Question, row: int) -> tuple[str, ...]:
+    if question.slide is None:
+        return ("row", str(row))
+    return ("path", question.slide, question.path_id) if question.path_id else ("slide", question.slide)

@@ -1,10 +1,10 @@
-"""The screened control: questions are taken out until no probe of the battery knows the answers of the rest.
+"""The screened control: questions are removed until no probe of the battery knows the answers of the rest.
 
 Adversarial filtering (AFLite; Le Bras et al. 2020, arXiv:2002.04108) drops what a probe predicts and refits. Dropping
 alone leaves the questions on which the probe is *wrong*: it ends below chance, and its reverse above. Here a question
 stays with a probability that undoes what the text says of its answer (rejection sampling; compare the resampling of
-Li and Vasconcelos 2019, arXiv:1904.07911): min_j p_j / p_gold, with p from a calibrated reader that stacks all probes.
-What stays is at chance for that reader in both directions; the probes are then refitted, with new folds, and so on.
+Li and Vasconcelos 2019, arXiv:1904.07911): min_j p_j / p_gold, with p from a calibrated stack of all probes. What
+stays is at chance for that stack in both directions; the probes are then refitted, with new folds, and so on.
 
 Two kinds of probes read the questions that stay: those fitted to *all* questions (as a reader who has the whole file
 would be), and those refitted to the ones that stay.
@@ -12,6 +12,7 @@ would be), and those refitted to the ones that stay.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
@@ -19,16 +20,28 @@ from typing import Any, Final
 import numpy as np
 
 from scale_vqa_eval.audit.battery import FAMILIES, MEMBERS, TRAIN_CAP, prepare, run_battery
-from scale_vqa_eval.audit.layout import FloatArray, IntArray
+from scale_vqa_eval.audit.layout import FloatArray, IntArray, OptionLayout
+from scale_vqa_eval.audit.listwise import fit_listwise
 from scale_vqa_eval.audit.probe import ProbeAccuracy, ProbeResult, evaluate_probe
+from scale_vqa_eval.audit.trained import make_folds
 from scale_vqa_eval.audit.units import units_of
-from scale_vqa_eval.controls.blind_reader import Reading, read_blind
 from scale_vqa_eval.questions import Question
-from scale_vqa_eval.scale_vqa_acc.clustered import holm
+from scale_vqa_eval.scale_vqa_acc.clustered import cluster_codes, clustered_standard_error, holm
+from scale_vqa_eval.scale_vqa_acc.distributions import t_tail
 
+TEMPERATURES: Final = tuple(np.linspace(0.0, 1.5, 16).tolist())
+GUESS_SHARES: Final = (0.0, 0.01, 0.02, 0.04, 0.06, 0.09, 0.12, 0.16, 0.2, 0.3, 0.4)
+"""Shares of an even guess that are mixed in: a confident reader is wrong more often than it thinks."""
+FOLDS: Final = 5
+RIDGE: Final = 1.0
+"""Inverse of the ridge penalty on the weights of columns that are scaled to unit variance."""
+MIN_VOTE: Final = 0.03
+"""Votes below this are raised to it before the logarithm: a forest's zero proves nothing."""
+ROWS_PER_DIMENSION: Final = 40
+"""From this mean number of questions per dimension, each dimension has its own weight for the mean vote."""
 LEVEL: Final = 0.05
 ROUNDS: Final = 8
-FEWEST: Final = 20
+MIN_QUESTIONS: Final = 20
 MIN_UNITS: Final = 5
 """With fewer questions, or fewer patients, nothing can be said of chance, and the pruning ends."""
 _MIRRORED: Final = frozenset({"shortest", "anti-medoid", "least negated"})
@@ -38,7 +51,7 @@ FRESH: Final = 900
 
 
 @dataclass(frozen=True)
-class Round:
+class PruningRound:
     """One round of pruning.
 
     Attributes:
@@ -61,7 +74,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Screened:
+class ScreenedRows:
     """What a pruning ended with.
 
     Attributes:
@@ -71,7 +84,7 @@ class Screened:
     """
 
     rows: IntArray
-    rounds: tuple[Round, ...]
+    rounds: tuple[PruningRound, ...]
     at_chance: bool
 
 
@@ -117,7 +130,9 @@ class Readers:
         return self.seed * 10_007 + number
 
 
-def prune(readers: Readers, rows: IntArray, families: Sequence[str] | None = None, rounds: int = ROUNDS) -> Screened:
+def prune(
+    readers: Readers, rows: IntArray, families: Sequence[str] | None = None, rounds: int = ROUNDS
+) -> ScreenedRows:
     """Takes questions out until a round with new folds finds nothing.
 
     Args:
@@ -126,34 +141,34 @@ def prune(readers: Readers, rows: IntArray, families: Sequence[str] | None = Non
         families: families of probes to prune against; None takes all that the readers have.
         rounds: how many rounds at most.
     """
-    history: list[Round] = []
+    history: list[PruningRound] = []
     for number in range(FIRST, FIRST + rounds):
         if too_few([readers.questions[row] for row in rows]):
             break
         found, kept = _round(readers, rows, families or readers.families, number)
         history.append(found)
         if found.calm and len(history) > 1:
-            return Screened(rows, tuple(history), True)
+            return ScreenedRows(rows, tuple(history), True)
         rows = kept
-    return Screened(rows, tuple(history), False)
+    return ScreenedRows(rows, tuple(history), False)
 
 
 def too_few(questions: Sequence[Question]) -> bool:
     """Tells whether there are too few questions or units to say anything of chance."""
-    return len(questions) < FEWEST or len(np.unique(units_of(questions).ids)) < MIN_UNITS
+    return len(questions) < MIN_QUESTIONS or len(np.unique(units_of(questions).ids)) < MIN_UNITS
 
 
-def _round(readers: Readers, rows: IntArray, families: Sequence[str], number: int) -> tuple[Round, IntArray]:
+def _round(readers: Readers, rows: IntArray, families: Sequence[str], number: int) -> tuple[PruningRound, IntArray]:
     questions = [readers.questions[row] for row in rows]
     results = readers.whole(number, rows, families)
     if len(rows) < len(readers.questions):
         results += readers.refitted(number, rows, families)
-    reading = read_blind(questions, _stacked(results), readers.seed + number)
+    reading = stack_probes(questions, _stacked(results), readers.seed + number)
     tested = both_ways(results, questions)
     calm = reading.p_value > LEVEL and min(holm([probe.p_value for probe in tested])) > LEVEL
     kept = rows if calm else rows[_drawn(reading, readers.seed, number)]
     best = max(tested, key=lambda probe: probe.accuracy)
-    found = Round(len(rows), reading.information, reading.p_value, best.name, best.accuracy, calm, len(kept))
+    found = PruningRound(len(rows), reading.information, reading.p_value, best.name, best.accuracy, calm, len(kept))
     return found, kept
 
 
@@ -186,7 +201,7 @@ def _stacked(results: Sequence[ProbeResult]) -> list[ProbeResult]:
     ]
 
 
-def _drawn(reading: Reading, seed: int, number: int) -> IntArray:
+def _drawn(reading: StackedProbe, seed: int, number: int) -> IntArray:
     chance = reading.acceptance()
     return np.flatnonzero(np.random.default_rng([seed, number]).random(len(chance)) < chance)
 
@@ -221,3 +236,96 @@ def _each_array(result: ProbeResult, change: Callable[[FloatArray], FloatArray])
         name: change(values) for name, values in arrays.items() if isinstance(values, np.ndarray)
     }
     return replace(result, **changed)
+
+
+@dataclass(frozen=True)
+class StackedProbe:
+    """A calibrated text-only reader of n questions, made by stacking probes.
+
+    Attributes:
+        probability: (n, width) calibrated probability of each option; 0 where a question has no such option.
+        gold: (n,) probability of the gold option.
+        information: mean over questions of ln(probability of gold * number of options), in nats; 0 is no knowledge.
+        p_value: one-sided clustered p-value of information > 0.
+    """
+
+    probability: FloatArray
+    gold: FloatArray
+    information: float
+    p_value: float
+
+    def acceptance(self) -> FloatArray:
+        """Returns (n,): min_j p_j / p_gold, the probability of keeping each question.
+
+        Among the questions kept, every option is then equally likely to be the right one whatever the text, for a
+        reader whose probabilities p are right (rejection sampling).
+        """
+        least = np.where(self.probability > 0, self.probability, np.inf).min(axis=1)
+        return np.asarray(least / self.gold, dtype=np.float64)
+
+
+def stack_probes(questions: Sequence[Question], results: Sequence[ProbeResult], seed: int) -> StackedProbe:
+    """Stacks probes into one calibrated reader, cross-fitted by unit.
+
+    Args:
+        questions: n questions.
+        results: scores of the probes on these very questions; of probes that mirror each other one is enough.
+        seed: of the folds.
+    """
+    layout = OptionLayout.of_questions(questions)
+    gold = np.array([question.answer for question in questions], dtype=np.int64)
+    units = units_of(questions).ids
+    folds = make_folds(units, seed, 1, FOLDS)[0]
+    columns = _columns(questions, results, layout)
+    linear = np.zeros(len(layout.owner))
+    for fold in range(int(folds.max()) + 1):
+        other, own = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        if len(other):
+            weights = fit_listwise(columns[layout.rows_of(other)], layout.take(other), gold[other], RIDGE)
+            linear[layout.rows_of(own)] = columns[layout.rows_of(own)] @ weights
+    settings = [(heat, guess) for heat in TEMPERATURES for guess in GUESS_SHARES]
+    softened = {heat: layout.softmax(heat * linear) for heat in TEMPERATURES}
+    at = layout.starts + gold
+    gains = np.array([np.log((1 - guess) * softened[heat][at] * layout.counts + guess) for heat, guess in settings])
+    probability = np.empty_like(linear)
+    for fold in range(int(folds.max()) + 1):
+        heat, guess = settings[int(gains[:, folds != fold].sum(axis=1).argmax())]
+        own = (folds == fold)[layout.owner]
+        probability[own] = ((1 - guess) * softened[heat] + guess / layout.counts[layout.owner])[own]
+    gain = np.log(probability[at] * layout.counts)
+    padded = np.zeros((len(questions), int(layout.counts.max())))
+    padded[np.arange(padded.shape[1]) < layout.counts[:, None]] = probability
+    return StackedProbe(padded, probability[at], float(gain.mean()), _p_above_zero(gain, units))
+
+
+def _columns(questions: Sequence[Question], results: Sequence[ProbeResult], layout: OptionLayout) -> FloatArray:
+    """Returns (N, f) columns of unit variance, centred within each question: two shapes of each probe's scores.
+
+    Trained probes give logarithm and value of their votes, untrained ones score and rank; where dimensions are large
+    enough, the mean log vote has a weight of its own in each.
+    """
+    there = np.arange(int(layout.counts.max())) < layout.counts[:, None]
+    shaped, votes = [], []
+    for result in results:
+        scores = np.asarray(result.scores[there], dtype=np.float64)
+        if result.trained:
+            shaped += [np.log(np.maximum(scores, MIN_VOTE)), scores]
+            votes.append(shaped[-2])
+        else:
+            shaped += [scores, layout.ranks(scores[:, None])[:, 0]]
+    names = sorted({question.dimension or "" for question in questions})
+    if votes and len(names) > 1 and len(questions) >= ROWS_PER_DIMENSION * len(names):
+        mean = np.mean(votes, axis=0)
+        kind = np.array([names.index(question.dimension or "") for question in questions])[layout.owner]
+        shaped += [np.where(kind == number, mean, 0.0) for number in range(len(names))]
+    columns = layout.centred(np.column_stack(shaped).astype(np.float64))
+    spread = columns.std(axis=0)
+    return np.asarray(columns / np.where(spread > 1e-12, spread, 1.0), dtype=np.float64)
+
+
+def _p_above_zero(gain: FloatArray, units: IntArray) -> float:
+    codes, clusters = cluster_codes(units if len(np.unique(units)) > 1 else np.arange(len(units)))
+    error = clustered_standard_error(gain, codes, clusters)
+    if not error > 1e-12:
+        return 1.0 if gain.mean() <= 1e-12 or math.isnan(error) else 0.0
+    return t_tail(float(gain.mean()) / error, clusters - 1)

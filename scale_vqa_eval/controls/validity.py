@@ -1,4 +1,4 @@
-"""Which right answers may stand beside each other as options of one exchange group.
+"""Which right answers may be options of one exchange group, as far as the words tell.
 
 Another item's right answer serves as a wrong option only if nothing in the words says that it could be right here as
 well: not nearly the same text, not one that contains the other, not its negation, and not close to anything that the
@@ -9,7 +9,6 @@ can confirm it.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,14 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from scale_vqa_eval.questions import Question
-from scale_vqa_eval.scoring.baselines import tokens
+from scale_vqa_eval.text import NEGATION, negations, tokens
 
 Matrix = npt.NDArray[np.bool_]
 
-_UNSPACED: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")  # scripts that put no space between words
-NEGATIONS: Final = tokens(
-    "no not without absent absence lack lacks lacking never none neither nor cannot negative devoid free"
-)
 _EMPTY_WORDS: Final = tokens(
     "a an the of in on at to and or with by for from as is are be been was were that this these those it its "
     "both between across while but which also than into only there any "
@@ -43,12 +38,12 @@ _REFERS: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ValidityLimits:
-    """What the gold texts of one group have to keep to.
+    """Limits on how similar the gold texts of one group may be.
 
     Attributes:
-        max_jaccard: the token Jaccard of any two must be below this.
-        max_containment: the share of the shorter text's content words found in the other must be below this.
-        negation_overlap: the same share from which on one negated and one plain text count as each other's negation.
+        max_jaccard: token Jaccard of any two; must be below this.
+        max_containment: share of the shorter text's content words found in the other; must be below this.
+        negation_overlap: the same share, from which one text with and one without a negation count as opposites.
     """
 
     max_jaccard: float = 0.35
@@ -56,23 +51,8 @@ class ValidityLimits:
     negation_overlap: float = 0.5
 
 
-def stem_key(text: str) -> str:
-    """Returns what makes two question texts the same: NFKC, case and runs of white space aside.
-
-    >>> stem_key("Which  option fits?") == stem_key("which option fits? ")
-    True
-    """
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-@lru_cache(maxsize=200_000)
-def words(text: str) -> frozenset[str]:
-    """Returns the set of words of a text; scripts that are written without spaces count character by character."""
-    return tokens(_UNSPACED.sub(r" \g<0> ", unicodedata.normalize("NFKC", text).casefold()))
-
-
 def gold_problem(question: Question) -> str | None:
-    """Returns why the right answer of a question cannot be an option of another one; None where it can.
+    """Returns why the right answer of a question cannot be an option of another one, or None.
 
     >>> gold_problem(Question("1", "q", ("Both A and C", "x"), 0))
     'the right answer refers to other options'
@@ -80,7 +60,7 @@ def gold_problem(question: Question) -> str | None:
     gold = question.options[question.answer]
     if _REFERS.search(gold):
         return "the right answer refers to other options"
-    return None if words(gold) else "the right answer has no word"
+    return None if tokens(gold) else "the right answer has no word"
 
 
 def compatible(
@@ -113,54 +93,42 @@ def claims(golds: Sequence[str], truths: Sequence[Sequence[str]], limits: Validi
     """
     known = sorted({text for texts in truths for text in texts})
     column = {text: index for index, text in enumerate(known)}
-    gold_words, known_words = [words(text) for text in golds], [words(text) for text in known]
-    vocabulary = _vocabulary([*gold_words, *known_words])
-    close = _jaccard(_incidence(gold_words, vocabulary), _incidence(known_words, vocabulary)) >= limits.max_jaccard
-    shared, smaller = _overlap(
-        _incidence([_content(text) for text in gold_words], vocabulary),
-        _incidence([_content(text) for text in known_words], vocabulary),
-    )
-    close |= shared >= limits.max_containment * smaller
+    shared, left, right = _overlap([tokens(text) for text in golds], [tokens(text) for text in known])
+    close = shared / np.maximum(left + right - shared, 1) >= limits.max_jaccard
+    shared, left, right = _overlap([content_words(text) for text in golds], [content_words(text) for text in known])
+    close |= shared >= limits.max_containment * np.minimum(left, right)
     result = np.zeros((len(golds), len(truths)), dtype=bool)
     for number, texts in enumerate(truths):
         result[:, number] = close[:, [column[text] for text in texts]].any(axis=1)
     return result
 
 
-def _content(text: frozenset[str]) -> frozenset[str]:
-    return text - _EMPTY_WORDS - NEGATIONS or text
+@lru_cache(maxsize=200_000)
+def content_words(text: str) -> frozenset[str]:
+    """Returns the words of a text without function words and negations; all words where nothing else is left.
+
+    >>> sorted(content_words("There is no necrosis"))
+    ['necrosis']
+    """
+    every = tokens(text)
+    return frozenset(word for word in every if not NEGATION.fullmatch(word)) - _EMPTY_WORDS or every
 
 
 def _negated(golds: Sequence[str], limits: ValidityLimits) -> Matrix:
-    texts = [words(gold) for gold in golds]
-    plain = np.array([not text & NEGATIONS for text in texts], dtype=bool)
-    incidence = _incidence([_content(text) for text in texts], _vocabulary(texts))
-    shared, smaller = _overlap(incidence, incidence)
-    result: Matrix = (plain[:, None] != plain[None, :]) & (shared >= limits.negation_overlap * smaller)
+    """Returns (n, n): one text has a negation, the other has none, and they share enough content words."""
+    plain = np.array([not negations(gold) for gold in golds], dtype=bool)
+    content = [content_words(gold) for gold in golds]
+    shared, left, right = _overlap(content, content)
+    result: Matrix = (plain[:, None] != plain[None, :]) & (shared >= limits.negation_overlap * np.minimum(left, right))
     return result
 
 
-def _vocabulary(texts: Sequence[frozenset[str]]) -> dict[str, int]:
-    return {word: index for index, word in enumerate(sorted(frozenset().union(*texts)))}
+def _overlap(left: Sequence[frozenset[str]], right: Sequence[frozenset[str]]) -> tuple[Any, Any, Any]:
+    """Returns the number of shared words of every pair (n, m), and of each text's own words, (n, 1) and (1, m)."""
+    from sklearn.preprocessing import MultiLabelBinarizer
 
-
-def _incidence(texts: Sequence[frozenset[str]], vocabulary: dict[str, int]) -> Any:
-    """Returns the sparse (texts, vocabulary) matrix of which word stands in which text."""
-    from scipy.sparse import csr_array
-
-    pointers = np.cumsum([0, *(len(text) for text in texts)])
-    columns = np.fromiter((vocabulary[word] for text in texts for word in sorted(text)), dtype=np.int64)
-    ones = np.ones(len(columns), dtype=np.float64)
-    return csr_array((ones, columns, pointers), shape=(len(texts), len(vocabulary)))
-
-
-def _overlap(first: Any, second: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Returns the number of shared words of every pair, and the number of words of the shorter text."""
-    shared = (first @ second.T).toarray()
-    return shared, np.minimum(first.sum(axis=1)[:, None], second.sum(axis=1)[None, :])
-
-
-def _jaccard(first: Any, second: Any) -> npt.NDArray[np.float64]:
-    shared = (first @ second.T).toarray()
-    union = first.sum(axis=1)[:, None] + second.sum(axis=1)[None, :] - shared
-    return np.asarray(shared / np.maximum(union, 1))
+    vocabulary = sorted(frozenset().union(*left, *right))
+    binarizer = MultiLabelBinarizer(classes=vocabulary, sparse_output=True).fit([])
+    one, other = binarizer.transform(left).astype(float), binarizer.transform(right).astype(float)
+    sizes = [np.array([len(text) for text in texts], dtype=float) for texts in (left, right)]
+    return (one @ other.T).toarray(), sizes[0][:, None], sizes[1][None, :]

@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scale_vqa_eval.controls.changes import row_changes, speaks_of_no_option
-from scale_vqa_eval.controls.cliques import capacity_bound
-from scale_vqa_eval.controls.exchange import TOO_FEW_PATIENTS, TOO_FEW_ROWS, Exchange, exchange
-from scale_vqa_eval.controls.rows import Change
+from scale_vqa_eval.controls.exchange import TOO_FEW_PATIENTS, TOO_FEW_ROWS, ExchangeResult, exchange
+from scale_vqa_eval.controls.exchange_group import ExchangeGroup, find_exchange_groups
+from scale_vqa_eval.controls.group_packing import capacity_bound
+from scale_vqa_eval.controls.row_edits import RowEdit, exchange_edits, independent_of_options
 from scale_vqa_eval.controls.validity import ValidityLimits
 from scale_vqa_eval.questions import Question, read_questions
-from scale_vqa_eval.scoring.baselines import BASELINES, jaccard, tokens
+from scale_vqa_eval.scoring.baselines import BASELINES
+from scale_vqa_eval.text import jaccard, tokens
 
 FINDINGS = [f"finding{number}" for number in range(400)]
 
@@ -37,9 +38,9 @@ def corpus(seed: int, rows: int = 60, patients: int = 9, stems: int = 2, words: 
     return questions
 
 
-def as_shown(questions: Sequence[Question], changes: dict[int, Change]) -> list[tuple[str, tuple[str, ...], int, str]]:
+def as_shown(questions: Sequence[Question], edits: dict[int, RowEdit]) -> list[tuple[str, tuple[str, ...], int, str]]:
     """What a reader without images gets of each item, its gold, and its group."""
-    return [(change.question, change.options, change.answer, change.group) for change in changes.values()]
+    return [(change.question, change.options, change.answer, change.group) for change in edits.values()]
 
 
 def blind_readers(seed: int) -> dict[str, Callable[[str, tuple[str, ...]], int]]:
@@ -64,7 +65,7 @@ def blind_readers(seed: int) -> dict[str, Callable[[str, tuple[str, ...]], int]]
 @settings(max_examples=30, deadline=None)
 def test_every_function_of_the_text_is_right_on_exactly_one_of_four(seed: int, rows: int, patients: int) -> None:
     questions = corpus(seed, rows, patients)
-    preview = as_shown(questions, row_changes(questions, exchange(questions, seed)))
+    preview = as_shown(questions, exchange_edits(questions, exchange(questions, seed).groups))
     for read in blind_readers(seed).values():
         right: Counter[str] = Counter()
         for question, options, gold, group in preview:
@@ -78,20 +79,22 @@ def test_groups_are_valid(seed: int) -> None:
     questions = corpus(seed)
     limits = ValidityLimits(max_jaccard=0.2)
     found = exchange(questions, seed, limits)
-    changes = row_changes(questions, found)
-    assert len(changes) == 4 * len(found.groups)  # no row is in two groups
+    edits = exchange_edits(questions, found.groups)
+    assert len(edits) == 4 * len(found.groups)  # no row is in two groups
     for group in found.groups:
         members = [questions[row] for row in group.members]
         assert len({member.patient for member in members}) == 4
         assert len({member.question for member in members}) == 1
         golds = [member.options[member.answer] for member in members]
         assert all(jaccard(tokens(one), tokens(other)) < 0.2 for one, other in combinations(golds, 2))
-        assert {changes[row].options for row in group.members} == {changes[group.members[0]].options}
-        assert sorted(changes[row].answer for row in group.members) == [0, 1, 2, 3]
+        assert group.each_right_once(edits[row].answer for row in group.members)
+        assert [edits[row].answer for row in group.members] == [group.answer_of(row) for row in group.members]
+        assert {edits[row].options for row in group.members} == {edits[group.members[0]].options}
+        assert sorted(edits[row].answer for row in group.members) == [0, 1, 2, 3]
         for row in group.members:
-            assert changes[row].options[changes[row].answer] == questions[row].options[questions[row].answer]
-            assert questions[int(changes[row].sources[changes[row].answer])].id == questions[row].id
-            assert changes[row].rationale is None
+            assert edits[row].options[edits[row].answer] == questions[row].options[questions[row].answer]
+            assert questions[int(edits[row].sources[edits[row].answer])].id == questions[row].id
+            assert edits[row].rationale is None
 
 
 @given(sizes=st.lists(st.integers(1, 7), min_size=4, max_size=14), seed=st.integers(0, 1000))
@@ -112,7 +115,7 @@ def test_more_rows_than_one_block() -> None:
     questions = corpus(1, rows=1300, patients=40, stems=1)
     found = exchange(questions)
     assert found.bound - 3 <= len(found.groups) <= found.bound == 325
-    assert len(row_changes(questions, found)) == 4 * len(found.groups)
+    assert len(exchange_edits(questions, found.groups)) == 4 * len(found.groups)
 
 
 def test_every_question_is_accounted_for() -> None:
@@ -152,13 +155,13 @@ def test_spellings_of_one_text_become_one() -> None:
         Question(f"{row}", stem, (f"alpha{row} beta{row}", "x"), 0, None, f"s{row}", f"s{row}")
         for row, stem in enumerate(stems)
     ]
-    changes = row_changes(questions, exchange(questions))
-    assert [changes[row].question for row in range(4)] == ["Which fits?"] * 4
+    edits = exchange_edits(questions, exchange(questions).groups)
+    assert [edits[row].question for row in range(4)] == ["Which fits?"] * 4
 
 
 def test_seed_decides_and_repeats() -> None:
     questions = corpus(9)
-    first = [row_changes(questions, exchange(questions, seed)) for seed in (1, 1, 2)]
+    first = [exchange_edits(questions, exchange(questions, seed).groups) for seed in (1, 1, 2)]
     assert first[0] == first[1] != first[2]
 
 
@@ -199,16 +202,16 @@ def test_groups_of_the_same_views_and_without_doubt_are_preferred() -> None:
     ],
 )
 def test_rationales_that_may_stay(rationale: str, kept: bool) -> None:
-    assert speaks_of_no_option(rationale) is kept
+    assert independent_of_options(rationale) is kept
 
 
 @pytest.fixture(scope="module")
-def released(shared: Path) -> tuple[list[Question], Exchange]:
+def released(shared: Path) -> tuple[list[Question], ExchangeResult]:
     questions = read_questions(shared / "scale_vqa" / "val.json")
     return questions, exchange(questions)
 
 
-def test_released_val_gives_48_groups_in_all_dimensions(released: tuple[list[Question], Exchange]) -> None:
+def test_released_val_gives_48_groups_in_all_dimensions(released: tuple[list[Question], ExchangeResult]) -> None:
     questions, found = released
     assert 48 <= len(found.groups) <= found.bound
     per_dimension = Counter(questions[group.members[0]].dimension for group in found.groups)
@@ -216,16 +219,35 @@ def test_released_val_gives_48_groups_in_all_dimensions(released: tuple[list[Que
     assert min(per_dimension.values()) >= 7
 
 
-def test_released_val_names_no_wrong_letter(released: tuple[list[Question], Exchange]) -> None:
+def test_released_val_names_no_wrong_letter(released: tuple[list[Question], ExchangeResult]) -> None:
     questions, found = released
-    assert all(change.rationale is None for change in row_changes(questions, found).values())
-    kept = [change.rationale for change in row_changes(questions, found, keep_rationales=True).values()]
+    assert all(change.rationale is None for change in exchange_edits(questions, found.groups).values())
+    kept = [change.rationale for change in exchange_edits(questions, found.groups, keep_rationales=True).values()]
     assert any(kept) and not all(kept)
 
 
-def test_released_val_letters_are_balanced(released: tuple[list[Question], Exchange]) -> None:
+def test_released_val_letters_are_balanced(released: tuple[list[Question], ExchangeResult]) -> None:
     questions, found = released
     letters: dict[str, Counter[int]] = defaultdict(Counter)
-    for row, change in row_changes(questions, found).items():
+    for row, change in exchange_edits(questions, found.groups).items():
         letters[questions[row].dimension or ""][change.answer] += 1
     assert all(len(set(counts.values())) == 1 and len(counts) == 4 for counts in letters.values())
+
+
+def test_an_item_is_a_member_once() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        ExchangeGroup("g", (1, 2, 3, 2))
+    group = ExchangeGroup("g", (4, 2, 3, 1))
+    assert not group.each_right_once((0, 1, 2, 2)) and not group.each_right_once((0, 1, 2))
+
+
+def test_groups_are_found_by_their_text() -> None:
+    questions = corpus(4)
+    groups = exchange(questions).groups
+    edits = exchange_edits(questions, groups)
+    rows = [
+        dataclasses.replace(questions[row], question=edit.question, options=edit.options, answer=edit.answer)
+        for row, edit in edits.items()
+    ]
+    assert sum(map(len, find_exchange_groups(rows))) == 4 * len(groups) == len(rows)
+    assert find_exchange_groups(rows[:3]) == []

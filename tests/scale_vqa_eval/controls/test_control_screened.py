@@ -12,10 +12,9 @@ from click.testing import CliRunner
 from scale_vqa_eval.audit.battery import FAMILIES
 from scale_vqa_eval.audit.layout import OptionLayout
 from scale_vqa_eval.audit.probe import ProbeResult
-from scale_vqa_eval.controls.blind_reader import read_blind
 from scale_vqa_eval.controls.command import control
-from scale_vqa_eval.controls.figures import figures, held_out_figures
-from scale_vqa_eval.controls.screened import Readers, both_ways, fresh_audit, prune, too_few
+from scale_vqa_eval.controls.screened import Readers, both_ways, fresh_audit, prune, stack_probes, too_few
+from scale_vqa_eval.controls.summary import figures, held_out_figures
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.questions import Question
 
@@ -55,7 +54,7 @@ def test_rejection_makes_gold_even_whatever_the_reader_sees() -> None:
     votes = rng.dirichlet([0.6] * 4, n)
     gold = np.array([rng.choice(4, p=row) for row in votes])
     questions = [Question(f"{row}", "q", ("a", "b", "c", "d"), int(gold[row])) for row in range(n)]
-    reading = read_blind(questions, [probe("votes", votes)], seed=0)
+    reading = stack_probes(questions, [probe("votes", votes)], seed=0)
     assert reading.p_value < 1e-6
     assert reading.information == pytest.approx(float(np.log(4 * votes[np.arange(n), gold]).mean()), abs=0.03)
     stays = rng.random(n) < reading.acceptance()
@@ -69,7 +68,7 @@ def test_a_reader_that_knows_nothing_costs_nothing() -> None:
     rng = np.random.default_rng(2)
     votes = rng.dirichlet([2.0] * 4, 800)
     questions = [Question(f"{row}", "q", ("a", "b", "c", "d"), int(rng.integers(4))) for row in range(800)]
-    reading = read_blind(questions, [probe("votes", votes)], seed=0)
+    reading = stack_probes(questions, [probe("votes", votes)], seed=0)
     assert reading.information < 0.005
     assert reading.acceptance().mean() > 0.85
 
@@ -78,7 +77,7 @@ def test_different_numbers_of_options() -> None:
     questions = [Question(f"{row}", "q", ("a", "b", "c", "d")[: 2 + row % 3], 0) for row in range(60)]
     counts = OptionLayout.of_questions(questions).counts
     scores = np.where(np.arange(4) < counts[:, None], 1.0 / counts[:, None], -np.inf)
-    reading = read_blind(questions, [probe("even", scores)], seed=0)
+    reading = stack_probes(questions, [probe("even", scores)], seed=0)
     assert np.allclose(reading.probability.sum(axis=1), 1)
     assert np.allclose(reading.acceptance(), 1)
 

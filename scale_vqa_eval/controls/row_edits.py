@@ -1,0 +1,317 @@
+"""Reads the rows that a control edits, and writes them in the authors' format or as a config of a release folder."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scale_vqa_eval.audit.defects import named_right, named_wrong
+from scale_vqa_eval.controls.exchange import QuestionGroup
+from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.files import atomic_write
+from scale_vqa_eval.question_files import read_records, release_files
+from scale_vqa_eval.questions import FIELD_NAMES, Question, read_questions
+from scale_vqa_eval.release_folder.shards import ROWS_PER_GROUP, write_shards
+from scale_vqa_eval.release_folder.staging import staged_release
+from scale_vqa_eval.schema import DIMENSIONS, LETTERS, QUESTION_TYPES, VIEWS, row_id
+
+ORGAN_FIELDS: Final = ("organ", "primary_site", "anatomic_site", "tissue", "site")
+_TYPES: Final = {dimension: question_type for question_type, dimension in QUESTION_TYPES.items()}
+_OWN_PLACE = ("id", "question", "options", "answer", "rationale", "dimension", "group")
+_LAID_OUT: Final = {
+    *(name for field in _OWN_PLACE for name in FIELD_NAMES[field]),
+    *LETTERS,
+    *VIEWS,
+    "image_path",
+    "extra_info",
+}
+"""Fields of a row of another format that have a place of their own in the authors' format."""
+# "A" at the head of a sentence is nearly always the article; there the parser of named letters decides
+_LETTER: Final = re.compile(r"(?<![\w'-])(?:[B-Z]|(?<!^)(?<![.!?;:]\s)A)(?![\w'-])|\([A-Z]\)")
+_OPTIONS: Final = re.compile(r"\b(?:options?|choices?|answers?|alternatives?|distractors?|others?)\b", re.IGNORECASE)
+_FOLDER_COLUMNS: Final = ("question", "options", "answer", "rationale", "source", "group")
+
+
+@dataclass(frozen=True, slots=True)
+class RowEdit:
+    """What a control changes in a row.
+
+    Attributes:
+        question: the question text.
+        options: option texts.
+        answer: 0-based index of the gold option.
+        rationale: the rationale that is kept, or None.
+        group: exchange group.
+        sources: for each option the id of the row whose right answer it is.
+    """
+
+    question: str
+    options: tuple[str, ...]
+    answer: int
+    rationale: str | None
+    group: str
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSource:
+    """The input of a control.
+
+    Attributes:
+        questions: every question, in the order of the file.
+        rows: the row of each as the file has it, without image bytes; ``image_path`` names the images.
+    """
+
+    questions: list[Question]
+    rows: list[Mapping[str, Any]]
+
+    @property
+    def organs(self) -> list[str | None]:
+        """Organ of each question, in lower case; None where the file names none."""
+        return [_organ(row) for row in self.rows]
+
+    @property
+    def views(self) -> list[frozenset[str]]:
+        """Views that each question has an image for; empty where the file does not say."""
+        return [frozenset(view for view, path in _images(row).items() if path) for row in self.rows]
+
+
+def read_source(data: str | Path, split: str | None = None, config: str | None = None) -> ControlSource:
+    """Reads the questions of ``data`` and the rows they stand in; see ``read_questions``."""
+    questions = read_questions(data, split, config)
+    files = _parquet_files(data, config)
+    paths = {location: images for file in files for location, images in _named_images(file)}
+    rows: list[Mapping[str, Any]] = []
+    for record in read_records(data, split, config):
+        images = paths.get(record.location)
+        rows.append({**record.row, "image_path": images} if images else record.row)
+    assert len(rows) == len(questions)  # read_questions raises where it leaves a row out
+    return ControlSource(questions, rows)
+
+
+def authors_row(question: Question, row: Mapping[str, Any], edit: RowEdit | None = None) -> dict[str, Any]:
+    """Returns a question as a row of the authors' format, its own fields kept.
+
+    Args:
+        question: the question.
+        row: the row that it was read from; one in the authors' format keeps everything that the edit does not change.
+        edit: what the control changes; by default it only chose the row.
+    """
+    in_format = isinstance(row.get("options"), Mapping) and isinstance(row.get("extra_info"), Mapping)
+    result = copy.deepcopy(dict(row)) if in_format else _fresh(question, row)
+    extra = result["extra_info"]
+    if question.split is not None:
+        extra["split"] = question.split
+    if edit is not None:
+        result["question"] = edit.question
+        result["options"] = dict(zip(LETTERS, edit.options, strict=False))
+        result["answer"] = LETTERS[edit.answer]
+        result["rationale"] = edit.rationale
+        extra["group"] = edit.group
+        extra["option_sources"] = dict(zip(LETTERS, edit.sources, strict=False))
+    return result
+
+
+def exchange_edits(
+    questions: Sequence[Question], groups: Sequence[QuestionGroup], keep_rationales: bool = False
+) -> dict[int, RowEdit]:
+    """Returns row number -> its edit, for every row that is in a group.
+
+    Args:
+        questions: the questions that were grouped.
+        groups: their groups.
+        keep_rationales: keep a rationale that names no letter and does not mention options; by default all are
+            dropped, because they were written beside other options.
+    """
+    edits = {}
+    for group in groups:
+        sources = [questions[row] for row in group.members]
+        options = tuple(source.options[source.answer] for source in sources)
+        for index, row in enumerate(group.members):
+            rationale = questions[row].rationale if keep_rationales else None
+            kept = rationale if rationale is not None and independent_of_options(rationale) else None
+            ids = tuple(source.id for source in sources)
+            edits[row] = RowEdit(group.stem, options, index, kept, group.name, ids)
+    return edits
+
+
+def independent_of_options(rationale: str) -> bool:
+    """Tells whether a rationale holds whatever the other options and the letters are.
+
+    >>> independent_of_options("Necrosis is seen in both views."), independent_of_options("Only B matches both views.")
+    (True, False)
+    """
+    if _OPTIONS.search(rationale) or _LETTER.search(rationale):
+        return False
+    return not named_right(rationale, 26) and not named_wrong(rationale, 26)
+
+
+def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a JSON list, or JSON lines where the name ends in ``.jsonl``; the file appears whole or not at all."""
+    if out.suffix.lower() == ".jsonl":
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    else:
+        text = json.dumps(list(rows), ensure_ascii=False, indent=2) + "\n"
+    atomic_write(out, text)
+
+
+KeptRows = Mapping[int, RowEdit | None]
+"""Row number within its split, from 0 -> its edit, or None where the row is kept as it is."""
+
+
+def add_config(
+    data: Path, source: str | None, out: Path, config: str, kept: Mapping[str, KeptRows], note: str, report: str
+) -> bool:
+    """Writes a config with some rows of another one, in their order, their images as they are.
+
+    Args:
+        data: the release folder that the rows are read from.
+        source: its config; None takes the one that loads without a name.
+        out: the release folder that gets the config; may be ``data``, or not be there yet.
+        config: name of the new config; one of that name is replaced.
+        kept: split -> rows; a split without rows is left out.
+        note: the card's Markdown on the config.
+        report: JSON that is put beside the Parquet files as ``control.json``.
+
+    Returns:
+        Whether the config has images.
+
+    Raises:
+        InputError: where ``data`` has not the columns of a release folder, or ``out`` is something else.
+    """
+    files = release_files(data, source)
+    schemas = [pq.read_schema(shards[0]) for shards in files.values()]
+    for shards, schema in zip(files.values(), schemas, strict=True):
+        missing = [name for name in _FOLDER_COLUMNS if name not in schema.names]
+        if missing:
+            expected = f"the columns {', '.join(_FOLDER_COLUMNS)}"
+            raise InputError(Problem(str(shards[0]), expected, f"no {', '.join(missing)}", "build the folder again"))
+    with staged_release(out, {config}, {config: note}) as staging:
+        for (split, shards), schema in zip(files.items(), schemas, strict=True):
+            if kept.get(split):
+                write_shards(staging / config, split, schema, _chosen(shards, schema, kept[split]))
+        (staging / config / "control.json").write_text(report, encoding="utf-8", newline="\n")
+    return any(view in schema.names for view in VIEWS for schema in schemas)
+
+
+def _chosen(shards: list[Path], schema: Any, kept: KeptRows) -> Iterator[Any]:
+    """Yields tables of at most ``ROWS_PER_GROUP`` chosen rows; memory holds one of them and one batch read."""
+    waiting = schema.empty_table()
+    for number, batch in _batches(shards, kept):
+        at = [row for row in range(len(batch)) if number + row in kept]
+        edits = [kept[number + row] for row in at]
+        chosen = _changed(pa.Table.from_batches([batch]).take(at), schema, edits)
+        waiting = pa.concat_tables([waiting, chosen])
+        if len(waiting) >= ROWS_PER_GROUP:
+            yield waiting.slice(0, ROWS_PER_GROUP).combine_chunks()
+            waiting = waiting.slice(ROWS_PER_GROUP)
+    if len(waiting):
+        yield waiting.combine_chunks()
+
+
+def _batches(shards: list[Path], kept: KeptRows) -> Iterator[tuple[int, Any]]:
+    """Yields the number of the first row and a batch of rows, for the row groups that hold a chosen row."""
+    start = 0
+    for shard in shards:
+        file = pq.ParquetFile(shard)
+        for group in range(file.num_row_groups):
+            length = file.metadata.row_group(group).num_rows
+            if any(start + row in kept for row in range(length)):
+                number = start
+                for batch in file.iter_batches(batch_size=ROWS_PER_GROUP, row_groups=[group]):
+                    yield number, batch
+                    number += len(batch)
+            start += length
+
+
+def _changed(table: Any, schema: Any, edits: list[RowEdit | None]) -> Any:
+    """Applies edits to their rows; a row without one keeps every value."""
+    old = {name: table.column(name).to_pylist() for name in _FOLDER_COLUMNS}
+    new: dict[str, list[Any]] = {name: list(values) for name, values in old.items()}
+    as_number = pa.types.is_integer(schema.field("answer").type)
+    for row, edit in enumerate(edits):
+        if edit is None:
+            continue
+        sources = ", ".join(f"{letter} {name}" for letter, name in zip(LETTERS, edit.sources, strict=False))
+        new["question"][row] = edit.question
+        new["options"][row] = list(edit.options)
+        new["answer"][row] = edit.answer if as_number else LETTERS[edit.answer]
+        new["rationale"][row] = edit.rationale
+        new["group"][row] = edit.group
+        made = f"options are the right answers of {sources}"
+        new["source"][row] = f"{old['source'][row]}; {made}" if old["source"][row] else made
+    for name, values in new.items():
+        column = schema.get_field_index(name)
+        table = table.set_column(column, schema.field(name), pa.array(values, type=schema.field(name).type))
+    return table.cast(schema)
+
+
+def _fresh(question: Question, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Lays a row of another format out as the authors do; fields that they have not go into ``extra_info``."""
+    kind = _TYPES[question.dimension] if question.dimension in DIMENSIONS else question.dimension
+    known = {"wsi_name": question.slide, "patient_id": question.patient, "path_id": question.path_id}
+    extra = {name: value for name, value in known.items() if value is not None}
+    extra |= {"question_type": kind} if kind else {}
+    inner = row.get("extra_info")
+    others = {**row, **(inner if isinstance(inner, Mapping) else {})}
+    extra |= {name: value for name, value in others.items() if name not in _LAID_OUT | set(extra) and _plain(value)}
+    result: dict[str, Any] = {
+        "question": question.question,
+        "options": dict(zip(LETTERS, question.options, strict=False)),
+        "answer": question.letter,
+        "rationale": question.rationale,
+        "image_path": _images(row) or row.get("image_path"),
+        "extra_info": extra,
+    }
+    derived = row_id(question.slide, question.path_id, kind) if question.slide and question.path_id and kind else None
+    return result if question.id == derived else {"id": question.id, **result}
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _images(row: Mapping[str, Any]) -> dict[str, Any]:
+    images = row.get("image_path")
+    return dict(images) if isinstance(images, Mapping) else {}
+
+
+def _organ(row: Mapping[str, Any]) -> str | None:
+    extra = row.get("extra_info")
+    for place in (row, extra if isinstance(extra, Mapping) else {}):
+        for name in ORGAN_FIELDS:
+            if isinstance(value := place.get(name), str) and value.strip():
+                return value.strip().casefold()
+    return None
+
+
+def _parquet_files(data: str | Path, config: str | None) -> list[Path]:
+    path = Path(data)
+    if path.is_dir():
+        return [file for files in release_files(path, config).values() for file in files]
+    return [path] if path.suffix.lower() == ".parquet" else []
+
+
+def _named_images(file: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
+    """Yields location and view -> image path for every row of a Parquet file, without reading the images."""
+    shard = pq.ParquetFile(file)
+    leaves = {shard.schema.column(index).path for index in range(len(shard.schema.names))}
+    views = [view for view in VIEWS if f"{view}.path" in leaves]
+    if not views:
+        return
+    number = 0
+    for batch in shard.iter_batches(columns=[f"{view}.path" for view in views], batch_size=4096):
+        for row in batch.to_pylist():
+            number += 1
+            # an image without a name is there all the same
+            names = {view: row[view] and (row[view]["path"] or f"{view} without a name") for view in views}
+            yield f"{file}, row {number}", {view: names.get(view) for view in VIEWS}

@@ -1,0 +1,202 @@
+"""The summary of a control: audit figures, the report for machines, and the note for the dataset card."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from scale_vqa_eval import __version__
+from scale_vqa_eval.audit.battery import run_battery
+from scale_vqa_eval.audit.layout import IntArray
+from scale_vqa_eval.audit.probe import Accuracy, ProbeAccuracy, evaluate_probe
+from scale_vqa_eval.controls.exchange import ExchangeResult
+from scale_vqa_eval.controls.exchange_group import GROUP_SIZE
+from scale_vqa_eval.controls.screened import Readers, ScreenedRows, fresh_audit, prune
+from scale_vqa_eval.controls.validity import ValidityLimits
+from scale_vqa_eval.questions import Question
+from scale_vqa_eval.scale_vqa_acc.clustered import holm
+from scale_vqa_eval.text import percent
+
+NOT_CONFIRMED: Final = "not yet confirmed by experts"
+
+
+def audited(questions: Sequence[Question], seed: int) -> dict[str, Any]:
+    """Runs the battery once over some questions, one partition of the units into folds."""
+    return figures([evaluate_probe(result, questions) for result in run_battery(questions, seed, 1)])
+
+
+def figures(probes: Sequence[ProbeAccuracy]) -> dict[str, Any]:
+    """Returns what a report has of the accuracies of some probes: the extremes (also by dimension), and all."""
+    adjusted = holm([probe.p_value for probe in probes])
+    best = max(probes, key=lambda probe: probe.accuracy)
+    worst = min(probes, key=lambda probe: probe.accuracy)
+    dimensions = sorted({name for probe in probes for name in probe.by_dimension})
+    strongest = {name: max(probes, key=lambda probe: probe.by_dimension[name].accuracy) for name in dimensions}
+    return {
+        "n": best.n,
+        "clusters": best.clusters,
+        "chance": best.chance,
+        "strongest": {"name": best.name, **_interval(best)},
+        "weakest": {"name": worst.name, **_interval(worst)},
+        "ceiling": max(probe.ci_high for probe in probes),
+        "off_chance": [probe.name for probe, p in zip(probes, adjusted, strict=True) if p <= 0.05],
+        "strongest_by_dimension": {
+            name: {"name": probe.name, "n": probe.by_dimension[name].n, **_interval(probe.by_dimension[name])}
+            for name, probe in strongest.items()
+        },
+        "probes": [
+            {"name": probe.name, "family": probe.family, "trained": probe.trained, **_interval(probe), "p_holm": p}
+            for probe, p in zip(probes, adjusted, strict=True)
+        ],
+    }
+
+
+def held_out_figures(
+    readers: Readers, rows: IntArray, done: Callable[[], object] = lambda: None
+) -> dict[str, dict[str, Any]]:
+    """Prunes without each family in turn, then lets that family try what stays, with new folds.
+
+    Returns:
+        Family -> how many questions its pruning kept, the strongest of its probes on them, whether the whole of that
+        one's interval is above chance, and which are so after Holm's correction over the probes of all families.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    tested: list[tuple[str, ProbeAccuracy]] = []
+    for family in readers.families:
+        pruned = prune(readers, rows, [other for other in readers.families if other != family])
+        found[family] = {"kept": len(pruned.rows), "at_chance": pruned.at_chance, "off_chance": []}
+        if pruned.at_chance:
+            own = [probe for probe in fresh_audit(readers, pruned.rows) if probe.family == family]
+            best = max(own, key=lambda probe: probe.accuracy)
+            found[family]["strongest"] = {"name": best.name, **_interval(best)}
+            found[family]["above_chance"] = best.ci_low > best.chance
+            tested += [(family, probe) for probe in own]
+        done()
+    for (family, probe), p in zip(tested, holm([probe.p_value for _, probe in tested]), strict=True):
+        if p <= 0.05:
+            found[family]["off_chance"].append(probe.name)
+    return found
+
+
+def _interval(probe: ProbeAccuracy | Accuracy) -> dict[str, float]:
+    return {"accuracy": probe.accuracy, "ci_low": probe.ci_low, "ci_high": probe.ci_high}
+
+
+def exchange_report(
+    questions: Sequence[Question],
+    found: ExchangeResult,
+    limits: ValidityLimits,
+    settings: dict[str, Any],
+    audit: dict[str, Any] | None,
+    views_known: bool,
+) -> dict[str, Any]:
+    """Returns the report of an exchange.
+
+    Args:
+        questions: the questions that were grouped.
+        found: the groups.
+        limits: what they kept to.
+        settings: how the command was called: data, config, split, seed and the like.
+        audit: ``before`` and ``after``; None where no audit was wanted.
+        views_known: whether the file tells which views a question has.
+    """
+    members = GROUP_SIZE * len(found.groups)
+    return {
+        "method": "exchange",
+        "version": __version__,
+        **settings,
+        "limits": asdict(limits),
+        "questions": len(questions),
+        "kept": members,
+        "groups": len(found.groups),
+        "bound": found.bound,
+        "parts": [
+            {"split": split, "dimension": dimension, "kept": GROUP_SIZE * part.groups, **asdict(part)}
+            for (split, dimension), part in found.parts.items()
+        ],
+        "mean_likeness": sum(group.likeness for group in found.groups) / max(1, len(found.groups)),
+        "groups_with_unlike_views": [group.name for group in found.groups if not group.same_views]
+        if views_known
+        else None,
+        "doubtful": [
+            {"group": group.name, "item": questions[one].id, "other": questions[other].id}
+            for group in found.groups
+            for one, other in group.doubtful
+        ],
+        "members": {group.name: [questions[row].id for row in group.members] for group in found.groups},
+        "audit": audit,
+        "expert_review": NOT_CONFIRMED,
+    }
+
+
+def screened_report(parts: dict[str | None, dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the report of a screening: what each split came to, and whether every one ended at chance."""
+    return {
+        "method": "screened",
+        "version": __version__,
+        **settings,
+        "questions": sum(part["questions"] for part in parts.values()),
+        "kept": sum(part["kept"] for part in parts.values()),
+        "reached": all(part["reached"] for part in parts.values()),
+        "splits": [{"split": split, **part} for split, part in parts.items()],
+        "expert_review": NOT_CONFIRMED,
+    }
+
+
+def screened_part(
+    questions: Sequence[Question],
+    kept: Sequence[Question],
+    pruned: ScreenedRows,
+    before: dict[str, Any],
+    after: dict[str, Any] | None,
+    held_out: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Returns what one split came to.
+
+    Args:
+        questions: the split's questions.
+        kept: those that stay.
+        pruned: the rounds.
+        before: audit of the split, with folds that no pruning used.
+        after: the same of what stays; None where too few questions stay.
+        held_out: of ``held_out_figures``.
+    """
+    counts, left = (Counter(question.dimension or "all" for question in part) for part in (questions, kept))
+    reached = pruned.at_chance and after is not None and not after["off_chance"]
+    return {
+        "questions": len(questions),
+        "kept": len(kept),
+        "reached": reached,
+        "reason": None if reached else _why(pruned, after),
+        "by_dimension": {name: {"questions": counts[name], "kept": left[name]} for name in sorted(counts)},
+        "rounds": [asdict(found) for found in pruned.rounds],
+        "audit": {"before": before, "after": after},
+        "held_out": held_out,
+    }
+
+
+def note(report: dict[str, Any]) -> str:
+    """Returns the card's Markdown on a control."""
+    environment = Environment(
+        loader=PackageLoader("scale_vqa_eval.controls", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda share: f"{percent(share)}%"
+    environment.filters["cell"] = lambda text: " ".join(str(text).replace("|", "/").split())
+    return environment.get_template(f"{report['method']}_note.md.j2").render(report=report).strip()
+
+
+def _why(pruned: ScreenedRows, after: dict[str, Any] | None) -> str:
+    left = len(pruned.rows)
+    if after is None:
+        before = f"; the strongest probe was {pruned.rounds[-1].strongest}" if pruned.rounds else ""
+        return f"{left} left, too few questions or patients to tell a leak from luck{before}"
+    off = ", ".join(after["off_chance"])
+    strongest = f"strongest probe {after['strongest']['name']} at {100 * after['strongest']['accuracy']:.0f}%"
+    return f"{left} left, {strongest}" + (f"; off chance: {off}" if off else "; the rounds came to an end")
