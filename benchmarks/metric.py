@@ -26,8 +26,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from scale_vqa_eval.scale_vqa_acc.batch import parse_batch
-from scale_vqa_eval.scale_vqa_acc.parsing import REASONS
+from scale_vqa_eval.scale_vqa_acc.parsing import REASONS, parse_batch
 from scale_vqa_eval.scale_vqa_acc.scale_vqa_acc import ScaleVqaAcc
 
 WORDS = re.findall(

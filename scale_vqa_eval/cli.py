@@ -108,7 +108,6 @@ _EXTRA_OF = {
     "skia": "slides",
     "imagecodecs": "slides",
     "tifffile": "slides",
-    "scipy": "audit",
     "sklearn": "audit",
     "matplotlib": "audit",
     "imagehash": "audit",

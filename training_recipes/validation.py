@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from scale_vqa_eval.questions import Question
-from scale_vqa_eval.scale_vqa_acc.batch import parse_batch
+from scale_vqa_eval.scale_vqa_acc.parsing import parse_batch
 from scale_vqa_eval.scale_vqa_acc.summary import gold_codes, summarise
 from training_recipes.batches import encoded
 from training_recipes.rows import labels, question_of, texts

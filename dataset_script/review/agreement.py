@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import stdtrit
 
 from dataset_script.review.decisions import VERDICTS
 from scale_vqa_eval.scale_vqa_acc.clustered import clopper_pearson, cluster_codes
-from scale_vqa_eval.scale_vqa_acc.distributions import t_quantile
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _interval(
         return None, "undefined"
     error = math.sqrt((count - 1) / count * float(((left_out - left_out.mean()) ** 2).sum()))
     if error > 1e-12:
-        half = t_quantile(0.5 + level / 2, count - 1) * error
+        half = stdtrit(count - 1, 0.5 + level / 2) * error
         return (max(-1.0, kappa - half), min(1.0, kappa + half)), "jackknife"
     expected = (observed - kappa) / (1 - kappa) if kappa < 1 else float(table.sum(0) @ table.sum(1)) / table.sum() ** 2
     low, high = clopper_pearson(observed, count, level)

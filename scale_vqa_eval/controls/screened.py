@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 import numpy as np
+from scipy.special import stdtr
 
 from scale_vqa_eval.audit.battery import FAMILIES, MEMBERS, TRAIN_CAP, prepare, run_battery
 from scale_vqa_eval.audit.layout import FloatArray, IntArray, OptionLayout
@@ -27,7 +28,6 @@ from scale_vqa_eval.audit.trained import make_folds
 from scale_vqa_eval.audit.units import units_of
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.clustered import cluster_codes, clustered_standard_error, holm
-from scale_vqa_eval.scale_vqa_acc.distributions import t_tail
 
 TEMPERATURES: Final = tuple(np.linspace(0.0, 1.5, 16).tolist())
 GUESS_SHARES: Final = (0.0, 0.01, 0.02, 0.04, 0.06, 0.09, 0.12, 0.16, 0.2, 0.3, 0.4)
@@ -328,4 +328,4 @@ def _p_above_zero(gain: FloatArray, units: IntArray) -> float:
     error = clustered_standard_error(gain, codes, clusters)
     if not error > 1e-12:
         return 1.0 if gain.mean() <= 1e-12 or math.isnan(error) else 0.0
-    return t_tail(float(gain.mean()) / error, clusters - 1)
+    return float(stdtr(clusters - 1, -float(gain.mean()) / error))

@@ -2,7 +2,6 @@
 
 Miller, "Adding error bars to evals" (2024, arXiv:2411.00640) for clustered standard errors, paired differences and
 power; Korn & Graubard (1998, Survey Methodology 24:193) for proportions whose clustered variance is zero.
-Standard library and numpy alone: these modules travel with the metric.
 """
 
 from __future__ import annotations
@@ -14,8 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-
-from .distributions import beta_cdf, beta_quantile, t_quantile, t_tail
+from scipy import special
 
 Alternative = Literal["greater", "less", "two-sided"]
 Codes = npt.NDArray[np.int64]
@@ -147,7 +145,7 @@ def clustered_interval(correct: npt.ArrayLike, clusters: Clusters, level: float 
     if _is_zero(error):
         low, high = clopper_pearson(mean, count, level)
         return ClusteredInterval(mean, 0.0, low, high, n, count, float(min(n, count)), "clopper-pearson")
-    half = t_quantile(0.5 + level / 2.0, count - 1) * error
+    half = float(special.stdtrit(count - 1, 0.5 + level / 2.0)) * error
     independent = float(values.var(ddof=1)) / error**2
     low, high = max(0.0, mean - half), min(1.0, mean + half)
     return ClusteredInterval(mean, error, low, high, n, count, min(float(n), independent), "t")
@@ -181,7 +179,7 @@ def p_value_against(
         above = _binomial_tail(float(values.mean()), count, float(expected.mean()))
         below = _binomial_tail(1.0 - float(values.mean()), count, 1.0 - float(expected.mean()))
     else:
-        above = t_tail(float(excess.mean()) / error, count - 1)
+        above = float(special.stdtr(count - 1, -float(excess.mean()) / error))
         below = 1.0 - above
     return {"greater": above, "less": below, "two-sided": min(1.0, 2.0 * min(above, below))}[alternative]
 
@@ -212,8 +210,8 @@ def paired_difference(
         low, high = clopper_pearson((mean + 1.0) / 2.0, count, level)
         p_value = min(1.0, 2.0 * _binomial_tail((abs(mean) + 1.0) / 2.0, count, 0.5))
         return PairedDifference(mean, 0.0, 2 * low - 1, 2 * high - 1, p_value, n, count, "clopper-pearson")
-    half = t_quantile(0.5 + level / 2.0, count - 1) * error
-    p_value = min(1.0, 2.0 * t_tail(abs(mean) / error, count - 1))
+    half = float(special.stdtrit(count - 1, 0.5 + level / 2.0)) * error
+    p_value = min(1.0, 2.0 * float(special.stdtr(count - 1, -abs(mean) / error)))
     return PairedDifference(mean, error, max(-1.0, mean - half), min(1.0, mean + half), p_value, n, count, "t")
 
 
@@ -241,7 +239,7 @@ def minimum_detectable_effect(standard_error: float, clusters: int, power: float
     if clusters < 2 or math.isnan(standard_error) or _is_zero(standard_error):
         return math.nan
     df = clusters - 1
-    return (t_quantile(1.0 - alpha / 2.0, df) + t_quantile(power, df)) * standard_error
+    return float(special.stdtrit(df, 1.0 - alpha / 2.0) + special.stdtrit(df, power)) * standard_error
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -265,8 +263,8 @@ def clopper_pearson(share: float, trials: int, level: float = 0.95) -> tuple[flo
     [0.692, 1.0]
     """
     right, tail = share * trials, (1.0 - level) / 2.0
-    low = 0.0 if right <= 1e-9 else beta_quantile(tail, right, trials - right + 1.0)
-    high = 1.0 if right >= trials - 1e-9 else beta_quantile(1.0 - tail, right + 1.0, trials - right)
+    low = 0.0 if right <= 1e-9 else float(special.betaincinv(right, trials - right + 1.0, tail))
+    high = 1.0 if right >= trials - 1e-9 else float(special.betaincinv(right + 1.0, trials - right, 1.0 - tail))
     return low, high
 
 
@@ -291,7 +289,7 @@ def _is_zero(error: float) -> bool:
 def _binomial_tail(share: float, trials: int, chance: float) -> float:
     """P(X >= share * trials) for X ~ binomial(trials, chance), continued to real counts by the beta distribution."""
     right = share * trials
-    return 1.0 if right <= 1e-9 else beta_cdf(chance, right, trials - right + 1.0)
+    return 1.0 if right <= 1e-9 else float(special.betainc(right, trials - right + 1.0, chance))
 
 
 def _without_nan(fields: dict[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,20 @@
 """Reads the answer letter out of a model's response; never guesses.
 
 Two rules. ``reference`` is the accuracy rule published with ScaleReasoner-R1 (arXiv:2606.17412): the first
-``<answer>letter</answer>`` anywhere in the response, any letter. ``strict`` is this project's: the answer stands after
-the think block, once, and is a letter of the question. Every rule is linear in the length of the response.
+``<answer>letter</answer>`` anywhere in the response, any letter. ``strict`` is this project's: one answer, after the
+think block, a letter of the question. Every rule is linear in the length of the response.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import repeat
 from typing import Final, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 Mode = Literal["reference", "strict"]
 MODES: Final[tuple[Mode, ...]] = ("reference", "strict")
@@ -30,18 +36,41 @@ REASONS: Final[tuple[str, ...]] = (
     "several_answers",
     "not_an_option",
 )
-"""What became of a response; the position is the code that ``parse_batch`` returns. The last four are strict's."""
+"""Parse outcomes; the index is the code in ``ParsedBatch.reasons``. The last four occur in strict mode only."""
+_CODES: Final = {reason: code for code, reason in enumerate(REASONS)}
 
-# runs of white space are bounded by tags, so no position is looked at more than twice per tag before it
+ACCURACY_WEIGHT: Final = 0.8
+FORMAT_WEIGHT: Final = 0.2
+"""Weights of accuracy and format in the published reward."""
+
+# white space is followed by a letter or a tag, so a failed match costs no more than the run of white space itself
 _FIRST = re.compile(rf"{ANSWER}\s*([A-Za-z])\s*{END_ANSWER}")
 _CONTENT = re.compile(rf"\s*([A-Za-z])\s*{END_ANSWER}")
 
 
 class Parsed(NamedTuple):
-    """What a response says: an upper-case letter, or None and the reason why there is none."""
+    """The letter of a response, upper case, or None with the reason."""
 
     letter: str | None
     reason: str
+
+
+@dataclass(frozen=True)
+class ParsedBatch:
+    """Answers of n responses.
+
+    Attributes:
+        letters: (n,) ASCII code of the upper-case letter, 0 if none was read.
+        reasons: (n,) index into ``REASONS``; 0 if a letter was read.
+        formats: (n,) whether the response keeps the published format rule.
+    """
+
+    letters: npt.NDArray[np.uint8]
+    reasons: npt.NDArray[np.uint8]
+    formats: npt.NDArray[np.bool_]
+
+    def __getitem__(self, rows: slice | npt.NDArray[np.int64]) -> ParsedBatch:
+        return ParsedBatch(self.letters[rows], self.reasons[rows], self.formats[rows])
 
 
 def parse_response(response: object, mode: Mode = "reference", options: int = 4) -> Parsed:
@@ -72,8 +101,32 @@ def parse_response(response: object, mode: Mode = "reference", options: int = 4)
     raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
 
 
+def parse_batch(
+    responses: Sequence[object], mode: Mode = "reference", options: int | Sequence[int] | npt.NDArray[np.int64] = 4
+) -> ParsedBatch:
+    r"""Parses a sequence of responses one by one; see ``parse_response`` and ``keeps_format``.
+
+    Args:
+        responses: n model texts.
+        mode: ``reference`` or ``strict``.
+        options: number of options, one for all or one per response.
+
+    >>> parse_batch(["<answer>b</answer>", None]).letters.tobytes()
+    b'B\x00'
+    """
+    size = len(responses)
+    letters, reasons, formats = bytearray(size), bytearray(size), bytearray(size)
+    counts = repeat(int(options), size) if np.ndim(options) == 0 else options
+    for row, (response, count) in enumerate(zip(responses, counts, strict=True)):
+        letter, reason = parse_response(response, mode, count)
+        reasons[row] = _CODES[reason]
+        letters[row] = ord(letter) if letter else 0
+        formats[row] = keeps_format(response)
+    return ParsedBatch(*(np.frombuffer(codes, np.uint8) for codes in (letters, reasons)), np.frombuffer(formats, bool))
+
+
 def keeps_format(response: object) -> bool:
-    """Says whether a response keeps the published format rule.
+    """Returns whether a response keeps the published format rule.
 
     A think block somewhere, exactly one ``<answer>...</answer>`` block, in it one letter (at its end: the published
     rule allows other text before an inner ``<answer>``), and nothing but white space after it.
@@ -90,7 +143,7 @@ def keeps_format(response: object) -> bool:
     closer = response.find(END_ANSWER, opener)
     if closer < 0 or response[closer + len(END_ANSWER) :].strip():
         return False
-    # the one block ends at `closer`; the letter stands after the last opener before it
+    # the one block ends at `closer`; the letter follows the last opener before it
     letter = _CONTENT.match(response, response.rfind(ANSWER, opener, closer) + len(ANSWER))
     return letter is not None
 
@@ -115,7 +168,7 @@ def _strict(response: str, options: int) -> Parsed:
 
 
 def _missing(response: str, start: int) -> str:
-    """Says why no letter was found from ``start`` on."""
+    """Returns why no letter was found from ``start`` on."""
     opener = response.find(ANSWER, start)
     if opener < 0:
         return "no_answer" if response.strip() else "blank"

@@ -9,15 +9,12 @@ import datasets
 import evaluate
 import numpy as np
 
-from .batch import parse_batch
 from .clustered import cluster_codes
-from .distributions import t_quantile
-from .parsing import Mode
+from .parsing import Mode, parse_batch
 from .summary import gold_codes, summarise
-from .tags import find_tags
 
-# evaluate copies the modules that this file imports by name and no others, so each leaf is imported here
-LEAVES = (parse_batch, cluster_codes, t_quantile, Mode, summarise, find_tags)
+# evaluate copies the modules that this file imports by name and no others, so every module is imported here
+MODULES = (cluster_codes, parse_batch, summarise)
 
 _DESCRIPTION = """\
 Accuracy on Scale-VQA and other lettered multiple-choice questions: the letter is read from the model's text by the

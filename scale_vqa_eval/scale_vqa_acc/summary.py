@@ -7,18 +7,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .batch import ParsedBatch
 from .clustered import Codes, clopper_pearson, cluster_codes, clustered_interval, paired_difference
-from .parsing import REASONS
-
-ACCURACY_WEIGHT: Final = 0.8
-FORMAT_WEIGHT: Final = 0.2
-"""Weights of the published reward."""
+from .parsing import ACCURACY_WEIGHT, FORMAT_WEIGHT, REASONS, ParsedBatch
 
 Numbers = npt.NDArray[np.float64]
 

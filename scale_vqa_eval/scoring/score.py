@@ -15,9 +15,8 @@ import numpy.typing as npt
 from scale_vqa_eval import __version__
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.questions import Question
-from scale_vqa_eval.scale_vqa_acc.batch import ParsedBatch, parse_batch
 from scale_vqa_eval.scale_vqa_acc.clustered import clustered_interval
-from scale_vqa_eval.scale_vqa_acc.parsing import Mode
+from scale_vqa_eval.scale_vqa_acc.parsing import Mode, ParsedBatch, parse_batch
 from scale_vqa_eval.scale_vqa_acc.summary import summarise
 from scale_vqa_eval.schema import ALL_DIMENSIONS
 from scale_vqa_eval.scoring.predictions import Prediction, Predictions

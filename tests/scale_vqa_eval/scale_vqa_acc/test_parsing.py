@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
-from response_texts import responses
+from hypothesis import strategies as st
+from response_texts import anything, responses
 
-from scale_vqa_eval.scale_vqa_acc.parsing import MODES, REASONS, keeps_format, parse_response
+from scale_vqa_eval.scale_vqa_acc.parsing import MODES, REASONS, keeps_format, parse_batch, parse_response
 
 PUBLISHED = re.compile(r"<answer>\s*([A-Za-z])\s*</answer>")
 MEGABYTES = 3_000_000
@@ -127,3 +129,25 @@ def test_megabytes_of_white_space_inside_the_answer_are_read():
     text = f"<think></think><answer>{' ' * MEGABYTES}c{' ' * MEGABYTES}</answer>{' ' * MEGABYTES}"
     assert parse_response(text).letter == parse_response(text, "strict").letter == "C"
     assert keeps_format(text)
+
+
+@given(st.lists(st.tuples(anything, st.integers(2, 26)), max_size=12), st.sampled_from(MODES))
+def test_a_batch_is_parsed_response_by_response(items, mode):
+    parsed = parse_batch([response for response, _ in items], mode, [options for _, options in items])
+    for row, (response, options) in enumerate(items):
+        letter = chr(parsed.letters[row]) if parsed.letters[row] else None
+        found = (letter, REASONS[parsed.reasons[row]], bool(parsed.formats[row]))
+        assert found == (*parse_response(response, mode, options), keeps_format(response))
+
+
+def test_every_unicode_space_counts_as_the_regular_expression_counts_it():
+    around = [f"<think></think><answer>{chr(code)}A{chr(code)}</answer>{chr(code)}" for code in range(0x110000)]
+    parsed = parse_batch(around)
+    spaces = np.array([chr(code).isspace() for code in range(0x110000)])
+    np.testing.assert_array_equal(parsed.letters > 0, spaces)
+    np.testing.assert_array_equal(parsed.formats, spaces)
+
+
+def test_an_empty_batch_and_numpy_strings():
+    assert parse_batch([]).letters.size == 0
+    assert parse_batch(np.array(["<answer>A</answer>"])).letters.tobytes() == b"A"

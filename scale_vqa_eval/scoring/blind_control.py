@@ -1,0 +1,68 @@
+"""Decides whether a blind run is a valid control of a score: one rule for score, report, cards and leaderboard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from scale_vqa_eval.errors import Problem, preview
+
+WITHOUT_IMAGES: Final = ("blind", "guess")
+"""Ablations that make a blind run: images absent, or absent and the model told to guess (arXiv:2603.21687)."""
+MAX_UNPARSED: Final = 0.02
+"""Largest share of blind responses without a readable letter: a model that refuses to answer blind has no control."""
+
+
+def control_problems(location: str, results: Mapping[str, Any]) -> list[Problem]:
+    """Returns why the blind run of a score is not a valid control; an empty list where it is one, or there is none.
+
+    Args:
+        location: file that the problems name.
+        results: a score as ``scale-vqa score --json`` writes it: ``provenance`` with what the run states of itself
+            and, under ``blind``, what the blind run states; ``blind`` with the blind run's figures.
+    """
+    run = results["provenance"]
+    blind = run.get("blind")
+    if not blind:
+        return []
+    problems = [*_not_blind(location, run, blind), *_not_alike(location, run, blind)]
+    rate = ((results.get("blind") or {}).get("unparsed") or {}).get("rate", 0.0)
+    if rate > MAX_UNPARSED:
+        expected = f"a blind run with at most {100 * MAX_UNPARSED:.0f}% unparsed responses"
+        hint = "ask for an answer without images (predict --ablate guess), or allow more tokens"
+        problems.append(Problem(location, expected, f"{100 * rate:.1f}%", hint))
+    return problems
+
+
+def _not_blind(location: str, run: Mapping[str, Any], blind: Mapping[str, Any]) -> list[Problem]:
+    """Returns what shows that the blind file is not a run without images."""
+    problems = []
+    if blind.get("predictions_hash") is not None and blind["predictions_hash"] == run.get("predictions_hash"):
+        found = "the scored file itself"
+        problems.append(Problem(location, "a run of its own as the blind control", found, "give the blind run"))
+    if blind.get("ablation") not in WITHOUT_IMAGES:
+        found = f"the ablation {preview(blind.get('ablation'))}"
+        hint = "predict it with --ablate blind (another program states that in the file's first line), score again"
+        problems.append(Problem(location, f"a run that notes the ablation {' or '.join(WITHOUT_IMAGES)}", found, hint))
+    if run.get("ablation") not in (None, ""):
+        found = f"the ablation {preview(run['ablation'])}"
+        problems.append(Problem(location, "a scored run that saw all images", found, "score the run with images"))
+    return problems
+
+
+def _not_alike(location: str, run: Mapping[str, Any], blind: Mapping[str, Any]) -> list[Problem]:
+    """Returns in what the blind run differs from the scored run besides its images."""
+    problems = []
+    same = ["model", "sampling"] + ["prompt_id"] * (blind.get("ablation") != "guess")  # guess has a prompt of its own
+    for field in same:
+        ours, theirs = run.get(field), blind.get(field)
+        missing = field == "model" and None in (ours, theirs)
+        if missing or (None not in (ours, theirs) and ours != theirs):
+            found = f"{preview(theirs)} instead of {preview(ours)}"
+            hint = "run the control as the run itself, but for the images"
+            problems.append(Problem(location, f"a blind control with the same {field}", found, hint))
+    digest = blind.get("data_hash")
+    if None not in (digest, run.get("data_hash")) and digest != run["data_hash"]:
+        found = "another data hash"
+        problems.append(Problem(location, "a blind control of the same questions", found, "run it on the same data"))
+    return problems
