@@ -30,12 +30,12 @@ from dataset_script.curate.work import write_lines
 STEPS = ("open", "decompose", "generate", "screen")
 
 
-async def _answered(client: Any, model: str, messages: Any, sampling: Mapping[str, Any], key: str) -> Any:
+async def _answered(session: Any, model: str, messages: Any, sampling: Mapping[str, Any], key: str) -> Any:
     """Stands in for the HTTP call: the scripted double, in this process."""
-    from scale_vqa_eval.chat.calls import Outcome
+    from scale_vqa_eval.llm import CallResult
 
     text = answer({"model": model, "messages": messages})
-    return Outcome(text=text, finish="stop", prompt_tokens=1, completion_tokens=1, served=model)
+    return CallResult(text=text, finish="stop", prompt_tokens=1, completion_tokens=1, served=model)
 
 
 def _run(step: str, folder: str, out: Any) -> None:
@@ -44,9 +44,9 @@ def _run(step: str, folder: str, out: Any) -> None:
     from dataset_script.curate.asking.settings import read_settings
     from dataset_script.curate.screening import rounds  # noqa: F401  imported before the bare process is measured
     from dataset_script.curate.work import open_work
-    from scale_vqa_eval.chat import cache
+    from scale_vqa_eval.llm import LLMSession
 
-    cache.ask = _answered  # type: ignore[assignment]
+    LLMSession.ask = _answered  # type: ignore[assignment, method-assign]
     root = Path(folder)
     settings = read_settings(root / "curate.yaml")
     bare = _peak()

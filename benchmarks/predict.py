@@ -19,7 +19,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from scale_vqa_eval.chat import calls as chat_calls
+from scale_vqa_eval import llm
+from scale_vqa_eval.llm import ChatSettings
 from scale_vqa_eval.predict.items import Ask, asks_by_path, read_items
 from scale_vqa_eval.predict.job import Answer, Job
 from scale_vqa_eval.predict.openai_backend import OpenAIBackend
@@ -61,20 +62,21 @@ def measured(url: str, job: Job, paths: list[list[Ask]], concurrency: int) -> tu
     for cache in ("reset_prefix_cache", "reset_mm_cache", "reset_encoder_cache"):
         urllib.request.urlopen(urllib.request.Request(f"{url.removesuffix('/v1')}/{cache}", method="POST"), timeout=30)
     cached: list[int] = []
-    read = chat_calls._read
+    read = llm.read_reply
 
-    def tapped(reply: Any) -> Any:
-        cached.append(reply.usage.prompt_tokens_details.cached_tokens or 0 if reply.usage.prompt_tokens_details else 0)
-        return read(reply)
+    def tapped(content: bytes, status: int) -> Any:
+        result = read(content, status)
+        cached.append(result.cached_tokens or 0)
+        return result
 
     names = ("vllm:mm_cache_queries_total", "vllm:mm_cache_hits_total")
     before = [metric(url, name) for name in names]
     sink, start = Counted(), time.perf_counter()
-    chat_calls._read = tapped
+    llm.read_reply = tapped
     try:
-        OpenAIBackend(url, concurrency=concurrency).run(job, paths, sink)
+        OpenAIBackend(url, ChatSettings(concurrency=concurrency)).run(job, paths, sink)
     finally:
-        chat_calls._read = read
+        llm.read_reply = read
     seconds = time.perf_counter() - start
     queries, hits = (metric(url, name) - value for name, value in zip(names, before, strict=True))
     images = sum(ask.pictures for path in paths for ask in path) / len(cached)

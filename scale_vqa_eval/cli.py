@@ -111,7 +111,7 @@ _EXTRA_OF = {
     "sklearn": "audit",
     "matplotlib": "audit",
     "imagehash": "audit",
-    "openai": "audit",
+    "httpx": "audit",
     "torch": "train",
     "transformers": "train",
     "trl": "train",

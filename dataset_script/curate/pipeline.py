@@ -220,7 +220,7 @@ def _orders(run: Run, plans: Mapping[str, PathPlan]) -> dict[str, Order]:
 def _roles(run: Run, name: str, role: RoleSettings, spent: Mapping[str, float]) -> dict[int, Role]:
     """Returns a role for each shard; they run one after the other, and what is left of the limits is theirs."""
     from dataset_script.curate.screening.analysis import reply_schema as cause_schema
-    from scale_vqa_eval.chat.cache import Spending
+    from scale_vqa_eval.llm import Spending
 
     schema = question_schema() if name == "generate" else cause_schema()
     settings = with_format(left_over(role, spent), "question" if name == "generate" else "cause", schema)

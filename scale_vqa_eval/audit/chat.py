@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from scale_vqa_eval.audit.probe import ProbeResult, option_counts, padded
-from scale_vqa_eval.chat.cache import CachedChat, ChatReply, ChatRequest, ChatSettings
+from scale_vqa_eval.llm import ChatReply, ChatRequest, ChatSettings, LLMClient
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
 from scale_vqa_eval.schema import LETTERS
@@ -75,10 +75,10 @@ def chat_probe(
     every try: with one repeat it is a wrong answer.
 
     Raises:
-        InputError: see ``CachedChat.complete``.
+        InputError: see ``LLMClient.complete``.
     """
     prompt = yaml.safe_load((files("scale_vqa_eval.audit") / "templates/blind_chat.yaml").read_text("utf-8"))
-    chat = CachedChat(endpoint, model, cache_path, settings)
+    chat = LLMClient(endpoint, model, cache_path, settings)
     requests = [
         ChatRequest(_messages(question, prompt, repeat), question.id, repeat)
         for question in questions
@@ -133,7 +133,7 @@ def _votes(
 
 
 def _report(
-    chat: CachedChat,
+    chat: LLMClient,
     replies: Sequence[ChatReply],
     picks: np.typing.NDArray[np.int64],
     questions: Sequence[Question],

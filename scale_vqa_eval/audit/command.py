@@ -117,7 +117,7 @@ def _language_probes(
         results += language_model_probes(questions, model, folder / f"likelihood-{_short(model)}.jsonl")
     if endpoint is not None:
         from scale_vqa_eval.audit.chat import chat_probes
-        from scale_vqa_eval.chat.cache import ChatSettings
+        from scale_vqa_eval.llm import ChatSettings
 
         settings = ChatSettings(per_minute=chat_per_minute, prices=chat_price, budget=chat_budget)
         file = folder / f"chat-{_short(endpoint)}.jsonl"

@@ -22,9 +22,9 @@ import yaml
 from tqdm import tqdm
 
 from scale_vqa_eval.audit.probe import ProbeResult, option_counts, padded
-from scale_vqa_eval.chat.journal import Journal
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.questions import Question
+from scale_vqa_eval.store import Journal
 
 Likelihoods = list[tuple[float, int]]
 """Per option: log-likelihood in nats, and the number of tokens it is a sum over."""

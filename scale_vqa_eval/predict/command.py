@@ -14,6 +14,8 @@ from scale_vqa_eval import __version__
 from scale_vqa_eval.predict.ablations import ABLATIONS
 
 BACKENDS = ("transformers", "vllm", "openai")
+_OLD_OPTIONS = {"key-variable": "api-key-env", "give-up": "allow-failures", "per-minute": "rate-limit"}
+"""Spelling of version 0.1 -> option."""
 
 
 def _options(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def _options(ctx: click.Context, parameter: click.Parameter, values: tuple[str, 
     return found
 
 
-@click.command()
+@click.command(context_settings={"token_normalize_func": lambda name: _OLD_OPTIONS.get(name, name)})
 @click.option("--data", required=True, help="Release folder, Parquet file, Hub id, or JSON, JSONL, CSV questions.")
 @click.option("--split", help="Name of the split.  [default: all]")
 @click.option("--config", help="Config of a release folder or Hub id.  [default: its default]")
@@ -54,15 +56,17 @@ def _options(ctx: click.Context, parameter: click.Parameter, values: tuple[str, 
 @click.option("--structured", is_flag=True, help="Allow complete answers only (vllm, or a vLLM server).")
 @click.option("--option", "options", multiple=True, callback=_options, help="NAME=VALUE for the backend; repeatable.")
 @click.option("--base-url", default="http://127.0.0.1:8000/v1", show_default=True, help="Server of openai.")
-@click.option("--key-variable", default="OPENAI_API_KEY", show_default=True, help="Variable with the API key.")
+@click.option("--api-key-env", default="OPENAI_API_KEY", show_default=True, help="Variable with the API key.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=16, show_default=True, help="Calls in flight.")
-@click.option("--per-minute", type=click.FloatRange(min=0, min_open=True), help="Requests a minute at most.")
+@click.option(
+    "--rate-limit", "per_minute", type=click.FloatRange(min=0, min_open=True), help="Requests a minute at most."
+)
 @click.option("--retries", type=click.IntRange(min=0), default=4, show_default=True, help="Of one call.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=600.0, show_default=True)
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Of transformers.")
 @click.option("--limit", type=click.IntRange(min=1), help="Ask at most so many questions now.")
 @click.option("--retry-failed", is_flag=True, help="Ask again what failed, and nothing else.")
-@click.option("--give-up", is_flag=True, help="Write what failed as null responses, which are scored as wrong.")
+@click.option("--allow-failures", is_flag=True, help="Write what failed as null responses, which are scored as wrong.")
 def predict(**given: Any) -> int:
     """Ask a vision-language model the questions of a release; a killed run goes on with the same command."""
     from scale_vqa_eval.predict.ablations import ablated
@@ -100,21 +104,21 @@ def predict(**given: Any) -> int:
         _provenance(given, job, items, backend),
         {"scale-vqa": __version__, "python": platform.python_version(), **backend.versions()},
         given["retry_failed"],
-        given["give_up"],
+        given["allow_failures"],
         given["limit"],
     )
-    return _report(run(backend, job, given["out"], plan), given["out"], given["give_up"])
+    return _report(run(backend, job, given["out"], plan), given["out"], given["allow_failures"])
 
 
 def _backend(given: dict[str, Any]) -> Any:
     """Imports the backend that is asked for, and no other."""
     if given["backend"] == "openai":
-        from scale_vqa_eval.chat.calls import endpoint_name
+        from scale_vqa_eval.llm import ChatSettings, endpoint_name
         from scale_vqa_eval.predict.openai_backend import OpenAIBackend
 
         endpoint_name(given["base_url"])
-        names = ("concurrency", "per_minute", "retries", "timeout", "key_variable")
-        return OpenAIBackend(given["base_url"], **{name: given[name] for name in names})
+        names = ("concurrency", "per_minute", "retries", "timeout", "api_key_env")
+        return OpenAIBackend(given["base_url"], ChatSettings(**{name: given[name] for name in names}))
     if given["backend"] == "vllm":
         from scale_vqa_eval.predict.vllm_backend import VllmBackend
 
@@ -155,7 +159,7 @@ def _report(outcome: Any, out: Path, give_up: bool) -> int:
         f"{out}: {outcome.answered} answered, {len(outcome.failures)} failed, {outcome.left} not asked", err=True
     )
     if give_up and outcome.left and outcome.failures:
-        click.echo("--give-up: nothing is given up while questions are not asked", err=True)
+        click.echo("--allow-failures: nothing is written while questions are not asked", err=True)
     if outcome.prompt_tokens:
         share = outcome.cached_tokens / outcome.prompt_tokens
         click.echo(f"prefix cache: {share:.1%} of {outcome.prompt_tokens:,} prompt tokens", err=True)
@@ -166,7 +170,7 @@ def _report(outcome: Any, out: Path, give_up: bool) -> int:
 
         click.echo(
             f"reasons of all: {failures_path(out)}; ask them again with --retry-failed, "
-            "or write them as failed with --give-up",
+            "or write them as failed with --allow-failures",
             err=True,
         )
     sys.stderr.flush()

@@ -127,8 +127,8 @@ class Backend(Protocol):
     def versions(self) -> dict[str, str]:
         """Versions of the packages at work."""
 
-    def check(self, job: Job, paths: Sequence[Sequence[Ask]]) -> None:
-        """Finds out before any work whether the model can be asked these; raises InputError where not."""
+    def check(self, job: Job, paths: Sequence[Sequence[Ask]]) -> list[str]:
+        """Preflight check: raises InputError if the model cannot serve these requests; returns warnings."""
 
     def run(self, job: Job, paths: Sequence[Sequence[Ask]], sink: Sink) -> None:
         """Asks everything; ``paths`` has one list a path, whose questions share their images."""

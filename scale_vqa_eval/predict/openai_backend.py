@@ -1,7 +1,7 @@
-"""Backend ``openai``: any server that speaks OpenAI's chat completions, asked so that its caches are of use.
+"""Backend ``openai``: any server with OpenAI's chat completions API, asked in an order that its prefix cache likes.
 
-The first question of a path goes alone; once it is answered the others follow at once, so that a prefix cache holds
-the images (which stand first) when they come. Meanwhile other paths' first questions fill the free places.
+The first question of a path is asked alone. Once it is answered the others follow at once, so that a prefix cache
+holds the images (which come first in the prompt). Meanwhile first questions of other paths use the free connections.
 """
 
 from __future__ import annotations
@@ -15,46 +15,40 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Final
 
-from openai import APIError, AsyncOpenAI
-
-from scale_vqa_eval.chat.calls import Outcome, Pacer, ask, endpoint_name, open_client
 from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.llm import CallResult, ChatSettings, LLMSession
 from scale_vqa_eval.predict.items import Ask
 from scale_vqa_eval.predict.job import Answer, Job, Sink, hardest
+from scale_vqa_eval.text import restore_thoughts
 
-DOWN_AFTER: Final = 20
-"""So many questions one after another without a word from the server end the run: it is down."""
+MAX_UNREACHABLE: Final = 20
+"""After so many questions in a row without any reply the server counts as down, and the run ends."""
 
-_SERVER_GONE = re.compile(r"connection:|timeout:|status (?:429|5\d\d)")
-_CUT_SHORT = re.compile(r"output limit was reached", re.IGNORECASE)
-"""What a model that reasons unseen says of one token: it was asked, and could answer."""
-_CONTEXT_MEND: Final = "give fewer --max-pixels or --max-tokens, or start the server with a longer context"
-_MENDS: Final = (
+_UNREACHABLE: Final = re.compile(r"connection:|timeout:|status (?:429|5\d\d)")
+_CUT_SHORT: Final = re.compile(r"output limit was reached", re.IGNORECASE)
+"""What a model with hidden reasoning says where it may write one token: it was asked, and could answer."""
+_CONTEXT_HINT: Final = "give fewer --max-pixels or --max-tokens, or start the server with a longer context"
+_MINIMUM_HINT: Final = "give more --max-tokens"
+_HINTS: Final = (
+    (r"stream", "give --option stream=true: this model answers in a stream only"),
+    (r"max_completion_tokens", "give --option max_completion_tokens=N, which is sent in place of --max-tokens"),
+    (r"below minimum|minimum value|at least \d+ (?:output )?tokens", _MINIMUM_HINT),
     (
-        re.compile(r"max_completion_tokens"),
-        "give --option max_completion_tokens=N, which is sent in the place of --max-tokens",
-    ),
-    (
-        re.compile(
-            r"'?(temperature|top_p|seed|structured_outputs)'?.*(not support|only the default|unrecognized)|"
-            r"(unsupported|unrecognized|unknown).*(temperature|top_p|seed|structured_outputs)",
-            re.IGNORECASE,
-        ),
+        r"'?(temperature|top_p|seed|structured_outputs)'?.*(not support|only the default|unrecognized)|"
+        r"(unsupported|unrecognized|unknown).*(temperature|top_p|seed|structured_outputs)",
         "the server does not take this field: give the value that it takes by --option, such as temperature=1",
     ),
     (
-        re.compile(r"at most \d+ image|too many images|image count|number of images", re.IGNORECASE),
-        "let the server take more images a question (vLLM: --limit-mm-per-prompt)",
+        r"at most \d+ image|too many images|image count|number of images",
+        "let the server take more images per question (vLLM: --limit-mm-per-prompt)",
     ),
     (
-        re.compile(r"multimodal|vision|image input|image_url|does not support image", re.IGNORECASE),
+        r"multimodal|vision|image input|image_url|does not support image",
         "name a model that reads images, or ask --ablate blind",
     ),
-    (
-        re.compile(r"context|max_model_len|max_tokens|too long|tokens", re.IGNORECASE),
-        _CONTEXT_MEND,
-    ),
+    (r"context|max_model_len|max_tokens|too long|tokens", _CONTEXT_HINT),
 )
+"""Pattern of an error that every question, or the largest, would meet -> how to fix it."""
 
 
 @dataclass(frozen=True)
@@ -63,123 +57,151 @@ class OpenAIBackend:
 
     Attributes:
         url: base address, such as ``http://localhost:8000/v1``.
-        concurrency: calls in flight at most.
-        per_minute: HTTP requests a minute at most; None for no limit.
-        retries: of one call, with back-off.
-        timeout: seconds for one HTTP request.
-        key_variable: environment variable that holds the API key.
+        settings: how it is asked; ``sampling`` is not used, as it comes from the run.
     """
 
     url: str
-    concurrency: int = 16
-    per_minute: float | None = None
-    retries: int = 4
-    timeout: float = 600.0
-    key_variable: str = "OPENAI_API_KEY"
+    settings: ChatSettings = field(default_factory=lambda: ChatSettings(concurrency=16, retries=4, timeout=600.0))
 
     def identity(self, job: Job) -> dict[str, Any]:
-        """A server's name is no part of it: the same model may move to another address."""
+        """Nothing: the same model may move to another address."""
         return {}
 
     def versions(self) -> dict[str, str]:
-        return {"openai": version("openai")}
+        return {"httpx": version("httpx")}
 
-    def check(self, job: Job, paths: Sequence[Sequence[Ask]]) -> None:
-        """Asks the server for its models, and the hardest question for one token."""
-        asyncio.run(self._check(job, hardest(paths, job)))
+    def check(self, job: Job, paths: Sequence[Sequence[Ask]]) -> list[str]:
+        """Asks for the server's models, and the largest question for one token; returns warnings.
+
+        Only what the run cannot survive is refused: no connection, a wrong key or model, a server that takes no such
+        request. A prompt that is filtered for its content, or an error that another question does not meet, is not.
+        """
+        return asyncio.run(_Preflight(self, job, paths).go())
 
     def run(self, job: Job, paths: Sequence[Sequence[Ask]], sink: Sink) -> None:
-        asyncio.run(_Run(self, job, paths, sink).go())
-
-    def client(self) -> AsyncOpenAI:
-        """Returns a client; it belongs to one event loop."""
-        return open_client(self.url, self.key_variable, self.timeout, self.retries, Pacer(self.per_minute))
-
-    async def _check(self, job: Job, first: Ask) -> None:
-        location = f"{endpoint_name(self.url)}, model {job.model}"
-        async with self.client() as client:
-            context = await self._context(client, job, location)
-            body = request_body(job, first, 0) | {_token_field(job): 1}
-            outcome = await ask(client, job.model, job.chat(first), body, "check")
-        if outcome.failure is not None and not _CUT_SHORT.search(outcome.failure):
-            hint = "start the server, or correct --base-url"
-            if outcome.failure.startswith(("status 401", "status 403")):
-                hint = f"put the server's key into ${self.key_variable}, or name another variable by --key-variable"
-            elif not _SERVER_GONE.match(outcome.failure):
-                hints = (text for pattern, text in _MENDS if pattern.search(outcome.failure))
-                hint = next(hints, "see the server's log")
-            asked = f"an answer to {first.item.question.id} with {first.pictures} images"
-            raise InputError(Problem(location, asked, outcome.failure, hint))
-        needed = (outcome.prompt_tokens or 0) + job.sampling.max_tokens
-        if context is not None and needed > context:
-            found = f"{outcome.prompt_tokens} of the prompt and {job.sampling.max_tokens} of --max-tokens"
-            raise InputError(Problem(location, f"at most {context} tokens a question", found, _CONTEXT_MEND))
-
-    async def _context(self, client: AsyncOpenAI, job: Job, location: str) -> int | None:
-        """Returns the server's context where it tells; raises where it lists models and this is none of them."""
-        try:
-            models = {model.id: model async for model in client.models.list()}
-        except (APIError, ValueError, TypeError, AttributeError):
-            return None  # not every server lists its models; the question that follows says what is wrong
-        if models and job.model not in models:
-            names = ", ".join(sorted(models)[:5])
-            raise InputError(
-                Problem(location, f"a model that the server has ({names})", preview(job.model), "name one")
-            )
-        length = getattr(models.get(job.model), "max_model_len", None)
-        return length if isinstance(length, int) else None
+        asyncio.run(_QuestionRun(self, job, paths, sink).go())
 
 
-def _token_field(job: Job) -> str:
-    return "max_completion_tokens" if "max_completion_tokens" in job.options else "max_tokens"
+class _Preflight:
+    """The check before a run."""
+
+    def __init__(self, backend: OpenAIBackend, job: Job, paths: Sequence[Sequence[Ask]]) -> None:
+        self.backend, self.job, self.paths = backend, job, paths
+        self.largest = hardest(paths, job)
+
+    async def go(self) -> list[str]:
+        async with LLMSession(self.backend.url, self.backend.settings) as session:
+            self.location = f"{session.name}, model {self.job.model}"
+            models = await session.models() or {}
+            listed = models.get(self.job.model) or models.get(f"{self.job.model}:latest") or {}
+            self.names = ", ".join(sorted(models)[:5])
+            notes = []
+            if models and not listed:
+                notes.append(f"the server lists the models {self.names} and not {preview(self.job.model)}; asking it")
+            result = await self._asked(session, self.largest)
+            if result.failure is not None and not _CUT_SHORT.search(result.failure):
+                notes.append(await self._judged(session, result))
+        context = listed.get("max_model_len")
+        needed = (result.prompt_tokens or 0) + self.job.sampling.max_tokens
+        if isinstance(context, int) and needed > context:
+            found = f"{result.prompt_tokens} of the prompt and {self.job.sampling.max_tokens} of --max-tokens"
+            expected = f"at most {context} tokens a question"
+            raise InputError(Problem(self.location, expected, found, _CONTEXT_HINT))
+        return notes
+
+    async def _asked(self, session: LLMSession, ask: Ask) -> CallResult:
+        """Asks for one token, then for a whole answer where the server refuses to give so few."""
+        messages, body = self.job.chat(ask), request_body(self.job, ask, 0)
+        limit = "max_completion_tokens" if "max_completion_tokens" in self.job.options else "max_tokens"
+        result = await session.ask(self.job.model, messages, body | {limit: 1}, "check")
+        failure = result.failure or ""
+        clear = result.fatal or result.refused or self._hint(result) not in (None, _CONTEXT_HINT, _MINIMUM_HINT)
+        if clear or not failure.startswith("status 4") or _CUT_SHORT.search(failure):
+            return result
+        return await session.ask(self.job.model, messages, body, "check with a whole answer")
+
+    async def _judged(self, session: LLMSession, result: CallResult) -> str:
+        """Returns a warning about a failed check; raises InputError where no question would be answered."""
+        failure = result.failure or ""
+        shown = f"the check with {self.largest.item.question.id} got no answer ({failure}); going on"
+        if result.refused:
+            return shown
+        hint = self._hint(result)
+        if hint is None:
+            other = min((ask for path in self.paths for ask in path), key=lambda ask: (ask.pictures, ask.key[0]))
+            second = await self._asked(session, other)
+            if other is self.largest or second.failure is None or second.refused:
+                return shown
+            hint = "start the server, or correct --base-url" if _UNREACHABLE.match(failure) else "see the server's log"
+        asked = f"an answer to {self.largest.item.question.id} with {self.largest.pictures} images"
+        raise InputError(Problem(self.location, asked, failure, hint))
+
+    def _hint(self, result: CallResult) -> str | None:
+        """Returns how to fix what every question would meet, None where others may be answered."""
+        failure, url = result.failure or "", self.backend.url.rstrip("/")
+        status = failure.removeprefix("status ")[:3]
+        if failure.startswith("connection:"):
+            return "start the server, or correct --base-url"
+        if status in ("401", "403"):
+            variable = self.backend.settings.api_key_env
+            return f"put the server's key into ${variable}, or name another variable by --api-key-env"
+        if (status in ("404", "405") or failure.startswith("malformed")) and not re.search(r"/v\d", url):
+            return "add the path of the API to the address, usually /v1: --base-url .../v1"
+        if result.fatal:
+            known = f", or name one of its models ({self.names})" if self.names else ""
+            return f"correct --base-url{known}"
+        if _UNREACHABLE.match(failure) or failure.startswith("malformed"):
+            return None
+        return next((hint for pattern, hint in _HINTS if re.search(pattern, failure, re.IGNORECASE)), None)
 
 
-def request_body(job: Job, asked: Ask, sample: int) -> dict[str, Any]:
-    """Returns the fields of a request beside model and messages; options of the user's come last and win."""
+def request_body(job: Job, ask: Ask, sample: int) -> dict[str, Any]:
+    """Returns the fields of a request beside model and messages; the user's --option values come last and win."""
     sampling = job.sampling
     body: dict[str, Any] = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens}
     if sampling.temperature > 0:
         body |= {"top_p": sampling.top_p, "seed": sampling.seed + sample}
     if job.structured:
-        body["structured_outputs"] = {"choice": job.choices(asked)}
+        body["structured_outputs"] = {"choice": job.choices(ask)}
     if "max_completion_tokens" in job.options:
         del body["max_tokens"]
     return body | dict(job.options)
 
 
 @dataclass
-class _Run:
+class _QuestionRun:
     """One pass over the open questions."""
 
     backend: OpenAIBackend
     job: Job
     paths: Sequence[Sequence[Ask]]
     sink: Sink
-    silent: list[tuple[Ask, str]] = field(default_factory=list)
+    unreachable: list[tuple[Ask, str]] = field(default_factory=list)
     fatal: str | None = None
 
     async def go(self) -> None:
-        """Asks everything; raises InputError once the server refuses every call or is gone."""
+        """Asks everything; raises InputError once the server refuses every call or is down."""
         self.waiting = deque((path[0], path[1:]) for path in self.paths if path)
         self.leading, self.changed = 0, asyncio.Condition()
+        settings = self.backend.settings
         try:
-            async with self.backend.client() as client, asyncio.TaskGroup() as workers:
-                for _ in range(min(self.backend.concurrency, sum(map(len, self.paths)))):
-                    workers.create_task(self._work(client))
+            async with LLMSession(self.backend.url, settings) as session, asyncio.TaskGroup() as workers:
+                for _ in range(min(settings.concurrency, sum(map(len, self.paths)))):
+                    workers.create_task(self._work(session))
         except BaseExceptionGroup as group:
             raise next(_input_errors(group), group) from None
         if self.fatal:
-            location = f"{endpoint_name(self.backend.url)}, model {self.job.model}"
-            hint = f"check the server and ${self.backend.key_variable}, then run the same command again to go on"
+            location = f"{session.name}, model {self.job.model}"
+            hint = f"check the server and ${settings.api_key_env}, then run the same command again to go on"
             raise InputError(Problem(location, "answers", self.fatal, hint))
-        for asked, reason in self.silent:
-            self.sink.fail(asked, reason)
+        for ask, reason in self.unreachable:
+            self.sink.fail(ask, reason)
 
-    async def _work(self, client: AsyncOpenAI) -> None:
-        while (next_one := await self._next()) is not None:
-            asked, followers = next_one
+    async def _work(self, session: LLMSession) -> None:
+        while (following := await self._next()) is not None:
+            ask, followers = following
             try:
-                await self._ask(client, asked)
+                await self._ask(session, ask)
             finally:
                 async with self.changed:
                     self.leading -= bool(followers)
@@ -198,49 +220,37 @@ class _Run:
             self.leading += bool(found[1])
             return found
 
-    async def _ask(self, client: AsyncOpenAI, asked: Ask) -> None:
+    async def _ask(self, session: LLMSession, ask: Ask) -> None:
         try:
             # in a thread: decoding and encoding three images would hold up the other calls
-            messages = await asyncio.to_thread(self.job.chat, asked)
+            messages = await asyncio.to_thread(self.job.chat, ask)
         except InputError as error:
-            self.sink.fail(asked, str(error))
+            self.sink.fail(ask, str(error))
             return
-        outcomes = [await self._outcome(client, asked, messages, sample) for sample in range(self.job.sampling.n)]
-        broken = next((outcome for outcome in outcomes if outcome.failure is not None), None)
-        if broken is None:
-            self._spoke()
-            self.sink.keep(asked, _answer(outcomes))
-        elif broken.fatal:
-            self.fatal = self.fatal or f"refused: {broken.failure}"
-        elif _SERVER_GONE.match(broken.failure or ""):
-            self.silent.append((asked, broken.failure or ""))
-            if len(self.silent) >= DOWN_AFTER and not self.fatal:
-                self.fatal = f"{len(self.silent)} questions in a row without one, the last by {broken.failure}"
+        results = []
+        for sample in range(self.job.sampling.n):
+            body = request_body(self.job, ask, sample)
+            key = hashlib.sha256(repr((ask.key, sample, self.job.model, body)).encode()).hexdigest()
+            results.append(await session.ask(self.job.model, messages, body, key, retry_malformed=True))
+        failed = next((result for result in results if result.failure is not None), None)
+        reason = "" if failed is None else failed.failure or ""
+        if failed is not None and failed.fatal:
+            self.fatal = self.fatal or f"refused: {reason}"
+        elif _UNREACHABLE.match(reason):
+            self.unreachable.append((ask, reason))
+            if len(self.unreachable) >= MAX_UNREACHABLE and not self.fatal:
+                self.fatal = f"{len(self.unreachable)} questions in a row without one, the last by {reason}"
         else:
-            self._spoke()
-            self.sink.fail(asked, broken.failure or "")
-
-    def _spoke(self) -> None:
-        """The server is there, so silence before was about single questions: their failures are written down."""
-        while self.silent:
-            self.sink.fail(*self.silent.pop(0))
-
-    async def _outcome(
-        self, client: AsyncOpenAI, asked: Ask, messages: Sequence[dict[str, Any]], sample: int
-    ) -> Outcome:
-        """Asks for one sample; a garbled reply is asked for again, as a lost one is."""
-        body = request_body(self.job, asked, sample)
-        key = hashlib.sha256(repr((asked.key, sample, self.job.model, body)).encode()).hexdigest()
-        for attempt in range(self.backend.retries + 1):
-            outcome = await ask(client, self.job.model, messages, body, key)
-            if outcome.failure is None or not outcome.failure.startswith("malformed"):
-                break
-            await asyncio.sleep(min(0.5 * 2**attempt, 8.0))
-        return outcome
+            while self.unreachable:  # the server is up, so earlier silence was about single questions
+                self.sink.fail(*self.unreachable.pop(0))
+            if failed is None:
+                self.sink.keep(ask, _answer(results))
+            else:
+                self.sink.fail(ask, reason)
 
 
 def _input_errors(group: BaseExceptionGroup[BaseException]) -> Iterator[InputError]:
-    """Yields what is to be told of what ended the workers, such as a full disk."""
+    """Yields the input errors that ended the workers, such as a full disk."""
     for error in group.exceptions:
         if isinstance(error, InputError):
             yield error
@@ -248,12 +258,12 @@ def _input_errors(group: BaseExceptionGroup[BaseException]) -> Iterator[InputErr
             yield from _input_errors(error)
 
 
-def _answer(outcomes: Sequence[Outcome]) -> Answer:
-    counts = [outcome.completion_tokens for outcome in outcomes]
+def _answer(results: Sequence[CallResult]) -> Answer:
+    counts = [result.completion_tokens for result in results]
     return Answer(
-        responses=tuple(outcome.text or "" for outcome in outcomes),
-        finish=outcomes[0].finish,
-        prompt_tokens=outcomes[0].prompt_tokens,
+        responses=tuple(restore_thoughts(result.text or "", result.reasoning) for result in results),
+        finish=results[0].finish,
+        prompt_tokens=results[0].prompt_tokens,
         completion_tokens=None if None in counts else sum(count for count in counts if count is not None),
-        cached_tokens=outcomes[0].cached_tokens,
+        cached_tokens=results[0].cached_tokens,
     )

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from scale_vqa_eval.chat.journal import Journal
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.predict.items import Ask
+from scale_vqa_eval.store import Journal
 
 Key = tuple[str, int | None]
 

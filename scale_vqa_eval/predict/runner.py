@@ -103,7 +103,8 @@ def run(backend: Backend, job: Job, out: Path, plan: Plan) -> Outcome:
         count = sum(map(len, paths))
         counted = (0, 0)
         if count:
-            backend.check(job, paths)
+            for note in backend.check(job, paths):
+                click.echo(f"warning: {note}", err=True)
             with tqdm(total=count, desc=f"{job.model} ({len(file.answered)} done)", unit="question") as bar:
                 keeper = _Keeper(file, bar)
                 backend.run(job, paths, keeper)

@@ -44,7 +44,7 @@ class TransformersBackend:
     def versions(self) -> dict[str, str]:
         return {name: version(name) for name in ("torch", "transformers")}
 
-    def check(self, job: Job, paths: Sequence[Sequence[Ask]]) -> None:
+    def check(self, job: Job, paths: Sequence[Sequence[Ask]]) -> list[str]:
         """Loads the model and counts the tokens of the hardest question."""
         if job.structured:
             hint = "use --backend openai or vllm"
@@ -64,6 +64,7 @@ class TransformersBackend:
             found = f"{tokens} of the prompt and {job.sampling.max_tokens} of --max-tokens"
             hint = "give fewer --max-pixels or --max-tokens"
             raise InputError(Problem(location, f"at most {context} tokens a question", found, hint))
+        return []
 
     def run(self, job: Job, paths: Sequence[Sequence[Ask]], sink: Sink) -> None:
         asks = [ask for path in paths for ask in path]

@@ -40,7 +40,7 @@ class VllmBackend:
                 continue
         return found
 
-    def check(self, job: Job, paths: Sequence[Sequence[Ask]]) -> None:
+    def check(self, job: Job, paths: Sequence[Sequence[Ask]]) -> list[str]:
         """Starts the engine, and asks it the hardest question for one token."""
         from vllm import SamplingParams
 
@@ -58,6 +58,7 @@ class VllmBackend:
         if needed > context:
             found = f"{len(output.prompt_token_ids)} of the prompt and {job.sampling.max_tokens} of --max-tokens"
             raise InputError(Problem(location, f"at most {context} tokens a question", found, hint))
+        return []
 
     def run(self, job: Job, paths: Sequence[Sequence[Ask]], sink: Sink) -> None:
         self._start(job, max(ask.pictures for path in paths for ask in path))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from scale_vqa_eval.chat.cache import ChatReply
+from scale_vqa_eval.llm import ChatReply
 
 OUTCOMES: Final[Mapping[str, str]] = {
     "timeout": "no answer in time, at every try",
@@ -62,6 +62,8 @@ def failed_call(failure: str) -> str:
         return "rate-limited" if status == "429" else "server-error" if status >= "500" else "request-refused"
     if failure.startswith("malformed"):
         return "malformed-reply"
+    if failure.startswith("refusal"):
+        return "refusal"
     return "timeout" if failure.startswith("timeout") else "connection"
 
 

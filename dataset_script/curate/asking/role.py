@@ -10,8 +10,8 @@ from typing import Any, Generic, TypeVar
 
 from dataset_script.curate.asking.replies import BadReply, json_object
 from dataset_script.curate.asking.settings import RoleSettings
-from scale_vqa_eval.chat.cache import CachedChat, ChatReply, ChatRequest, Spending
 from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.llm import ChatReply, ChatRequest, LLMClient, Spending
 
 Message = Mapping[str, str]
 T = TypeVar("T")
@@ -70,7 +70,7 @@ class Role:
             budget=None if limits.budget is None else max(0.0, limits.budget - self.spent.cost),
             max_calls=None if limits.max_calls is None else max(0, limits.max_calls - self.spent.calls),
         )
-        chat = CachedChat(self.settings.base_url, self.settings.model, self.answers, left)
+        chat = LLMClient(self.settings.base_url, self.settings.model, self.answers, left)
         keys = [chat.key(request) for request in requests]
         fresh = {key: request for key, request in zip(keys, requests, strict=True) if key not in self.known}
         if fresh:

@@ -9,9 +9,8 @@ from typing import Any, Final
 
 import yaml
 
-from scale_vqa_eval.chat.cache import ChatSettings
-from scale_vqa_eval.chat.calls import endpoint_name
 from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.llm import ChatSettings, endpoint_name
 
 STRUCTURED: Final = ("json_schema", "json_object", "none")
 SINGLE_ROLES: Final = ("decompose", "generate", "analyse")
@@ -25,7 +24,7 @@ class RoleSettings:
         name: ``decompose``, ``generate``, ``analyse``, or an adversary's own name.
         base_url: base address of the OpenAI-compatible API.
         model: name of the model there.
-        chat: sampling, pace, prices and limits; ``key_variable`` names the environment variable with the API key.
+        chat: sampling, pace, prices and limits; ``api_key_env`` names the environment variable with the API key.
         structured: what is sent as ``response_format``.
         repeats: how often an adversary answers each question, the options rotated.
     """
@@ -201,5 +200,5 @@ def _chat(name: str, raw: Mapping[str, Any]) -> ChatSettings:
     if "price" in raw:
         given["prices"] = tuple(float(one) for one in raw["price"])
     if "api_key_env" in raw:
-        given["key_variable"] = raw["api_key_env"]
+        given["api_key_env"] = raw["api_key_env"]
     return ChatSettings(sampling=sampling, **given)

@@ -10,7 +10,7 @@ from dataset_script.curate.asking.role import Role, outcomes, with_format
 from dataset_script.curate.asking.settings import RoleSettings
 from dataset_script.curate.features.decompose import as_row, decompose_paths, reply_schema
 from dataset_script.curate.work import WorkFolder, write_lines
-from scale_vqa_eval.chat.cache import Spending
+from scale_vqa_eval.llm import Spending
 
 
 @dataclass(frozen=True)

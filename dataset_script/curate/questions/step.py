@@ -13,8 +13,8 @@ from dataset_script.curate.features.decompose import Feature
 from dataset_script.curate.questions.drafts import Order, Pair, reply_schema, write_drafts
 from dataset_script.curate.questions.plan import PathPlan
 from dataset_script.curate.work import WorkFolder, write_lines
-from scale_vqa_eval.chat.cache import Spending
 from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.llm import Spending
 from scale_vqa_eval.schema import row_id
 
 

@@ -18,8 +18,8 @@ from scale_vqa_eval.audit.battery import FAMILIES, TRAIN_CAP, prepare, run_batte
 from scale_vqa_eval.audit.chat import chat_probe
 from scale_vqa_eval.audit.prepared import Prepared
 from scale_vqa_eval.audit.probe import credit, gold_probability, option_counts, sequential_credit
-from scale_vqa_eval.chat.cache import Spending
 from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.llm import Spending
 from scale_vqa_eval.questions import Question
 
 SURE: float = 1 - 1e-9

@@ -90,7 +90,7 @@ def test_a_full_disk_is_one_error_and_the_run_goes_on_once_there_is_room(tmp_pat
     out = tmp_path / "p.jsonl"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with pytest.raises(InputError, match=r"p.jsonl.*make room"), opened(out) as file:
+        with pytest.raises(InputError, match=r"p.jsonl.*free disk space"), opened(out) as file:
             for ask in list(reversed(ASKS))[: 8 if settled else 5]:
                 file.keep(ask.key, {"response": "answer"})
             resource.setrlimit(resource.RLIMIT_FSIZE, (out.stat().st_size + (-9 if settled else 9), before[1]))

@@ -1,1 +1,0 @@
-"""Models behind chat endpoints: asked with pace and budget, every answer kept, so that work resumes."""
