@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dataset_script.review.locate import _NAME, Place, _square, place_by_matching, place_by_name
-from scale_vqa_eval.question_files import release_files
+from scale_vqa_eval.release_folder.read import release_files
 from scale_vqa_eval.schema import VIEWS
 
 Pair = tuple[dict[str, Any], dict[str, Any], Place | None, bool]

@@ -1,30 +1,24 @@
-"""``ScaleVQA``: the benchmark as a ``datasets`` builder, one config a view of the data."""
+"""``ScaleVQA``: the benchmark as a ``datasets`` builder, one config per view of the data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.parquet.parquet import Parquet, ParquetConfig
 
-from dataset_script.shards import (
-    check_columns,
-    file_stamp,
-    has_images,
-    release_folder,
-    release_shards,
-    row_count,
-    unembedded_rows,
-)
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.release_folder.aliases import DATASET_NAME
-from scale_vqa_eval.release_folder.features import row_features
-from scale_vqa_eval.schema import CONFIGS
+from scale_vqa_eval.release_folder.read import HOW_TO_MAKE_ONE, named_folder
+from scale_vqa_eval.release_folder.verify import check_columns, file_stamp, has_images, release_shards, unembedded_rows
+from scale_vqa_eval.release_folder.write import row_features
+from scale_vqa_eval.schema import CONFIGS, DATASET_NAME
 
 
 class RefusedRow(InputError, DatasetGenerationError):
@@ -45,14 +39,14 @@ class ScaleVQA(Parquet):
     Args:
         cache_dir: root of the ``datasets`` cache; None takes the library's own.
         dataset_name: name of the dataset in the cache.
-        config_name: a view; None takes the one that the folder's card calls the default.
-        hash: version of the data in the cache; None makes one of the places, sizes and times of the files.
+        config_name: a config; None takes the one that the folder's card calls the default.
+        hash: version of the data in the cache; None makes one of the paths, sizes and times of the files.
         data_dir: the release folder; None takes ``$SCALE_VQA_PATH``, else ``./scale-vqa``.
         **kwargs: as for every builder.
 
     Raises:
-        InputError: where there is no release folder, no such config, or columns that are not Scale-VQA's; while
-            rows are read, where an image is named by a path instead of being inside (``RefusedRow``).
+        InputError: if there is no release folder, no such config, or columns that are not Scale-VQA's; while rows
+            are read, if an image is named by a path instead of being inside (``RefusedRow``).
     """
 
     BUILDER_CONFIG_CLASS = ScaleVQAConfig
@@ -70,7 +64,10 @@ class ScaleVQA(Parquet):
         data_dir: str | None = None,
         **kwargs: Any,
     ) -> None:
-        self.folder = release_folder(data_dir)
+        folder = named_folder() if data_dir is None else Path(data_dir).expanduser()
+        if folder is None:
+            raise InputError(Problem("data_dir", "a release folder", "none named and none here", HOW_TO_MAKE_ONE))
+        self.folder = folder.absolute()
         configs = release_shards(self.folder)
         name = config_name or next(iter(configs))
         if name not in configs:
@@ -95,10 +92,8 @@ class ScaleVQA(Parquet):
             chosen = self.config.columns or list(declared)
             unknown = sorted(set(chosen) - set(declared))
             if unknown:
-                location = f"columns of config {self.config.name}"
-                raise InputError(
-                    Problem(location, f"some of {', '.join(declared)}", ", ".join(unknown), "correct the name")
-                )
+                location, expected = f"columns of config {self.config.name}", f"some of {', '.join(declared)}"
+                raise InputError(Problem(location, expected, ", ".join(unknown), "correct the name"))
             info.features = datasets.Features({name: declared[name] for name in chosen})
         return info
 
@@ -111,7 +106,9 @@ class ScaleVQA(Parquet):
         self.config = replace(self.config, data_files=DataFilesDict(files))
         splits: list[datasets.SplitGenerator] = super()._split_generators(dl_manager)
         for split in splits:  # the total of the progress bar
-            split.split_info.num_examples = row_count(self.shards[str(split.name)])
+            split.split_info.num_examples = sum(
+                pq.read_metadata(file).num_rows for file in self.shards[str(split.name)]
+            )
         return splits
 
     def _generate_tables(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Any, pa.Table]]:
@@ -122,11 +119,9 @@ class ScaleVQA(Parquet):
             yield key, table
 
     def _problem(self, table: pa.Table, row: int, column: str, path: str) -> Problem:
-        place = (
-            f"row {table['id'][row].as_py()}" if "id" in table.column_names else "a row (load its `id` to see which)"
-        )
+        named = f"row {table['id'][row].as_py()}" if "id" in table.column_names else "a row (load `id` to see which)"
         return Problem(
-            f"{self.folder}, config {self.config.name}, {place}, column {column}",
+            f"{self.folder}, config {self.config.name}, {named}, column {column}",
             "an image inside of the Parquet file",
             f"the path {preview(path, 400)} without bytes",
             "embed the image; a path is never opened",

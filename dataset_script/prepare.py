@@ -1,23 +1,55 @@
-"""``scale-vqa prepare``: after it the bare names work in any process on this machine."""
+"""``scale-vqa prepare``: fills the caches of ``datasets`` and ``evaluate`` so that the bare names work in any process.
+
+Everything is made in a hidden folder beside its place and moved there in one rename: whatever is in a cache is
+complete, and a killed run is continued by the next one, config by config.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-import re
+import shutil
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 import click
 
-from scale_vqa_eval.errors import InputError, Problem
-from scale_vqa_eval.release_folder.aliases import (
-    DATASET_NAME,
+from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.files import atomic_write
+from scale_vqa_eval.release_folder.read import (
     FOLDER_VARIABLE,
     HOW_TO_MAKE_ONE,
+    HUB_ID,
     HUB_VARIABLE,
     named_folder,
 )
+from scale_vqa_eval.schema import DATASET_NAME, METRIC_FOLDER, METRIC_NAME
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+LEDGER: Final = "prepared.json"
+"""File in the cache folder of the dataset that says what was prepared."""
+_MARK: Final = "prepared-"
+_AHEAD_S: Final = 3650 * 86400
+_CACHED_METRIC: Final = f"evaluate-metric/{METRIC_NAME}"
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What is in the cache of ``datasets`` under the bare name.
+
+    Attributes:
+        folder: the release folder it was read from.
+        default: the config that ``load_dataset("scale-vqa")`` gives.
+        rows: config -> split -> number of rows.
+        kept: the configs that were there already, with the same content.
+    """
+
+    folder: str
+    default: str
+    rows: dict[str, dict[str, int]]
+    kept: tuple[str, ...]
 
 
 @click.command()
@@ -31,49 +63,41 @@ def prepare(data: str | None, workers: int) -> None:
     """Make load_dataset("scale-vqa") and evaluate.load("scale_vqa_acc") work by their bare names.
 
     Every config of the release folder goes into the cache of `datasets`, in place of what was prepared before, and
-    the metric into the cache of `evaluate`. Both then load in any process, offline, in any directory, with or
-    without this package imported. Running it again is cheap: what is there already is kept.
+    the metric into the cache of `evaluate`. Both then load in any process, offline, in any directory, without this
+    package imported. Running it again is cheap: what is there already is kept. Without data only the metric is
+    prepared.
     """
     folder = _source(data)
-    click.echo(f"preparing {folder}", err=True)
-    from dataset_script.caches import prepare_dataset, prepare_metric, spare_the_network
-
-    prepared = prepare_dataset(folder, workers)
-    metric = prepare_metric()
-    spare_the_network()
-    click.echo(f"{DATASET_NAME} from {prepared.folder}")
-    for name, splits in prepared.rows.items():
-        counts = ", ".join(f"{split} {rows:,}" for split, rows in splits.items())
-        notes = ["default"] * (name == prepared.default) + ["was there already"] * (name in prepared.kept)
-        click.echo(f"  {name:<10} {counts}" + (f"  ({', '.join(notes)})" if notes else ""))
-    click.echo(f"metric in {metric}")
-    click.echo(_WHAT_TO_TYPE)
-
-
-_WHAT_TO_TYPE = """\
-Now, in any process:
-  from datasets import load_dataset; import evaluate
-  load_dataset("scale-vqa"), evaluate.load("scale_vqa_acc")
-Without a network set HF_HUB_OFFLINE=1 and HF_EVALUATE_OFFLINE=1: nothing is asked then."""
+    if folder is not None:
+        click.echo(f"preparing {folder}", err=True)
+        prepared = prepare_dataset(folder, workers)
+        spare_the_network()
+        click.echo(f"{DATASET_NAME} from {prepared.folder}")
+        for name, splits in prepared.rows.items():
+            counts = ", ".join(f"{split} {rows:,}" for split, rows in splits.items())
+            notes = ["default"] * (name == prepared.default) + ["was there already"] * (name in prepared.kept)
+            click.echo(f"  {name:<10} {counts}" + (f"  ({', '.join(notes)})" if notes else ""))
+    click.echo(f"metric in {prepare_metric()}")
+    if folder is None:
+        click.echo(f"no data was prepared: none is named and none is here. To have some, {HOW_TO_MAKE_ONE}", err=True)
+    loaded = [f'load_dataset("{DATASET_NAME}")'] * (folder is not None) + [f'evaluate.load("{METRIC_NAME}")']
+    click.echo("Now, in any process:\n  from datasets import load_dataset; import evaluate\n  " + ", ".join(loaded))
+    click.echo("Without a network set HF_HUB_OFFLINE=1 and HF_EVALUATE_OFFLINE=1: nothing is requested then.")
 
 
-def _source(data: str | None) -> Path:
+def _source(data: str | None) -> Path | None:
+    """Returns the folder to prepare, downloaded if a Hub id names it; None if nothing is named and nothing is here."""
     if data is not None:
         if Path(data).expanduser().is_dir():
             return Path(data).expanduser()
-        if _HUB_ID.fullmatch(data) and not Path(data).exists():
+        if HUB_ID.fullmatch(data) and not Path(data).exists():
             return _snapshot(data)
         raise click.BadParameter(f"{data!r} is neither a folder nor a Hub id org/name", param_hint="--data")
-    folder = named_folder()
-    if folder is not None:
-        here = Path(DATASET_NAME)
-        if here.is_dir() and not folder.samefile(here):
-            click.echo(f"note: in this directory load_dataset({DATASET_NAME!r}) takes ./{DATASET_NAME}", err=True)
-        return folder
+    folder, here = named_folder(), Path(DATASET_NAME)
+    if folder is not None and here.is_dir() and not folder.samefile(here):
+        click.echo(f"note: in this directory load_dataset({DATASET_NAME!r}) takes ./{DATASET_NAME}", err=True)
     hub_id = os.environ.get(HUB_VARIABLE)
-    if hub_id:
-        return _snapshot(hub_id)
-    raise click.UsageError(f"no release folder is named and none is here; {HOW_TO_MAKE_ONE}")
+    return _snapshot(hub_id) if folder is None and hub_id else folder
 
 
 def _snapshot(hub_id: str) -> Path:
@@ -86,3 +110,128 @@ def _snapshot(hub_id: str) -> Path:
         found = " ".join(str(error).split())[:200]
         hint = "check the id, `hf auth login` and the network, or name a folder"
         raise InputError(Problem(hub_id, "a data set on the Hub", found, hint)) from error
+
+
+def prepare_dataset(folder: Path, workers: int = 1) -> PreparedData:
+    """Puts every config of a release folder into the cache, in place of what was prepared before.
+
+    Args:
+        folder: the release folder.
+        workers: processes; more than one helps if a split has several shards.
+
+    Raises:
+        InputError: if the folder cannot be loaded; the cache is as it was then.
+    """
+    from datasets import DatasetInfo
+    from datasets.config import HF_DATASETS_CACHE
+    from filelock import FileLock
+
+    from scale_vqa_eval.release_folder.verify import content_hash, release_shards
+
+    cache = Path(HF_DATASETS_CACHE).expanduser()
+    root, staging = cache / DATASET_NAME, cache / f".{DATASET_NAME}.partial"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f".{DATASET_NAME}.lock"):  # waits: a second run finds all prepared
+        configs = release_shards(folder)
+        versions = {name: _MARK + content_hash(name, shards)[:32] for name, shards in configs.items()}
+        places = {name: root / name / "0.0.0" / version for name, version in versions.items()}
+        kept = tuple(name for name, place in places.items() if place.is_dir())
+        made = {
+            name: _generated(staging, folder, name, versions[name], workers) for name in places if name not in kept
+        }
+        for name, generated in made.items():
+            places[name].parent.mkdir(parents=True, exist_ok=True)
+            generated.rename(places[name])
+        default = next(iter(configs))
+        # `datasets` gives the bare name to the folder that changed last. `map` writes into the folder of the config
+        # that it is called on, and a ./scale-vqa loaded later lands beside it: the default's time is set ahead of both
+        for name, place in places.items():
+            os.utime(place, (time.time(), time.time() + _AHEAD_S * (name == default)))
+        splits = {name: DatasetInfo.from_directory(str(place)).splits or {} for name, place in places.items()}
+        rows = {name: {str(key): one.num_examples for key, one in parts.items()} for name, parts in splits.items()}
+        prepared = PreparedData(str(folder.absolute()), default, rows, kept)
+        atomic_write(root / LEDGER, json.dumps(asdict(prepared), indent=2) + "\n")
+        for old in set(root.glob(f"*/*/{_MARK}*")) - set(places.values()):
+            shutil.rmtree(old)
+        shutil.rmtree(staging, ignore_errors=True)
+    return prepared
+
+
+def _generated(staging: Path, folder: Path, config: str, version: str, workers: int) -> Path:
+    """Returns the folder of one config, made in ``staging``; a complete one of a killed run is taken as it is."""
+    from datasets.exceptions import DatasetGenerationError
+
+    from dataset_script.builder import RefusedRow, ScaleVQA
+
+    for half in staging.glob(f"*/{config}/*/*.incomplete"):
+        shutil.rmtree(half)
+    builder = ScaleVQA(cache_dir=str(staging), config_name=config, hash=version, data_dir=str(folder))
+    try:
+        builder.download_and_prepare(num_proc=workers if workers > 1 else None)
+    except RefusedRow:
+        raise
+    except DatasetGenerationError as error:
+        location, found = f"{folder}, config {config}", preview(str(error.__cause__ or error), 200)
+        hint = "build or download the folder again, or free some disk space"
+        raise InputError(Problem(location, "files that can be read into the cache", found, hint)) from error
+    return Path(builder.cache_dir)
+
+
+def prepare_metric(folder: Path = METRIC_FOLDER) -> Path:
+    """Puts the metric's script, with the modules that it imports, into the cache of ``evaluate``; returns its path.
+
+    Args:
+        folder: the metric folder, ``<name>/<name>.py`` with its modules beside it.
+
+    Raises:
+        InputError: if a module imports another that the script itself does not import: ``evaluate`` copies those
+            alone, so the metric would not load from its cache, a path or a Space.
+    """
+    from evaluate.loading import LocalEvaluationModuleFactory, get_imports, init_dynamic_modules  # slow: seconds
+    from filelock import FileLock
+
+    modules = Path(init_dynamic_modules())
+    staging, namespace = modules / f".{METRIC_NAME}.partial", modules / "metrics"
+    place = namespace / _CACHED_METRIC.replace("/", "--")
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(namespace / f".{METRIC_NAME}.lock"):
+        shutil.rmtree(staging, ignore_errors=True)
+        factory = LocalEvaluationModuleFactory(str(folder / f"{METRIC_NAME}.py"), dynamic_modules_path=str(staging))
+        factory.name = _CACHED_METRIC  # the name under which `evaluate` looks for what it has loaded from the Hub
+        version = factory.get_module().hash
+        made = staging / "metrics" / place.name / version
+        hint = "import it there: `evaluate` copies the modules that the script names, and no others"
+        expected = f"`from .{{}} import ...` in {METRIC_NAME}.py too"
+        problems = [
+            Problem(f"{METRIC_NAME}/{file.name}", expected.format(name), "it imported here alone", hint)
+            for file in sorted(made.glob("*.py"))
+            for kind, name, _, _ in get_imports(str(file))
+            if kind == "internal" and not (made / f"{name}.py").is_file()
+        ]
+        if problems:
+            raise InputError(problems)
+        for package in (namespace, place):
+            (package / "__init__.py").touch()
+        if (place / version).exists():
+            shutil.rmtree(place / version)
+        made.rename(place / version)
+        (place / version / f"{METRIC_NAME}.py").touch()  # `evaluate` takes the newest
+        shutil.rmtree(staging, ignore_errors=True)
+    return place / version
+
+
+def spare_the_network() -> None:
+    """Leaves a placeholder of a data set "scale-vqa" in the cache of the Hub's client.
+
+    ``datasets`` asks the Hub for a bare name before it looks into its own cache, and repeats that for 24 s if no
+    network answers. With a card in the client's cache the first failure settles it; a "loading script" beside the
+    card is what makes ``datasets`` give up on the Hub, again without asking, and turn to its cache.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    text = f"Placeholder of `scale-vqa prepare`: {DATASET_NAME} is prepared in the cache of `datasets`.\n"
+    revision = hashlib.sha1(text.encode()).hexdigest()
+    repository = Path(HF_HUB_CACHE) / f"datasets--{DATASET_NAME}"
+    for name in (f"snapshots/{revision}/README.md", f"snapshots/{revision}/{DATASET_NAME}.py"):
+        atomic_write(repository / name, f"# {text}")
+    atomic_write(repository / "refs" / "main", revision)

@@ -11,8 +11,7 @@ import yaml
 from huggingface_hub import DatasetCard, ModelCard, RepoCard, parse_eval_result_entries
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.release_folder.card import INCOMPLETE, NO_LICENCE
-from scale_vqa_eval.release_folder.card_marks import head, marked_sections
+from scale_vqa_eval.release_folder.card import INCOMPLETE, NO_LICENCE, head, marked_sections
 
 Kind = Literal["dataset", "model", "metric", "space"]
 

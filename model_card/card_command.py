@@ -61,7 +61,7 @@ def dataset(
     from model_card import croissant as metadata
     from model_card.dataset_card import dataset_card
     from model_card.licence import stated_licence
-    from scale_vqa_eval.release_folder.card_marks import head
+    from scale_vqa_eval.release_folder.card import head
 
     if croissant and not repo:
         raise click.UsageError("--croissant needs --repo ORG/NAME: the metadata names where the data is")

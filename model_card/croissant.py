@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from model_card.licence import Licence
 from scale_vqa_eval import __version__
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.question_files import release_configs
+from scale_vqa_eval.release_folder.read import release_configs
 
 NAME: Final = "croissant.json"
 _PARQUET: Final = "application/x-parquet"

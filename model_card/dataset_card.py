@@ -20,8 +20,7 @@ from model_card.sections import merged_card, render
 from scale_vqa_eval import __version__
 from scale_vqa_eval.audit.defects import KINDS
 from scale_vqa_eval.errors import InputError, Problem
-from scale_vqa_eval.release_folder.card import read_notes
-from scale_vqa_eval.release_folder.card_marks import head
+from scale_vqa_eval.release_folder.card import head, read_notes
 
 AUTHORS: Final = "Scale-VQA release"
 """How the source of rows begins that were read from the authors' files, or made of those."""

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from scale_vqa_eval.audit.defects import KINDS
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.question_files import release_configs
 from scale_vqa_eval.questions import Question, read_questions
+from scale_vqa_eval.release_folder.read import release_configs
 from scale_vqa_eval.schema import CONFIGS, LETTERS
 from scale_vqa_eval.scoring.score import dimension_order, questions_digest
 

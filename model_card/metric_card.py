@@ -12,7 +12,7 @@ from huggingface_hub.repocard_data import CardData
 
 from model_card.sections import merged_card, render
 from scale_vqa_eval.errors import InputError, Problem
-from scale_vqa_eval.release_folder.card_marks import head
+from scale_vqa_eval.release_folder.card import head
 
 EXAMPLE: Final[dict[str, list[Any]]] = {
     "predictions": ["<think>Glands at 40x.</think> <answer>B</answer>", "<answer>C</answer>", "It is A.", None],

@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import RepoCard
 from huggingface_hub.repocard_data import CardData
 
-from scale_vqa_eval.release_folder.card_marks import CLOSE, OPEN, body, head, marked_sections
+from scale_vqa_eval.release_folder.card import CLOSE, OPEN, body, head, marked_sections
 from scale_vqa_eval.text import markdown
 
 MACROS: Final = (

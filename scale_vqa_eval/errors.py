@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, get_args
@@ -19,7 +20,7 @@ class Problem:
     Attributes:
         location: file and row, line or column, as a reader would look it up (``test.json, row 17 (id ...)``).
         expected: what the contract asks for.
-        found: what stands there, shortened to one line.
+        found: what is there, shortened to one line.
         hint: what the reader can do about it.
     """
 
@@ -33,17 +34,17 @@ class Problem:
 
 
 class InputError(ValueError):
-    """Raised when an input breaks the contract; carries every fault that was found, not the first alone."""
+    """Raised when an input breaks the contract; carries every problem that was found, not the first alone."""
 
     def __init__(self, problems: Problem | Sequence[Problem]) -> None:
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         if not self.problems:
-            raise ValueError("InputError needs at least one fault")
-        head = "" if len(self.problems) == 1 else f"{len(self.problems)} faults:\n"
+            raise ValueError("InputError needs at least one problem")
+        head = "" if len(self.problems) == 1 else f"{len(self.problems)} problems:\n"
         super().__init__(head + "\n".join(str(problem) for problem in self.problems))
 
     def __reduce__(self) -> tuple[type[InputError], tuple[tuple[Problem, ...]]]:
-        # an exception is pickled by its message otherwise, and would come back from a worker without its faults
+        # an exception is pickled by its message otherwise, and would come back from a worker without its problems
         return type(self), (self.problems,)
 
 
@@ -51,11 +52,26 @@ def preview(value: object, limit: int = 80) -> str:
     """Shows a value of an input on one line of an error message.
 
     Args:
-        value: anything; it is shown by ``repr``, control characters escaped.
-        limit: most characters kept; the rest is counted, not dropped in silence.
+        value: anything; it is shown by ``repr``, control characters escaped. Of lists and objects only the first few
+            levels and entries are visited, so that a small file that stands for a huge value costs nothing.
+        limit: most characters kept; for texts the rest is counted.
     """
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    if isinstance(value, str):
+        text = repr(value) if value.isprintable() else ascii(value)
+    elif isinstance(value, dict | list | tuple | set | frozenset):
+        text = _SHORT.repr(value)
+    else:
+        try:
+            text = repr(value)
+        except ValueError:  # an integer of more than 4,300 digits
+            text = f"a {type(value).__name__} too long to show"
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxfrozenset = 20
+_SHORT.maxstring = _SHORT.maxother = 400
+_SHORT.maxlevel = 4
 
 
 def validated(model: type[M], raw: object, location: str) -> M:

@@ -8,9 +8,11 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.errors import InputError, Problem, preview
+
+MAX_YAML_VALUES: Final = 1_000_000
 
 
 @contextlib.contextmanager
@@ -20,7 +22,7 @@ def atomic_path(path: str | Path, hint: str = "name another file") -> Iterator[P
     A process killed at any moment leaves the old file or the new one. After an error the hidden file is removed.
 
     Raises:
-        InputError: where the file cannot be written; ``hint`` says how to fix it.
+        InputError: if the file cannot be written; ``hint`` says how to fix it.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -41,7 +43,7 @@ def atomic_write(path: str | Path, content: str | bytes, hint: str = "name anoth
     """Writes a file in one rename; text as UTF-8 with ``\\n`` line ends, lone surrogates escaped.
 
     Raises:
-        InputError: where the file cannot be written.
+        InputError: if the file cannot be written.
     """
     data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
     with atomic_path(path, hint) as partial:
@@ -52,10 +54,65 @@ def write_json(path: str | Path, content: Any, hint: str = "name another file") 
     """Writes a value as indented ASCII JSON in one rename: the same content gives the same bytes.
 
     Raises:
-        InputError: where the file cannot be written.
-        ValueError: where a number is NaN or infinite.
+        InputError: if the file cannot be written.
+        ValueError: if a number is NaN or infinite.
     """
     atomic_write(path, json.dumps(content, indent=2, ensure_ascii=True, allow_nan=False) + "\n", hint)
+
+
+def parse_json(text: str, location: str, **options: Any) -> Any:
+    """Returns the value of a JSON text; ``options`` are those of ``json.loads``.
+
+    Raises:
+        InputError: if it is not JSON (with line and column), nested too deeply, or has a number of over 4,300 digits.
+    """
+    try:
+        return json.loads(text, **options)
+    except json.JSONDecodeError as error:
+        place = f"{location}, line {error.lineno}, column {error.colno}"
+        raise InputError(Problem(place, "JSON", error.msg, "fix the file")) from error
+    except RecursionError as error:
+        found = "lists or objects nested too deeply"
+        raise InputError(Problem(location, "JSON", found, "fix the file")) from error
+    except ValueError as error:
+        raise InputError(Problem(location, "JSON", preview(str(error), 160), "fix the file")) from error
+
+
+def parse_yaml(text: str, location: str) -> Any:
+    """Returns the value of a YAML text, built by the safe loader.
+
+    Raises:
+        InputError: if it is not YAML, or its aliases stand for more than a million values or for themselves.
+    """
+    import yaml
+
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        size = _expanded_size(root, {}) if root is not None else 0
+        if size > MAX_YAML_VALUES:
+            found = f"aliases that stand for {size:.1e} values"
+            raise InputError(Problem(location, f"YAML of at most {MAX_YAML_VALUES:,} values", found, "write it out"))
+        return loader.construct_document(root) if root is not None else None
+    except RecursionError as error:
+        found = "values nested too deeply, or inside of themselves"
+        raise InputError(Problem(location, "YAML", found, "fix the file")) from error
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
+        found = preview(" ".join(str(error).split()), 160)
+        raise InputError(Problem(location, "YAML", found, "fix the file")) from error
+
+
+def _expanded_size(node: Any, sizes: dict[int, int]) -> int:
+    """Returns how many values a YAML node is once its aliases are written out; a node inside of itself recurses."""
+    if id(node) in sizes:
+        return sizes[id(node)]
+    children = node.value if isinstance(node.value, list) else []
+    nodes = [child for pair in children for child in (pair if isinstance(pair, tuple) else (pair,))]
+    size = 1 + sum(_expanded_size(child, sizes) for child in nodes)
+    sizes[id(node)] = size
+    return size
 
 
 def not_writable(path: str | Path, error: OSError, hint: str) -> Problem:
@@ -75,7 +132,7 @@ def sha256_json(value: Any) -> str:
 
 
 def inside_root(root: str | Path, name: str) -> Path | None:
-    """Returns the real path of ``name`` below ``root``, or None where it leaves the root, links followed.
+    """Returns the real path of ``name`` below ``root``, or None if it leaves the root, links followed.
 
     The file need not exist. Absolute names, ``..`` and symlinks that lead out are refused.
     """
@@ -85,19 +142,27 @@ def inside_root(root: str | Path, name: str) -> Path | None:
     return real if real.is_relative_to(os.path.realpath(root)) else None
 
 
+_HELD: set[Path] = set()
+
+
 @contextlib.contextmanager
 def exclusive_output(path: str | Path, flag: str = "--out") -> Iterator[Path]:
     """Holds the one lock of an output file or folder; yields its path, a symlink replaced by what it points to.
 
-    Two processes, or two names of one output, exclude each other. The lock lies beside the output and is released by
-    the operating system when its process ends.
+    Two processes, or two names of one output, exclude each other; within a process the lock can be taken again by
+    whoever writes below it. The lock file lies beside the output, is released by the operating system when its
+    process ends, and is removed while the lock is still held: a waiting process that had opened it already sees
+    that it has no name any more and opens a new one (filelock checks that from version 4 on).
 
     Raises:
-        InputError: where another process writes to the same output, or its parent folder cannot be written.
+        InputError: if another process writes to the same output, or its parent folder cannot be written.
     """
     from filelock import FileLock, Timeout
 
     real = Path(os.path.realpath(path))
+    if real in _HELD:
+        yield real
+        return
     lock = FileLock(real.with_name(f".{real.name}.lock"))
     try:
         real.parent.mkdir(parents=True, exist_ok=True)
@@ -108,9 +173,11 @@ def exclusive_output(path: str | Path, flag: str = "--out") -> Iterator[Path]:
         raise InputError(Problem(str(path), "an output that no other process writes to", found, hint)) from error
     except OSError as error:
         raise InputError(not_writable(path, error, f"name another {flag}")) from error
+    _HELD.add(real)
     try:
         yield real
     finally:
-        lock.release()
+        _HELD.discard(real)
         with contextlib.suppress(OSError):
             Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()

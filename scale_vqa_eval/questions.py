@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.question_files import Record, read_records
+from scale_vqa_eval.release_folder.read import Record, read_records
 from scale_vqa_eval.schema import LETTERS, QUESTION_TYPES, patient_of, row_id
 
 FIELD_NAMES: Final[dict[str, tuple[str, ...]]] = {

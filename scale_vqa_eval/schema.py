@@ -7,7 +7,13 @@ five dimensions and three views; PathScale-R1 (arXiv:2607.23794) for the idea of
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Final
+
+DATASET_NAME: Final = "scale-vqa"
+METRIC_NAME: Final = "scale_vqa_acc"
+METRIC_FOLDER: Final = Path(__file__).parent / METRIC_NAME
+"""The folder of the `evaluate` metric, as it is copied to a Space."""
 
 LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -28,7 +34,7 @@ ALL_DIMENSIONS: Final[tuple[str, ...]] = DIMENSIONS + GROUNDING_KINDS
 """Names of the ``dimension`` ClassLabel, the same in every config, so that configs can be concatenated."""
 
 VIEWS: Final[tuple[str, ...]] = ("low_mag", "mid_mag", "high_mag")
-"""Image columns in scale order: 10x, 40x, 200x."""
+"""Image columns in scale order; MPP and MAGNIFICATION state the scale of each."""
 
 MPP: Final[dict[str, float]] = {"low_mag": 10.0, "mid_mag": 2.5, "high_mag": 0.5}
 """Nominal scale of each view in um per pixel."""

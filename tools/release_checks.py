@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from model_card.card_check import Kind, check_card
 from model_card.croissant import NAME, check_croissant
-from scale_vqa_eval.question_files import release_configs
-from scale_vqa_eval.release_folder.card_marks import head
+from scale_vqa_eval.release_folder.card import head
+from scale_vqa_eval.release_folder.read import release_configs
 
 SCAN_LIMIT = 300_000_000
 """Uncompressed bytes of a row group that the Hub's viewer reads at most (its documented scan limit)."""

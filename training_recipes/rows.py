@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import scale_vqa_eval  # noqa: F401  (makes the bare name "scale-vqa" resolve)
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.predict.items import Ask, Item
 from scale_vqa_eval.predict.pictures import OPTION_IMAGES, Picture, embedded, present
 from scale_vqa_eval.predict.prompt import Prompt, load_prompt
 from scale_vqa_eval.predict.resolution import Bounds, decoded
 from scale_vqa_eval.questions import Question
+from scale_vqa_eval.release_folder.read import resolve_data
 from scale_vqa_eval.schema import ALL_DIMENSIONS, LETTERS, VIEWS, patient_of
 
 NUMBER: Final = "row_number"
@@ -83,6 +83,7 @@ def load_rows(data: str, config: str | None, split: str) -> Any:
     """
     from datasets import get_dataset_split_names, load_dataset
 
+    data = resolve_data(data)
     location = data if config is None else f"{data}, config {config}"
     try:
         splits = get_dataset_split_names(data, config)

@@ -89,20 +89,14 @@ def curate(
 
 def _check_out(out: Path, wanted: list[str]) -> None:
     """Says that OUT cannot be written before anything is asked."""
-    from scale_vqa_eval.question_files import release_configs
-    from scale_vqa_eval.release_folder.staging import recover_release
+    from scale_vqa_eval.release_folder.write import check_out
 
     if "construct" not in wanted:
         return
-    parent = next(one for one in out.absolute().parents if one.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise click.UsageError(f"--out {out} cannot be written: {parent} is no folder that takes files")
-    recover_release(out)
-    if out.exists() and (out.is_file() or any(out.iterdir())):
-        try:
-            release_configs(out)
-        except InputError as error:
-            raise click.UsageError(f"--out {out} holds something that is no release folder: name another") from error
+    try:
+        check_out(out)
+    except InputError as error:
+        raise click.UsageError(f"--out {out} cannot be written: {error}") from error
 
 
 def _say_step(step: str, account: dict[str, Any]) -> None:

@@ -57,12 +57,9 @@ def phantom(
     if write_slides is not None and find_spec("imagecodecs") is None:
         raise click.UsageError("--write-slides needs the package 'imagecodecs': pip install 'scale-vqa[slides]'")
     from dataset_script.phantom.build import PhantomSettings, build_phantom
-    from scale_vqa_eval.question_files import release_configs
-    from scale_vqa_eval.release_folder.staging import recover_release
+    from scale_vqa_eval.release_folder.write import check_out
 
-    recover_release(out)
-    if out.exists() and (out.is_file() or any(out.iterdir())):
-        release_configs(out)  # what cannot be written is said before anything is drawn
+    check_out(out)  # what cannot be written is reported before anything is drawn
     if slides < 12:
         click.echo(
             f"--slides {slides}: groups of four have paths that share a slide; from 12 slides on they do not", err=True

@@ -13,7 +13,7 @@ from typing import Any, Final
 import click
 from tqdm import tqdm
 
-from dataset_script.release.images import check_images, inside
+from dataset_script.image_files import check_images, inside
 from dataset_script.release.read import read_release
 from scale_vqa_eval.audit.defects import KINDS, Defect, find_defects
 from scale_vqa_eval.errors import InputError

@@ -17,14 +17,13 @@ from dataset_script.review.decisions import Decision, Key, edit_problems, edited
 from dataset_script.review.items import ReviewData
 from dataset_script.review.standing import Board
 from dataset_script.review.summary import agreement_line, summarise_review, without_names
-from dataset_script.shards import unembedded_rows
 from scale_vqa_eval.audit.defects import KINDS, Defect, find_defects
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.question_files import IMAGE_COLUMNS, release_configs, release_files
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.release_folder.card import read_notes
-from scale_vqa_eval.release_folder.shards import ROWS_PER_GROUP
-from scale_vqa_eval.release_folder.write import write_release
+from scale_vqa_eval.release_folder.read import IMAGE_COLUMNS, release_configs, release_files
+from scale_vqa_eval.release_folder.verify import unembedded_rows
+from scale_vqa_eval.release_folder.write import ROWS_PER_GROUP, write_release
 
 REVIEW_FILE: Final = "review.json"
 BROKEN_GROUP: Final = "its exchange group is not whole"

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset_script.review.decisions import Key
-from dataset_script.shards import content_hash, release_shards
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.predict.items import Item, read_items
 from scale_vqa_eval.predict.pictures import Picture, PictureStore
-from scale_vqa_eval.question_files import release_files
+from scale_vqa_eval.release_folder.read import release_files
+from scale_vqa_eval.release_folder.verify import content_hash, release_shards
 from scale_vqa_eval.schema import VIEWS
 
 CURATION_REPORT: Final = "curation_report.json"

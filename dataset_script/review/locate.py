@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dataset_script.release.images import FORMATS, MAX_PIXELS
+from dataset_script.image_files import FORMATS, MAX_PIXELS
 from scale_vqa_eval.schema import MPP
 
 BY_NAME: Final = "located by the coordinates in the file names"

@@ -8,7 +8,7 @@ from typing import Final
 
 from PIL import Image
 
-from dataset_script.release.images import FORMATS, MAX_PIXELS
+from dataset_script.image_files import FORMATS, MAX_PIXELS
 from scale_vqa_eval.errors import InputError, Problem, preview
 
 _SHOWN_AS_THEY_ARE: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from dataset_script.release.images import check_images
+from dataset_script.image_files import check_images
 from dataset_script.single.rows import one_view_row, read_single
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.questions import read_questions

@@ -124,12 +124,9 @@ def slides(
     from dataset_script.slides.build import build_slides
     from dataset_script.slides.build_report import summary_lines
     from dataset_script.slides.slide_files import find_slides, read_patients
-    from scale_vqa_eval.question_files import release_configs
-    from scale_vqa_eval.release_folder.staging import recover_release
+    from scale_vqa_eval.release_folder.write import check_out
 
-    recover_release(out)
-    if out.exists() and (out.is_file() or any(out.iterdir())):
-        release_configs(out)  # hours of reading must not end at a folder that cannot be written
+    check_out(out)  # hours of reading must not end at a folder that cannot be written
     found = find_slides(places)
     for path in found.skipped:
         click.echo(f"skipped, no slide that OpenSlide opens: {path}", err=True)

@@ -15,7 +15,7 @@ import click
 from model_card.hub_id import repo_option
 from scale_vqa_eval import __version__
 from scale_vqa_eval.errors import InputError
-from scale_vqa_eval.release_folder.aliases import METRIC_FOLDER
+from scale_vqa_eval.schema import METRIC_FOLDER
 
 from .findings import problems_of
 from .kinds import KINDS
@@ -67,7 +67,7 @@ def publish() -> None:
 @_options
 def dataset(folder: Path | None, **options: Any) -> None:
     """Publish a release FOLDER.  [default: ./scale-vqa]"""
-    from scale_vqa_eval.question_files import release_configs
+    from scale_vqa_eval.release_folder.read import release_configs
 
     place = folder or Path("scale-vqa")
     if place.is_dir():

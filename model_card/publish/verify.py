@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import click
 
-from scale_vqa_eval.release_folder.aliases import METRIC_FOLDER
+from scale_vqa_eval.schema import METRIC_FOLDER
 
 from .hub_errors import HubError
 from .plan import Plan

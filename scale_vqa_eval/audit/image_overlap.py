@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from scale_vqa_eval.audit.near_images import COARSE_BITS, FINE_BITS, near_pairs, perceptual_hashes
 from scale_vqa_eval.errors import preview
-from scale_vqa_eval.question_files import release_files
 from scale_vqa_eval.questions import Question
+from scale_vqa_eval.release_folder.read import release_files, resolve_data
 
 MAX_PIXELS: Final = 50_000_000
 """A larger image is taken for a decompression bomb: named, not opened."""
@@ -97,7 +97,7 @@ def image_rows(data: str | Path, config: str | None) -> Iterator[list[tuple[str,
 
     An encoded image is the ``{"bytes", "path"}`` of ``datasets``. None where the data holds no image columns at all.
     """
-    path = Path(data)
+    path = Path(resolve_data(data))
     if path.is_dir():
         return _parquet_rows([file for files in release_files(path, config).values() for file in files])
     if path.suffix.lower() == ".parquet":

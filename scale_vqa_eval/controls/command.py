@@ -37,10 +37,10 @@ from scale_vqa_eval.controls.summary import (
 from scale_vqa_eval.controls.validity import ValidityLimits
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import atomic_write
-from scale_vqa_eval.question_files import release_configs
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.release_folder.card import CONTROLS
-from scale_vqa_eval.release_folder.staging import recover_release
+from scale_vqa_eval.release_folder.read import release_configs
+from scale_vqa_eval.release_folder.write import check_out
 
 ROW_FILES: Final = (".json", ".jsonl")
 
@@ -96,7 +96,7 @@ def control(data: str, method: str, out: Path, report_path: Path | None, **optio
     _check_options(method, options)
     to_folder = out.suffix.lower() not in ROW_FILES
     if to_folder:
-        recover_release(out)
+        check_out(out)
         options["config"] = options["config"] or _source_config(data, out)
     source = read_source(data, options["split"], options["config"])
     settings = {

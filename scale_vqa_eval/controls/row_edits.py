@@ -18,10 +18,9 @@ from scale_vqa_eval.audit.defects import named_right, named_wrong
 from scale_vqa_eval.controls.exchange import QuestionGroup
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import atomic_write
-from scale_vqa_eval.question_files import read_records, release_files
 from scale_vqa_eval.questions import FIELD_NAMES, Question, read_questions
-from scale_vqa_eval.release_folder.shards import ROWS_PER_GROUP, write_shards
-from scale_vqa_eval.release_folder.staging import staged_release
+from scale_vqa_eval.release_folder.read import read_records, release_files
+from scale_vqa_eval.release_folder.write import ROWS_PER_GROUP, staged_release, write_shards
 from scale_vqa_eval.schema import DIMENSIONS, LETTERS, QUESTION_TYPES, VIEWS, row_id
 
 ORGAN_FIELDS: Final = ("organ", "primary_site", "anatomic_site", "tissue", "site")

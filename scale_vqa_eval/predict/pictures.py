@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.question_files import release_files
 from scale_vqa_eval.questions import Question
+from scale_vqa_eval.release_folder.read import release_files, resolve_data
 from scale_vqa_eval.schema import VIEWS
 
 OPTION_IMAGES: Final = "option_images"
@@ -201,6 +201,7 @@ def open_pictures(
     Raises:
         InputError: where the data names images that are not there.
     """
+    data = resolve_data(data)
     path = Path(data)
     if path.is_dir():
         splits = release_files(path, config)

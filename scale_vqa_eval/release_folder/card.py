@@ -1,22 +1,22 @@
-"""The dataset card of a release folder: YAML that makes it load, and an honest account of each config."""
+"""The dataset card of a release folder: YAML that makes it load, and where the rows of each config come from.
+
+Parts of a card that a command wrote lie between marks; everything outside of them belongs to people and is kept.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import pyarrow.parquet as pq
-from datasets import Features
-from datasets.info import DatasetInfo, DatasetInfosDict
-from datasets.splits import SplitDict, SplitInfo
-from datasets.utils.metadata import MetadataConfigs
-from huggingface_hub import DatasetCard, DatasetCardData
-from jinja2 import Environment, PackageLoader
+from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.files import parse_yaml, sha256_file
+from scale_vqa_eval.schema import CONFIGS, DATASET_NAME
 
-from scale_vqa_eval.release_folder.card_marks import CLOSE, OPEN, body, head, kept_facts, own_words
-from scale_vqa_eval.schema import CONFIGS
+OPEN: Final = "<!-- section {name}: written by `scale-vqa card`; text of yours goes outside of the marks -->"
+CLOSE: Final = "<!-- end of section {name} -->"
 
 NO_LICENCE: Final = "see-the-configs"
 """Name of the licence of a card for which nobody has stated one yet."""
@@ -26,6 +26,42 @@ NOTE_MARK: Final = "<!-- note {config} -->"
 CONTROLS: Final = ("exchange", "screened")
 """Configs made of another one, which are never what loads without a name where the other is there."""
 _SPLIT_ORDER: Final = ("train", "validation", "val", "test")
+_SECTION: Final = re.compile(
+    r"^(?:## [^\n]*\n\s*)?<!-- section (?P<name>[\w-]+): [^\n]* -->\n.*?^<!-- end of section (?P=name) -->$",
+    re.DOTALL | re.MULTILINE,
+)
+_HEAD: Final = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+
+
+def head(text: str) -> dict[str, Any]:
+    """Returns the YAML of a card; empty if it has none.
+
+    Raises:
+        InputError: if it is not a YAML mapping.
+    """
+    found = _HEAD.match(text)
+    content = parse_yaml(found[1], "the card") if found else {}
+    if content is not None and not isinstance(content, dict):
+        raise InputError(Problem("the card", "a YAML mapping in its head", preview(content), "fix the head"))
+    return content or {}
+
+
+def body(text: str) -> str:
+    """Returns a card's text without its head."""
+    found = _HEAD.match(text)
+    return text[found.end() :] if found else text
+
+
+def marked_sections(text: str) -> dict[str, str]:
+    """Returns name -> marked section in their order, with its marks and the heading right before them."""
+    return {found["name"]: found[0] for found in _SECTION.finditer(text)}
+
+
+def read_notes(card: Path) -> dict[str, str]:
+    """Returns config -> the paragraph that an earlier card has for it."""
+    text = card.read_text(encoding="utf-8-sig")
+    parts = {config: text.split(NOTE_MARK.format(config=config), 2) for config in CONFIGS}
+    return {config: part[1].strip() if len(part) > 2 else "" for config, part in parts.items() if len(part) > 1}
 
 
 def write_card(folder: Path, notes: Mapping[str, str], previous: Path | None = None) -> None:
@@ -37,6 +73,11 @@ def write_card(folder: Path, notes: Mapping[str, str], previous: Path | None = N
         previous: a card whose notes are kept for the configs that ``notes`` does not name, and with them its licence
             and its sections written by hand; what ``scale-vqa card`` wrote goes, as the rows may have changed.
     """
+    from datasets.info import DatasetInfosDict
+    from datasets.utils.metadata import MetadataConfigs
+    from huggingface_hub import DatasetCard, DatasetCardData
+    from jinja2 import Environment, PackageLoader
+
     present = [config for config in CONFIGS if any((folder / config).glob("*.parquet"))]
     infos = {config: _info(folder / config, config) for config in present}
     data = DatasetCardData(
@@ -73,7 +114,7 @@ def write_card(folder: Path, notes: Mapping[str, str], previous: Path | None = N
         closing=CLOSE.format(name=INCOMPLETE),
     )
     if previous is not None and previous.is_file():
-        old = previous.read_text(encoding="utf-8")
+        old = previous.read_text(encoding="utf-8-sig")
         for key, value in kept_facts(head(old), vars(data), NO_LICENCE).items():
             setattr(data, key, value)
         theirs = own_words(body(old), text)
@@ -82,47 +123,80 @@ def write_card(folder: Path, notes: Mapping[str, str], previous: Path | None = N
     (folder / "README.md").write_text(str(card), encoding="utf-8", newline="\n")
 
 
-def read_notes(card: Path) -> dict[str, str]:
-    """Returns config -> the paragraph that an earlier card has for it."""
-    text = card.read_text(encoding="utf-8")
-    notes = {}
-    for config in CONFIGS:
-        mark = NOTE_MARK.format(config=config)
-        if mark in text:
-            notes[config] = text.split(mark, 2)[1].strip() if text.count(mark) > 1 else ""
-    return notes
-
-
 def _content_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.parquet")):
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+        digest.update(path.name.encode() + b"\0" + bytes.fromhex(sha256_file(path)))
     return digest.hexdigest()
 
 
-def _info(folder: Path, config: str) -> DatasetInfo:
-    splits = SplitDict(dataset_name="scale-vqa")
-    sizes = 0
-    features = None
+def _info(folder: Path, config: str) -> Any:
+    """Returns the ``DatasetInfo`` of a config, from the footers of its files."""
+    import pyarrow.parquet as pq
+    from datasets import Features
+    from datasets.info import DatasetInfo
+    from datasets.splits import SplitDict, SplitInfo
+
+    splits = SplitDict(dataset_name=DATASET_NAME)
+    download_size, features = 0, None
     names = {path.name.rsplit("-", 3)[0] for path in folder.glob("*.parquet")}
     for split in sorted(names, key=lambda name: (_SPLIT_ORDER.index(name) if name in _SPLIT_ORDER else 9, name)):
         files = sorted(folder.glob(f"{split}-*-of-*.parquet"))
-        metas = [pq.ParquetFile(file) for file in files]
-        rows = sum(meta.metadata.num_rows for meta in metas)
-        size = sum(
-            meta.metadata.row_group(group).total_byte_size
-            for meta in metas
-            for group in range(meta.metadata.num_row_groups)
-        )
-        features = Features.from_arrow_schema(metas[0].schema_arrow)
-        splits.add(SplitInfo(name=split, num_bytes=size, num_examples=rows, dataset_name="scale-vqa"))
-        sizes += sum(file.stat().st_size for file in files)
+        metas = [pq.read_metadata(file) for file in files]
+        size = sum(meta.row_group(group).total_byte_size for meta in metas for group in range(meta.num_row_groups))
+        features = Features.from_arrow_schema(metas[0].schema.to_arrow_schema())
+        rows = sum(meta.num_rows for meta in metas)
+        splits.add(SplitInfo(name=split, num_bytes=size, num_examples=rows, dataset_name=DATASET_NAME))
+        download_size += sum(file.stat().st_size for file in files)
     return DatasetInfo(
         features=features,
         splits=splits,
         config_name=config,
-        dataset_name="scale-vqa",
-        download_size=sizes,
+        dataset_name=DATASET_NAME,
+        download_size=download_size,
         dataset_size=sum(split.num_bytes for split in splits.values()),
     )
+
+
+def own_words(old: str, new: str) -> str:
+    """Returns the sections of an earlier card that somebody wrote by hand: outside of marks, under headings of theirs.
+
+    Marked sections are left out: they hold figures of rows that may have changed.
+
+    Args:
+        old: body of the earlier card.
+        new: body of the card that takes its place; its headings are known.
+
+    >>> own_words("# T\\n\\n## Columns\\nx\\n\\n## Thanks\\nTo all.\\n", "## Columns\\n")
+    '## Thanks\\nTo all.'
+    """
+    known = set(_by_heading(new))
+    kept = [text for heading, text in _by_heading(_SECTION.sub("", old)).items() if heading not in known]
+    return "\n\n".join(kept)
+
+
+def _by_heading(text: str) -> dict[str, str]:
+    """Returns heading of the second level -> its section; lines inside fences are not headings."""
+    found: dict[str, list[str]] = {}
+    heading, fenced = "", False
+    for line in text.splitlines():
+        fenced ^= line.lstrip().startswith("```")
+        if line.startswith("## ") and not fenced:
+            heading = line.strip()
+        if heading:
+            found.setdefault(heading, []).append(line)
+    return {heading: "\n".join(lines).strip() for heading, lines in found.items()}
+
+
+def kept_facts(old: Mapping[str, Any], written: Mapping[str, Any], placeholder: str) -> dict[str, Any]:
+    """Returns the YAML keys of an earlier card that a new one lacks, and its licence where one was stated.
+
+    Args:
+        old: head of the earlier card.
+        written: head of the new one.
+        placeholder: the licence name that says that none was stated.
+    """
+    kept = {key: value for key, value in old.items() if key not in written}
+    if old.get("license") and old.get("license_name") != placeholder:
+        kept |= {key: old.get(key) for key in ("license", "license_name", "license_link")}
+    return kept

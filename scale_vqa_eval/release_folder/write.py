@@ -1,20 +1,60 @@
-"""Writes rows into a release folder: Parquet files per config and split, beside the card that names them."""
+"""Writes release folders: Parquet shards per config and split beside the card that names them.
+
+A folder is put together in a hidden sibling and takes its place in one rename: a process killed at any moment leaves
+the old folder, the new one, or the hidden sibling, which the next writer clears. Two writers of one folder exclude
+each other.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Set
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import pyarrow as pa
-
-from scale_vqa_eval.release_folder.features import row_features
-from scale_vqa_eval.release_folder.shards import ROWS_PER_GROUP, write_shards
-from scale_vqa_eval.release_folder.staging import staged_release
+from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.files import exclusive_output
+from scale_vqa_eval.release_folder.card import write_card
+from scale_vqa_eval.release_folder.read import release_configs
+from scale_vqa_eval.schema import ALL_DIMENSIONS, CONFIGS, VIEWS
 
 Row = Mapping[str, Any]
+ROWS_PER_GROUP: Final = 64
+SHARD_BYTES: Final = 500_000_000
+PARQUET: Final[dict[str, Any]] = {
+    "compression": "snappy",
+    "write_page_index": True,
+    # a dictionary page that holds a row group's images stores an image once that the questions of a path share
+    "dictionary_pagesize_limit": 64 * 2**20,
+}
+
+
+def row_features(images: bool = True) -> Any:
+    """Returns the columns of a release folder as ``datasets.Features``.
+
+    Args:
+        images: False for the ``text`` config, which has no image column.
+    """
+    from datasets import ClassLabel, Features, Image, List, Value
+
+    columns: dict[str, Any] = {
+        "id": Value("string"),
+        "question": Value("string"),
+        "options": List(Value("string")),
+        "answer": ClassLabel(names=list("ABCD")),
+        "rationale": Value("string"),
+    }
+    if images:
+        columns |= {view: Image() for view in VIEWS}
+        columns["option_images"] = List(Image())
+    columns["dimension"] = ClassLabel(names=list(ALL_DIMENSIONS))
+    for name in ("wsi_name", "patient_id", "path_id", "source", "group"):
+        columns[name] = Value("string")
+    return Features(columns)
 
 
 def write_release(
@@ -29,7 +69,7 @@ def write_release(
     Rows are streamed: memory does not grow with their number.
 
     Args:
-        out: the release folder; made, or extended where it is one already.
+        out: the release folder; made, or extended if it is one already.
         tables: config -> split -> rows. A row has the columns of ``row_features`` as plain values: an image is
             ``{"bytes": ..., "path": name}`` or None, ``answer`` a letter, ``dimension`` a name, absent columns null.
         notes: config -> Markdown paragraph for the card: where the rows come from, seed, limits, what was reported.
@@ -40,15 +80,139 @@ def write_release(
         The path of the folder.
 
     Raises:
-        InputError: where ``out`` holds something that is no release folder.
+        InputError: if ``out`` holds something that is not a release folder, cannot be written, or another process
+            writes to it.
     """
+    import pyarrow as pa
+
     with staged_release(out, tables.keys() | drop, notes) as staging:
         for config, splits in tables.items():
+            features = row_features(images=config != "text")
+            schema = features.arrow_schema
             for split, rows in splits.items():
-                _write_split(staging / config, split, rows, images=config != "text")
+                encoded = (
+                    [features.encode_example(_complete(row, features)) for row in batch] for batch in _batches(rows)
+                )
+                made = (pa.Table.from_pylist(batch, schema=schema) for batch in encoded)
+                write_shards(staging / config, split, schema, made)
         for name, content in (files or {}).items():
             (staging / name).write_bytes(content)
     return Path(out).absolute()
+
+
+def _complete(row: Row, names: Iterable[str]) -> dict[str, Any]:
+    return {name: (row.get(name) or []) if name == "option_images" else row.get(name) for name in names}
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    iterator = iter(rows)
+    while batch := list(islice(iterator, ROWS_PER_GROUP)):
+        yield batch
+
+
+def write_shards(folder: Path, split: str, schema: Any, tables: Iterable[Any]) -> None:
+    """Writes tables, each of them a row group, as ``<split>-<shard>-of-<shards>.parquet``; one at a time in memory.
+
+    Args:
+        folder: folder of the config; made if it is missing.
+        split: name of the split.
+        schema: Arrow schema of the tables, the ``datasets`` features in its metadata.
+        tables: Arrow tables of at most ``ROWS_PER_GROUP`` rows.
+
+    Raises:
+        ValueError: if there is no table.
+    """
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[Path] = []
+    writer: Any = None
+    try:
+        for table in tables:
+            if writer is None or shards[-1].stat().st_size > SHARD_BYTES:
+                if writer is not None:
+                    writer.close()
+                shards.append(folder / f"{split}.{len(shards):05d}.shard")
+                writer = pq.ParquetWriter(shards[-1], schema, **PARQUET)
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()
+    if not shards:
+        raise ValueError(f"split {split!r} has no row")
+    for number, shard in enumerate(shards):
+        shard.rename(folder / f"{split}-{number:05d}-of-{len(shards):05d}.parquet")
+
+
+@contextlib.contextmanager
+def staged_release(out: str | Path, configs: Set[str], notes: Mapping[str, str]) -> Iterator[Path]:
+    """Yields a hidden folder to write ``configs`` into; on leaving, writes the card and takes the place of ``out``.
+
+    Everything else that ``out`` holds already stays: its other configs and any file beside them. The lock of ``out``
+    is held meanwhile.
+
+    Args:
+        out: the release folder; made, or extended if it is one already. A symlink is followed.
+        configs: the configs that the caller writes as ``<config>/<split>-<shard>-of-<shards>.parquet``.
+        notes: config -> Markdown paragraph for the card.
+
+    Raises:
+        InputError: if ``out`` holds something that is not a release folder, cannot be written, or another process
+            writes to it.
+    """
+    unknown = sorted(configs - set(CONFIGS))
+    if unknown:
+        raise ValueError(f"unknown config {', '.join(unknown)}; a release folder has {', '.join(CONFIGS)}")
+    with exclusive_release(out) as target:
+        staging, retired = _hidden(target)
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            for entry in sorted(target.iterdir()) if target.exists() else ():
+                if entry.is_dir() and entry.name not in configs:
+                    shutil.copytree(entry, staging / entry.name, copy_function=_link_or_copy)
+                elif entry.is_file() and entry.name != "README.md":
+                    _link_or_copy(entry, staging / entry.name)
+            yield staging
+            write_card(staging, notes, previous=target / "README.md")
+            _swap(staging, target, retired)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def exclusive_release(out: str | Path) -> Iterator[Path]:
+    """Holds the lock of a release folder that will be written; yields its real path, symlinks followed.
+
+    A folder that a killed writer had set aside is put back first.
+
+    Raises:
+        InputError: if ``out`` holds something that is not a release folder, cannot be written, or another process
+            writes to it.
+    """
+    with exclusive_output(out) as target:
+        _, retired = _hidden(target)
+        if retired.exists():
+            if target.exists():
+                shutil.rmtree(retired)
+            else:
+                retired.rename(target)
+        if target.exists() and not target.is_dir():
+            raise InputError(Problem(str(out), "a folder", "a file", "name another --out"))
+        if target.exists() and any(target.iterdir()):
+            try:
+                release_configs(target)
+            except InputError as error:
+                expected, found = "no folder yet, or a release folder", "a folder that holds something else"
+                raise InputError(Problem(str(out), expected, found, "name another --out")) from error
+        yield target
+
+
+def check_out(out: str | Path) -> None:
+    """Preflight check: raises InputError if ``exclusive_release(out)`` would, before hours of work."""
+    with exclusive_release(out):
+        pass
 
 
 def folder_digest(folder: str | Path) -> str:
@@ -62,19 +226,26 @@ def folder_digest(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _write_split(folder: Path, split: str, rows: Iterable[Row], images: bool) -> None:
-    """Writes one split as numbered Parquet shards of bounded size and row groups of bounded length."""
-    features = row_features(images)
-    schema = features.arrow_schema
-    encoded = ([features.encode_example(_complete(row, features)) for row in batch] for batch in _batches(rows))
-    write_shards(folder, split, schema, (pa.Table.from_pylist(batch, schema=schema) for batch in encoded))
+def _hidden(target: Path) -> tuple[Path, Path]:
+    """Returns the siblings in which a new folder is put together and the old one is set aside."""
+    return target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.retired")
 
 
-def _complete(row: Row, names: Iterable[str]) -> dict[str, Any]:
-    return {name: (row.get(name) or []) if name == "option_images" else row.get(name) for name in names}
+def _link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Hard-links a file that stays as it is (no second copy of large shards); copies if links are not supported."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
-def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    iterator = iter(rows)
-    while batch := list(islice(iterator, ROWS_PER_GROUP)):
-        yield batch
+def _swap(staging: Path, target: Path, retired: Path) -> None:
+    if target.exists():
+        target.rename(retired)
+    try:
+        staging.rename(target)
+    except OSError:
+        with contextlib.suppress(OSError):
+            retired.rename(target)
+        raise
+    shutil.rmtree(retired, ignore_errors=True)

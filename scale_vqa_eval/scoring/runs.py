@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.predict.ablations import ABLATIONS
-from scale_vqa_eval.question_files import release_configs
 from scale_vqa_eval.questions import Question, read_questions
+from scale_vqa_eval.release_folder.read import release_configs
 from scale_vqa_eval.scoring.predictions import Predictions, read_predictions
 from scale_vqa_eval.scoring.score import doubts
 

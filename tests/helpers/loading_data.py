@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,12 @@ from unittest import mock
 from loading_checks import digest
 from PIL import Image
 
-from scale_vqa_eval.release_folder import shards as release_shards
+from scale_vqa_eval.release_folder import write as release_shards
 from scale_vqa_eval.release_folder.write import write_release
 from scale_vqa_eval.schema import ALL_DIMENSIONS, VIEWS, row_id
 
+HEAD = f"import json, sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from loading_checks import *\n"
+"""First line of code that a fresh process runs: the checks of ``loading_checks`` are there."""
 SIZES = {
     "default": {"validation": 70, "test": 140},
     "exchange": {"test": 8},
@@ -74,3 +77,20 @@ def write_folder(out: Path, seed: int = 0, sizes: dict[str, dict[str, int]] | No
 def _labelled(row: dict[str, Any]) -> dict[str, Any]:
     """The row as ``datasets`` gives it back: classes as numbers."""
     return {**row, "answer": "ABCD".index(row["answer"]), "dimension": ALL_DIMENSIONS.index(row["dimension"])}
+
+
+def result(done: Any) -> Any:
+    """The last line that a process printed, as JSON."""
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check_uses(found: dict[str, Any], digest: str, count: int = SIZES["default"]["test"]) -> None:
+    """What ``loading_checks.uses`` gives for the ``test`` split of ``default``, whatever the way of loading."""
+    assert found["sizes"] == [[32, 32]]
+    assert found["pickled"] == found["pickled stream"] == digest
+    assert found["mapped"] is True
+    assert found["loader"] == found["stream loader"] == count
+    assert found["features"].count("Image") == 3
+    assert found["features"].count("ClassLabel") == 2
+    assert found["same features"] is True

@@ -20,7 +20,7 @@ from model_card.card_command import card
 from model_card.croissant import check_croissant, croissant
 from model_card.licence import Licence
 from scale_vqa_eval.errors import InputError
-from scale_vqa_eval.release_folder.card_marks import head, marked_sections
+from scale_vqa_eval.release_folder.card import head, marked_sections
 from scale_vqa_eval.release_folder.write import write_release
 
 pytestmark = pytest.mark.xdist_group("cards")

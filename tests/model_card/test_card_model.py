@@ -22,7 +22,7 @@ from model_card.card_check import check_card
 from model_card.card_command import card
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.predict.prompt import Prompt, load_prompt
-from scale_vqa_eval.release_folder.card_marks import head, marked_sections
+from scale_vqa_eval.release_folder.card import head, marked_sections
 
 pytest.importorskip("torch")
 pytest.importorskip("torchvision", reason="Qwen2.5-VL's processor needs torchvision (tools/torchvision_hook.py)")

@@ -18,8 +18,7 @@ import pyarrow as pa
 from PIL import Image
 
 from scale_vqa_eval.questions import Question
-from scale_vqa_eval.release_folder.shards import ROWS_PER_GROUP, write_shards
-from scale_vqa_eval.release_folder.staging import staged_release
+from scale_vqa_eval.release_folder.write import ROWS_PER_GROUP, staged_release, write_shards
 from scale_vqa_eval.schema import DIMENSIONS, VIEWS
 from training_recipes.learn.questions import Asked, crossed, leaky, seen_elsewhere
 from training_recipes.rows import labels, load_rows, question_of

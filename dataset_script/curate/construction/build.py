@@ -12,7 +12,7 @@ from dataset_script.curate.construction.cleaning import contradictions, without_
 from dataset_script.curate.construction.letters import balanced, rationale_of
 from dataset_script.curate.construction.report import card_note, curation_report, write_report
 from dataset_script.curate.questions.items import Item
-from dataset_script.release.images import inside
+from dataset_script.image_files import inside
 from dataset_script.splits import SPLITS
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.questions import Question

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataset_script.curate.features.captions import CaptionedPath
-from dataset_script.release.images import inside
+from dataset_script.image_files import inside
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.scoring.results import write_json
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dataset_script.release.images import check_images
+from dataset_script.image_files import check_images
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.schema import VIEWS, patient_of
 

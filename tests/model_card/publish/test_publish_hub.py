@@ -15,8 +15,8 @@ from publish_runs import REPO, TAG, Publisher
 
 from model_card.croissant import croissant
 from model_card.licence import Licence
-from scale_vqa_eval.release_folder.aliases import METRIC_FOLDER
-from scale_vqa_eval.release_folder.card_marks import marked_sections
+from scale_vqa_eval.release_folder.card import marked_sections
+from scale_vqa_eval.schema import METRIC_FOLDER
 
 release, publisher = publish_runs.release, publish_runs.publisher
 

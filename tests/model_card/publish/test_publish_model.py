@@ -12,7 +12,7 @@ from publish_runs import Publisher
 from tiny_qwen import make_tiny_qwen
 
 from model_card.publish.fresh_check import NotTheSame, load_weights
-from scale_vqa_eval.release_folder.aliases import METRIC_FOLDER
+from scale_vqa_eval.schema import METRIC_FOLDER
 
 pytestmark = pytest.mark.xdist_group("publish_model")
 

@@ -18,8 +18,8 @@ from PIL import Image as Picture
 
 from scale_vqa_eval.controls.command import control
 from scale_vqa_eval.errors import InputError
-from scale_vqa_eval.question_files import release_configs
 from scale_vqa_eval.questions import read_questions
+from scale_vqa_eval.release_folder.read import release_configs
 from scale_vqa_eval.release_folder.write import folder_digest, write_release
 
 STEMS = {"type_A": "Which option fits both views?", "type_E": "Which diagnosis fits best?"}
@@ -294,7 +294,7 @@ def test_a_killed_run_leaves_the_folder_as_it_was(folder: Path, monkeypatch: pyt
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scale_vqa_eval.release_folder.staging.write_card", killed)
+    monkeypatch.setattr("scale_vqa_eval.release_folder.write.write_card", killed)
     assert run(folder, "--method", "exchange", "--out", folder, "--no-audit").exit_code != 0
     assert folder_digest(folder) == before
 

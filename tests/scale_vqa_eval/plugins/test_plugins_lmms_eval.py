@@ -8,6 +8,7 @@ import io
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,10 @@ def evaluated(release: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     with chat_server() as server:
         model = f"model={MODEL},base_url={server.url},api_key=none,num_concurrent=2"
         given = ["--model", "openai", "--model_args", model, "--tasks", ",".join(TASKS), "--include_path", str(FOLDER)]
-        environment = os.environ | {"SCALE_VQA_PATH": str(release), "HF_HOME": str(place / "hf")}
-        environment |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "CUDA_VISIBLE_DEVICES": ""}
+        environment = os.environ | {"HF_HOME": str(place / "hf"), "HF_HUB_OFFLINE": "1"}
+        environment |= {"WANDB_MODE": "disabled", "CUDA_VISIBLE_DEVICES": ""}
+        prepare = [sys.executable, "-m", "scale_vqa_eval.cli", "prepare", "--data", str(release)]
+        subprocess.run(prepare, env=environment, check=True, capture_output=True, timeout=300)
         command = [str(PYTHON), "-m", "lmms_eval", *given, "--log_samples", "--output_path", str(place / "out")]
         done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=540)
     patch.undo()

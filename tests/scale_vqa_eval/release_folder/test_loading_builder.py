@@ -14,13 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Features, Value
 from loading_checks import digest, raw
-from loading_data import SIZES, jpeg, rows, write_folder
-from test_loading_folder import HEAD, result
+from loading_data import HEAD, SIZES, jpeg, result, rows, write_folder
 
 from dataset_script import ScaleVQA
 from scale_vqa_eval.errors import InputError
-from scale_vqa_eval.release_folder.features import row_features
-from scale_vqa_eval.release_folder.write import write_release
+from scale_vqa_eval.release_folder.write import row_features, write_release
 from scale_vqa_eval.schema import CONFIGS
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from loading_data import SIZES, write_folder
-
-TESTS = str(Path(__file__).parents[2] / "helpers")
-HEAD = f"import json, sys; sys.path.insert(0, {TESTS!r}); from loading_checks import *\n"
+from loading_data import HEAD, SIZES, check_uses, result, write_folder
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     place = tmp_path_factory.mktemp("release") / "scale-vqa"
     return place, write_folder(place)
-
-
-def result(done: Any) -> Any:
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_bare_name_beside_the_folder(fresh_python: Any, written: tuple[Path, dict[str, Any]]) -> None:
@@ -54,14 +45,3 @@ def test_rows_that_change_while_no_size_does_are_read_anew(fresh_python: Any, tm
     for number in (0, 1):
         assert result(fresh_python(code, cwd=tmp_path / str(number))) == {"None": {"test": digests[number]}}
     shutil.rmtree(tmp_path / "0")
-
-
-def check_uses(found: dict[str, Any], digest: str, count: int = SIZES["default"]["test"]) -> None:
-    """What ``loading_checks.uses`` gives for the ``test`` split of ``default``, whatever the way of loading."""
-    assert found["sizes"] == [[32, 32]]
-    assert found["pickled"] == found["pickled stream"] == digest
-    assert found["mapped"] is True
-    assert found["loader"] == found["stream loader"] == count
-    assert found["features"].count("Image") == 3
-    assert found["features"].count("ClassLabel") == 2
-    assert found["same features"] is True

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hub_double import hub_double
-from loading_data import SIZES, write_folder
-from test_loading_folder import HEAD, result
+from loading_data import HEAD, SIZES, result, write_folder
 
-from scale_vqa_eval.release_folder.aliases import METRIC_FOLDER
+from scale_vqa_eval.schema import METRIC_FOLDER
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

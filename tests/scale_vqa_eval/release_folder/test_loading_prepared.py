@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 from hub_double import hub_double
-from loading_data import SIZES, write_folder
-from test_loading_folder import HEAD, check_uses, result
+from loading_data import HEAD, SIZES, check_uses, result, write_folder
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 UNREACHABLE = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -44,7 +43,7 @@ def command(home: Path, *words: str, cwd: Path | None = None, code: str | None =
 
 def data_alone(folder: Path) -> str:
     """Prepares the data and not the metric, whose library takes seconds to import."""
-    return f"from pathlib import Path; from dataset_script.caches import *; prepare_dataset(Path({str(folder)!r}))"
+    return f"from pathlib import Path; from dataset_script.prepare import *; prepare_dataset(Path({str(folder)!r}))"
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +138,7 @@ def test_a_killed_run_leaves_the_old_version_and_is_taken_up(
     expected = write_folder(tmp_path / "changed", seed=2)
     killed = """
 import os, signal
-from dataset_script import builder, caches
+from dataset_script import builder
 from scale_vqa_eval.cli import main
 written = []
 tables = builder.ScaleVQA._generate_tables
@@ -198,7 +197,7 @@ def test_metric_of_this_version_and_all_its_modules(fresh_python: Run, tmp_path:
         (folder / "more.py").write_text("x = 1\n")
     code = f"""
 from pathlib import Path
-from dataset_script.caches import prepare_metric
+from dataset_script.prepare import prepare_metric
 for name in ("old", "new", "old"):
     prepare_metric(Path({str(tmp_path)!r}, name))
 try:
@@ -226,11 +225,15 @@ class Stand(evaluate.Metric):
 """
 
 
-def test_nothing_to_prepare_is_wrong_use(tmp_path: Path) -> None:
-    done = command(tmp_path / "home", "prepare", cwd=tmp_path)
-    assert done.returncode == 2
+def test_without_data_the_metric_alone_is_prepared(fresh_python: Run, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    done = command(tmp_path / "home", "prepare", cwd=tmp_path / "work")
+    assert done.returncode == 0, done.stderr
     assert "scale-vqa build release" in done.stderr
-    done = command(tmp_path / "home", "prepare", "--data", "no such place", cwd=tmp_path)
+    assert "load_dataset(" not in done.stdout
+    code = "import evaluate; print(evaluate.load('scale_vqa_acc').compute(predictions=['A'], references=['A']))"
+    assert "accuracy" in fresh_python(code, HF_HOME=str(tmp_path / "home")).stdout
+    done = command(tmp_path / "home", "prepare", "--data", "no such place", cwd=tmp_path / "work")
     assert done.returncode == 2
     assert "no such place" in done.stderr
 

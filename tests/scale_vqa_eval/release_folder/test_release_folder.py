@@ -10,8 +10,8 @@ import pytest
 from datasets import load_dataset
 
 from scale_vqa_eval.errors import InputError
-from scale_vqa_eval.question_files import release_configs
-from scale_vqa_eval.release_folder import shards as release_shards
+from scale_vqa_eval.release_folder import write as release_shards
+from scale_vqa_eval.release_folder.read import release_configs
 from scale_vqa_eval.release_folder.write import folder_digest, write_release
 from scale_vqa_eval.schema import ALL_DIMENSIONS
 

@@ -1,9 +1,10 @@
-"""Opens the files that questions come in and yields one record a row, with the place it stands at."""
+"""Finds release folders and reads rows: one reader for folders, Parquet, JSON, JSONL, CSV and Hub ids."""
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,13 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.release_folder.aliases import DATASET_NAME
+from scale_vqa_eval.files import parse_json
+from scale_vqa_eval.release_folder.card import head
+from scale_vqa_eval.schema import DATASET_NAME
 
+FOLDER_VARIABLE: Final = "SCALE_VQA_PATH"
+HUB_VARIABLE: Final = "SCALE_VQA_HUB_ID"
+HOW_TO_MAKE_ONE: Final = (
+    "run `scale-vqa build release --json test=FILE --out scale-vqa` (the authors' files) or `scale-vqa build phantom "
+    "--slides 24 --out scale-vqa` (synthetic slides), then `scale-vqa prepare --data scale-vqa`; or name a release "
+    f"folder in ${FOLDER_VARIABLE} or a Hub id in ${HUB_VARIABLE}"
+)
 IMAGE_COLUMNS: Final = frozenset({"low_mag", "mid_mag", "high_mag", "option_images"})
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +45,61 @@ class Record:
     split: str | None = None
 
 
-def read_records(data: str | Path, split: str | None = None, config: str | None = None) -> Iterator[Record]:
-    """Yields the rows of ``data`` one by one; see ``questions.read_questions`` for the kinds of input.
+def named_folder() -> Path | None:
+    """Returns the folder of ``$SCALE_VQA_PATH``, else ``./scale-vqa`` if that is a release folder, else None.
 
     Raises:
-        InputError: where the input is none of those, or its text cannot be read (with line and column).
+        InputError: if the variable names something that is not a release folder.
     """
-    path = Path(data)
-    if path.is_dir():
-        for name, files in release_files(path, config).items():
-            if split in (None, name):
-                for file in files:
-                    yield from _parquet(file, name)
-    elif path.is_file():
-        yield from (record for record in _file(path) if split is None or record.row.get("split", split) == split)
-    elif str(data) == DATASET_NAME or (_HUB_ID.fullmatch(str(data)) and not path.suffix):
-        yield from _hub(str(data), split, config)
-    else:
-        raise InputError(Problem(str(data), "a file, a release folder or a Hub id", "nothing there", "check the name"))
+    value = os.environ.get(FOLDER_VARIABLE)
+    if value:
+        folder = Path(value).expanduser()
+        try:
+            release_configs(folder)
+        except InputError as error:
+            raise InputError(
+                [
+                    Problem(f"${FOLDER_VARIABLE}: {one.location}", one.expected, one.found, one.hint)
+                    for one in error.problems
+                ]
+            ) from error
+        return folder
+    return _folder_here()
+
+
+def _folder_here() -> Path | None:
+    """Returns ``./scale-vqa`` if its README.md is a card with configs: a checkout of the code has the same name."""
+    card = Path(DATASET_NAME, "README.md")
+    if not card.is_file():
+        return None
+    text = card.read_text(encoding="utf-8-sig", errors="replace")
+    return card.parent if text.startswith("---") and "\nconfigs:" in text else None
+
+
+def resolve_data(data: str | Path) -> str:
+    """Returns what ``load_dataset`` takes for DATA: all names but ``scale-vqa`` as they are.
+
+    The bare name is the first of: the release folder ``./scale-vqa``, the folder of ``$SCALE_VQA_PATH``, what
+    ``scale-vqa prepare`` has put into the cache of ``datasets``, the Hub id of ``$SCALE_VQA_HUB_ID``.
+
+    Raises:
+        InputError: if the bare name is given and none of those is there.
+    """
+    if str(data) != DATASET_NAME:
+        return str(data)
+    folder = _folder_here() or named_folder()
+    if folder is not None:
+        return str(folder)
+    from datasets.config import HF_DATASETS_CACHE
+
+    found = f"no folder of that name, no ${FOLDER_VARIABLE}, nothing prepared, no ${HUB_VARIABLE}"
+    if any((Path(HF_DATASETS_CACHE).expanduser() / DATASET_NAME).glob("*/*/*/dataset_info.json")):
+        if not Path(DATASET_NAME).exists():
+            return DATASET_NAME
+        found = f"./{DATASET_NAME}, which is not a release folder and hides what is prepared"
+    elif hub_id := os.environ.get(HUB_VARIABLE):
+        return hub_id
+    raise InputError(Problem(DATASET_NAME, "a release folder or prepared data", found, HOW_TO_MAKE_ONE))
 
 
 def release_configs(folder: Path) -> dict[str, dict[str, list[Path]]]:
@@ -63,20 +108,21 @@ def release_configs(folder: Path) -> dict[str, dict[str, list[Path]]]:
     The config that loads without a name comes first.
 
     Raises:
-        InputError: where the folder has no card or the card names files that are not there.
+        InputError: if the folder has no card, or the card names files that are not there.
     """
     card = folder / "README.md"
     hint = "name a folder that `scale-vqa build` made"
     if not card.is_file():
         raise InputError(Problem(str(folder), "a release folder with a README.md", "no README.md", hint))
-    head = re.match(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", card.read_text(encoding="utf-8"), re.DOTALL)
     try:
-        configs = (yaml.safe_load(head.group(1)) or {}).get("configs") if head else None
+        configs = head(card.read_text(encoding="utf-8-sig")).get("configs") or []
         found = {
             entry["config_name"]: {item["split"]: _matches(folder, item["path"]) for item in entry["data_files"]}
-            for entry in sorted(configs or [], key=lambda entry: not entry.get("default", False))
+            for entry in sorted(configs, key=lambda entry: not entry.get("default", False))
         }
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except InputError as error:
+        raise InputError([Problem(str(card), one.expected, one.found, hint) for one in error.problems]) from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(Problem(str(card), "YAML with configs and data_files", preview(error), hint)) from error
     if not found:
         raise InputError(Problem(str(card), "YAML configs in the head of the card", "none", hint))
@@ -106,6 +152,27 @@ def release_files(folder: Path, config: str | None = None) -> dict[str, list[Pat
     return configs[config]
 
 
+def read_records(data: str | Path, split: str | None = None, config: str | None = None) -> Iterator[Record]:
+    """Yields the rows of ``data`` one by one; see ``questions.read_questions`` for the kinds of input.
+
+    Raises:
+        InputError: if the input is none of those, or its text cannot be read (with line and column).
+    """
+    data = resolve_data(data)
+    path = Path(data)
+    if path.is_dir():
+        for name, files in release_files(path, config).items():
+            if split in (None, name):
+                for file in files:
+                    yield from _parquet(file, name)
+    elif path.is_file():
+        yield from (record for record in _file(path) if split is None or record.row.get("split", split) == split)
+    elif data == DATASET_NAME or (HUB_ID.fullmatch(data) and not path.suffix):
+        yield from _hub(data, split, config)
+    else:
+        raise InputError(Problem(data, "a file, a release folder or a Hub id", "nothing there", "check the name"))
+
+
 def _file(path: Path) -> Iterator[Record]:
     readers = {".parquet": _parquet, ".json": _json, ".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _csv}
     reader = readers.get(path.suffix.lower())
@@ -117,19 +184,12 @@ def _file(path: Path) -> Iterator[Record]:
         found = f"{error.reason} at byte {error.start} of a block"
         raise InputError(Problem(str(path), "text in UTF-8", found, "save the file as UTF-8")) from error
     except csv.Error as error:
-        raise InputError(
-            Problem(str(path), "CSV", str(error), "quote cells that hold commas or line breaks")
-        ) from error
+        hint = "quote cells that hold commas or line breaks"
+        raise InputError(Problem(str(path), "CSV", str(error), hint)) from error
 
 
 def _json(path: Path) -> Iterator[Record]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        location = f"{path}, line {error.lineno}, column {error.colno}"
-        raise InputError(Problem(location, "JSON", error.msg, "fix the file")) from error
-    except RecursionError as error:
-        raise InputError(Problem(str(path), "JSON", "lists or objects nested too deeply", "fix the file")) from error
+    rows = parse_json(path.read_text(encoding="utf-8-sig"), str(path))
     if not isinstance(rows, list):
         raise InputError(Problem(str(path), "a JSON list of rows", type(rows).__name__, "wrap the rows in a list"))
     for number, row in enumerate(rows, 1):
@@ -143,9 +203,8 @@ def _jsonl(path: Path) -> Iterator[Record]:
                 continue
             try:
                 row = json.loads(line.rstrip("\r\n"))
-            except (json.JSONDecodeError, RecursionError) as error:
-                column = getattr(error, "colno", 1)
-                location = f"{path}, line {number}, column {column}"
+            except (ValueError, RecursionError) as error:
+                location = f"{path}, line {number}, column {getattr(error, 'colno', 1)}"
                 raise InputError(Problem(location, "one JSON object a line", preview(line), "fix the line")) from error
             yield _record(row, path, f"line {number}", number)
 
@@ -156,12 +215,8 @@ def _csv(path: Path) -> Iterator[Record]:
         reader = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         for number, row in enumerate(reader, 1):
             if None in row:
-                found = f"{len(row[None])} more"
-                raise InputError(
-                    Problem(
-                        f"{path}, row {number}", f"{len(reader.fieldnames or [])} cells", found, "quote the commas"
-                    )
-                )
+                expected, found = f"{len(reader.fieldnames or [])} cells", f"{len(row[None])} more"
+                raise InputError(Problem(f"{path}, row {number}", expected, found, "quote the commas"))
             yield _record(row, path, f"row {number}", number)
 
 
@@ -179,9 +234,8 @@ def _parquet(path: Path, split: str | None = None) -> Iterator[Record]:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(
-            Problem(str(path), "a Parquet file", preview(error, 160), "build or download it again")
-        ) from error
+        hint = "build or download it again"
+        raise InputError(Problem(str(path), "a Parquet file", preview(error, 160), hint)) from error
     features = Features.from_arrow_schema(file.schema_arrow)
     labels = {name: feature.names for name, feature in features.items() if getattr(feature, "names", None)}
     labels.pop("answer", None)  # an answer's class index is its position among the options

@@ -1,0 +1,132 @@
+"""Checks of a release folder that may come from anyone: where its files lie, what they hold, what is refused.
+
+``datasets`` opens the file or URL that an image's ``path`` names wherever its ``bytes`` are null, and follows a card
+out of its folder. A release folder has every image inside, so both are refused here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.files import sha256_file, sha256_json
+from scale_vqa_eval.release_folder.read import release_configs
+from scale_vqa_eval.release_folder.write import row_features
+from scale_vqa_eval.schema import CONFIGS, VIEWS
+
+Shards = Mapping[str, list[Path]]
+"""Split -> Parquet files, in order."""
+
+
+def release_shards(folder: Path) -> Mapping[str, Shards]:
+    """Returns config -> split -> Parquet files of a release folder; the config that loads without a name comes first.
+
+    Raises:
+        InputError: if the folder has no card, a config is not one of Scale-VQA's, or a file lies outside.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    configs = release_configs(folder)
+    expected = f"configs of Scale-VQA ({', '.join(CONFIGS)})"
+    problems = [
+        Problem(str(folder / "README.md"), expected, preview(name), "rename or remove it")
+        for name in configs
+        if name not in CONFIGS
+    ]
+    root = folder.resolve()
+    # a snapshot in the Hub's cache is a folder of links that the Hub's client made itself
+    if not root.is_relative_to(Path(HF_HUB_CACHE).resolve()):
+        files = (file for shards in configs.values() for files in shards.values() for file in files)
+        problems += [
+            Problem(str(file), "a file of this folder", f"a link to {file.resolve()}", "copy the file into it")
+            for file in files
+            if not file.resolve().is_relative_to(root)
+        ]
+    if problems:
+        raise InputError(problems)
+    return configs
+
+
+def has_images(config: str, shards: Shards) -> bool:
+    """Says whether a config has image columns: all but ``text``, and controls made of a folder without images.
+
+    A control takes over the columns of the rows it was made of, so its own files are asked; whether any other config
+    has its image columns is checked by ``check_columns``.
+    """
+    if config not in ("exchange", "screened"):
+        return config != "text"
+    return any(view in pq.read_schema(file).names for files in shards.values() for file in files for view in VIEWS)
+
+
+def content_hash(config: str, shards: Shards) -> str:
+    """Returns the SHA-256 over a config's name and features and the splits, names and bytes of its shards."""
+    files = [[split, file.name, sha256_file(file)] for split, files in shards.items() for file in files]
+    return sha256_json([config, [[str(row_features(has_images(config, shards)))], *files]])
+
+
+def file_stamp(config: str, shards: Shards) -> str:
+    """Returns a SHA-256 over a config's name and the paths, sizes and times of its shards, without reading them."""
+    files = [(split, file.absolute(), file.stat()) for split, files in shards.items() for file in files]
+    return sha256_json([config, [[split, str(file), stat.st_size, stat.st_mtime_ns] for split, file, stat in files]])
+
+
+def check_columns(shards: Shards, declared: Any) -> None:
+    """Compares the columns of every shard with the declared ``datasets.Features``.
+
+    Raises:
+        InputError: with each column that is missing, unknown, or of another type or other class names.
+    """
+    problems = [problem for files in shards.values() for file in files for problem in _column_problems(file, declared)]
+    if problems:
+        raise InputError(problems)
+
+
+def _column_problems(file: Path, declared: Any) -> Iterator[Problem]:
+    from datasets import ClassLabel, Features
+
+    hint = "build the folder again with `scale-vqa build`"
+    try:
+        schema = pq.read_schema(file)
+        found = Features.from_arrow_schema(schema)
+    except (pa.ArrowInvalid, OSError, ValueError, TypeError, KeyError) as error:
+        yield Problem(str(file), "a Parquet file with the columns of Scale-VQA", preview(str(error), 160), hint)
+        return
+    expected = declared.arrow_schema
+    for name in [*expected.names, *(name for name in schema.names if name not in declared)]:
+        location = f"{file}, column {name}"
+        if name not in declared:
+            yield Problem(location, "no such column", str(schema.field(name).type), hint)
+        elif schema.names.count(name) != 1:
+            yield Problem(location, str(expected.field(name).type), f"{schema.names.count(name)} such columns", hint)
+        elif schema.field(name).type != expected.field(name).type:
+            yield Problem(location, str(expected.field(name).type), str(schema.field(name).type), hint)
+        elif isinstance(found[name], ClassLabel) and found[name].names != declared[name].names:
+            yield Problem(location, f"the classes {declared[name].names}", f"the classes {found[name].names}", hint)
+
+
+def unembedded_rows(table: pa.Table) -> Iterator[tuple[int, str, str]]:
+    """Yields row number, column and path of every image that is named by a path and has no bytes of its own."""
+    for name in table.column_names:
+        start = 0
+        for chunk in table[name].chunks:  # as they are: to join them would copy every image
+            for row, path in _paths_alone(chunk):
+                yield start + row, name, path
+            start += len(chunk)
+
+
+def _paths_alone(column: pa.Array) -> Iterator[tuple[int, str]]:
+    rows = None
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        rows, column = pc.list_parent_indices(column), pc.list_flatten(column)
+    if not pa.types.is_struct(column.type) or {field.name for field in column.type} != {"bytes", "path"}:
+        return
+    paths = pc.struct_field(column, "path")
+    alone = pc.and_(pc.is_null(pc.struct_field(column, "bytes")), pc.is_valid(paths))
+    for index in pc.indices_nonzero(alone).to_pylist():
+        yield (index if rows is None else rows[index].as_py()), paths[index].as_py()
