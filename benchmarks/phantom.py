@@ -18,11 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_script.phantom.draw import draw_slide
+from dataset_script.phantom.build import draw_slide
 from dataset_script.phantom.plan import plan_slides
-from dataset_script.phantom.slide import PhantomSlide
-from dataset_script.phantom.slide_files import write_slide
-from dataset_script.phantom.views import VIEW_PIXELS
+from dataset_script.phantom.slide import VIEW_PIXELS, PhantomSlide, write_slide
 from dataset_script.slides.regions import OpenSlideSource, SlideSource
 from dataset_script.slides.workers import worker_pool
 from scale_vqa_eval.schema import MAGNIFICATION, MPP

@@ -10,7 +10,7 @@ BUILDS = {
     "release": ("dataset_script.release.command", "release", "From the authors' JSON files and their images."),
     "slides": ("dataset_script.slides.command", "slides", "Grounding questions from slides that OpenSlide opens."),
     "phantom": (
-        "dataset_script.phantom.command",
+        "dataset_script.phantom.build",
         "phantom",
         "Questions on procedural slides, for tests and teaching.",
     ),

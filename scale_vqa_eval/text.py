@@ -11,7 +11,7 @@ _WORD: Final = re.compile(r"\w+")
 _UNSPACED: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")  # scripts that put no space between words
 NEGATION: Final = re.compile(
     r"\b(?:no|not|non|none|never|neither|nor|without|absent|absence|lack\w*|fail\w*|cannot|\w+n't|rather than|"
-    r"instead|except\w*|exclu\w*|negative|devoid|free|zero)\b",
+    r"instead|except\w*|exclu\w*|negative|devoid|free)\b",
     re.IGNORECASE,
 )
 """The one list of negation words: the audit counts them, the controls and the curation balance them."""

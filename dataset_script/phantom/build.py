@@ -1,30 +1,51 @@
-"""Builds the ``phantom`` config: draws the views of every slide, then writes the rows slide by slide."""
+"""``scale-vqa build phantom``: draws the views of synthetic slides and writes their questions, slide by slide."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import io
+import os
 import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+import click
 from tqdm import tqdm
 
-from dataset_script.phantom.draw import archive_of, draw_slide
-from dataset_script.phantom.plan import PathPlan, SlidePlan, deal_pools, plan_slides
-from dataset_script.phantom.questions import path_questions
-from dataset_script.phantom.views import VIEW_PIXELS
+from dataset_script.phantom.plan import PhantomPath, PhantomPlan, deal_pools, path_questions, plan_slides
+from dataset_script.phantom.slide import VIEW_PIXELS, PhantomSlide, write_slide
 from dataset_script.slides.workers import worker_pool
 from dataset_script.splits import SPLITS
-from scale_vqa_eval.release_folder.write import write_release
+from scale_vqa_eval.errors import Problem
+from scale_vqa_eval.files import atomic_path, exclusive_output, sha256_json
+from scale_vqa_eval.release_folder.write import check_out, write_release
 from scale_vqa_eval.schema import VIEWS
 
 CONFIG: Final = "phantom"
+QUALITY: Final = 88
+"""JPEG quality of the views."""
+
+
+def draw_slide(task: tuple[PhantomPlan, Path, Path | None, int]) -> tuple[Problem, ...]:
+    """Draws the views of one slide into an archive, and its slide file where one is wanted, unless that is done."""
+    plan, root, slide_files, side = task
+    slide = PhantomSlide(plan)
+    archive = root / f"{plan.name}.zip"
+    if not archive.exists():
+        with atomic_path(archive) as partial, zipfile.ZipFile(partial, "w") as file:
+            for number, path in enumerate(plan.paths):
+                for name, view in slide.views(number).items():
+                    buffer = io.BytesIO()
+                    slide.view_image(view, side).save(buffer, "JPEG", quality=QUALITY)
+                    file.writestr(f"{path.path_id}/{name}.jpg", buffer.getvalue())
+    if slide_files is not None:
+        write_slide(slide, slide_files / f"{plan.name}.tif")
+    return ()
 
 
 @dataclass(frozen=True)
@@ -47,10 +68,10 @@ class PhantomSettings:
 
 
 def build_phantom(settings: PhantomSettings, out: Path, workers: int) -> dict[str, int]:
-    """Draws phantom slides and writes their questions into a release folder.
+    """Draws synthetic slides and writes their questions into a release folder.
 
-    Finished slides are kept in a hidden folder beside ``out`` until the release folder stands: killed and called
-    again, the build goes on where it was. The same settings give the same bytes for any number of workers.
+    Finished slides are kept in a hidden folder beside ``out`` until the release folder is complete, so that a killed
+    build resumes. The same settings give the same bytes for any number of workers.
 
     Args:
         settings: what to build.
@@ -61,22 +82,24 @@ def build_phantom(settings: PhantomSettings, out: Path, workers: int) -> dict[st
         split -> number of rows.
     """
     plans = plan_slides(settings.slides, settings.seed, settings.missing_high)
-    root = _work_folder(settings, out)
-    with worker_pool(min(workers, len(plans))) as run:
-        tasks = ((plan, root, settings.slide_files, settings.side) for plan in plans)
-        for _ in tqdm(run(draw_slide, tasks), desc="phantom slides drawn", total=len(plans), unit="slide"):
-            pass
-    counts: Counter[str] = Counter()
-    by_split = {split: [plan for plan in plans if plan.split == split] for split in SPLITS}
-    tables = {split: _rows(of_split, root, counts) for split, of_split in by_split.items() if of_split}
-    write_release(out, {CONFIG: tables}, {CONFIG: card_note(settings, plans)})
-    shutil.rmtree(root.parent)
+    parent = out.absolute().with_name(f".{out.name}.{CONFIG}")
+    with exclusive_output(parent):
+        root = _work_folder(settings, parent)
+        with worker_pool(min(workers, len(plans))) as run:
+            tasks = ((plan, root, settings.slide_files, settings.side) for plan in plans)
+            for _ in tqdm(run(draw_slide, tasks), desc="synthetic slides drawn", total=len(plans), unit="slide"):
+                pass
+        counts: Counter[str] = Counter()
+        by_split = {split: [plan for plan in plans if plan.split == split] for split in SPLITS}
+        tables = {split: _rows(of_split, root, counts) for split, of_split in by_split.items() if of_split}
+        write_release(out, {CONFIG: tables}, {CONFIG: card_note(settings, plans)})
+        shutil.rmtree(parent)
     return {split: counts[split] for split in tables}
 
 
-def _rows(plans: Sequence[SlidePlan], root: Path, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+def _rows(plans: Sequence[PhantomPlan], root: Path, counts: Counter[str]) -> Iterator[dict[str, Any]]:
     for plan in plans:
-        with zipfile.ZipFile(archive_of(root, plan)) as archive:
+        with zipfile.ZipFile(root / f"{plan.name}.zip") as archive:
             for path in plan.paths:
                 images = _images(plan, path, archive)
                 for question in path_questions(plan, path):
@@ -97,7 +120,7 @@ def _rows(plans: Sequence[SlidePlan], root: Path, counts: Counter[str]) -> Itera
                     }
 
 
-def _images(plan: SlidePlan, path: PathPlan, archive: zipfile.ZipFile) -> dict[str, dict[str, Any] | None]:
+def _images(plan: PhantomPlan, path: PhantomPath, archive: zipfile.ZipFile) -> dict[str, dict[str, Any] | None]:
     present = set(archive.namelist())
     images: dict[str, dict[str, Any] | None] = {}
     for view in VIEWS:
@@ -106,36 +129,92 @@ def _images(plan: SlidePlan, path: PathPlan, archive: zipfile.ZipFile) -> dict[s
     return images
 
 
-def _work_folder(settings: PhantomSettings, out: Path) -> Path:
-    """Returns the hidden folder of this build, cleared of what other settings or other code left in it."""
-    parent = out.absolute().with_name(f".{out.name}.{CONFIG}")
+def _work_folder(settings: PhantomSettings, parent: Path) -> Path:
+    """Returns the folder of this build's settings and code; what others left in its parent is removed."""
     packages = {name: version(name) for name in ("skia-python", "numpy", "scipy", "pillow")}
-    sources = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))]
+    sources = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.iterdir()) if path.suffix]
     inputs = [settings.slides, settings.seed, settings.missing_high, settings.side, packages, sources]
-    root = parent / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
+    root = parent / sha256_json(inputs)[:32]
     root.mkdir(parents=True, exist_ok=True)
     for other in parent.iterdir():
         if other != root:
             shutil.rmtree(other)
-    for partial in root.glob(".*"):
-        partial.unlink()
     return root
 
 
-def card_note(settings: PhantomSettings, plans: Sequence[SlidePlan]) -> str:
+def card_note(settings: PhantomSettings, plans: Sequence[PhantomPlan]) -> str:
     """Returns the paragraph of the dataset card."""
     pools = min(len(pool) for pool in deal_pools(settings.slides))
     slides = "four different slides" if pools >= 4 else "slides of which some are the same (fewer than 12 were built)"
     missing = sum(not path.has_high for plan in plans for path in plan.paths)
-    null = f" {missing} paths have no 200x view and are asked nothing about one." if missing else ""
+    null = f" {missing} paths have no 200x view and no question about one." if missing else ""
     return (
-        f"**A phantom, not tissue.** These {settings.slides} slides were drawn by a program from a random scene (seed "
-        f"{settings.seed}); nothing in them grew, and the words of histology name drawn shapes. They are for tests, "
-        "teaching and learning curves, and never for claims about pathology.\n\n"
-        "The truth of every question is known, because the scene was built to it; no expert is needed and none was "
-        "asked. Questions come in exchange groups of four (`group`): one question text, four options in one order, "
-        f"each right once, on {slides}. Options cross two features that two scales show. So the text alone tells "
-        "nothing: any function of it is right on exactly 25% of each split and each dimension. Groups do not straddle "
-        f"splits. A probe that is trained with part of a group and tested on the rest is not a function of the text: "
-        f"keep groups whole.{null}"
+        f"**A phantom, not tissue.** These {settings.slides} synthetic slides were drawn by a program from a random "
+        f"scene (seed {settings.seed}); the words of histology name drawn shapes. They are for tests, teaching and "
+        "learning curves, and never for claims about pathology.\n\n"
+        "The truth of every question is known, because the scene was built to it; no expert was asked. Questions come "
+        "in exchange groups of four (`group`): one question text, four options in one order, each right once, on "
+        f"{slides}. Options cross two features that two scales show. So any function of the text of one question is "
+        "right on exactly 25% of each split and each dimension. All questions of a group are in the same split. A "
+        "probe that is trained on part of a group and tested on the rest is not such a function: keep groups whole."
+        f"{null}"
     )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@click.command()
+@click.option("--slides", type=click.IntRange(1), required=True, help="Number of slides, 20 questions each.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The release folder, such as scale-vqa.")
+@click.option("--seed", type=int, default=42, show_default=True)
+@click.option(
+    "--workers", type=click.IntRange(1), default=None, help="Drawing processes.  [default: the cores of the machine]"
+)
+@click.option(
+    "--missing-high",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Share of paths without a 200x view (the released benchmark has 0.07); they get two questions of five.",
+)
+@click.option(
+    "--size",
+    "side",
+    type=click.IntRange(56, 512),
+    default=512,
+    show_default=True,
+    help="Pixels a side of every view. The fields stay the same, so fewer pixels are coarser.",
+)
+@click.option(
+    "--write-slides",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Also write each slide as a pyramidal TIFF into this folder (a minute or more and some 80 MB a slide).",
+)
+def phantom(
+    slides: int,
+    out: Path,
+    seed: int,
+    workers: int | None,
+    missing_high: float,
+    side: int,
+    write_slides: Path | None,
+) -> None:
+    """Build questions on synthetic slides ("phantoms"): H&E-like pictures drawn by a program, with known truth.
+
+    For tests, teaching and learning curves, never for claims about pathology. The same seed gives the same bytes for
+    any --workers. An interrupted build resumes when the same command is run again.
+    """
+    if write_slides is not None and find_spec("imagecodecs") is None:
+        raise click.UsageError("--write-slides needs the package 'imagecodecs': pip install 'scale-vqa[slides]'")
+    check_out(out)  # what cannot be written is reported before anything is drawn
+    if slides < 12:
+        click.echo(
+            f"--slides {slides}: some groups have paths that share a slide; with 12 or more none has", err=True
+        )
+    if slides < 3:
+        click.echo(f"--slides {slides}: too few for train, val and test", err=True)
+    counts = build_phantom(PhantomSettings(slides, seed, missing_high, write_slides, side), out, workers or _cores())
+    parts = ", ".join(f"{split} {count}" for split, count in counts.items())
+    click.echo(f"{out}: phantom with {parts} questions")

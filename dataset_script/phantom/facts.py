@@ -1,77 +1,53 @@
-"""What can be true of a path through a phantom slide: features, their values, and the words for them.
-
-A feature is something that one scale shows. All phrases of a feature have as many words and as many letters, so that
-options made from them do not differ in length. Words are those of histology; what they name here is drawn, not grown.
-"""
+"""What can be true of a path through a synthetic slide: features, their values and words, read from ``facts.yaml``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Final
+from importlib.resources import files
+from typing import Any, Final
 
-from scale_vqa_eval.schema import QUESTION_TYPES
+import yaml
+
+_CONTENT: Final[dict[str, Any]] = yaml.safe_load(files(__package__).joinpath("facts.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
-class Feature:
-    """A feature: the view that shows it, and value -> phrase."""
+class PhantomFeature:
+    """A feature: the view that shows it, and value -> phrase in options."""
 
     name: str
     view: str
     phrases: Mapping[str, str]
 
 
-FEATURES: Final[Mapping[str, Feature]] = MappingProxyType(
-    {
-        name: Feature(name, view, MappingProxyType(phrases))
-        for name, view, phrases in (
-            ("growth", "low_mag", {"glandular": "glandular", "sheetlike": "sheetlike", "sievelike": "sievelike"}),
-            (
-                "focus",
-                "low_mag",
-                {
-                    "necrosis": "necrotic debris",
-                    "adipose": "adipose lobules",
-                    "fibrosis": "fibrous bundles",
-                    "haematoma": "fresh haematoma",
-                },
-            ),
-            ("infiltrate", "low_mag", {"nodular": "nodular", "diffuse": "diffuse", "minimal": "minimal"}),
-            ("site", "mid_mag", {"touching": "touching", "avoiding": "avoiding"}),
-            ("depth", "mid_mag", {"margin": "margin", "centre": "centre"}),
-            ("stroma", "mid_mag", {"compact": "compact", "swollen": "swollen"}),
-            ("vessels", "mid_mag", {"congested": "congested", "collapsed": "collapsed"}),
-            (
-                "cells",
-                "high_mag",
-                {"lymphocytes": "lymphocytes", "neutrophils": "neutrophils", "eosinophils": "eosinophils"},
-            ),
-            ("nuclei", "high_mag", {"uniform": "one", "bizarre": "two"}),
-            ("mitoses", "high_mag", {"many": "confirmed, mitoses present", "zero": "disproved, mitoses missing"}),
-        )
-    }
-)
-
-ASKED: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
-    {
-        "type_A": ("infiltrate", "cells"),
-        "type_B": ("vessels", "mitoses"),
-        "type_C": ("site", "depth"),
-        "type_D": ("focus", "stroma"),
-        "type_E": ("growth", "nuclei"),
-    }
-)
-"""Question type -> the two features that its options cross. Each feature is asked by one type alone."""
-
-assert tuple(ASKED) == tuple(QUESTION_TYPES)
-assert sorted(name for pair in ASKED.values() for name in pair) == sorted(FEATURES)
+FEATURES: Final[Mapping[str, PhantomFeature]] = {
+    name: PhantomFeature(name, entry["view"], {value: words["phrase"] for value, words in entry["values"].items()})
+    for name, entry in _CONTENT["features"].items()
+}
+SIGNS: Final[Mapping[str, Mapping[str, str]]] = {
+    name: {value: words["sign"] for value, words in entry["values"].items()}
+    for name, entry in _CONTENT["features"].items()
+}
+"""Feature -> value -> clause that says how it shows."""
+ASKED: Final[Mapping[str, tuple[str, str]]] = {
+    kind: (asked["features"][0], asked["features"][1]) for kind, asked in _CONTENT["questions"].items()
+}
+"""Question type -> the two features that its options cross."""
+OPTION_TEMPLATES: Final[Mapping[str, str]] = {kind: asked["option"] for kind, asked in _CONTENT["questions"].items()}
+WORDINGS: Final[Mapping[str, tuple[str, ...]]] = {
+    kind: tuple(asked["wordings"]) for kind, asked in _CONTENT["questions"].items()
+}
+"""Question type -> wordings of the question."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """The truth of one path: the value of every feature."""
+    """The truth of one path: the value of every feature.
+
+    Raises:
+        ValueError: where a value is not one of its feature's.
+    """
 
     growth: str
     focus: str

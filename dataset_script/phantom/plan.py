@@ -1,9 +1,9 @@
-"""Plans a set of phantom slides: which facts hold on which path, which paths share a question, which split has which.
+"""Plans a set of synthetic slides: the facts of each path, the questions that paths share, and the splits.
 
-Why the text tells nothing. Paths are planned in groups of four. The four paths of a group share, for each of the five
-question types, one question text and four options in one order; the options are the product of two features, and each
-path bears another of the four combinations. So each option of a text is right exactly once in its group, and whatever
-is a function of the text alone is right on exactly one item in four: overall, in each split and in each dimension.
+Paths are planned in groups of four. The four paths of a group share, for each of the five question types, one question
+text and four options in one order. The options are the product of two features, and each path has another of the four
+combinations. Each option of a text is therefore right exactly once in its group, and any function of the text of one
+question is right on exactly one item in four: overall, in each split and in each dimension.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from dataset_script.phantom.facts import ASKED, FEATURES, Facts
-from dataset_script.phantom.lattice import seeded
+from dataset_script.phantom.facts import ASKED, FEATURES, OPTION_TEMPLATES, SIGNS, WORDINGS, Facts
+from dataset_script.phantom.geometry import seeded
 from dataset_script.splits import patient_splits
+from scale_vqa_eval.controls.factorial_options import crossed_options
+from scale_vqa_eval.schema import LETTERS, MAGNIFICATION, QUESTION_TYPES, VIEWS, row_id
 
 PATHS: Final = 4
 """Paths of a slide, one in each of its fragments; also the size of a group."""
@@ -43,7 +45,7 @@ class GroupPlan:
 
 
 @dataclass(frozen=True)
-class PathPlan:
+class PhantomPath:
     """A path: its facts, its questions, and whether it has a 200x view."""
 
     path_id: str
@@ -53,16 +55,16 @@ class PathPlan:
 
 
 @dataclass(frozen=True)
-class SlidePlan:
+class PhantomPlan:
     """A slide: name, seed of its scene, split, and one path for each of its fragments."""
 
     name: str
     seed: int
     split: str
-    paths: tuple[PathPlan, ...]
+    paths: tuple[PhantomPath, ...]
 
 
-def plan_slides(slides: int, seed: int = 42, missing_high: float = 0.0) -> list[SlidePlan]:
+def plan_slides(slides: int, seed: int = 42, missing_high: float = 0.0) -> list[PhantomPlan]:
     """Plans slides; the same arguments give the same plan.
 
     Slides are dealt into pools, pools go to splits whole, and a group's paths lie in one pool, on four slides where
@@ -76,7 +78,7 @@ def plan_slides(slides: int, seed: int = 42, missing_high: float = 0.0) -> list[
     """
     if slides < 1:
         raise ValueError("at least one slide is needed")
-    plans: list[SlidePlan] = []
+    plans: list[PhantomPlan] = []
     pools = deal_pools(slides)
     names = {f"pool {number:06d}": PATHS * len(pool) for number, pool in enumerate(pools)}
     splits = patient_splits(names, seed)
@@ -96,32 +98,26 @@ def deal_pools(slides: int) -> list[range]:
     return [range(start, end) for start, end in itertools.pairwise(ends)]
 
 
-def _plan_pool(pool: range, split: str, seed: int, missing_high: float) -> Iterator[SlidePlan]:
+def _plan_pool(pool: range, split: str, seed: int, missing_high: float) -> Iterator[PhantomPlan]:
     """Plans the slides of a pool: quartet q takes fragment i of the i-th slide after q, round the pool."""
-    planned: dict[tuple[int, int], PathPlan] = {}
+    planned: dict[tuple[int, int], PhantomPath] = {}
     for first in range(len(pool)):
         quartet = [(pool[(first + fragment) % len(pool)], fragment) for fragment in range(PATHS)]
         for place, path in zip(quartet, _plan_quartet(pool[first], seed, missing_high), strict=True):
             planned[place] = path
     for slide in pool:
-        paths = tuple(planned[slide, fragment] for fragment in range(PATHS))
-        named = tuple(
-            PathPlan(f"path-{number}", path.facts, path.groups, path.has_high) for number, path in enumerate(paths, 1)
-        )
-        yield SlidePlan(f"phantom-{slide + 1:04d}", seeded(seed, "slide", slide), split, named)
+        paths = tuple(replace(planned[slide, place], path_id=f"path-{place + 1}") for place in range(PATHS))
+        yield PhantomPlan(f"phantom-{slide + 1:04d}", seeded(seed, "slide", slide), split, paths)
 
 
-def _plan_quartet(number: int, seed: int, missing_high: float) -> list[PathPlan]:
+def _plan_quartet(number: int, seed: int, missing_high: float) -> list[PhantomPath]:
     """Plans four paths that share their questions, each with another combination of every question's features."""
     rng = random.Random(seeded(seed, "quartet", number))
     has_high = rng.random() >= missing_high
     facts: list[dict[str, str]] = [{} for _ in range(PATHS)]
     groups = []
     for question_type, (first, second) in ASKED.items():
-        values = tuple(
-            (chosen[0], chosen[1])
-            for chosen in (rng.sample(sorted(FEATURES[name].phrases), 2) for name in (first, second))
-        )
+        values = _two_values(first, rng), _two_values(second, rng)
         combination = rng.sample(range(PATHS), PATHS)
         order = tuple(rng.sample(range(PATHS), PATHS))
         wording = rng.randrange(1 << 30)
@@ -130,7 +126,7 @@ def _plan_quartet(number: int, seed: int, missing_high: float) -> list[PathPlan]
         if has_high or not _needs_high(question_type):
             name = f"phantom-{question_type}-{number + 1:04d}"
             groups.append(GroupPlan(name, question_type, values, order, wording))
-    return [PathPlan("", Facts(**path), tuple(groups), has_high) for path in facts]
+    return [PhantomPath("", Facts(**path), tuple(groups), has_high) for path in facts]
 
 
 def _two_values(feature: str, rng: random.Random) -> tuple[str, str]:
@@ -140,3 +136,61 @@ def _two_values(feature: str, rng: random.Random) -> tuple[str, str]:
 
 def _needs_high(question_type: str) -> bool:
     return any(FEATURES[name].view == "high_mag" for name in ASKED[question_type])
+
+
+@dataclass(frozen=True)
+class PhantomQuestion:
+    """A question of a path in the terms of a release row, images left aside."""
+
+    id: str
+    question: str
+    options: tuple[str, str, str, str]
+    answer: str
+    rationale: str
+    dimension: str
+    group: str
+
+
+def path_questions(slide: PhantomPlan, path: PhantomPath) -> list[PhantomQuestion]:
+    """Returns the questions of a path, one a question type, in the order of the types."""
+    return [_question(slide, path, group) for group in path.groups]
+
+
+def _question(slide: PhantomPlan, path: PhantomPath, group: GroupPlan) -> PhantomQuestion:
+    first, second = (FEATURES[name] for name in ASKED[group.question_type])
+    wordings = WORDINGS[group.question_type]
+    question = wordings[group.wording % len(wordings)]
+    values = group.values
+    built = crossed_options(
+        first=(first.phrases[values[0][0]], first.phrases[values[0][1]]),
+        second=(second.phrases[values[1][0]], second.phrases[values[1][1]]),
+        truth=(values[0].index(path.facts.value(first.name)), values[1].index(path.facts.value(second.name))),
+        order=group.order,
+        template=OPTION_TEMPLATES[group.question_type],
+        question=question,
+    )
+    return PhantomQuestion(
+        id=row_id(slide.name, path.path_id, group.question_type),
+        question=question,
+        options=built.options,
+        answer=LETTERS[built.answer],
+        rationale=" ".join(_sentence(path, name) for name in (first.name, second.name)),
+        dimension=QUESTION_TYPES[group.question_type],
+        group=group.id,
+    )
+
+
+def _sentence(path: PhantomPath, feature: str) -> str:
+    sign = SIGNS[feature][path.facts.value(feature)]
+    return f"At {MAGNIFICATION[FEATURES[feature].view]} {sign}."
+
+
+def captions(path: PhantomPath) -> dict[str, str]:
+    """Returns view -> what the view shows, from the scene graph; without ``high_mag`` where the path has none."""
+    texts = {}
+    for view in VIEWS:
+        if view == "high_mag" and not path.has_high:
+            continue
+        clauses = [SIGNS[name][path.facts.value(name)] for name, feature in FEATURES.items() if feature.view == view]
+        texts[view] = ". ".join(clause[0].upper() + clause[1:] for clause in clauses) + "."
+    return texts

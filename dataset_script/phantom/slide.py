@@ -1,23 +1,141 @@
-"""A phantom slide: the scene of four tissue fragments, read as fields of any scale like a slide file."""
+"""A synthetic slide: four tissue fragments, read as fields of any scale or written as a pyramidal TIFF file.
+
+The three nested views of a path are placed where its facts can be seen. A 40x field touches the focus or keeps clear
+of it, lies at the margin of the tissue or within it, and shows vessels. A 200x field shows epithelium, stroma,
+inflammatory cells and, if there are any, mitoses. Fields are drawn at random until one fits.
+"""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dataset_script.phantom.lattice import seeded
-from dataset_script.phantom.plan import SlidePlan, plan_slides
+from dataset_script.phantom.cells import BodyKind, bodies
+from dataset_script.phantom.geometry import Rect, grown, seeded, within
+from dataset_script.phantom.materials import Stain, slide_stain
+from dataset_script.phantom.plan import PhantomPlan, plan_slides
 from dataset_script.phantom.render import render
-from dataset_script.phantom.scene import FRAME, Fragment, build_fragment
+from dataset_script.phantom.scene import FRAME, LABEL_MPP, Fragment, Label, build_fragment
 from dataset_script.phantom.sprites import SpriteSheet, sprite_sheet
-from dataset_script.phantom.stain import Stain, slide_stain
-from dataset_script.phantom.views import View, place_views
 from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.files import atomic_path
 from scale_vqa_eval.schema import MPP
+
+VIEW_PIXELS: Final = 512
+LOW_JITTER: Final = 60.0
+TOUCHING: Final = (0.10, 0.45)
+MARGIN: Final = (0.10, 0.35)
+"""Least and greatest share of a 40x field that the focus, or the bare glass, takes up."""
+CLEARANCE: Final = 150.0
+"""A 40x field that avoids the focus, or lies in the centre, keeps this far from it or from the margin, um."""
+MIN_VESSELS: Final = 6
+MIN_CELLS: Final = 12
+MIN_MITOSES: Final = 5
+_TRIES: Final = 4000
+
+
+@dataclass(frozen=True)
+class View:
+    """A square field: centre in slide coordinates (um) and scale."""
+
+    x: float
+    y: float
+    mpp: float
+
+    @property
+    def half(self) -> float:
+        """Half the side, um."""
+        return VIEW_PIXELS * self.mpp / 2
+
+    @property
+    def rect(self) -> Rect:
+        """The field in slide coordinates, um."""
+        return self.x - self.half, self.y - self.half, self.x + self.half, self.y + self.half
+
+
+def place_views(fragment: Fragment) -> dict[str, View] | None:
+    """Returns view name -> field, each within the one before; None where no field shows all facts."""
+    rng = np.random.default_rng(seeded(fragment.seed, "views"))
+    x, y = np.array(fragment.centre) + rng.uniform(-LOW_JITTER, LOW_JITTER, 2)
+    low = View(float(x), float(y), MPP["low_mag"])
+    for mid in _mid_fields(fragment, low, rng):
+        high = _high_field(fragment, mid, rng)
+        if high is not None:
+            return {"low_mag": low, "mid_mag": mid, "high_mag": high}
+    return None
+
+
+def _share(fragment: Fragment, rect: Rect, *labels: Label) -> float:
+    """Returns the share of a rectangle that compartments take up, from up to some 100 x 100 samples of the raster."""
+    frame, side = fragment.frame, fragment.labels.shape[0]
+    left, top, right, bottom = (
+        min(max(round((value - frame[axis % 2]) / LABEL_MPP), 0), side) for axis, value in enumerate(rect)
+    )
+    step = max(1, (right - left) // 100)
+    counts = np.bincount(fragment.labels[top:bottom:step, left:right:step].ravel(), minlength=len(Label))
+    return float(counts[list(labels)].sum() / max(1, counts.sum()))
+
+
+def _mid_fields(fragment: Fragment, low: View, rng: np.random.Generator) -> Iterator[View]:
+    """Yields 40x fields within the 10x field that bear out the facts."""
+    facts = fragment.facts
+    half = VIEW_PIXELS * MPP["mid_mag"] / 2
+    reach = low.half - half
+    for x, y in rng.uniform(-reach, reach, (_TRIES, 2)) + np.array([low.x, low.y]):
+        view = View(float(x), float(y), MPP["mid_mag"])
+        around = grown(view.rect, CLEARANCE)
+        bare = _share(fragment, view.rect, Label.BACKGROUND)
+        if facts.depth == "margin" and not MARGIN[0] <= bare <= MARGIN[1]:
+            continue
+        if facts.depth == "centre" and _share(fragment, around, Label.BACKGROUND) > 0:
+            continue
+        focus = _share(fragment, view.rect, Label.FOCUS)
+        if facts.site == "touching" and not TOUCHING[0] <= focus <= TOUCHING[1]:
+            continue
+        if facts.site == "avoiding" and _share(fragment, around, Label.FOCUS) > 0:
+            continue
+        if _seen(fragment.vessels.centres, view) >= MIN_VESSELS and _share(fragment, view.rect, Label.STROMA) > 0.2:
+            yield view
+
+
+def _seen(centres: NDArray[np.float64], view: View) -> int:
+    return int(within(centres[:, 0], centres[:, 1], view.rect).sum())
+
+
+def _high_field(fragment: Fragment, mid: View, rng: np.random.Generator) -> View | None:
+    """Returns a 200x field within a 40x field that shows what is asked of 200x; None where a few tries find none."""
+    reach = mid.half - VIEW_PIXELS * MPP["high_mag"] / 2
+    looked = 0
+    for x, y in rng.uniform(-reach, reach, (400, 2)) + np.array([mid.x, mid.y]):
+        view = View(float(x), float(y), MPP["high_mag"])
+        if _share(fragment, view.rect, Label.BACKGROUND, Label.FOCUS, Label.FOLLICLE) > 0:
+            continue
+        epithelium = _share(fragment, view.rect, Label.GLAND, Label.SHEET)
+        if not 0.15 <= epithelium <= 0.65 or _share(fragment, view.rect, Label.STROMA) < 0.25:
+            continue
+        looked += 1
+        if _shows_cells(fragment, view):
+            return view
+        if looked == 40:
+            break
+    return None
+
+
+def _shows_cells(fragment: Fragment, view: View) -> bool:
+    kinds = [block.kind for block in bodies(fragment, view.rect)]
+    counts = np.bincount(np.concatenate(kinds) if kinds else np.zeros(0, np.int64), minlength=len(BodyKind))
+    if counts[BodyKind[fragment.facts.cells.upper()]] < MIN_CELLS:
+        return False
+    return fragment.facts.mitoses == "zero" or bool(counts[BodyKind.MITOSIS] >= MIN_MITOSES)
+
 
 PITCH: Final = 5300.0
 """Distance of the fragments' centres, um: their 10x fields do not overlap."""
@@ -27,16 +145,15 @@ ATTEMPTS: Final = 20
 
 
 class PhantomSlide:
-    """A procedural slide; a ``slides.regions.SlideSource``. What it shows is drawn, not grown: no tissue.
+    """A procedural slide; a ``slides.regions.SlideSource``. It shows drawn shapes, no tissue.
 
-    Nothing is drawn before it is looked at, and of nuclei nothing is kept: every region of every scale is computed
-    from the seed.
+    Every region of every scale is computed from the seed when it is read; nuclei are not stored.
 
     Args:
         plan: name, seed and facts of the slide.
     """
 
-    def __init__(self, plan: SlidePlan) -> None:
+    def __init__(self, plan: PhantomPlan) -> None:
         self.plan = plan
         self._fragments: dict[int, tuple[Fragment, dict[str, View]]] = {}
 
@@ -120,7 +237,7 @@ class PhantomSlide:
         return self.read_region(view.x, view.y, 2 * view.half / size_px, size_px)
 
     def _built(self, number: int) -> tuple[Fragment, dict[str, View]]:
-        """Builds a fragment, anew under another seed where no field of it shows all facts (none of 600 was)."""
+        """Builds a fragment; takes another seed where no field of it shows all facts (0 of 600 fragments)."""
         if number not in self._fragments:
             for attempt in range(ATTEMPTS):
                 seed = seeded(self.plan.seed, "path", number, attempt)
@@ -150,3 +267,70 @@ def phantom_slides(slides: int, seed: int = 42) -> list[PhantomSlide]:
     ['phantom-0001', 'phantom-0002']
     """
     return [PhantomSlide(plan) for plan in plan_slides(slides, seed)]
+
+
+TILE: Final = 512
+STEP: Final = 4
+"""Each level is this much coarser than the one before, and drawn from the scene rather than averaged."""
+SMALLEST: Final = 512
+"""The last level is no larger than this along its longer side."""
+STRIPE: Final = 8
+"""Tiles along the side of a block that is drawn at once."""
+QUALITY: Final = 90
+
+
+def write_slide(slide: PhantomSlide, path: str | Path, area: Rect = (0.0, 0.0, EXTENT, EXTENT)) -> Path:
+    """Writes a slide, or a rectangle of it, as a slide file; a file that is there already is left as it is.
+
+    Args:
+        slide: the phantom slide.
+        path: of the file; it appears only when it is complete.
+        area: rectangle of the slide to write, um; it is the whole slide of the file.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    import tifffile
+
+    if path.exists():
+        return path
+    side = max(area[2] - area[0], area[3] - area[1])
+    mpp, level = slide.mpp, 0
+    with atomic_path(path) as partial, tifffile.TiffWriter(partial, bigtiff=True) as file:
+        while True:
+            size = round((area[2] - area[0]) / mpp), round((area[3] - area[1]) / mpp)
+            file.write(
+                _tiles(slide, (area[0], area[1]), mpp, size),
+                shape=(size[1], size[0], 3),
+                dtype="uint8",
+                tile=(TILE, TILE),
+                photometric="ycbcr",
+                subsampling=(2, 2),
+                compression="jpeg",
+                resolution=(1e4 / mpp, 1e4 / mpp),
+                resolutionunit="CENTIMETER",
+                subfiletype=1 if level else 0,
+                description=f"{slide.name}: procedural phantom, no tissue" if not level else None,
+                software=False,
+                metadata=None,
+            )
+            if side / mpp <= SMALLEST:
+                break
+            mpp, level = mpp * STEP, level + 1
+    return path
+
+
+def _tiles(slide: PhantomSlide, origin: tuple[float, float], mpp: float, size: tuple[int, int]) -> Iterator[bytes]:
+    """Yields the JPEG tiles of a level, row by row; a block of several tiles is drawn at once."""
+    columns, rows = -(-size[0] // TILE), -(-size[1] // TILE)
+    for row in range(rows):
+        for first in range(0, columns, STRIPE):
+            count = min(STRIPE, columns - first)
+            corner = origin[0] + first * TILE * mpp, origin[1] + row * TILE * mpp
+            block = Image.fromarray(slide.pixels(corner, mpp, (count * TILE, TILE)))
+            for column in range(count):
+                buffer = io.BytesIO()
+                tile = block.crop((column * TILE, 0, (column + 1) * TILE, TILE))
+                tile.save(buffer, "JPEG", quality=QUALITY, subsampling="4:2:0")
+                yield buffer.getvalue()

@@ -11,10 +11,9 @@ import numpy as np
 import skia
 from numpy.typing import NDArray
 
-from dataset_script.phantom.bodies import Kind
-from dataset_script.phantom.lattice import seeded
-from dataset_script.phantom.outlines import ellipses, smooth_path, waves
-from dataset_script.phantom.stain import Stain
+from dataset_script.phantom.cells import BodyKind
+from dataset_script.phantom.geometry import ellipses, seeded, smooth_path, waves
+from dataset_script.phantom.materials import Stain
 
 SPRITE_MPP: Final = 0.25
 CELL: Final = 96
@@ -69,13 +68,13 @@ def box_averaged(pixels: NDArray[Any], factor: int) -> NDArray[np.float32]:
 
 def sprite_sheet(stain: Stain) -> SpriteSheet:
     """Draws the sprites in the colours of a stain; shapes are the same for every slide."""
-    pixels = np.zeros((len(Kind) * CELL, VARIANTS * CELL, 4), np.uint8)
+    pixels = np.zeros((len(BodyKind) * CELL, VARIANTS * CELL, 4), np.uint8)
     info = skia.ImageInfo.Make(
         pixels.shape[1], pixels.shape[0], skia.ColorType.kRGBA_8888_ColorType, skia.AlphaType.kPremul_AlphaType
     )
     surface = skia.Surface.MakeRasterDirect(info, pixels)
     canvas = surface.getCanvas()
-    for kind in Kind:
+    for kind in BodyKind:
         for variant in range(VARIANTS):
             rng = np.random.default_rng(seeded(0, "sprite", int(kind), variant))
             canvas.save()
@@ -208,16 +207,16 @@ def _vacuole(pen: _Pen) -> None:
     pen.blob("vacuole", (4.4, 2.9), alpha=0.85, wave=0.06, soft=0.4)
 
 
-_DRAWN: Final[dict[Kind, Callable[[_Pen], None]]] = {
-    Kind.FIBROBLAST: _fibroblast,
-    Kind.LYMPHOCYTES: _lymphocyte,
-    Kind.NEUTROPHILS: _neutrophil,
-    Kind.EOSINOPHILS: _eosinophil,
-    Kind.UNIFORM: _uniform,
-    Kind.BIZARRE: _bizarre,
-    Kind.MITOSIS: _mitosis,
-    Kind.RED_CELL: _red_cell,
-    Kind.DEBRIS: _debris,
-    Kind.GHOST: _ghost,
-    Kind.VACUOLE: _vacuole,
+_DRAWN: Final[dict[BodyKind, Callable[[_Pen], None]]] = {
+    BodyKind.FIBROBLAST: _fibroblast,
+    BodyKind.LYMPHOCYTES: _lymphocyte,
+    BodyKind.NEUTROPHILS: _neutrophil,
+    BodyKind.EOSINOPHILS: _eosinophil,
+    BodyKind.UNIFORM: _uniform,
+    BodyKind.BIZARRE: _bizarre,
+    BodyKind.MITOSIS: _mitosis,
+    BodyKind.RED_CELL: _red_cell,
+    BodyKind.DEBRIS: _debris,
+    BodyKind.GHOST: _ghost,
+    BodyKind.VACUOLE: _vacuole,
 }

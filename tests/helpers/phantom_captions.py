@@ -17,16 +17,14 @@ from typing import Any
 import click
 
 from dataset_script.curate.work import write_lines
-from dataset_script.phantom.facts import FEATURES, Facts
-from dataset_script.phantom.lattice import seeded
-from dataset_script.phantom.plan import PATHS, PathPlan, SlidePlan
-from dataset_script.phantom.questions import captions
-from dataset_script.phantom.words import SIGNS
+from dataset_script.phantom.facts import FEATURES, SIGNS, Facts
+from dataset_script.phantom.geometry import seeded
+from dataset_script.phantom.plan import PATHS, PhantomPath, PhantomPlan, captions
 from scale_vqa_eval.errors import Problem
 from scale_vqa_eval.schema import VIEWS
 
 
-def caption_plans(slides: int, seed: int, missing_high: float = 0.0) -> list[SlidePlan]:
+def caption_plans(slides: int, seed: int, missing_high: float = 0.0) -> list[PhantomPlan]:
     """Returns slides whose paths have independent facts; the same arguments give the same plans."""
     plans = []
     for number in range(slides):
@@ -34,12 +32,12 @@ def caption_plans(slides: int, seed: int, missing_high: float = 0.0) -> list[Sli
         paths = []
         for place in range(1, PATHS + 1):
             facts = Facts(**{name: rng.choice(sorted(feature.phrases)) for name, feature in FEATURES.items()})
-            paths.append(PathPlan(f"path-{place}", facts, (), rng.random() >= missing_high))
-        plans.append(SlidePlan(f"phantom-{number + 1:04d}", seeded(seed, "slide", number), "", tuple(paths)))
+            paths.append(PhantomPath(f"path-{place}", facts, (), rng.random() >= missing_high))
+        plans.append(PhantomPlan(f"phantom-{number + 1:04d}", seeded(seed, "slide", number), "", tuple(paths)))
     return plans
 
 
-def caption_row(plan: SlidePlan) -> dict[str, Any]:
+def caption_row(plan: PhantomPlan) -> dict[str, Any]:
     """Returns the line of a slide in the curation's input."""
     paths = []
     for path in plan.paths:
@@ -63,7 +61,7 @@ def caption_row(plan: SlidePlan) -> dict[str, Any]:
     return {"wsi_name": plan.name, "wsi_path": None, "paths": paths}
 
 
-def write_captions(out: Path, plans: list[SlidePlan], workers: int) -> Path:
+def write_captions(out: Path, plans: list[PhantomPlan], workers: int) -> Path:
     """Writes captions and views and returns the captions file; slides that are there are not drawn again."""
     from dataset_script.slides.workers import worker_pool
 
@@ -79,11 +77,10 @@ def write_captions(out: Path, plans: list[SlidePlan], workers: int) -> Path:
     return file
 
 
-def draw_views(task: tuple[SlidePlan, Path]) -> tuple[Problem, ...]:
+def draw_views(task: tuple[PhantomPlan, Path]) -> tuple[Problem, ...]:
     """Draws the views of one slide into a folder of its name, which appears whole."""
-    from dataset_script.phantom.draw import QUALITY
-    from dataset_script.phantom.slide import PhantomSlide
-    from dataset_script.phantom.views import VIEW_PIXELS
+    from dataset_script.phantom.build import QUALITY
+    from dataset_script.phantom.slide import VIEW_PIXELS, PhantomSlide
 
     plan, out = task
     slide, partial = PhantomSlide(plan), out / f".{plan.name}"

@@ -27,7 +27,7 @@ import click
 
 from dataset_script.curate.features.decompose import Feature
 from dataset_script.curate.questions.drafts import pair_problem
-from dataset_script.phantom.words import SIGNS
+from dataset_script.phantom.facts import SIGNS
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scoring.baselines import longest, medoid
 

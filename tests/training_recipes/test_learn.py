@@ -15,7 +15,7 @@ pytest.importorskip("trl")
 
 from click.testing import CliRunner
 
-from dataset_script.phantom.command import phantom
+from dataset_script.phantom.build import phantom
 from scale_vqa_eval.questions import Question, read_questions
 from training_recipes.learn.folders import CONFIG, TURNS, main, paths_of
 from training_recipes.learn.questions import crossed, features, leaky

@@ -17,9 +17,8 @@ pytest.importorskip("skia")
 from click.testing import CliRunner
 from datasets import load_dataset
 
-from dataset_script.phantom.command import phantom
-from dataset_script.phantom.slide import phantom_slides
-from dataset_script.phantom.slide_files import write_slide
+from dataset_script.phantom.build import phantom
+from dataset_script.phantom.slide import phantom_slides, write_slide
 from dataset_script.slides.regions import OpenSlideSource
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.release_folder.write import folder_digest

@@ -10,10 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset_script.phantom.facts import ASKED, FEATURES
-from dataset_script.phantom.plan import PATHS, deal_pools, plan_slides
-from dataset_script.phantom.questions import PhantomQuestion, captions, path_questions
-from dataset_script.phantom.words import OPTION_TEMPLATES, SIGNS, WORDINGS
+from dataset_script.phantom.facts import ASKED, FEATURES, OPTION_TEMPLATES, SIGNS, WORDINGS
+from dataset_script.phantom.plan import PATHS, PhantomQuestion, captions, deal_pools, path_questions, plan_slides
 from scale_vqa_eval.schema import LETTERS, QUESTION_TYPES
 
 PLANS = {"slides": st.integers(1, 40), "seed": st.integers(0, 2**32), "missing_high": st.sampled_from([0.0, 0.3])}

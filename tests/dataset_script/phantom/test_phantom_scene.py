@@ -11,12 +11,10 @@ pytest.importorskip("skia")
 
 from skimage.feature import match_template
 
-from dataset_script.phantom.bodies import Kind
-from dataset_script.phantom.lattice import lattice, overlap
-from dataset_script.phantom.nuclei import bodies
+from dataset_script.phantom.cells import BodyKind, bodies
+from dataset_script.phantom.geometry import lattice, overlap
 from dataset_script.phantom.scene import Label
-from dataset_script.phantom.slide import EXTENT, PhantomSlide, phantom_slides
-from dataset_script.phantom.views import VIEW_PIXELS
+from dataset_script.phantom.slide import EXTENT, VIEW_PIXELS, PhantomSlide, phantom_slides
 from dataset_script.slides.regions import SlideSource
 from scale_vqa_eval.errors import InputError
 
@@ -109,16 +107,16 @@ def test_fields_bear_out_the_facts(slides):
             assert (share["low_mag"][Label.FOLLICLE] > 0.01) == (facts.infiltrate == "nodular")
             assert share["low_mag"][Label.FOCUS] > 0.03
             found = [block.kind for block in bodies(fragment, views["high_mag"].rect)]
-            counts = np.bincount(np.concatenate(found), minlength=len(Kind))
-            assert counts[Kind[facts.cells.upper()]] >= 8
-            assert counts[[Kind.LYMPHOCYTES, Kind.NEUTROPHILS, Kind.EOSINOPHILS]].argmax() == [
+            counts = np.bincount(np.concatenate(found), minlength=len(BodyKind))
+            assert counts[BodyKind[facts.cells.upper()]] >= 8
+            assert counts[[BodyKind.LYMPHOCYTES, BodyKind.NEUTROPHILS, BodyKind.EOSINOPHILS]].argmax() == [
                 "lymphocytes",
                 "neutrophils",
                 "eosinophils",
             ].index(facts.cells)
-            assert counts[Kind.MITOSIS] >= 3 if facts.mitoses == "many" else counts[Kind.MITOSIS] == 0
-            assert (counts[Kind.UNIFORM] > 0) == (facts.nuclei == "uniform")
-            assert (counts[Kind.BIZARRE] > 0) == (facts.nuclei == "bizarre")
+            assert counts[BodyKind.MITOSIS] >= 3 if facts.mitoses == "many" else counts[BodyKind.MITOSIS] == 0
+            assert (counts[BodyKind.UNIFORM] > 0) == (facts.nuclei == "uniform")
+            assert (counts[BodyKind.BIZARRE] > 0) == (facts.nuclei == "bizarre")
 
 
 def compartment_shares(fragment, rect) -> np.ndarray:

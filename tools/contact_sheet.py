@@ -1,6 +1,6 @@
-"""Puts the three scales of phantom paths, and of slide files if named, on one picture.
+"""Draws one picture of the three views of synthetic paths and, if named, of slide files.
 
-``python -m dataset_script.phantom.contact_sheet OUT.png [--paths 4] [--seed 42] [--side 320] [--beside SLIDE ...]``
+``python tools/contact_sheet.py OUT.png [--paths 4] [--seed 42] [--side 320] [--beside SLIDE ...]``
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from pathlib import Path
 import click
 from PIL import Image, ImageDraw
 
-from dataset_script.phantom.slide import phantom_slides
-from dataset_script.phantom.views import VIEW_PIXELS
+from dataset_script.phantom.slide import VIEW_PIXELS, phantom_slides
 from dataset_script.slides.regions import OpenSlideSource, SlideSource
 from scale_vqa_eval.schema import MAGNIFICATION, MPP
 
