@@ -210,9 +210,7 @@ def phantom(
         raise click.UsageError("--write-slides needs the package 'imagecodecs': pip install 'scale-vqa[slides]'")
     check_out(out)  # what cannot be written is reported before anything is drawn
     if slides < 12:
-        click.echo(
-            f"--slides {slides}: some groups have paths that share a slide; with 12 or more none has", err=True
-        )
+        click.echo(f"--slides {slides}: some groups have paths that share a slide; with 12 or more none has", err=True)
     if slides < 3:
         click.echo(f"--slides {slides}: too few for train, val and test", err=True)
     counts = build_phantom(PhantomSettings(slides, seed, missing_high, write_slides, side), out, workers or _cores())
