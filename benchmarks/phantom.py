@@ -21,8 +21,8 @@ import numpy as np
 from dataset_script.phantom.build import draw_slide
 from dataset_script.phantom.plan import plan_slides
 from dataset_script.phantom.slide import VIEW_PIXELS, PhantomSlide, write_slide
-from dataset_script.slides.regions import OpenSlideSource, SlideSource
 from dataset_script.slides.workers import worker_pool
+from dataset_script.slides.wsi import OpenSlideSource, SlideSource
 from scale_vqa_eval.schema import MAGNIFICATION, MPP
 
 AREA = 2700.0

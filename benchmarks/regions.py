@@ -34,15 +34,14 @@ from typing import Any
 import openslide
 from PIL import Image
 
-from dataset_script.slides.fields import Field
-from dataset_script.slides.image_measures import measure_image
+from dataset_script.slides.build_cache import make_plan, make_regions, slide_work
+from dataset_script.slides.field_images import encode_jpeg, measure_image, read_field
 from dataset_script.slides.plan import plan_slide
-from dataset_script.slides.region_files import encode_jpeg, read_field
-from dataset_script.slides.regions import OpenSlideSource, best_level
-from dataset_script.slides.settings import Settings
+from dataset_script.slides.sampling import Field
+from dataset_script.slides.settings import GroundingSettings
 from dataset_script.slides.slide_files import find_slides
-from dataset_script.slides.work_folder import slide_work
-from dataset_script.slides.workers import make_plan, make_regions, worker_pool
+from dataset_script.slides.workers import worker_pool
+from dataset_script.slides.wsi import OpenSlideSource, best_level
 
 Reader = Callable[[Field], None]
 
@@ -111,10 +110,10 @@ CONTENDERS: dict[str, Callable[[Path], Any]] = {
 def fields_of(path: Path, paths: int) -> list[Field]:
     """Returns the fields that a build of one slide shows."""
     with OpenSlideSource(path) as source:
-        plan = plan_slide(source, Settings(paths_per_slide=paths))
-    found = [four for fours in plan.fours.values() for four in fours]
-    preview = [field for four in found for field in ((four.frame,) if four.frame else ()) + four.outer + four.inner]
-    return list(dict.fromkeys(preview))
+        plan = plan_slide(source, GroundingSettings(paths_per_slide=paths))
+    found = [group for groups in plan.groups.values() for group in groups]
+    fields = [field for group in found for field in (group.context, *group.parents, *group.targets) if field]
+    return list(dict.fromkeys(fields))
 
 
 def compare(slides: Sequence[Path], paths: int, repeats: int) -> None:
@@ -150,7 +149,7 @@ def compare(slides: Sequence[Path], paths: int, repeats: int) -> None:
 
 def scale(slides: Sequence[Path], paths: int, workers: int, repeats: int) -> None:
     """Prints how much faster the build's pool reads regions with several workers than with one."""
-    settings = Settings(paths_per_slide=paths)
+    settings = GroundingSettings(paths_per_slide=paths)
     best: dict[int, float] = {}
     for _ in range(repeats):
         for count in (1, workers):

@@ -12,7 +12,7 @@ import click
 from PIL import Image, ImageDraw
 
 from dataset_script.phantom.slide import VIEW_PIXELS, phantom_slides
-from dataset_script.slides.regions import OpenSlideSource, SlideSource
+from dataset_script.slides.wsi import OpenSlideSource, SlideSource
 from scale_vqa_eval.schema import MAGNIFICATION, MPP
 
 GAP = 4

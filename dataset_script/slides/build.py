@@ -10,30 +10,40 @@ from typing import Any, Final
 
 from tqdm import tqdm
 
+from dataset_script.slides.build_cache import SlideWork, make_plan, make_regions, slide_work, work_root
 from dataset_script.slides.build_report import BuildReport, SlideUse, card_note
-from dataset_script.slides.fours import FOUR
-from dataset_script.slides.grounding_rows import group_rows
-from dataset_script.slides.groups import CROSSABLE, Group, cross_slide_groups, same_slide_groups
-from dataset_script.slides.option_probe import probe_groups
-from dataset_script.slides.settings import Settings
-from dataset_script.slides.work_folder import SlideWork, slide_work, work_root
-from dataset_script.slides.workers import Run, Task, make_plan, make_regions, worker_pool
+from dataset_script.slides.exchange_groups import (
+    CROSSABLE,
+    GroundingGroup,
+    cross_slide_groups,
+    group_rows,
+    same_slide_groups,
+)
+from dataset_script.slides.settings import GroundingSettings
+from dataset_script.slides.shortcut_probe import probe_groups
+from dataset_script.slides.workers import Task, TaskRunner, worker_pool
 from dataset_script.splits import SPLITS, patient_splits
+from scale_vqa_eval.controls.exchange_group import GROUP_SIZE
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.release_folder.write import write_release
 
 CONFIG: Final = "grounding"
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 def build_slides(
-    slides: Sequence[Path], patients: Mapping[str, str], settings: Settings, out: Path, workers: int, tell: Tell
+    slides: Sequence[Path],
+    patients: Mapping[str, str],
+    settings: GroundingSettings,
+    out: Path,
+    workers: int,
+    notify: Notify,
 ) -> BuildReport:
     """Makes grounding questions of slides and writes them into a release folder.
 
-    Done work is kept in a hidden folder beside ``out`` until the release folder stands: killed at any point and called
-    again, the build goes on where it was, and the bytes are the same; so they are for any number of workers.
+    Finished work is kept in a hidden folder beside ``out`` until the release folder is complete: killed at any point
+    and called again, the build resumes, and the bytes are the same, as they are for any number of workers.
 
     Args:
         slides: slide files, no two of one stem.
@@ -41,10 +51,10 @@ def build_slides(
         settings: what to make.
         out: the release folder.
         workers: processes that read slides.
-        tell: takes lines for the person who waits.
+        notify: called with lines for the terminal.
 
     Raises:
-        InputError: with all faults of the slides, or where no question can be made; nothing is written then.
+        InputError: with all problems of the slides, or where no question can be made; nothing is written then.
     """
     root = work_root(out)
     works = [slide_work(root, slide, settings) for slide in slides]
@@ -53,12 +63,12 @@ def build_slides(
         _finish(run, make_plan, ((work, settings) for work in works), "slides planned", len(works))
         for work in works:
             for note in work.plan().notes:
-                tell(f"{work.slide.stem}: {note}")
+                notify(f"{work.slide.stem}: {note}")
         tasks = ((work, settings, layout, start) for work in works for layout, start in work.batches())
         batches = sum(1 for work in works for _ in work.batches())
         _finish(run, make_regions, tasks, "region batches read", batches)
     splits = _splits(works, patients, settings)
-    _tell_uncrossed(splits, patients, settings, tell)
+    _notify_uncrossed(splits, patients, settings, notify)
     tally = _Tally()
     probes = probe_groups(tally.counted(_all_groups(splits, patients, settings)), settings.seed)
     if not tally.kinds:
@@ -88,10 +98,10 @@ class _Tally:
         self.slides: dict[str, Counter[str]] = {}
         self.split_of: dict[str, str] = {}
 
-    def counted(self, groups: Iterable[tuple[str, Group]]) -> Iterator[Group]:
+    def counted(self, groups: Iterable[tuple[str, GroundingGroup]]) -> Iterator[GroundingGroup]:
         for split, group in groups:
-            self.splits[split] += FOUR
-            self.kinds[group.kind] += FOUR
+            self.splits[split] += GROUP_SIZE
+            self.kinds[group.kind] += GROUP_SIZE
             for member in group.members:
                 self.slides.setdefault(member.slide, Counter())[group.kind] += 1
                 self.split_of[member.slide] = split
@@ -99,12 +109,18 @@ class _Tally:
 
 
 def _finish(
-    run: Run[Task], function: Callable[[Task], tuple[Problem, ...]], tasks: Iterable[Task], what: str, total: int
+    run: TaskRunner[Task],
+    function: Callable[[Task], tuple[Problem, ...]],
+    tasks: Iterable[Task],
+    what: str,
+    total: int,
 ) -> None:
-    """Runs tasks under a progress bar to the end and raises all their faults together."""
+    """Runs all tasks under a progress bar and raises their problems together."""
     problems: set[Problem] = set()
-    for found in tqdm(run(function, tasks), desc=what, total=total, unit="batch" if "batch" in what else "slide"):
-        problems |= set(found)
+    for problems_found in tqdm(
+        run(function, tasks), desc=what, total=total, unit="batch" if "batch" in what else "slide"
+    ):
+        problems |= set(problems_found)
     if problems:
         raise InputError(sorted(problems))
 
@@ -121,40 +137,42 @@ def _clear_stale(root: Path, works: Sequence[SlideWork]) -> None:
             partial.unlink()
 
 
-def _splits(works: Sequence[SlideWork], patients: Mapping[str, str], settings: Settings) -> dict[str, list[SlideWork]]:
-    """Returns split -> slides, no patient in two; slides without any four are in none."""
+def _splits(
+    works: Sequence[SlideWork], patients: Mapping[str, str], settings: GroundingSettings
+) -> dict[str, list[SlideWork]]:
+    """Returns split -> slides, no patient in two; slides without a group are in none."""
     paths: Counter[str] = Counter()
     for work in works:
-        count = sum(len(fours) * len(settings.kinds_of(layout)) for layout, fours in work.plan().fours.items())
+        count = sum(len(groups) * len(settings.kinds_of(layout)) for layout, groups in work.plan().groups.items())
         if count:
-            paths[patients[work.slide.stem]] += FOUR * count
+            paths[patients[work.slide.stem]] += GROUP_SIZE * count
     split_of = patient_splits(paths, settings.seed) if paths else {}
     return {split: [work for work in works if split_of.get(patients[work.slide.stem]) == split] for split in SPLITS}
 
 
-def _tell_uncrossed(
-    splits: Mapping[str, Sequence[SlideWork]], patients: Mapping[str, str], settings: Settings, tell: Tell
+def _notify_uncrossed(
+    splits: Mapping[str, Sequence[SlideWork]], patients: Mapping[str, str], settings: GroundingSettings, notify: Notify
 ) -> None:
-    """Names the splits that have too few patients for options from other slides."""
+    """Warns of splits that have too few patients for options from other slides."""
     kinds = ", ".join(kind for kind in settings.kinds if kind in CROSSABLE)
     if settings.distractors != "cross-slide" or not kinds:
         return
     for split, works in splits.items():
         count = len({patients[work.slide.stem] for work in works})
-        if count < FOUR:
-            tell(f"{split}: no {kinds} with cross-slide distractors: it has {count} patients, and four are needed")
+        if count < GROUP_SIZE:
+            notify(f"{split}: no {kinds} with cross-slide distractors: it has {count} patients, and four are needed")
 
 
 def _all_groups(
-    splits: Mapping[str, Sequence[SlideWork]], patients: Mapping[str, str], settings: Settings
-) -> Iterator[tuple[str, Group]]:
+    splits: Mapping[str, Sequence[SlideWork]], patients: Mapping[str, str], settings: GroundingSettings
+) -> Iterator[tuple[str, GroundingGroup]]:
     for split, works in splits.items():
         yield from ((split, group) for group in _groups(split, works, patients, settings))
 
 
 def _groups(
-    split: str, works: Sequence[SlideWork], patients: Mapping[str, str], settings: Settings
-) -> Iterator[Group]:
+    split: str, works: Sequence[SlideWork], patients: Mapping[str, str], settings: GroundingSettings
+) -> Iterator[GroundingGroup]:
     """Yields the groups of a split in the order of its rows."""
     crossed = CROSSABLE if settings.distractors == "cross-slide" else frozenset()
     for work in works:
@@ -166,7 +184,9 @@ def _groups(
             yield from cross_slide_groups(works, patients, kind, split, settings.seed)
 
 
-def _rows(groups: Iterable[Group], patients: Mapping[str, str], seed: int, bar: Any) -> Iterator[dict[str, Any]]:
+def _rows(
+    groups: Iterable[GroundingGroup], patients: Mapping[str, str], seed: int, bar: Any
+) -> Iterator[dict[str, Any]]:
     for group in groups:
         for row in group_rows(group, patients, seed):
             bar.update()

@@ -1,19 +1,19 @@
-"""What a build of slides did: for the terminal, for ``build.json``, and for the dataset card."""
+"""The report of a build of slides: for the terminal, for ``build.json``, and for the dataset card."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from dataset_script.slides.option_probe import ProbeResult
-from dataset_script.slides.settings import Settings
+from dataset_script.slides.settings import GroundingSettings
+from dataset_script.slides.shortcut_probe import ShortcutResult
 from scale_vqa_eval.schema import MAGNIFICATION, MPP
+from scale_vqa_eval.text import markdown
 
 MAX_IN_CARD: Final = 200
-"""Slides whose use the card tells; ``build.json`` has them all."""
+"""Slides listed in the card; ``build.json`` has them all."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class SlideUse:
     Attributes:
         slide: its name.
         patient: its patient.
-        split: its split; None where no question came of it.
+        split: its split, or None where it gave no question.
         size_mm: (width, height).
         questions: kind -> number.
-        notes: what differs from what was asked.
+        notes: how its use differs from what was asked.
     """
 
     slide: str
@@ -39,13 +39,13 @@ class SlideUse:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build did: each slide's use, split sizes, kinds, the probe, the settings."""
+    """Each slide's use, split sizes, kinds, probes and settings of a build."""
 
     slides: tuple[SlideUse, ...]
     splits: Mapping[str, int]
     kinds: Mapping[str, int]
-    probes: tuple[ProbeResult, ...]
-    settings: Settings
+    probes: tuple[ShortcutResult, ...]
+    settings: GroundingSettings
 
     @property
     def questions(self) -> int:
@@ -59,21 +59,21 @@ class BuildReport:
             "splits": dict(self.splits),
             "kinds": dict(self.kinds),
             "settings": asdict(self.settings),
-            "probes": [probe.as_dict() for probe in self.probes],
+            "probes": [asdict(probe) for probe in self.probes],
             "slides": [asdict(use) for use in self.slides],
         }
         return json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
 
 
 def summary_lines(report: BuildReport) -> Iterator[str]:
-    """Yields the report for the terminal: a line a slide, then the probe."""
+    """Yields the report for the terminal: one line per slide, then the probes."""
     for use in report.slides:
         yield f"{use.slide}: {_counts(use.questions) or 'no question'}" + (f" ({use.split})" if use.split else "")
     for probe in report.probes:
         yield probe_line(probe)
 
 
-def probe_line(probe: ProbeResult) -> str:
+def probe_line(probe: ShortcutResult) -> str:
     """Returns one line on what options alone tell, and what colour tells."""
     chance = f"95% interval of chance {probe.chance_low:.1%} to {probe.chance_high:.1%}"
     alone = "not probed (one cluster)" if probe.options_alone is None else f"{probe.options_alone:.1%} right"
@@ -85,7 +85,7 @@ def probe_line(probe: ProbeResult) -> str:
 
 
 def card_note(report: BuildReport) -> str:
-    """Returns the card's account of the ``grounding`` config as Markdown."""
+    """Returns the card's Markdown on the ``grounding`` config."""
     settings = report.settings
     scales = ", ".join(f"{MAGNIFICATION[view]} = {MPP[view]:g}" for view in settings.views)
     distractors = "the same slide" if settings.distractors == "same-slide" else "other patients' slides of the split"
@@ -121,7 +121,7 @@ def card_note(report: BuildReport) -> str:
             _counts(use.questions) or "none",
             "; ".join(use.notes),
         ]
-        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+        lines.append("| " + " | ".join(markdown(cell) for cell in cells) + " |")
     if len(report.slides) > MAX_IN_CARD:
         lines += ["", f"{len(report.slides) - MAX_IN_CARD} more slides are listed in `grounding/build.json`."]
     return "\n".join(lines)
@@ -133,8 +133,3 @@ def _used(report: BuildReport) -> int:
 
 def _counts(questions: Mapping[str, int]) -> str:
     return ", ".join(f"{kind} {count}" for kind, count in questions.items())
-
-
-def _cell(text: str) -> str:
-    """Returns text of a slide or table as Markdown text: names come from outside and must stay names."""
-    return re.sub(r"([\\`*_{}\[\]<>|#&!])", r"\\\1", " ".join(text.split()))

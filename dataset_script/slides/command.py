@@ -10,16 +10,16 @@ from typing import Any, Final
 
 import click
 
-from dataset_script.slides.settings import FOUR, VIEWS_OF, Settings
-from dataset_script.slides.view_sizes import MIN_PX, MIN_RATIO, side_of
+from dataset_script.slides.settings import MIN_PX, MIN_RATIO, VIEWS_OF, GroundingSettings, side_of
+from scale_vqa_eval.controls.exchange_group import GROUP_SIZE
 from scale_vqa_eval.schema import GROUNDING_KINDS, MAGNIFICATION, VIEWS
 
 SHORT: Final = {view.removesuffix("_mag"): view for view in VIEWS}
 MAX_PX: Final = 4096
 
 
-class Names(click.ParamType):
-    """A comma-separated list out of some names, returned in their own order."""
+class NameList(click.ParamType):
+    """A comma-separated list of given names, returned in their defined order."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
@@ -35,7 +35,7 @@ class Names(click.ParamType):
         return tuple(name for name in self.names if name in given)
 
 
-class Sizes(click.ParamType):
+class ViewSizeList(click.ParamType):
     """Pixels of all views (``256``) or of some (``low=336,high=448``)."""
 
     name = "px | view=px,..."
@@ -67,18 +67,18 @@ class Sizes(click.ParamType):
     type=click.IntRange(1),
     default=40,
     show_default=True,
-    help="Questions of each kind a slide; rounded up to fours.",
+    help="Questions of each kind per slide; rounded up to a multiple of four.",
 )
 @click.option("--seed", type=int, default=42, show_default=True)
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that read slides.")
-@click.option("--kinds", type=Names(GROUNDING_KINDS), default=",".join(GROUNDING_KINDS), show_default=True)
-@click.option("--views", type=Names(tuple(SHORT)), default=",".join(SHORT), show_default=True)
+@click.option("--kinds", type=NameList(GROUNDING_KINDS), default=",".join(GROUNDING_KINDS), show_default=True)
+@click.option("--views", type=NameList(tuple(SHORT)), default=",".join(SHORT), show_default=True)
 @click.option(
     "--size",
     "sizes",
-    type=Sizes(),
+    type=ViewSizeList(),
     default=(),
-    help="Pixels a side, held to exactly. Default: 512, and less, by name, on a slide too small for it.",
+    help="Pixels per side, kept exactly. Default: 512, or less, with a note, on a slide too small for it.",
 )
 @click.option("--mpp", type=click.FloatRange(0, min_open=True), help="Um per pixel of slides that do not state it.")
 @click.option(
@@ -89,12 +89,12 @@ class Sizes(click.ParamType):
     type=click.FloatRange(0, 1),
     default=0.5,
     show_default=True,
-    help="Least share of tissue in 40x and 200x fields; a quarter of it in 10x fields.",
+    help="Minimum share of tissue in 40x and 200x fields; a quarter of it in 10x fields.",
 )
 @click.option(
     "--patients",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="CSV with columns slide,patient; else read off TCGA names, else each slide is a patient.",
+    help="CSV with columns slide,patient. Default: from TCGA names, else each slide is a patient.",
 )
 def slides(
     places: Sequence[Path],
@@ -112,29 +112,30 @@ def slides(
 ) -> None:
     """Build cross-scale grounding questions from slides: any file that OpenSlide opens, or folders of them.
 
-    Four kinds, their truth known from geometry: zoom-in, zoom-out, origin, bridge. Interrupted, run it again: it goes
-    on where it was. The same slides and seed give the same bytes, whatever --workers.
+    Four kinds, their truth known from geometry: zoom-in, zoom-out, origin, bridge. If interrupted, run it again: it
+    resumes. The same slides and seed give the same bytes, whatever --workers.
     """
     views = tuple(SHORT[view] for view in views)
     _check_sizes(dict(sizes), views)
-    paths = -(-paths_per_slide // FOUR) * FOUR
+    paths = -(-paths_per_slide // GROUP_SIZE) * GROUP_SIZE
     if paths != paths_per_slide:
-        click.echo(f"--paths-per-slide {paths_per_slide} is rounded up to {paths}: questions come in fours", err=True)
-    settings = Settings(paths, seed, _possible(kinds, views), views, sizes, min_tissue, distractors, mpp)
+        click.echo(
+            f"--paths-per-slide {paths_per_slide} is rounded up to {paths}: groups have four questions", err=True
+        )
+    settings = GroundingSettings(paths, seed, _possible(kinds, views), views, sizes, min_tissue, distractors, mpp)
     from dataset_script.slides.build import build_slides
     from dataset_script.slides.build_report import summary_lines
     from dataset_script.slides.slide_files import find_slides, read_patients
     from scale_vqa_eval.release_folder.write import check_out
 
-    check_out(out)  # hours of reading must not end at a folder that cannot be written
+    check_out(out)  # fail before hours of reading, not after
     found = find_slides(places)
     for path in found.skipped:
-        click.echo(f"skipped, no slide that OpenSlide opens: {path}", err=True)
+        click.echo(f"skipped, not a slide that OpenSlide opens: {path}", err=True)
     named = read_patients(found.slides, patients)
-    # more processes than cores would only take turns
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers > cores:
-        click.echo(f"--workers {workers}: this machine has {cores} cores to give", err=True)
+        click.echo(f"--workers {workers}: this machine has {cores} cores", err=True)
     report = build_slides(found.slides, named, settings, out, workers, lambda line: click.echo(line, err=True))
     for line in summary_lines(report):
         click.echo(line, err=True)
@@ -143,7 +144,7 @@ def slides(
 
 
 def _possible(kinds: tuple[str, ...], views: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the kinds that the views allow, naming the others.
+    """Returns the kinds that the views allow; prints the others.
 
     Raises:
         click.UsageError: where none is left.

@@ -1,64 +1,61 @@
-"""The plan of a slide: which fields its questions show, chosen on the survey before any region is read."""
+"""The plan of a slide: which fields its questions show, chosen on the tissue before any region is read."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
+from pydantic import TypeAdapter
 
-from dataset_script.slides.fields import Field
-from dataset_script.slides.fours import FOUR, Four, Shape, sample_fours
-from dataset_script.slides.regions import MAGNIFY_LIMIT, SlideSource
-from dataset_script.slides.settings import Settings
-from dataset_script.slides.survey import Survey, survey_slide
-from dataset_script.slides.view_sizes import ViewSizes, fit_sizes
+from dataset_script.slides.sampling import FieldGroup, SamplingSpec, sample_groups
+from dataset_script.slides.settings import GroundingSettings, ViewSizes, fit_sizes
+from dataset_script.slides.thumbnail import TissueMap, map_slide
+from dataset_script.slides.wsi import MAGNIFY_LIMIT, SlideSource
+from scale_vqa_eval.controls.exchange_group import GROUP_SIZE
 from scale_vqa_eval.schema import MAGNIFICATION, MPP
 
 NEAR: Final = "near"
-"""Fours of 40x and 200x fields in one 10x field: zoom-in, origin and bridge."""
+"""Groups of 40x and 200x fields in one 10x field: zoom-in, origin and bridge."""
 FAR: Final = "far"
-"""Fours of 10x fields that lie apart, each with a 200x field: zoom-out."""
+"""Groups of 10x fields that lie apart, each with a 200x field: zoom-out."""
 
 
 @dataclass(frozen=True)
-class SlidePlan:
-    """What is to be read of a slide.
+class FieldPlan:
+    """The fields to read from one slide.
 
     Attributes:
         slide: its name.
         extent: (width, height) in um.
-        fours: layout (``near``, ``far``) -> fours.
+        groups: layout (``near``, ``far``) -> field groups.
         notes: how the slide is used where that differs from what was asked, one line each.
     """
 
     slide: str
     extent: tuple[float, float]
-    fours: dict[str, tuple[Four, ...]]
+    groups: dict[str, tuple[FieldGroup, ...]]
     notes: tuple[str, ...]
 
-    def as_json(self) -> dict[str, Any]:
-        """Returns the plan as plain values; ``plan_from_json`` reads it back."""
-        return {
-            "slide": self.slide,
-            "extent": list(self.extent),
-            "notes": list(self.notes),
-            "fours": {layout: [_four_json(four) for four in fours] for layout, fours in self.fours.items()},
-        }
+    def to_json(self) -> bytes:
+        """Returns the plan as JSON; ``from_json`` reads it back."""
+        return _PLAN.dump_json(self)
+
+    @staticmethod
+    def from_json(text: bytes) -> FieldPlan:
+        """Returns the plan that ``to_json`` wrote."""
+        return _PLAN.validate_json(text)
 
 
-def plan_from_json(plan: dict[str, Any]) -> SlidePlan:
-    """Returns the plan that ``SlidePlan.as_json`` wrote."""
-    fours = {layout: tuple(_four(four) for four in found) for layout, found in plan["fours"].items()}
-    return SlidePlan(plan["slide"], tuple(plan["extent"]), fours, tuple(plan["notes"]))
+_PLAN: Final[TypeAdapter[FieldPlan]] = TypeAdapter(FieldPlan)
 
 
-def plan_slide(source: SlideSource, settings: Settings) -> SlidePlan:
-    """Surveys a slide and chooses its fours.
+def plan_slide(source: SlideSource, settings: GroundingSettings) -> FieldPlan:
+    """Maps the tissue of a slide and chooses its groups.
 
-    A slide that cannot be used has a plan without fours, and a note that says why.
+    A slide that cannot be used has a plan without groups, and a note that says why.
 
     Raises:
         InputError: where the slide cannot be read.
@@ -66,18 +63,18 @@ def plan_slide(source: SlideSource, settings: Settings) -> SlidePlan:
     extent = (source.size[0] * source.mpp, source.size[1] * source.mpp)
     if source.mpp > MPP["high_mag"] * MAGNIFY_LIMIT:
         reason = f"refused: {source.mpp:.3g} um/px is too coarse for the 200x view at {MPP['high_mag']:g} um/px"
-        return SlidePlan(source.name, extent, {}, (reason,))
+        return FieldPlan(source.name, extent, {}, (reason,))
     sizes = fit_sizes(extent, settings.views, settings.fixed_sizes)
     if isinstance(sizes, str):
-        return SlidePlan(source.name, extent, {}, (f"refused: {sizes}",))
-    survey = survey_slide(source)
-    fours: dict[str, tuple[Four, ...]] = {}
+        return FieldPlan(source.name, extent, {}, (f"refused: {sizes}",))
+    tissue = map_slide(source)
+    groups: dict[str, tuple[FieldGroup, ...]] = {}
     notes = list(sizes.notes)
-    for layout, shapes in _shapes(sizes, settings):
+    for layout, specs in _specs(sizes, settings):
         rng = slide_generator(settings.seed, source.name, layout)
-        fours[layout] = _best(survey, shapes, settings.fours_per_slide, rng)
-        notes += _told(layout, fours[layout], settings)
-    return SlidePlan(source.name, extent, fours, tuple(notes))
+        groups[layout] = _best(tissue, specs, settings.groups_per_slide, rng)
+        notes += _notes(layout, groups[layout], settings)
+    return FieldPlan(source.name, extent, groups, tuple(notes))
 
 
 def slide_generator(seed: int, slide: str, purpose: str) -> np.random.Generator:
@@ -86,25 +83,27 @@ def slide_generator(seed: int, slide: str, purpose: str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))
 
 
-def _shapes(sizes: ViewSizes, settings: Settings) -> Iterator[tuple[str, list[Shape]]]:
-    """Yields each layout that the kinds need, with the shapes that may serve, best first."""
+def _specs(sizes: ViewSizes, settings: GroundingSettings) -> Iterator[tuple[str, list[SamplingSpec]]]:
+    """Yields each layout that the kinds need, with the specs that may serve, best first."""
     least = settings.least_tissue
     if settings.needs_near:
-        frame = sizes.frame[0] if sizes.frame else None
+        context = sizes.context[0] if sizes.context else None
         if sizes.mid:
             pairs = list(zip(sizes.mid, sizes.high, strict=True))
-            yield NEAR, [Shape(frame, "mid_mag", mid, high, least) for mid, high in pairs]
-        elif frame is not None:
-            yield NEAR, [Shape(frame, "high_mag", sizes.high[0], sizes.high[0], least)]
+            yield NEAR, [SamplingSpec(context, "mid_mag", mid, high, least) for mid, high in pairs]
+        elif context is not None:
+            yield NEAR, [SamplingSpec(context, "high_mag", sizes.high[0], sizes.high[0], least)]
     if settings.needs_far and sizes.zoom_out:
-        yield FAR, [Shape(None, "low_mag", px, sizes.high[0], least) for px in sizes.zoom_out]
+        yield FAR, [SamplingSpec(None, "low_mag", px, sizes.high[0], least) for px in sizes.zoom_out]
 
 
-def _best(survey: Survey, shapes: list[Shape], count: int, rng: np.random.Generator) -> tuple[Four, ...]:
-    """Returns the fours of the first shape that gives all that are wanted, else of the one that gives most."""
-    best: list[Four] = []
-    for shape in shapes:
-        found = sample_fours(survey, shape, count, rng)
+def _best(
+    tissue: TissueMap, specs: list[SamplingSpec], count: int, rng: np.random.Generator
+) -> tuple[FieldGroup, ...]:
+    """Returns the groups of the first spec that gives all that are wanted, else of the one that gives most."""
+    best: list[FieldGroup] = []
+    for spec in specs:
+        found = sample_groups(tissue, spec, count, rng)
         if len(found) > len(best):
             best = found
         if len(best) == count:
@@ -112,43 +111,22 @@ def _best(survey: Survey, shapes: list[Shape], count: int, rng: np.random.Genera
     return tuple(best)
 
 
-def _told(layout: str, fours: tuple[Four, ...], settings: Settings) -> list[str]:
-    """Says what of a layout differs from what was asked."""
+def _notes(layout: str, groups: tuple[FieldGroup, ...], settings: GroundingSettings) -> list[str]:
+    """Returns notes on how a layout differs from what was asked."""
     notes = []
-    if fours:
-        preview = {four.frame for four in fours[:1]} | {fours[0].outer[0], fours[0].inner[0]}
-        for field in sorted(field for field in preview if field is not None):
+    if groups:
+        views = (groups[0].context, groups[0].parents[0], groups[0].targets[0])
+        for field in sorted({field for field in views if field is not None}):
             if field.size_px != settings.asked_px(field.view):
-                location = " for zoom-out" if layout == FAR else ""
+                purpose = " for zoom-out" if layout == FAR else ""
                 notes.append(
-                    f"{MAGNIFICATION[field.view]} view of {field.size_px} px{location} instead of "
+                    f"{MAGNIFICATION[field.view]} view of {field.size_px} px{purpose} instead of "
                     f"{settings.asked_px(field.view)}, still at {field.mpp:g} um/px"
                 )
-    if len(fours) < settings.fours_per_slide:
+    if len(groups) < settings.groups_per_slide:
         kinds = ", ".join(settings.kinds_of(layout))
         notes.append(
-            f"{len(fours) * FOUR} of {settings.fours_per_slide * FOUR} paths for {kinds}: no more fields with tissue "
-            "lie apart"
+            f"{len(groups) * GROUP_SIZE} of {settings.groups_per_slide * GROUP_SIZE} paths for {kinds}: no more "
+            "fields with tissue lie apart"
         )
     return notes
-
-
-def _four_json(four: Four) -> dict[str, Any]:
-    return {
-        "frame": None if four.frame is None else _field_json(four.frame),
-        "outer": [_field_json(field) for field in four.outer],
-        "inner": [_field_json(field) for field in four.inner],
-    }
-
-
-def _four(plain: dict[str, Any]) -> Four:
-    frame = plain["frame"]
-    return Four(
-        None if frame is None else Field(*frame),
-        tuple(Field(*field) for field in plain["outer"]),
-        tuple(Field(*field) for field in plain["inner"]),
-    )
-
-
-def _field_json(field: Field) -> list[Any]:
-    return [field.view, field.x, field.y, field.size_px]

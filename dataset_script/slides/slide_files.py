@@ -1,4 +1,4 @@
-"""Which files a build is given: slides named or found in folders, and the patient of each."""
+"""The input of a build: slide files named or found in folders, and the patient of each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scale_vqa_eval.schema import patient_of
 
 @dataclass(frozen=True)
 class SlideFiles:
-    """Slides to work on, by name, and what was left aside.
+    """Slides to work on, and files that are not slides.
 
     Attributes:
         slides: slide files, sorted by stem.
@@ -25,10 +25,10 @@ class SlideFiles:
 
 
 def find_slides(places: Sequence[Path]) -> SlideFiles:
-    """Returns the slide files among files and folders (sub-folders too, hidden files aside).
+    """Returns the slide files among files and folders (with sub-folders, without hidden files).
 
     Raises:
-        InputError: for a file named by itself that is no slide, two slides of one name, or no slide at all.
+        InputError: for a named file that is not a slide, two slides of one name, or no slide.
     """
     import openslide
 
@@ -65,8 +65,8 @@ def read_patients(slides: Sequence[Path], table: Path | None) -> dict[str, str]:
 
     Args:
         slides: slide files.
-        table: CSV with the columns ``slide`` (name or file name) and ``patient``; without it the patient is read off
-            the slide's name (``schema.patient_of``).
+        table: CSV with the columns ``slide`` (name or file name) and ``patient``; without it the patient is taken
+            from the slide's name (``schema.patient_of``).
 
     Raises:
         InputError: where the table has not these columns, an empty cell, two patients for a slide, or lacks a slide.

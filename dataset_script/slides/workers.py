@@ -1,4 +1,4 @@
-"""Does the slow work on slides: plans, then regions, in one process or several, each result written by itself."""
+"""A pool of processes that runs tasks in order and ends with its parent."""
 
 from __future__ import annotations
 
@@ -12,63 +12,22 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Final, TypeVar
 
-from dataset_script.slides.plan import plan_slide
-from dataset_script.slides.region_files import write_regions
-from dataset_script.slides.regions import OpenSlideSource
-from dataset_script.slides.settings import Settings
-from dataset_script.slides.work_folder import BATCH, SlideWork
-from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.errors import Problem
 
 Task = TypeVar("Task")
-Run = Callable[[Callable[[Task], tuple[Problem, ...]], Iterable[Task]], Iterator[tuple[Problem, ...]]]
+TaskRunner = Callable[[Callable[[Task], tuple[Problem, ...]], Iterable[Task]], Iterator[tuple[Problem, ...]]]
 
 IN_FLIGHT: Final = 128
-"""Tasks a worker that are handed out at a time, so that a long list of tasks does not pile up in memory."""
-
-
-def make_plan(task: tuple[SlideWork, Settings]) -> tuple[Problem, ...]:
-    """Plans one slide unless that is done; returns what was wrong with the slide."""
-    work, settings = task
-    if work.plan_file.exists():
-        return ()
-    try:
-        with OpenSlideSource(work.slide, settings.mpp) as source:
-            work.write_plan(plan_slide(source, settings))
-    except InputError as error:
-        return error.problems
-    return ()
-
-
-def make_regions(task: tuple[SlideWork, Settings, str, int]) -> tuple[Problem, ...]:
-    """Reads the regions of one batch of fours unless that is done; returns what was wrong with the slide."""
-    work, settings, layout, start = task
-    path = work.archive(layout, start)
-    if path.exists():
-        return ()
-    kinds = settings.kinds_of(layout)
-    fours = work.plan().fours[layout][start : start + BATCH]
-    try:
-        with OpenSlideSource(work.slide, settings.mpp) as source:
-            write_regions(
-                path,
-                source,
-                fours,
-                show_frame="bridge" in kinds,
-                show_outer=bool({"zoom-in", "zoom-out", "bridge"} & set(kinds)),
-                mark="origin" in kinds,
-            )
-    except InputError as error:
-        return error.problems
-    return ()
+"""Tasks per worker that are handed out at a time, so that a long list of tasks does not fill memory."""
 
 
 @contextmanager
-def worker_pool(workers: int) -> Iterator[Run]:
-    """Gives a function that runs tasks and yields their results in order, in this process or in ``workers`` others."""
+def worker_pool(workers: int) -> Iterator[TaskRunner]:
+    """Yields a function that runs tasks in order, here or in ``workers`` processes, and yields their results."""
     if workers == 1:
         yield lambda function, tasks: (function(task) for task in tasks)
         return
-    # spawned, not forked: a slide handle or a thread of this process must not be inherited half-way
+    # spawned, not forked: a slide handle or a thread of this process must not be inherited
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
 
@@ -87,7 +46,7 @@ def worker_pool(workers: int) -> Iterator[Run]:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Lets a worker end when its parent was killed; it would wait for tasks for ever."""
+    """Ends a worker whose parent was killed; it would wait for tasks forever."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -9,6 +9,8 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from dataset_script.slides.thumbnail import map_slide
+
 Pixels = NDArray[np.uint8]
 
 
@@ -50,3 +52,24 @@ def tissue_pixels(width: int, height: int, seed: int, margin: int = 100) -> Pixe
 def tissue_slide(path: Path, width: int = 3200, height: int = 2800, seed: int = 0, mpp: float | None = 0.5) -> Path:
     """Writes a slide of ``tissue_pixels`` with three levels."""
     return write_slide(path, halves(tissue_pixels(width, height, seed), 3), mpp)
+
+
+class Picture:
+    """A slide that is one picture at 4 um a pixel."""
+
+    name = "picture"
+    mpp = 4.0
+
+    def __init__(self, pixels: Pixels) -> None:
+        self.image = Image.fromarray(pixels)
+        self.size = self.image.size
+
+    def read_region(self, center_x_um: float, center_y_um: float, mpp: float, size_px: int) -> Image.Image:
+        raise AssertionError("a tissue map reads the thumbnail alone")
+
+    def thumbnail(self, max_px: int) -> Image.Image:
+        self.image.thumbnail((max_px, max_px))
+        return self.image
+
+
+TISSUE_MAP = map_slide(Picture(tissue_pixels(600, 500, seed=3, margin=90)))

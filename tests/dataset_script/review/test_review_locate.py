@@ -12,8 +12,8 @@ from PIL import Image
 from review_release import PLACE, nested_views
 
 from dataset_script.review.locate import BY_MATCHING, BY_NAME, Place, place_by_matching, place_by_name
-from dataset_script.slides.fields import field
-from dataset_script.slides.regions import OpenSlideSource
+from dataset_script.slides.sampling import field
+from dataset_script.slides.wsi import OpenSlideSource
 from scale_vqa_eval.schema import MPP
 
 LOW, MID, HIGH = "low_mag", "mid_mag", "high_mag"

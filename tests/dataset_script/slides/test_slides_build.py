@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 from drawn_slides import halves, tissue_pixels, tissue_slide, write_slide
+from grounding_builds import SMALL, build, rows_of
+from paths import ROOT
 from PIL import Image
 
-from dataset_script.slides import workers
-from dataset_script.slides.build import build_slides
+from dataset_script.slides import build_cache
+from dataset_script.slides.build_cache import work_root
 from dataset_script.slides.build_report import BuildReport
-from dataset_script.slides.settings import Settings
-from dataset_script.slides.work_folder import work_root
+from dataset_script.slides.settings import GroundingSettings
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.release_folder.write import folder_digest
-from scale_vqa_eval.schema import GROUNDING_KINDS, VIEWS, patient_of
+from scale_vqa_eval.schema import GROUNDING_KINDS, VIEWS
 
-SMALL = Settings(paths_per_slide=8, sizes=(("high_mag", 64), ("low_mag", 64), ("mid_mag", 64)))
 SHOWN = {
     "zoom-in": ({"mid_mag"}, 4),
     "zoom-out": ({"high_mag"}, 4),
@@ -40,27 +40,6 @@ SHOWN = {
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("slides")
     return [tissue_slide(folder / f"slide_{name}.tif", seed=seed) for seed, name in enumerate("abcd")]
-
-
-def build(
-    slides: list[Path], out: Path, settings: Settings = SMALL, processes: int = 1
-) -> tuple[BuildReport, list[str]]:
-    told: list[str] = []
-    patients = {slide.stem: patient_of(slide.stem) for slide in slides}
-    return build_slides(slides, patients, settings, out, processes, told.append), told
-
-
-def rows_of(out: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-    from datasets import Features
-
-    rows = []
-    for path in sorted((out / "grounding").glob("*.parquet")):
-        file = pq.ParquetFile(path)
-        kinds = Features.from_arrow_schema(file.schema_arrow)["dimension"].names
-        for row in file.read().to_pylist():
-            rows.append(row | {"dimension": kinds[row["dimension"]], "split": path.name.split("-")[0]})
-    return rows
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +137,7 @@ def test_two_workers_give_the_same_bytes(drawn: list[Path], built: tuple[Path, B
 
 
 def test_another_seed_gives_other_questions(drawn: list[Path], rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    settings = Settings(paths_per_slide=4, seed=1, kinds=("zoom-in",), sizes=SMALL.sizes)
+    settings = GroundingSettings(paths_per_slide=4, seed=1, kinds=("zoom-in",), sizes=SMALL.sizes)
     build(drawn[:1], tmp_path / "release", settings)
     preview = {row["mid_mag"]["path"] for row in rows if row["mid_mag"]}
     assert not preview & {row["mid_mag"]["path"] for row in rows_of(tmp_path / "release")}
@@ -169,12 +148,12 @@ def test_a_killed_build_goes_on_where_it_was(
 ) -> None:
     out = tmp_path / "release"
     code = (
-        "import sys\nfrom pathlib import Path\nfrom test_slides_build import SMALL, build\n"
+        "import sys\nfrom pathlib import Path\nfrom grounding_builds import SMALL, build\n"
         "if __name__ == '__main__':\n    build([Path(name) for name in sys.argv[2:]], Path(sys.argv[1]), SMALL, 2)\n"
     )
     script = tmp_path / "script.py"
     script.write_text(code)
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "helpers")}
+    env = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "helpers")}
     process = subprocess.Popen(
         [sys.executable, str(script), str(out), *map(str, drawn)], env=env, stderr=subprocess.DEVNULL
     )
@@ -187,8 +166,13 @@ def test_a_killed_build_goes_on_where_it_was(
     time.sleep(2)  # orphaned workers end by themselves
     done = len(list(work_root(out).glob("*/*.zip")))
     written: list[Path] = []
-    real = workers.write_regions
-    monkeypatch.setattr(workers, "write_regions", lambda path, *a, **k: (written.append(path), real(path, *a, **k)))
+    real = build_cache.write_regions
+
+    def counted(path: Path, *arguments: Any, **options: Any) -> None:
+        written.append(path)
+        real(path, *arguments, **options)
+
+    monkeypatch.setattr(build_cache, "write_regions", counted)
     build(drawn, out)
     assert done > 0 and done + len(written) == 4 * 2
     assert folder_digest(out) == folder_digest(built[0])
@@ -224,7 +208,7 @@ def test_a_slide_without_tissue_is_named_and_the_others_are_used(drawn: list[Pat
 
 def test_options_from_other_slides(drawn: list[Path], tmp_path: Path) -> None:
     slides = [*drawn, *(tissue_slide(tmp_path / f"slide_{name}.tif", seed=20) for name in "ef")]
-    settings = Settings(8, sizes=SMALL.sizes, distractors="cross-slide")
+    settings = GroundingSettings(8, sizes=SMALL.sizes, distractors="cross-slide")
     report, told = build(slides, tmp_path / "release", settings)
     rows = rows_of(tmp_path / "release")
     crossed = [row for row in rows if row["dimension"] != "origin"]

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from grounding_builds import build, rows_of
 from PIL import Image
 from skimage.feature import match_template
-from test_slides_build import build, rows_of
 
 from dataset_script.slides.build_report import BuildReport
-from dataset_script.slides.groups import FOUR
 from dataset_script.slides.plan import plan_slide
-from dataset_script.slides.regions import OpenSlideSource
-from dataset_script.slides.settings import Settings
+from dataset_script.slides.settings import GroundingSettings
+from dataset_script.slides.wsi import OpenSlideSource
+from scale_vqa_eval.controls.exchange_group import GROUP_SIZE
 from scale_vqa_eval.schema import GROUNDING_KINDS
 
 pytestmark = pytest.mark.real_data
@@ -30,18 +30,18 @@ def real(
     """Questions on three of the ten slides and on the one that is too small for the 10x view."""
     out = tmp_path_factory.mktemp("real") / "release"
     named = ["CMU-1-Small-Region.svs", "colon_crohn_HE1.tif", "skin_keloid.tif", "stomach_acinarmetaplasia.tif"]
-    report, told = build([shared / "slides" / name for name in named], out, Settings(paths_per_slide=4))
+    report, told = build([shared / "slides" / name for name in named], out, GroundingSettings(paths_per_slide=4))
     return report, rows_of(out), told
 
 
 def test_ten_slides_give_a_thousand_questions(shared: Path) -> None:
-    settings = Settings()
+    settings = GroundingSettings()
     counts: Counter[str] = Counter()
     for path in sorted((shared / "slides").glob("*.tif")):
         with OpenSlideSource(path) as source:
             plan = plan_slide(source, settings)
-        for layout, fours in plan.fours.items():
-            counts.update({kind: FOUR * len(fours) for kind in settings.kinds_of(layout)})
+        for layout, groups in plan.groups.items():
+            counts.update({kind: GROUP_SIZE * len(groups) for kind in settings.kinds_of(layout)})
     assert counts.total() >= 1000
     assert set(counts) == set(GROUNDING_KINDS) and min(counts.values()) >= 200
 

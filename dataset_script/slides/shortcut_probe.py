@@ -8,16 +8,16 @@ what a model should be better than.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset_script.slides.groups import Group
+from dataset_script.slides.exchange_groups import GroundingGroup
 
 MAX_GROUPS: Final = 2500
-"""Groups of a kind that are probed; more are thinned out evenly, so that memory and time stay bounded."""
+"""Groups of a kind that are probed; of more an even sample is taken, so that memory and time stay bounded."""
 FOLDS: Final = 5
 CHANCE: Final = 0.25
 
@@ -32,7 +32,7 @@ class OptionTable:
         options: (questions, 4, measures).
         queries: (questions, measures) of the image asked about.
         gold: (questions,) 0-based.
-        clusters: (questions,) what folds are made by: the slide, or the group where groups span slides or one is all.
+        clusters: (questions,) unit of the folds: the slide; the group where groups span slides or there is one slide.
     """
 
     options: Values
@@ -42,13 +42,13 @@ class OptionTable:
 
 
 @dataclass(frozen=True)
-class ProbeResult:
+class ShortcutResult:
     """How often a reader is right, beside what chance allows.
 
     Attributes:
         kind: kind of question.
         n: questions.
-        options_alone: share right of the probe that sees the options alone; None where one fold only is to be had.
+        options_alone: share right of the probe that sees the options alone; None where there is only one fold.
         chance_low: lower end of the 95% interval of chance (binomial).
         chance_high: its upper end.
         colour_match: share right of the reader who takes the option whose mean colour is nearest.
@@ -66,15 +66,11 @@ class ProbeResult:
         """Whether options alone do better than chance allows."""
         return self.options_alone is not None and self.options_alone > self.chance_high
 
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the fields for JSON."""
-        return asdict(self)
 
-
-def option_table(groups: Sequence[Group]) -> OptionTable:
+def option_table(groups: Sequence[GroundingGroup]) -> OptionTable:
     """Collects the measures of groups; every member is asked about once.
 
-    An origin question's options are places in one view: their measures are those of the box, and where it lies.
+    An origin question's options are positions in one view: their measures are those of the box, and where it lies.
     """
     options, queries, clusters = [], [], []
     slides = [{member.slide for member in group.members} for group in groups]
@@ -82,10 +78,12 @@ def option_table(groups: Sequence[Group]) -> OptionTable:
     for group in groups:
         measures = np.array(group.measures())
         if group.kind == "origin":
-            frame = group.members[0].four.frame
-            assert frame is not None
-            places = np.array([(member.inner.x - frame.x, member.inner.y - frame.y) for member in group.members])
-            measures = np.hstack([measures, places / frame.side, np.abs(places).max(axis=1, keepdims=True)])
+            context = group.members[0].fields.context
+            assert context is not None
+            positions = np.array(
+                [(member.target.x - context.x, member.target.y - context.y) for member in group.members]
+            )
+            measures = np.hstack([measures, positions / context.side, np.abs(positions).max(axis=1, keepdims=True)])
         options += [measures] * len(group.members)
         queries += group.query_measures()
         clusters += [group.name if by_group else group.members[0].slide] * len(group.members)
@@ -93,7 +91,7 @@ def option_table(groups: Sequence[Group]) -> OptionTable:
     return OptionTable(np.array(options), np.array(queries), gold, np.array(clusters))
 
 
-def probe_options(kind: str, table: OptionTable, seed: int) -> ProbeResult:
+def probe_options(kind: str, table: OptionTable, seed: int) -> ShortcutResult:
     """Runs the probe and the colour-matching reader on a table of options."""
     from scipy.stats import binom
 
@@ -103,7 +101,7 @@ def probe_options(kind: str, table: OptionTable, seed: int) -> ProbeResult:
     colour = float(np.mean(distance.argmin(axis=1) == table.gold))
     right = probe_right(table, seed)
     alone = None if right is None else float(np.mean(right))
-    return ProbeResult(kind, n, alone, low / n, high / n, colour)
+    return ShortcutResult(kind, n, alone, low / n, high / n, colour)
 
 
 def probe_right(table: OptionTable, seed: int) -> NDArray[np.bool_] | None:
@@ -138,9 +136,9 @@ def probe_right(table: OptionTable, seed: int) -> NDArray[np.bool_] | None:
     return np.asarray(votes.argmax(axis=1) == table.gold)
 
 
-def probe_groups(groups: Iterable[Group], seed: int) -> list[ProbeResult]:
-    """Probes the groups of a build kind by kind, thinning them out evenly where there are very many."""
-    kept: dict[str, list[Group]] = {}
+def probe_groups(groups: Iterable[GroundingGroup], seed: int) -> list[ShortcutResult]:
+    """Probes the groups of a build kind by kind, an even sample of them where there are very many."""
+    kept: dict[str, list[GroundingGroup]] = {}
     seen: dict[str, int] = {}
     step: dict[str, int] = {}
     for group in groups:

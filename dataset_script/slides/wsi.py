@@ -1,22 +1,25 @@
-"""Regions of a slide by physical scale: the one door through which every question sees a slide.
+"""Reads square fields of a whole-slide image at a physical scale.
 
-``SlideSource`` is what the rest of this room asks of a slide; ``OpenSlideSource`` is a slide file. Anything else that
-can show a square field at a wanted scale (a procedural slide, say) goes through the same code by having these members.
+``SlideSource`` is what the rest of the package needs of a slide; ``OpenSlideSource`` is a slide file. Another source,
+such as a synthetic slide, goes through the same code by having the same members.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
 from PIL import Image
 
-from dataset_script.slides.scale import slide_mpp
 from scale_vqa_eval.errors import InputError, Problem, preview
 
+UM_AT_1X: Final = 10.0
+"""By convention an objective of power P scans at 10/P um per pixel: 40x at 0.25, 20x at 0.5."""
+ANISOTROPY_LIMIT: Final = 1.01
+"""Most that the two directions may differ in scale; their mean is then taken, an error of half a percent at most."""
 MAGNIFY_LIMIT: Final = 1.15
 """Most that level 0 is enlarged for a view (a "20x" scan has 0.46 to 0.55 um/px); a coarser slide is refused."""
 BLOCK_PIXELS: Final = 16_000_000
@@ -27,10 +30,10 @@ LEVEL_SLACK: Final = 1.01
 
 @runtime_checkable
 class SlideSource(Protocol):
-    """A slide that can be looked at: its name, its scale, its extent, and square fields of it.
+    """A slide: its name, its scale, its extent, and square fields of it.
 
     Attributes:
-        name: slide name, as it stands in the rows (a file's stem).
+        name: slide name as the rows give it (a file's stem).
         mpp: um per pixel of level 0.
         size: (width, height) of level 0 in pixels; the slide's extent in um is ``size * mpp``.
     """
@@ -54,7 +57,7 @@ class SlideSource(Protocol):
             size_px: pixels along a side.
 
         Raises:
-            InputError: where the field leaves the slide or cannot be read; never a made-up pixel.
+            InputError: where the field leaves the slide or cannot be read; pixels are never invented.
         """
         ...
 
@@ -83,7 +86,7 @@ class OpenSlideSource:
 
     Args:
         path: the slide file.
-        mpp: um per pixel of level 0 for a slide that does not state it; see ``scale.slide_mpp``.
+        mpp: um per pixel of level 0 for a slide that does not state it; see ``slide_mpp``.
 
     Raises:
         InputError: where OpenSlide cannot open the file, or no scale is known.
@@ -135,7 +138,7 @@ class OpenSlideSource:
         return self._read(Box(0.0, 0.0, width * self.mpp, height * self.mpp), shape)
 
     def best_level(self, downsample: float) -> int:
-        """Returns the coarsest level whose downsample does not exceed the wanted one; level 0 where none is."""
+        """Returns the coarsest level whose downsample does not exceed the wanted one, else level 0."""
         return best_level(self._slide.level_downsamples, downsample)
 
     def _read(self, box: Box, shape: tuple[int, int]) -> Image.Image:
@@ -148,12 +151,12 @@ class OpenSlideSource:
         scale = 1 / (self.mpp * down)
         left, top = max(0.0, box.left * scale), max(0.0, box.top * scale)
         right, bottom = min(float(limit_x), box.right * scale), min(float(limit_y), box.bottom * scale)
-        # Lanczos looks three target pixels beyond the box; without them the rim would be made of the rim alone
+        # Lanczos needs three target pixels beyond the box
         margin = math.ceil(3 * max(1.0, wanted / down)) + 1
         x, y = max(0, math.floor(left) - margin), max(0, math.floor(top) - margin)
         end_x = min(limit_x, math.ceil(right) + margin)
         end_y = min(limit_y, math.ceil(bottom) + margin)
-        # OpenSlide takes the corner in whole level-0 pixels: what rounding moved is given back to the crop box
+        # OpenSlide takes the corner in whole level-0 pixels: the crop box makes up for the rounding
         corner = (round(x * down), round(y * down))
         shift_x, shift_y = corner[0] / down, corner[1] / down
         reduce = max(1, int(wanted / down / 3))
@@ -164,7 +167,7 @@ class OpenSlideSource:
             _within((right - shift_x) / reduce, raw.width),
             _within((bottom - shift_y) / reduce, raw.height),
         )
-        # enlarging by a few per cent cannot alias: four taps do as well as six there
+        # enlarging by a few per cent cannot alias: four taps do as well as six
         kernel = Image.Resampling.LANCZOS if wanted > down else Image.Resampling.BICUBIC
         return raw.resize(shape, kernel, box=crop)
 
@@ -206,7 +209,7 @@ class OpenSlideSource:
 
 
 def best_level(downsamples: Sequence[float], wanted: float) -> int:
-    """Returns the index of the largest downsample that does not exceed the wanted one; 0 where none is small enough.
+    """Returns the index of the largest downsample that does not exceed the wanted one, else 0.
 
     >>> best_level((1.0, 4.0, 16.0), 5.0), best_level((1.0, 4.0, 16.0), 0.99), best_level((1.0, 4.0), 3.99)
     (1, 0, 1)
@@ -216,7 +219,7 @@ def best_level(downsamples: Sequence[float], wanted: float) -> int:
 
 
 def flattened(pixels: Image.Image, background: str) -> Image.Image:
-    """Returns RGBA pixels laid over a background colour (``#RRGGBB``) as RGB; what was not scanned is transparent."""
+    """Returns RGBA pixels laid over a background colour (``#RRGGBB``) as RGB; unscanned parts are transparent."""
     if pixels.mode != "RGBA" or pixels.getchannel(3).getextrema() == (255, 255):
         return pixels.convert("RGB")
     return Image.alpha_composite(Image.new("RGBA", pixels.size, background), pixels).convert("RGB")
@@ -224,3 +227,43 @@ def flattened(pixels: Image.Image, background: str) -> Image.Image:
 
 def _within(value: float, limit: int) -> float:
     return min(max(value, 0.0), float(limit))
+
+
+def slide_mpp(properties: Mapping[str, str], path: Path, given: float | None = None) -> float:
+    """Returns um per pixel of level 0: as stated, else by the objective's power, else as given.
+
+    Args:
+        properties: OpenSlide's properties of the slide.
+        path: the slide, for messages.
+        given: scale that the user gives for slides that state none.
+
+    Raises:
+        InputError: where no scale is known, or pixels are not square.
+    """
+    stated_x, stated_y = (_positive(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
+    if stated_x and stated_y:
+        if max(stated_x, stated_y) <= min(stated_x, stated_y) * ANISOTROPY_LIMIT:
+            return (stated_x + stated_y) / 2
+        if given:
+            return given
+        found = f"{stated_x:g} across and {stated_y:g} down"
+        raise InputError(Problem(str(path), "square pixels", f"{found} um/px", "resample the slide, or give --mpp"))
+    if stated_x or stated_y:
+        return stated_x or stated_y or math.nan
+    power = _positive(properties.get("openslide.objective-power"))
+    if power:
+        return UM_AT_1X / power
+    if given:
+        return given
+    stated = {key: properties[key] for key in sorted(properties) if key.startswith(("openslide.mpp", "openslide.obj"))}
+    expected = "a scale: openslide.mpp-x and -y, or openslide.objective-power"
+    raise InputError(Problem(str(path), expected, preview(stated or "neither"), "give it with --mpp UM_PER_PIXEL"))
+
+
+def _positive(text: str | None) -> float | None:
+    """Returns a stated number, or None where it is absent, not a number, or cannot be a scale."""
+    try:
+        value = float((text or "").replace(",", "."))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and value > 0 else None

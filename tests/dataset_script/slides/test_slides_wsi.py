@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dataset_script.slides import regions
-from dataset_script.slides.regions import OpenSlideSource, SlideSource, best_level, flattened
-from dataset_script.slides.scale import slide_mpp
+from dataset_script.slides import wsi
+from dataset_script.slides.wsi import OpenSlideSource, SlideSource, best_level, flattened, slide_mpp
 from scale_vqa_eval.errors import InputError
 
 MPP_X, MPP_Y, POWER = "openslide.mpp-x", "openslide.mpp-y", "openslide.objective-power"
@@ -109,7 +108,7 @@ def test_strips_give_what_one_read_gives(tmp_path: Path, monkeypatch: pytest.Mon
     slide = write_slide(tmp_path / "a.tif", [tissue_pixels(2400, 2400, seed=2)])
     with OpenSlideSource(slide) as source:
         whole = np.asarray(source.read_region(600, 600, 10, 110)), np.asarray(source.thumbnail(150))
-        monkeypatch.setattr(regions, "BLOCK_PIXELS", 200_000)
+        monkeypatch.setattr(wsi, "BLOCK_PIXELS", 200_000)
         strips = np.asarray(source.read_region(600, 600, 10, 110)), np.asarray(source.thumbnail(150))
     for one, other in zip(whole, strips, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -1,0 +1,137 @@
+"""The hidden folder beside a release folder in which a build of slides keeps finished work, so that it can resume.
+
+Each slide has a sub-folder whose name stands for the slide file, the settings and the software that its bytes depend
+on: a file with its final name is complete and current, and nothing needs to be checked twice.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from dataset_script.slides.field_images import read_measures, write_regions
+from dataset_script.slides.plan import FieldPlan, plan_slide
+from dataset_script.slides.settings import GroundingSettings
+from dataset_script.slides.wsi import OpenSlideSource
+from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.files import atomic_write, sha256_json
+
+FORMAT: Final = 2
+"""Raised when the bytes of plans or archives change for the same settings."""
+BATCH: Final = 2
+"""Groups in one archive."""
+
+
+@dataclass(frozen=True)
+class SlideWork:
+    """The work on one slide.
+
+    Attributes:
+        slide: the slide file.
+        folder: its sub-folder.
+    """
+
+    slide: Path
+    folder: Path
+
+    @property
+    def plan_file(self) -> Path:
+        """Path of the plan."""
+        return self.folder / "plan.json"
+
+    def plan(self) -> FieldPlan:
+        """Returns the plan, which must exist."""
+        return _read_plan(self.plan_file)
+
+    def write_plan(self, plan: FieldPlan) -> None:
+        """Writes the plan."""
+        atomic_write(self.plan_file, plan.to_json())
+
+    def archive(self, layout: str, group: int) -> Path:
+        """Returns the archive with the regions of a group (by number in its layout)."""
+        return self.folder / f"{layout}-{group // BATCH:06d}.zip"
+
+    def batches(self) -> Iterator[tuple[str, int]]:
+        """Yields (layout, first group) of every archive that the plan asks for."""
+        for layout, groups in self.plan().groups.items():
+            yield from ((layout, start) for start in range(0, len(groups), BATCH))
+
+    def read(self, layout: str, group: int, name: str) -> bytes:
+        """Returns one file of an archive."""
+        with zipfile.ZipFile(self.archive(layout, group)) as archive:
+            return archive.read(name)
+
+    def measures(self, layout: str, group: int) -> dict[str, list[float]]:
+        """Returns name -> measures of the archive that holds a group."""
+        return _read_measures(self.archive(layout, group))
+
+
+def work_root(out: Path) -> Path:
+    """Returns the hidden folder that belongs to a release folder."""
+    out = out.absolute()
+    return out.with_name(f".{out.name}.slides")
+
+
+def slide_work(root: Path, slide: Path, settings: GroundingSettings) -> SlideWork:
+    """Returns the work on a slide, in a folder named after everything that it depends on.
+
+    A slide file is identified by its name, size and time of change.
+    """
+    state = slide.stat()
+    packages = {
+        name: version(name)
+        for name in ("openslide-python", "openslide-bin", "pillow", "numpy", "scipy", "scikit-image")
+    }
+    inputs = [FORMAT, slide.stem, state.st_size, state.st_mtime_ns, asdict(settings), packages]
+    return SlideWork(slide, root / sha256_json(inputs)[:32])
+
+
+def make_plan(task: tuple[SlideWork, GroundingSettings]) -> tuple[Problem, ...]:
+    """Plans one slide unless that is done; returns the problems of the slide."""
+    work, settings = task
+    if work.plan_file.exists():
+        return ()
+    try:
+        with OpenSlideSource(work.slide, settings.mpp) as source:
+            work.write_plan(plan_slide(source, settings))
+    except InputError as error:
+        return error.problems
+    return ()
+
+
+def make_regions(task: tuple[SlideWork, GroundingSettings, str, int]) -> tuple[Problem, ...]:
+    """Reads the regions of one batch of groups unless that is done; returns the problems of the slide."""
+    work, settings, layout, start = task
+    path = work.archive(layout, start)
+    if path.exists():
+        return ()
+    kinds = settings.kinds_of(layout)
+    groups = work.plan().groups[layout][start : start + BATCH]
+    try:
+        with OpenSlideSource(work.slide, settings.mpp) as source:
+            write_regions(
+                path,
+                source,
+                groups,
+                show_context="bridge" in kinds,
+                show_parents=bool({"zoom-in", "zoom-out", "bridge"} & set(kinds)),
+                mark="origin" in kinds,
+            )
+    except InputError as error:
+        return error.problems
+    return ()
+
+
+@lru_cache(maxsize=4)
+def _read_plan(path: Path) -> FieldPlan:
+    return FieldPlan.from_json(path.read_bytes())
+
+
+@lru_cache(maxsize=64)
+def _read_measures(path: Path) -> dict[str, list[float]]:
+    return read_measures(path)

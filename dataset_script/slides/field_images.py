@@ -1,0 +1,198 @@
+"""Reads, marks, measures and encodes the fields of some groups: one archive per unit of work.
+
+The archive is a ZIP of JPEG files and their measures. It is moved into place complete, so an archive that exists is
+whole; the name of its folder stands for everything that its bytes depend on.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dataset_script.slides.sampling import Field, FieldGroup
+from dataset_script.slides.thumbnail import OTSU_BOUNDS
+from dataset_script.slides.wsi import SlideSource
+from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.files import atomic_path
+from scale_vqa_eval.schema import LETTERS
+
+JPEG_QUALITY: Final = 90
+MEASURES_FILE: Final = "measures.json"
+_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
+MEASURES: Final = ("red", "green", "blue", "saturation", "sharpness", "tissue", "bytes")
+"""What ``measure_image`` returns, in order."""
+GLASS: Final = 245.0
+"""Light of empty glass, assumed for a single image."""
+LINE_PX: Final = 2
+CLEAR_PX: Final = 1
+"""Pixels left free around the field, so that no line covers the tissue in question."""
+TAG_PX: Final = 14
+
+Rectangle = tuple[float, float, float, float]
+
+
+def encode_jpeg(image: Image.Image) -> bytes:
+    """Returns an RGB image as JPEG, quality 90 with full colour resolution; the same pixels give the same bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def read_field(source: SlideSource, field: Field) -> Image.Image:
+    """Returns a field's pixels.
+
+    Raises:
+        InputError: where it cannot be read, or is one colour throughout: a level of the file then lacks what the
+            thumbnail, read from another level, shows there.
+    """
+    image = source.read_region(field.x, field.y, field.mpp, field.size_px)
+    if all(low == high for low, high in image.getextrema()):
+        location = f"{source.name}, {field.name(source.name)}"
+        found = f"one colour, {image.getpixel((0, 0))}"
+        hint = "the file lacks this part at this scale: scan it again, or leave it out"
+        raise InputError(Problem(location, "the tissue that the thumbnail shows there", found, hint))
+    return image
+
+
+def marked_name(slide: str, group: FieldGroup) -> str:
+    """Returns the file name of a group's 10x view with its boxes."""
+    assert group.context is not None
+    first = group.targets[0]
+    return group.context.name(slide).replace(".jpg", f"_boxes_x{first.x:.1f}_y{first.y:.1f}.jpg")
+
+
+def box_name(slide: str, group: FieldGroup, index: int) -> str:
+    """Returns the name of the measures of one marked box."""
+    return f"{marked_name(slide, group)}#{index}"
+
+
+def write_regions(
+    path: Path, source: SlideSource, groups: Sequence[FieldGroup], show_context: bool, show_parents: bool, mark: bool
+) -> None:
+    """Reads, measures and encodes the fields of some groups and writes them as one archive.
+
+    Args:
+        path: the archive to write.
+        source: the open slide.
+        groups: what to read.
+        show_context: whether any kind shows the 10x field that holds a group.
+        show_parents: whether any kind shows the parents.
+        mark: whether the 10x view with marked boxes is needed.
+
+    Raises:
+        InputError: where a field cannot be read; nothing is written then.
+    """
+    measures: dict[str, list[float]] = {}
+    files: dict[str, bytes] = {}
+
+    def keep(name: str, image: Image.Image) -> None:
+        files[name] = encode_jpeg(image)
+        measures[name] = measure_image(image, len(files[name]))
+
+    for group in groups:
+        for field in dict.fromkeys((*(group.parents if show_parents else ()), *group.targets)):
+            keep(field.name(source.name), read_field(source, field))
+        if group.context is None or not (show_context or mark):
+            continue
+        view = read_field(source, group.context)
+        if show_context:
+            keep(group.context.name(source.name), view)
+        if mark:
+            keep(marked_name(source.name, group), mark_boxes(view, group.context, group.targets))
+            for index, field in enumerate(group.targets):
+                crop = view.crop(tuple(int(edge) for edge in box_in(group.context, field)))
+                measures[box_name(source.name, group, index)] = measure_image(crop, 0)
+    with atomic_path(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(files):
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), files[name])
+        text = json.dumps(measures, sort_keys=True, separators=(",", ":"))
+        archive.writestr(zipfile.ZipInfo(MEASURES_FILE, _EPOCH), text)
+
+
+def read_measures(path: Path) -> dict[str, list[float]]:
+    """Returns name -> measures of an archive."""
+    with zipfile.ZipFile(path) as archive:
+        measures: dict[str, list[float]] = json.loads(archive.read(MEASURES_FILE))
+    return measures
+
+
+def measure_image(image: Image.Image, encoded_bytes: int) -> list[float]:
+    """Returns the measures of an RGB image: mean colour, saturation, sharpness, share of tissue, size of its file.
+
+    Colour is taken from means over 8 x 8 pixels; sharpness is the log of the mean squared second difference of green
+    along every eighth row, at full resolution.
+
+    Args:
+        image: RGB pixels.
+        encoded_bytes: length of the encoded file; 0 where it has no file of its own.
+    """
+    small = np.asarray(image.reduce(min(8, *image.size)), dtype=np.float32)
+    lightest, darkest = small.max(axis=-1), small.min(axis=-1)
+    saturation = float(np.mean((lightest - darkest) / np.maximum(lightest, 1)))
+    density = -np.log10(np.maximum(small, 1) / GLASS).mean(axis=-1)
+    green = np.asarray(image.getchannel("G"))[::8].astype(np.int32)
+    bend = green[:, 2:] - 2 * green[:, 1:-1] + green[:, :-2]
+    sharpness = float(np.log(np.mean(bend * bend) + 1e-6)) if bend.size else 0.0
+    red, green_mean, blue = (float(value) for value in small.mean(axis=(0, 1)))
+    tissue = float(np.mean(density > OTSU_BOUNDS[1]))
+    values = (red, green_mean, blue, saturation, sharpness, tissue, float(encoded_bytes))
+    return [round(value, 6) for value in values]
+
+
+def mark_boxes(view: Image.Image, context: Field, targets: Sequence[Field]) -> Image.Image:
+    """Returns a copy of a 10x view with a lettered box around each of some fields, all drawn alike.
+
+    Args:
+        view: pixels of ``context``.
+        context: the 10x field.
+        targets: fields that lie in it; the first is lettered A.
+    """
+    marked = view.copy()
+    draw = ImageDraw.Draw(marked)
+    boxes = [box_in(context, field) for field in targets]
+    rims = [_grown(box, CLEAR_PX + LINE_PX + 1) for box in boxes]
+    taken = list(rims)
+    font = ImageFont.load_default(TAG_PX)
+    for letter, box, rim in zip(LETTERS, boxes, rims, strict=False):
+        # a dark line in a light one is visible on pale stroma and on dense nuclei
+        draw.rectangle(rim, outline="white", width=LINE_PX + 2)
+        draw.rectangle(_grown(box, CLEAR_PX + LINE_PX), outline="black", width=LINE_PX)
+        tag = _tag_place(rim, taken, view.size)
+        taken.append(tag)
+        draw.rectangle(tag, fill="black", outline="white")
+        centre = ((tag[0] + tag[2]) / 2, (tag[1] + tag[3]) / 2)
+        draw.text(centre, letter, fill="white", font=font, anchor="mm")
+    return marked
+
+
+def box_in(context: Field, field: Field) -> Rectangle:
+    """Returns the (left, top, right, bottom) pixels of a field in the view of the field that holds it."""
+    left = (field.x - field.side / 2 - context.x + context.side / 2) / context.mpp
+    top = (field.y - field.side / 2 - context.y + context.side / 2) / context.mpp
+    return round(left), round(top), round(left + field.side / context.mpp), round(top + field.side / context.mpp)
+
+
+def _tag_place(rim: Rectangle, taken: Sequence[Rectangle], size: tuple[int, int]) -> Rectangle:
+    """Returns the place of a box's letter: the first of its corners that is in the view and covers no other box."""
+    left, top, right, bottom = rim
+    places = [
+        (x, y, x + TAG_PX, y + TAG_PX + 1) for y in (top - TAG_PX - 1, bottom) for x in (left, right - TAG_PX)
+    ] + [(x, y, x + TAG_PX, y + TAG_PX + 1) for x in (left - TAG_PX, right) for y in (top, bottom - TAG_PX - 1)]
+    inside = [place for place in places if min(place) >= 0 and place[2] < size[0] and place[3] < size[1]]
+    free = [place for place in inside if not any(_meet(place, other) for other in taken if other != rim)]
+    return (free or inside or [(left, top, left + TAG_PX, top + TAG_PX + 1)])[0]
+
+
+def _meet(one: Rectangle, other: Rectangle) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _grown(box: Rectangle, by: float) -> Rectangle:
+    return box[0] - by, box[1] - by, box[2] + by - 1, box[3] + by - 1
