@@ -16,11 +16,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dataset_script.review.locate import _NAME, Place, _square, place_by_matching, place_by_name
+from dataset_script.review.registration import _NAME, BoundingBox, _square, place_by_matching, place_by_name
 from scale_vqa_eval.release_folder.read import release_files
 from scale_vqa_eval.schema import VIEWS
 
-Pair = tuple[dict[str, Any], dict[str, Any], Place | None, bool]
+Pair = tuple[dict[str, Any], dict[str, Any], BoundingBox | None, bool]
 _VIEWS = {"10x": "low_mag", "40x": "mid_mag", "200x": "high_mag"}
 
 

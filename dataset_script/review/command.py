@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from dataset_script.review.items import ReviewData
     from dataset_script.review.log import ReviewLog
+    from dataset_script.review.session import ReviewData
 
 
 @click.command()
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     help="Where decisions are appended.  [default: DIR.CONFIG.review.jsonl beside DIR]",
 )
 @click.option(
-    "--summary", type=click.Choice(["md", "json"]), is_flag=False, flag_value="md", help="Print the standing."
+    "--summary", type=click.Choice(["md", "json"]), is_flag=False, flag_value="md", help="Print the item_status."
 )
 @click.option("--export", "out", type=click.Path(path_type=Path), help="Write the accepted items into a new folder.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on.")
@@ -47,44 +47,43 @@ def review(
     Prints the address to open, with its token. Decisions are appended to a log; stop and start as you like, on one
     machine or by several processes on one file system. With --summary or --export nothing is served.
     """
-    from dataset_script.review.items import read_review_data
+    from dataset_script.review.decisions import ReviewState
     from dataset_script.review.log import ReviewLog
-    from dataset_script.review.standing import Board
+    from dataset_script.review.session import read_review_data
 
     data = read_review_data(folder, config, split)
     place = folder.absolute()
     log = ReviewLog(log_path or place.with_name(f"{place.name}.{data.config}.review.jsonl"), data.subject)
     if summary is None and out is None:
         return _serve(data, log, host, port, token)
-    from dataset_script.review.export import export_accepted
-    from dataset_script.review.summary import markdown_summary, summarise_review
+    from dataset_script.review.outcome import export_accepted, markdown_summary, summarise_review
 
-    board = Board(data.items)
-    board.update(log.refresh())
-    _tell_torn(log.torn)
+    review_state = ReviewState(data.items)
+    review_state.update(log.refresh())
+    _warn_torn(log.torn)
     if out is not None:
-        report = export_accepted(data, board, out)
+        report = export_accepted(data, review_state, out)
         lost = ", ".join(f"{count} {why}" for why, count in report["left_out"].items()) or "none"
         counted = f"{len(report['edited'])} edited; left out: {lost}; {len(report['defects'])} known defects kept"
         click.echo(f"{out}: {report['kept']} accepted items of {data.config}, {counted}", err=summary is not None)
     if summary is not None:
-        figures = summarise_review(data, board, log.torn)
+        figures = summarise_review(data, review_state, log.torn)
         as_json = json.dumps(figures, indent=1, ensure_ascii=True)
         click.echo(as_json if summary == "json" else markdown_summary(figures), nl=summary == "json")
 
 
 def _serve(data: ReviewData, log: ReviewLog, host: str, port: int, token: str | None) -> None:
-    from dataset_script.review.access import MIN_TOKEN, new_token
-    from dataset_script.review.desk import Desk
-    from dataset_script.review.server import is_any, is_loopback, serve
+    from dataset_script.review.app import is_any, is_loopback, serve
+    from dataset_script.review.auth import MIN_TOKEN, new_token
+    from dataset_script.review.session import ReviewSession
 
     if token is not None and len(token) < MIN_TOKEN:
         raise click.BadParameter(f"a token has at least {MIN_TOKEN} characters", param_hint="--token")
     if token is not None and not (token.isascii() and token.isprintable()):
         raise click.BadParameter("a token has letters, digits and signs of ASCII", param_hint="--token")
-    desk = Desk(data, log)
+    session = ReviewSession(data, log)
     log.check_writable()
-    _tell_torn(log.torn)
+    _warn_torn(log.torn)
     if not is_loopback(host):
         note = "whoever can read the network can read the token and the images: put an encrypting proxy before it"
         click.echo(f"warning: {host} can be reached from other machines, without encryption; {note}", err=True)
@@ -92,10 +91,10 @@ def _serve(data: ReviewData, log: ReviewLog, host: str, port: int, token: str | 
             click.echo(f"from other machines, put this machine's name in the place of {host}", err=True)
     click.echo(f"log: {log.path}", err=True)
     click.echo("open this address; stop with Ctrl+C", err=True)
-    serve(desk, host, port, token or new_token(), lambda address: print(address, file=sys.stdout, flush=True))
+    serve(session, host, port, token or new_token(), lambda address: print(address, file=sys.stdout, flush=True))
 
 
-def _tell_torn(lines: list[int]) -> None:
+def _warn_torn(lines: list[int]) -> None:
     if lines:
         numbers = ", ".join(map(str, lines))
         click.echo(f"warning: line {numbers} of the log was torn by a kill and does not count", err=True)

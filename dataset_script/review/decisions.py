@@ -1,9 +1,9 @@
-"""One decision of a reviewer: what it may hold, and what is wrong with it."""
+"""Decisions of reviewers: what one may contain, and the status of each item that follows from all of them."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -14,8 +14,8 @@ from scale_vqa_eval.schema import LETTERS
 
 VERDICTS: Final = ("accept", "reject", "edit")
 STAGES: Final = ("review", "adjudication")
-LONGEST_NAME: Final = 80
-LONGEST_TEXT: Final = 20_000
+MAX_NAME: Final = 80
+MAX_TEXT: Final = 20_000
 EDITABLE: Final = ("question", "options", "answer", "rationale")
 
 Key = tuple[str, str]
@@ -46,12 +46,12 @@ class Decision:
 
     @property
     def person(self) -> str:
-        """The reviewer as compared: one person writes his name in one way or another."""
+        """The reviewer's name in the form in which names are compared."""
         return person_of(self.reviewer)
 
     @property
     def outcome(self) -> tuple[str, str]:
-        """What two people have to agree on: the verdict and, for edits, the new text."""
+        """What two reviewers have to agree on: the verdict and, for edits, the new text."""
         return self.verdict, repr(sorted(self.edit.items()))
 
     def as_record(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Decision:
 
 
 def person_of(name: str) -> str:
-    """Returns a name as it is compared: NFKC, case-folded, white space as one space.
+    """Returns a name in the form in which names are compared: NFKC, case folded, single spaces.
 
     >>> person_of(" Dr.  Ada ") == person_of("dr. ada")
     True
@@ -77,14 +77,14 @@ def checked_name(name: str) -> str:
         InputError: where it is empty, too long, or holds characters that cannot be seen.
     """
     line = " ".join(name.split())
-    if line and len(line) <= LONGEST_NAME and line.isprintable():
+    if line and len(line) <= MAX_NAME and line.isprintable():
         return line
     found = preview(name) if line else "an empty name"
-    raise InputError(Problem("reviewer", f"a name of 1 to {LONGEST_NAME} visible characters", found, "give your name"))
+    raise InputError(Problem("reviewer", f"a name of 1 to {MAX_NAME} visible characters", found, "give your name"))
 
 
 def checked_decision(decision: Decision, question: Question) -> Decision:
-    """Returns a decision as it may be kept: name and reason on their own, the edit cut down to what it changes.
+    """Returns a decision ready for the log: name and reason stripped, the edit reduced to what it changes.
 
     Raises:
         InputError: naming what is wrong: no reason, an edit that changes nothing or breaks the row.
@@ -98,9 +98,9 @@ def checked_decision(decision: Decision, question: Question) -> Decision:
     reason = decision.reason.strip()
     if decision.verdict != "accept" and not reason:
         problems.append(Problem(location, f"a reason for {decision.verdict}", "none", "write one in the field Reason"))
-    if len(reason) > LONGEST_TEXT:
+    if len(reason) > MAX_TEXT:
         problems.append(
-            Problem(location, f"a reason of at most {LONGEST_TEXT} characters", f"{len(reason)}", "shorten it")
+            Problem(location, f"a reason of at most {MAX_TEXT} characters", f"{len(reason)}", "shorten it")
         )
     changes = changed_fields(decision.edit, question) if decision.verdict == "edit" else {}
     if decision.verdict == "edit":
@@ -117,7 +117,7 @@ def checked_decision(decision: Decision, question: Question) -> Decision:
 def changed_fields(edit: Mapping[str, Any], question: Question) -> dict[str, Any]:
     """Returns the fields of an edit that differ from the question, white space at the ends aside.
 
-    A browser's field gives every line end as a line feed: a text that differs in these alone is no edit.
+    Browsers change line ends, so a text that differs only in line ends is unchanged.
     """
     unknown = sorted(edit.keys() - set(EDITABLE))
     if unknown:
@@ -150,7 +150,7 @@ def edited(question: Question, edit: Mapping[str, Any]) -> Question:
 
 
 def edit_problems(edit: Mapping[str, Any], question: Question) -> list[Problem]:
-    """Returns what is wrong with the row that an edit makes: empty texts, equal options, a letter that is none."""
+    """Returns the problems of an edited row: empty texts, equal options, an invalid letter."""
     location, count = question.id, len(question.options)
     texts = {"question": edit.get("question", "x"), "rationale": edit.get("rationale", "")}
     options = edit.get("options", list(question.options))
@@ -165,8 +165,8 @@ def edit_problems(edit: Mapping[str, Any], question: Question) -> list[Problem]:
     ]
     if not texts["question"]:
         problems.append(Problem(location, "a question", "nothing", "write the question"))
-    if max(map(len, [*texts.values(), *options])) > LONGEST_TEXT:
-        problems.append(Problem(location, f"texts of at most {LONGEST_TEXT} characters", "a longer one", "shorten it"))
+    if max(map(len, [*texts.values(), *options])) > MAX_TEXT:
+        problems.append(Problem(location, f"texts of at most {MAX_TEXT} characters", "a longer one", "shorten it"))
     if "options" in edit and len({normalised(text) or text for text in options}) < count:
         problems.append(Problem(location, f"{count} different options", "two that are the same", "change one"))
     answer = edit.get("answer", question.letter)
@@ -177,7 +177,7 @@ def edit_problems(edit: Mapping[str, Any], question: Question) -> list[Problem]:
 
 
 def letter_problems(question: Question) -> list[Problem]:
-    """Returns the fault of a rationale that names another letter than the answer, by the rules of ``defects``."""
+    """Returns the problem of a rationale that names another letter than the answer."""
     text, count = question.rationale or "", len(question.options)
     right, wrong = named_right(text, count), named_wrong(text, count)
     if (right and question.letter not in right) or (not right and question.letter in wrong):
@@ -191,3 +191,142 @@ def _cleaned(value: Any) -> Any:
     if isinstance(value, str):
         return value.replace("\r\n", "\n").replace("\r", "\n").strip()
     return [_cleaned(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+REVIEWS: Final = 2
+"""Independent reviews that an item gets."""
+
+STATUSES: Final = ("not reviewed", "one review", "agreed", "disagreed", "adjudicated")
+OUTCOMES: Final = ("accept", "edit", "reject", "undecided")
+
+
+@dataclass
+class ItemStatus:
+    """The review status of one item.
+
+    Attributes:
+        reviews: person -> the review that counts, at most ``REVIEWS``.
+        adjudications: person -> the last adjudication by them.
+        settled: the decision that ended a disagreement, or None.
+    """
+
+    reviews: dict[str, Decision] = field(default_factory=dict)
+    adjudications: dict[str, Decision] = field(default_factory=dict)
+    settled: Decision | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether all independent reviews are in; none can change then."""
+        return len(self.reviews) == REVIEWS
+
+    @property
+    def status(self) -> str:
+        """One of ``STATUSES``."""
+        if not self.closed:
+            return STATUSES[len(self.reviews)]
+        if self.settled is not None:
+            return "adjudicated"
+        return "agreed" if len({one.outcome for one in self.reviews.values()}) == 1 else "disagreed"
+
+    @property
+    def final(self) -> Decision | None:
+        """The decision that holds, or None."""
+        if self.settled is not None:
+            return self.settled
+        return next(iter(self.reviews.values())) if self.status == "agreed" else None
+
+    @property
+    def outcome(self) -> str:
+        """One of ``OUTCOMES``."""
+        return self.final.verdict if self.final is not None else "undecided"
+
+    def take(self, decision: Decision) -> None:
+        """Applies a decision that ``refusal`` allows."""
+        if decision.stage == "review":
+            self.reviews[decision.person] = decision
+            return
+        self.adjudications[decision.person] = decision
+        if decision.person not in self.reviews:
+            self.settled = decision
+            return
+        # the two may settle it between them: both saw the other's verdict and now say the same
+        both = [self.adjudications.get(person) for person in self.reviews]
+        if all(one is not None and one.outcome == decision.outcome for one in both):
+            self.settled = decision
+
+    def refusal(self, decision: Decision) -> str | None:
+        """Returns why a decision is no longer possible, or None."""
+        if decision.stage == "review":
+            if self.closed:
+                return f"{REVIEWS} reviews, which are final"
+            return None
+        return None if self.status == "disagreed" else f"an item that is {self.status}"
+
+
+class ReviewState:
+    """The status of every item, kept up to date from the log.
+
+    Args:
+        keys: the items in the order of the data.
+    """
+
+    def __init__(self, keys: Iterable[Key]) -> None:
+        self.items: dict[Key, ItemStatus] = {key: ItemStatus() for key in keys}
+        self._taken = 0
+
+    def update(self, decisions: Sequence[Decision]) -> None:
+        """Applies the decisions that were appended since the last call.
+
+        Raises:
+            InputError: where a decision is about an unknown item or came after the item was closed.
+        """
+        for decision in decisions[self._taken :]:
+            self.admit(decision)
+            self.items[decision.key].take(decision)
+            self._taken += 1
+
+    def admit(self, decision: Decision) -> None:
+        """Checks that a decision is possible.
+
+        Raises:
+            InputError: where it is not.
+        """
+        item_status = self.items.get(decision.key)
+        location = f"{decision.key[1]} (split {decision.key[0]})"
+        if item_status is None:
+            raise InputError(
+                Problem(location, "an item of this data", "none of that id", "review the data of this log")
+            )
+        refusal = item_status.refusal(decision)
+        if refusal is not None:
+            expected = "an item that waits for a review" if decision.stage == "review" else "an open disagreement"
+            raise InputError(Problem(location, expected, refusal, "go on to the next item"))
+
+    def waiting(self, person: str, stage: str, among: Iterable[Key] | None = None) -> list[Key]:
+        """Returns the items that wait for a person, in the order of the data.
+
+        Args:
+            person: who, as ``person_of`` compares names.
+            stage: ``review``: items that the person has not reviewed and that lack a review; ``adjudication``: open
+                disagreements, but for those on which the person is one of the two and the other has yet to speak.
+            among: the items to look at; None for all.
+        """
+        keys = self.items if among is None else among
+        if stage == "review":
+            return [key for key in keys if not self.items[key].closed and person not in self.items[key].reviews]
+        return [key for key in keys if self.items[key].status == "disagreed" and not _spoken(self.items[key], person)]
+
+
+def _spoken(item_status: ItemStatus, person: str) -> bool:
+    """Returns whether the person has adjudicated and the other reviewer has not."""
+    return person in item_status.adjudications and item_status.adjudications.keys() != item_status.reviews.keys()
+
+
+def pairs_of(item_statuses: Mapping[Key, ItemStatus]) -> dict[tuple[str, str], list[Key]]:
+    """Returns pair of people -> the items that these two reviewed, the pairs sorted."""
+    pairs: dict[tuple[str, str], list[Key]] = {}
+    for key, item_status in item_statuses.items():
+        if item_status.closed:
+            first, second = sorted(item_status.reviews)
+            pairs.setdefault((first, second), []).append(key)
+    return dict(sorted(pairs.items()))

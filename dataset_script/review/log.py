@@ -1,13 +1,12 @@
-"""The log of decisions: one JSON object a line, appended under a file lock, on disk before anybody is told so.
+"""The log of decisions: one JSON object per line, appended under a file lock, on disk before it is confirmed.
 
-Nothing that stands in it is ever changed. Each line carries the hash of the line before, so that a change made by hand
-is found; a line that a kill has torn stays where it is and is named by the next one.
+Lines are never changed. Each line has the hash of the line before, so that a manual change is detected. A line that is
+incomplete because a process was killed stays in the file and is named by the next line.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from dataset_script.review.decisions import STAGES, VERDICTS, Decision
 from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.store import decode_record, encode_record, write_durably
 
 KIND: Final = "review-log"
 TORN: Final = "torn"
@@ -128,7 +128,7 @@ class ReviewLog:
     def _take(self, line: bytes) -> None:
         """Takes in one line; a malformed one counts as torn by a kill where the next line, or none, says so."""
         number = self._lines + 1
-        record = _parsed(line)
+        record = decode_record(line)
         if record is None:
             self._broken = (number, line)
             self.torn.append(number)
@@ -164,8 +164,7 @@ class ReviewLog:
             records.append({"kind": KIND, "version": VERSION, **self._subject})
         lines, last = [], self._last
         for record in [*records, decision.as_record()]:
-            text = json.dumps({**record, "at": at, "prev": last}, ensure_ascii=False, allow_nan=False)
-            lines.append(text.encode("utf-8", "surrogatepass") + b"\n")
+            lines.append(encode_record({**record, "at": at, "prev": last}, sort_keys=False))
             last = _chained(lines[-1])
         return b"".join(lines)
 
@@ -173,9 +172,7 @@ class ReviewLog:
         """Appends in one write and waits until it is on disk."""
         try:
             with self.path.open("ab") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                write_durably(file, content)
         except OSError as error:
             raise self._problem("", "a log that can be written", str(error.strerror), "name another --log") from error
 
@@ -205,11 +202,3 @@ class ReviewLog:
 
 def _chained(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()[:16]
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line.decode("utf-8", "surrogatepass"))
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None

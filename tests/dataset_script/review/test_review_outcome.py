@@ -18,12 +18,11 @@ from hypothesis import strategies as st
 from review_release import HOSTILE, make_review_release, rows
 from sklearn.metrics import cohen_kappa_score
 
-from dataset_script.review.agreement import agreement
 from dataset_script.review.command import review
 from dataset_script.review.decisions import VERDICTS, Decision, checked_decision, checked_name, person_of
-from dataset_script.review.desk import Desk, Seat
-from dataset_script.review.items import read_review_data
 from dataset_script.review.log import ReviewLog
+from dataset_script.review.outcome import agreement
+from dataset_script.review.session import ReviewerState, ReviewSession, read_review_data
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.release_folder.write import write_release
@@ -36,18 +35,18 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_review_release(tmp_path_factory.mktemp("outcome") / "scale-vqa")
 
 
-def desk_of(release: Path, log: Path) -> Desk:
+def session_of(release: Path, log: Path) -> ReviewSession:
     data = read_review_data(release)
-    return Desk(data, ReviewLog(log, data.subject))
+    return ReviewSession(data, ReviewLog(log, data.subject))
 
 
-def work(desk: Desk, name: str, verdicts: list[Any], stage: str = "review") -> None:
+def work(session: ReviewSession, name: str, verdicts: list[Any], stage: str = "review") -> None:
     """Lets a reviewer decide on what waits, in order; an edit is given as a dict."""
-    seat = desk.seated(Seat(name, stage))
+    viewer = session.advance(ReviewerState(name, stage))
     for verdict in verdicts:
-        assert seat.at is not None
+        assert viewer.at is not None
         edit = verdict if isinstance(verdict, dict) else None
-        seat = desk.decide(seat, "edit" if edit else verdict, f"{name} says so", edit)
+        viewer = session.decide(viewer, "edit" if edit else verdict, f"{name} says so", edit)
 
 
 # --- one decision
@@ -119,60 +118,60 @@ def test_line_ends_and_the_other_options_stay_as_they_were() -> None:
 
 
 def test_two_reviews_close_an_item_and_stand(release: Path, tmp_path: Path) -> None:
-    desk = desk_of(release, tmp_path / "log")
-    first = desk.seated(Seat("Ada", "review"))
-    after = desk.decide(first, "accept", "")
-    again = desk.decide(desk.back(after), "reject", "on second thoughts")
-    assert again.at == after.at and len(desk.standing(first.at).reviews) == 1  # type: ignore[arg-type]
-    other = desk.decide(desk.seated(Seat("ada ", "review")), "accept", "")
+    session = session_of(release, tmp_path / "log")
+    first = session.advance(ReviewerState("Ada", "review"))
+    after = session.decide(first, "accept", "")
+    again = session.decide(session.back(after), "reject", "on second thoughts")
+    assert again.at == after.at and len(session.status_of(first.at).reviews) == 1  # type: ignore[arg-type]
+    other = session.decide(session.advance(ReviewerState("ada ", "review")), "accept", "")
     assert other.seen[-1] != first.at, "the same person under another spelling does not review twice"
-    desk.decide(desk.seated(Seat("Bo", "review")), "accept", "")
-    assert desk.standing(first.at).status == "disagreed"  # type: ignore[arg-type]
+    session.decide(session.advance(ReviewerState("Bo", "review")), "accept", "")
+    assert session.status_of(first.at).status == "disagreed"  # type: ignore[arg-type]
     for name in ("Ada", "Bo", "Cy"):
-        with pytest.raises(InputError, match="2 reviews, which stand"):
-            desk.decide(Seat(name, "review", first.at), "accept", "")
+        with pytest.raises(InputError, match="2 reviews, which are final"):
+            session.decide(ReviewerState(name, "review", first.at), "accept", "")
 
 
 def test_a_disagreement_is_settled_by_a_third_or_by_both(release: Path, tmp_path: Path) -> None:
-    desk = desk_of(release, tmp_path / "log")
+    session = session_of(release, tmp_path / "log")
     edit = {"question": "What joins them?"}
-    work(desk, "Ada", ["accept", "accept", "accept", edit])
-    work(desk, "Bo", ["reject", "reject", "accept", {"question": "What parts them?"}])
-    keys = list(desk.data.chosen[:4])
-    assert [desk.standing(key).status for key in keys] == ["disagreed", "disagreed", "agreed", "disagreed"]
+    work(session, "Ada", ["accept", "accept", "accept", edit])
+    work(session, "Bo", ["reject", "reject", "accept", {"question": "What parts them?"}])
+    keys = list(session.data.chosen[:4])
+    assert [session.status_of(key).status for key in keys] == ["disagreed", "disagreed", "agreed", "disagreed"]
     with pytest.raises(InputError, match="an item that is agreed"):
-        desk.decide(Seat("Cy", "adjudication", keys[2]), "accept", "")
+        session.decide(ReviewerState("Cy", "adjudication", keys[2]), "accept", "")
     with pytest.raises(InputError, match="an item that is not reviewed"):
-        desk.decide(Seat("Cy", "adjudication", desk.data.chosen[5]), "accept", "")
-    work(desk, "Cy", ["accept"], "adjudication")
-    assert desk.standing(keys[0]).outcome == "accept"
-    work(desk, "Ada", ["accept", edit], "adjudication")
-    assert desk.standing(keys[1]).status == "disagreed", "one of the two alone settles nothing"
-    assert desk.seated(Seat("Ada", "adjudication")).at is None
-    work(desk, "Bo", ["accept", edit], "adjudication")
-    assert [desk.standing(key).status for key in (keys[1], keys[3])] == ["adjudicated"] * 2
-    assert desk.standing(keys[3]).final.edit == edit  # type: ignore[union-attr]
+        session.decide(ReviewerState("Cy", "adjudication", session.data.chosen[5]), "accept", "")
+    work(session, "Cy", ["accept"], "adjudication")
+    assert session.status_of(keys[0]).outcome == "accept"
+    work(session, "Ada", ["accept", edit], "adjudication")
+    assert session.status_of(keys[1]).status == "disagreed", "one of the two alone settles nothing"
+    assert session.advance(ReviewerState("Ada", "adjudication")).at is None
+    work(session, "Bo", ["accept", edit], "adjudication")
+    assert [session.status_of(key).status for key in (keys[1], keys[3])] == ["adjudicated"] * 2
+    assert session.status_of(keys[3]).final.edit == edit  # type: ignore[union-attr]
 
 
 def test_items_put_off_come_again_at_the_end(release: Path, tmp_path: Path) -> None:
-    desk = desk_of(release, tmp_path / "log")
-    seat = desk.seated(Seat("Ada", "review"))
-    put_off = [seat.at]
-    seat = desk.put_off(seat)
+    session = session_of(release, tmp_path / "log")
+    viewer = session.advance(ReviewerState("Ada", "review"))
+    postpone = [viewer.at]
+    viewer = session.postpone(viewer)
     order = []
-    while seat.at is not None:
-        order.append(seat.at)
-        seat = desk.decide(seat, "accept", "")
-    assert order == [*desk.data.chosen[1:], *put_off]
+    while viewer.at is not None:
+        order.append(viewer.at)
+        viewer = session.decide(viewer, "accept", "")
+    assert order == [*session.data.chosen[1:], *postpone]
 
 
 def test_two_desks_on_one_log_see_each_other(release: Path, tmp_path: Path) -> None:
-    here, there = (desk_of(release, tmp_path / "log") for _ in range(2))
+    here, there = (session_of(release, tmp_path / "log") for _ in range(2))
     work(here, "Ada", ["accept"])
     work(there, "Bo", ["accept"])
-    assert here.standing(here.data.chosen[0]).status == "agreed"
-    with pytest.raises(InputError, match="which stand"):
-        here.decide(Seat("Cy", "review", here.data.chosen[0]), "accept", "")
+    assert here.status_of(here.data.chosen[0]).status == "agreed"
+    with pytest.raises(InputError, match="which are final"):
+        here.decide(ReviewerState("Cy", "review", here.data.chosen[0]), "accept", "")
 
 
 # --- agreement
@@ -240,10 +239,10 @@ def test_perfect_agreement_of_few_patients_is_not_certain() -> None:
 def reviewed(release: Path, tmp_path: Path) -> tuple[Path, Path]:
     """A release with a log: 15 items, of which one rejected, one edited, one open, the last two not reviewed."""
     log = tmp_path / "log.jsonl"
-    desk = desk_of(release, log)
+    session = session_of(release, log)
     edit = {"question": "New text?", "options": ["w", "x", "y", "z"], "answer": "D", "rationale": "D shows it."}
-    work(desk, "Ada", ["reject", edit, "accept", *["accept"] * 10])
-    work(desk, "Bo <b>|</b>", ["reject", edit, "reject", *["accept"] * 10])
+    work(session, "Ada", ["reject", edit, "accept", *["accept"] * 10])
+    work(session, "Bo <b>|</b>", ["reject", edit, "reject", *["accept"] * 10])
     return release, log
 
 
@@ -298,13 +297,13 @@ def test_only_accepted_items_go_into_the_release(reviewed: tuple[Path, Path], tm
 
 def test_a_group_goes_whole_or_not_at_all(tmp_path: Path) -> None:
     release = make_review_release(tmp_path / "scale-vqa", grouped=True)
-    desk = desk_of(release, tmp_path / "log")
+    session = session_of(release, tmp_path / "log")
     verdicts: list[Any] = ["accept"] * 15
     verdicts[0] = "reject"  # of group g0
     verdicts[6] = {"options": ["v", "x", "y", "z"], "rationale": "None."}  # of group g1: texts differ now
     verdicts[7] = {"rationale": "Seen."}  # of group g2: no harm
     for name in ("Ada", "Bo"):
-        work(desk, name, verdicts)
+        work(session, name, verdicts)
     done = run(release, "--log", tmp_path / "log", "--export", tmp_path / "out")
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "out" / "default" / "review.json").read_text())
@@ -351,9 +350,9 @@ def test_bad_input_is_one_clear_error(reviewed: tuple[Path, Path], tmp_path: Pat
 
 def test_hostile_texts_pass_through_unchanged(tmp_path: Path) -> None:
     release = make_review_release(tmp_path / "scale-vqa", hostile=True)
-    desk = desk_of(release, tmp_path / "log")
+    session = session_of(release, tmp_path / "log")
     for name in HOSTILE[0], HOSTILE[1]:
-        work(desk, name, ["accept", {"question": HOSTILE[4]}])
+        work(session, name, ["accept", {"question": HOSTILE[4]}])
     assert run(release, "--log", tmp_path / "log", "--export", tmp_path / "out").exit_code == 0
     table = pq.read_table(next((tmp_path / "out" / "default").glob("*.parquet")), columns=["question", "options"])
     assert table["question"].to_pylist()[1] == HOSTILE[4]

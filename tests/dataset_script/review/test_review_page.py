@@ -19,9 +19,8 @@ import pytest
 from browser import chromium
 from review_release import HOSTILE, PLACE, make_review_release, nested_views, rows
 
-from dataset_script.review.desk import Desk, Seat
-from dataset_script.review.items import read_review_data
 from dataset_script.review.log import ReviewLog
+from dataset_script.review.session import ReviewerState, ReviewSession, read_review_data
 from scale_vqa_eval.release_folder.write import write_release
 
 SHOTS = Path(os.environ.get("SCALE_VQA_SHOTS", os.devnull))
@@ -375,11 +374,11 @@ def test_a_double_click_decides_once(server: Server, browser: Any, release: Path
 
 
 def test_a_page_that_was_away_for_too_long_asks_for_the_name_again(release: Path, tmp_path: Path) -> None:
-    from dataset_script.review.page import build_page
+    from dataset_script.review.app import build_page
 
     data = read_review_data(release)
     log = ReviewLog(tmp_path / "log.jsonl", data.subject)
-    page = build_page(Desk(data, log))
+    page = build_page(ReviewSession(data, log))
     actions = [one for one in page.fns.values() if len(one.outputs) > 5]
     entered = 0
     for one in actions:
@@ -401,19 +400,19 @@ def test_other_machines_are_warned_of_and_told_which_address(release: Path, tmp_
 
 
 def test_a_view_that_the_question_does_not_ask_about_is_not_missed(tmp_path: Path) -> None:
-    from dataset_script.review.panel import render_item
+    from dataset_script.review.views import render_item
 
     made = [{**row, "mid_mag": None} for row in list(rows(paths=1))[:2]]
     made[0] |= {"dimension": "origin", "high_mag": nested_views(0)["high_mag"]}
     release = write_release(tmp_path / "scale-vqa", {"default": {"test": made}}, {})
     data = read_review_data(release)
-    desk = Desk(data, ReviewLog(tmp_path / "log.jsonl", data.subject))
-    origin, other = (render_item(desk, Seat("Ada", "review", key)) for key in data.chosen)
+    session = ReviewSession(data, ReviewLog(tmp_path / "log.jsonl", data.subject))
+    origin, other = (render_item(session, ReviewerState("Ada", "review", key)) for key in data.chosen)
     assert "no image" not in origin and "mid view, 40x: no image" in other
 
 
 def test_what_the_curation_flagged_is_shown_with_the_question(tmp_path: Path) -> None:
-    from dataset_script.review.panel import render_item
+    from dataset_script.review.views import render_item
 
     release = make_review_release(tmp_path / "scale-vqa", paths=1)
     first, second, *_ = read_review_data(release).chosen
@@ -421,10 +420,10 @@ def test_what_the_curation_flagged_is_shown_with_the_question(tmp_path: Path) ->
     flag = {"id": first[1], "options": "BD", "finding": HOSTILE[0], "why": why}
     (release / "curation_report.json").write_text(json.dumps({"format": 1, "contradictions": [flag]}))
     data = read_review_data(release)
-    desk = Desk(data, ReviewLog(tmp_path / "log.jsonl", data.subject))
-    page = render_item(desk, Seat("Ada", "review", first))
+    session = ReviewSession(data, ReviewLog(tmp_path / "log.jsonl", data.subject))
+    page = render_item(session, ReviewerState("Ada", "review", first))
     assert "Flagged in curation" in page and why in page and "&lt;script&gt;" in page and "<script>" not in page
-    assert "Flagged" not in render_item(desk, Seat("Ada", "review", second))
+    assert "Flagged" not in render_item(session, ReviewerState("Ada", "review", second))
 
 
 def test_an_open_page_does_not_keep_the_server_from_stopping(release: Path, browser: Any, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Finds where an inner field lies in the outer view: by the coordinates in file names, else by template matching.
 
-A release folder keeps no coordinates. The grounding builder writes them into its file names; for every other view the
-inner image is brought to the outer one's scale and correlated with it. A place is given only where the match is sure:
-a box in the wrong place would be worse than none.
+A release folder has no coordinates. The grounding builder writes them into its file names. For every other view the
+inner image is scaled to the outer one and correlated with it. A position is given only where the match is certain,
+because a wrong box would be worse than none.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Place:
+class BoundingBox:
     """Where an inner field lies, in shares of the outer view's width and height, and how that is known.
 
     Attributes:
@@ -50,9 +50,9 @@ class Place:
     how: str
     score: float = 1.0
 
-    def within(self, outer: Place) -> Place:
+    def within(self, outer: BoundingBox) -> BoundingBox:
         """Returns this place, which lies in a view that itself lies at ``outer``, in the view around both."""
-        return Place(
+        return BoundingBox(
             outer.left + self.left * outer.width,
             outer.top + self.top * outer.height,
             self.width * outer.width,
@@ -62,7 +62,7 @@ class Place:
         )
 
 
-def least_match(pixels: float, share: float) -> tuple[float, float]:
+def min_match(pixels: float, share: float) -> tuple[float, float]:
     """Returns the least correlation, and its least lead over the next best place, that count as sure.
 
     More is asked of a field that leaves few pixels to match (a 200x field in a 10x view: some 25 across), and of one
@@ -75,7 +75,7 @@ def least_match(pixels: float, share: float) -> tuple[float, float]:
     return (0.8, 0.2) if pixels < 40 or share > 0.4 else (0.7, 0.1)
 
 
-def place_by_name(outer: str | None, inner: str | None) -> Place | None:
+def place_by_name(outer: str | None, inner: str | None) -> BoundingBox | None:
     """Returns the place of a field by the names that ``scale-vqa build slides`` gives to files; None for others.
 
     >>> place_by_name("s_10x_x1000.0_y1000.0_200px.jpg", "s_40x_x1250.0_y750.0_200px.jpg").left
@@ -88,10 +88,10 @@ def place_by_name(outer: str | None, inner: str | None) -> Place | None:
     if not side or not 0 < small < side or max(abs(u - x), abs(v - y)) > (side - small) / 2 + 0.2:
         return None
     share = small / side
-    return Place((u - x) / side + 0.5 - share / 2, (v - y) / side + 0.5 - share / 2, share, share, BY_NAME)
+    return BoundingBox((u - x) / side + 0.5 - share / 2, (v - y) / side + 0.5 - share / 2, share, share, BY_NAME)
 
 
-def place_by_matching(outer: bytes, inner: bytes, outer_view: str, inner_view: str) -> Place | None:
+def place_by_matching(outer: bytes, inner: bytes, outer_view: str, inner_view: str) -> BoundingBox | None:
     """Returns the place of a field by normalised cross-correlation of grey values; None where no place is sure.
 
     Args:
@@ -114,11 +114,11 @@ def place_by_matching(outer: bytes, inner: bytes, outer_view: str, inner_view: s
             continue
         template = _values(part, width, height)
         score, lead, row, column = _best(view, template)
-        least, ahead = least_match(width, width / view.shape[1])
+        least, ahead = min_match(width, width / view.shape[1])
         if score >= least and lead >= ahead:
             down, across = view.shape
             tall, wide = template.shape
-            return Place(column / across, row / down, wide / across, tall / down, BY_MATCHING, score)
+            return BoundingBox(column / across, row / down, wide / across, tall / down, BY_MATCHING, score)
     return None
 
 

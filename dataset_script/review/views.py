@@ -7,8 +7,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dataset_script.review.decisions import Key, letter_problems
-from dataset_script.review.desk import Desk, Seat
-from dataset_script.review.locate import Place
+from dataset_script.review.registration import BoundingBox
+from dataset_script.review.session import ReviewerState, ReviewSession
 from scale_vqa_eval.audit.defects import normalised
 from scale_vqa_eval.predict.items import Item
 from scale_vqa_eval.questions import Question
@@ -16,23 +16,23 @@ from scale_vqa_eval.schema import GROUNDING_KINDS, LETTERS, MAGNIFICATION, VIEWS
 from scale_vqa_eval.text import escape_invisible
 
 
-def render_item(desk: Desk, seat: Seat) -> str:
-    """Returns the panel of a seat: the item in view, or that nothing waits.
+def render_item(session: ReviewSession, viewer: ReviewerState) -> str:
+    """Returns the panel of a viewer: the item in view, or that nothing waits.
 
     In review, no other reviewer's verdict is shown, nor whether there is one.
     """
-    done, waiting = desk.progress(seat)
-    if seat.at is None:
-        return _template("done.html.j2").render(seat=seat, done=done)
-    item = desk.data.items[seat.at]
+    done, waiting = session.progress(viewer)
+    if viewer.at is None:
+        return _template("done.html.j2").render(viewer=viewer, done=done)
+    item = session.data.items[viewer.at]
     question = item.question
-    standing = desk.standing(seat.at)
+    item_status = session.status_of(viewer.at)
     return _template("panel.html.j2").render(
-        seat=seat,
+        viewer=viewer,
         done=done,
         waiting=waiting,
         item=_facts(question, item),
-        views=_views(desk, item),
+        views=_views(session, item),
         # a grounding question shows the views that its kind asks about
         missing=[
             _view_name(view)
@@ -51,11 +51,11 @@ def render_item(desk: Desk, seat: Seat) -> str:
         pictures=bool(item.option_pictures),
         warnings=[
             *_warnings(question),
-            *(f"Flagged in curation: {one}" for one in desk.data.flags.get(question.id, ())),
+            *(f"Flagged in curation: {one}" for one in session.data.flags.get(question.id, ())),
         ],
-        own=desk.own(seat),
-        closed=seat.stage == "review" and standing.closed,
-        others=_others(desk, seat.at) if seat.stage == "adjudication" else [],
+        own=session.own(viewer),
+        closed=viewer.stage == "review" and item_status.closed,
+        others=_others(session, viewer.at) if viewer.stage == "adjudication" else [],
     )
 
 
@@ -84,8 +84,8 @@ def _facts(question: Question, item: Item) -> dict[str, Any]:
     }
 
 
-def _views(desk: Desk, item: Item) -> list[dict[str, Any]]:
-    outlines = desk.outlines(item)
+def _views(session: ReviewSession, item: Item) -> list[dict[str, Any]]:
+    outlines = session.outlines(item)
     columns = [view.column for view in item.views]
     views = []
     for place, view in enumerate(item.views):
@@ -105,7 +105,7 @@ def _views(desk: Desk, item: Item) -> list[dict[str, Any]]:
     return views
 
 
-def _box(view: str, place: Place) -> dict[str, Any]:
+def _box(view: str, place: BoundingBox) -> dict[str, Any]:
     shares = {name: round(100 * getattr(place, name), 3) for name in ("left", "top", "width", "height")}
     return {"column": view, "name": _view_name(view), "how": place.how, **shares}
 
@@ -123,11 +123,11 @@ def _warnings(question: Question) -> list[str]:
     return found
 
 
-def _others(desk: Desk, key: Key) -> list[dict[str, Any]]:
-    standing = desk.standing(key)
+def _others(session: ReviewSession, key: Key) -> list[dict[str, Any]]:
+    item_status = session.status_of(key)
     found = []
-    for person, one in standing.reviews.items():
-        now = standing.adjudications.get(person)
+    for person, one in item_status.reviews.items():
+        now = item_status.adjudications.get(person)
         found.append(
             {
                 "reviewer": one.reviewer,

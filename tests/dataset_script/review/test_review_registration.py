@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from review_release import PLACE, nested_views
 
-from dataset_script.review.locate import BY_MATCHING, BY_NAME, Place, place_by_matching, place_by_name
+from dataset_script.review.registration import BY_MATCHING, BY_NAME, BoundingBox, place_by_matching, place_by_name
 from dataset_script.slides.sampling import field
 from dataset_script.slides.wsi import OpenSlideSource
 from scale_vqa_eval.schema import MPP
@@ -77,7 +77,7 @@ def test_other_names_say_nothing(names: tuple[str | None, str | None]) -> None:
 
 
 def test_a_place_within_a_place() -> None:
-    place = Place(0.5, 0.5, 0.5, 0.5, BY_NAME).within(Place(0.2, 0.4, 0.5, 0.5, BY_MATCHING, 0.9))
+    place = BoundingBox(0.5, 0.5, 0.5, 0.5, BY_NAME).within(BoundingBox(0.2, 0.4, 0.5, 0.5, BY_MATCHING, 0.9))
     assert (place.left, place.top, place.width) == pytest.approx((0.45, 0.65, 0.25))
     assert place.how == BY_MATCHING and place.score == 0.9
 

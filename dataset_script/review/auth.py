@@ -1,4 +1,4 @@
-"""Who may open the page: whoever has the token, which stands once in the address that the command prints."""
+"""Access control of the review page: the token in the address that the command prints."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def new_token() -> str:
 
 
 def entry(address: str, token: str) -> str:
-    """Returns the address that lets its holder in."""
+    """Returns the address with the token."""
     return f"{address}/?{urlencode({'token': token})}"
 
 
-def gated(app: ASGIApp, token: str, port: int) -> ASGIApp:
-    """Returns the application behind a gate that lets nobody in without the token.
+def require_token(app: ASGIApp, token: str, port: int) -> ASGIApp:
+    """Returns the application behind a check of the token.
 
-    The token comes once in the address, is then kept in a cookie and taken out of the address; programs may send it as
-    ``Authorization: Bearer``. It is compared in constant time. Uploads, proxying and files, which the page does not
-    need, are refused to everybody.
+    The token is sent once in the address, then kept in a cookie and removed from the address; programs may send it as
+    ``Authorization: Bearer``. It is compared in constant time. Uploads, proxying and file routes, which the page does
+    not need, are always refused.
     """
     cookie = f"scale-vqa-review-{port}"  # cookies do not tell ports apart
 
@@ -66,7 +66,7 @@ def gated(app: ASGIApp, token: str, port: int) -> ASGIApp:
 
 
 def _answer(request: Request, token: str, cookie: str) -> Response | None:
-    """Returns what a request gets instead of the page; None where it may have the page."""
+    """Returns the response of a request that may not have the page, or None."""
     given = request.query_params.get("token")
     bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
     if given is not None and _same(given, token) and request.method == "GET" and request.url.path == "/":

@@ -1,0 +1,338 @@
+"""The review page in Gradio, and the server that shows it and the images on one address behind the token."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import ipaddress
+import itertools
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any, Final
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from PIL import Image
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp
+
+from dataset_script.image_files import FORMATS, MAX_PIXELS
+from dataset_script.review.auth import entry, require_token
+from dataset_script.review.decisions import checked_name
+from dataset_script.review.session import ReviewerState, ReviewSession
+from dataset_script.review.views import render_item, render_note
+from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.predict.pictures import OPTION_IMAGES, Picture
+from scale_vqa_eval.schema import LETTERS, VIEWS
+
+_SHOWN_AS_THEY_ARE: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+
+
+def browser_image(content: bytes, location: str) -> tuple[bytes, str]:
+    """Returns bytes and media type of an image that a browser shows.
+
+    Args:
+        content: the image file; its format is taken from the bytes, never from a name.
+        location: what a message calls it.
+
+    Raises:
+        InputError: where it is no image, is broken, or claims too many pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+                kind = _SHOWN_AS_THEY_ARE.get(image.format or "")
+                if kind is not None:
+                    return content, kind
+                out = io.BytesIO()
+                image.convert("RGB").save(out, "PNG")
+                return out.getvalue(), "image/png"
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        problem = Problem(
+            location, f"an image in {', '.join(FORMATS)}", preview(str(error)), "fix the row, or reject the item"
+        )
+        raise InputError(problem) from error
+
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before the import: the page calls nobody
+
+
+STAGES: Final = {"Review": "review", "Adjudicate open disagreements": "adjudication"}
+KEYS: Final = (
+    "<kbd>a</kbd> accept <kbd>r</kbd> reject <kbd>e</kbd> edit <kbd>n</kbd> later <kbd>p</kbd> back "
+    "<kbd>i</kbd> write a reason <kbd>Ctrl+Enter</kbd> send it, save an edit <kbd>Esc</kbd> leave a field "
+    "<kbd>Tab</kbd> <kbd>Space</kbd> choose an answer &nbsp; "
+    "<kbd>1</kbd><kbd>2</kbd><kbd>3</kbd> enlarge a view <kbd>+</kbd><kbd>-</kbd> or wheel zoom "
+    "<kbd>arrows</kbd> or drag move <kbd>0</kbd> whole view <kbd>o</kbd> outlines"
+)
+
+
+def build_page(session: ReviewSession) -> gr.Blocks:
+    """Builds the page of a session."""
+    turns = itertools.count(1)
+    most = max(len(item.question.options) for item in session.data.items.values())
+    # gr.Markdown, toasts and gr.Error would read texts of the data as markup: nothing of the data goes into them
+    with gr.Blocks(title="scale-vqa review", analytics_enabled=False) as page:
+        viewer = gr.State(None)
+        with gr.Column(visible=True) as entrance:
+            gr.HTML("<h1>Review of Scale-VQA questions</h1>", apply_default_css=False)
+            name = gr.Textbox(label="Your name", elem_id="reviewer", max_length=200, autofocus=True)
+            stage = gr.Radio(list(STAGES), value="Review", label="What to do", elem_id="stage")
+            start = gr.Button("Start", variant="primary", elem_id="start")
+        panel = gr.HTML(elem_id="panel", apply_default_css=False)
+        message = gr.HTML(render_note("", 0), elem_id="message", apply_default_css=False)
+        with gr.Column(visible=False) as work:
+            reason = gr.Textbox(label="Reason (needed for reject and edit)", lines=2, elem_id="reason")
+            with gr.Row(elem_id="verdicts") as verdicts:
+                buttons = {
+                    which: gr.Button(label, elem_id=which, variant=variant, size="md", min_width=90)
+                    for which, label, variant in (
+                        ("accept", "Accept (a)", "primary"),
+                        ("reject", "Reject (r)", "stop"),
+                        ("edit", "Edit (e)", "secondary"),
+                        ("later", "Later (n)", "secondary"),
+                        ("back", "Back (p)", "secondary"),
+                    )
+                }
+            with gr.Column(visible=False, elem_id="editor") as editor:
+                texts = [gr.Textbox(label="Question", lines=2, elem_id="edit-question")]
+                for pair in (LETTERS[:most][place : place + 2] for place in range(0, most, 2)):
+                    with gr.Row():
+                        texts += [gr.Textbox(label=f"Option {one}", elem_id=f"edit-{one}") for one in pair]
+                answer = gr.Radio(list(LETTERS[:most]), label="Answer", elem_id="edit-answer")
+                texts.append(gr.Textbox(label="Rationale", lines=3, elem_id="edit-rationale"))
+                with gr.Row():
+                    save = gr.Button("Accept with this text (Ctrl+Enter)", variant="primary", elem_id="save")
+                    cancel = gr.Button("Cancel (Esc)", elem_id="cancel")
+            gr.HTML(KEYS, elem_id="keys", apply_default_css=False)
+        fields = [*texts, answer]
+        preview = [viewer, entrance, work, panel, message, reason, verdicts, editor, *fields]
+
+        def show(now: ReviewerState, note: str = "") -> list[Any]:
+            """Returns the values of ``shown`` for a viewer."""
+            opened, closed = gr.update(visible=True), gr.update(visible=False)
+            return [
+                *(now, gr.update(visible=False), gr.update(visible=True), render_item(session, now)),
+                *(render_note(note, next(turns), done=True), "", opened, closed, *_field_values(session, now, most)),
+            ]
+
+        def refused(error: InputError, now: ReviewerState | None) -> list[Any]:
+            """Returns the values of ``shown`` that leave all as it is and say what was wrong."""
+            said = "; ".join(f"expected {one.expected}, found {one.found}: {one.hint}" for one in error.problems)
+            needs = "reason" if any("a reason" in one.expected for one in error.problems) else None
+            return [
+                now,
+                *[gr.skip()] * 3,
+                render_note(said, next(turns), needs=needs),
+                *[gr.skip()] * (3 + len(fields)),
+            ]
+
+        def left(note: str) -> list[Any]:
+            """Returns the values of ``shown`` that ask for the name again, as a long absence has undone the viewer."""
+            opened, closed = gr.update(visible=True), gr.update(visible=False)
+            return [
+                *(None, opened, closed, "", render_note(note, next(turns), needs="reviewer")),
+                *[gr.skip()] * (3 + len(fields)),
+            ]
+
+        def guarded(action: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+            def run(now: ReviewerState | None, *values: Any) -> list[Any]:
+                if now is None and action is not enter:
+                    return left(
+                        "Not saved: this page was away for too long. Give your name again; the log has the rest."
+                    )
+                try:
+                    return action(now, *values)
+                except InputError as error:
+                    return refused(error, now)
+
+            return run
+
+        def enter(now: ReviewerState | None, name: str, stage: str) -> list[Any]:
+            return show(session.advance(ReviewerState(checked_name(name or ""), STAGES[stage])))
+
+        def decide(verdict: str) -> Callable[..., list[Any]]:
+            def run(now: ReviewerState, reason: str, *values: Any) -> list[Any]:
+                edit = _edit(session, now, values) if verdict == "edit" else None
+                key = now.at
+                own = session.own(now)
+                after = session.decide(now, verdict, reason or "", edit)
+                instead = f" in place of your {own.verdict}" if own is not None else ""
+                return show(after, f"Saved: {verdict}{instead}, {key[1]}" if key else "")
+
+            return run
+
+        def open_editor(now: ReviewerState) -> list[Any]:
+            note = render_note("Edit, give a reason, save.", next(turns), done=True, needs="edit-question")
+            # with the editor open, Accept and the like would lose the new text
+            swapped = [gr.update(visible=now.at is None), gr.update(visible=now.at is not None)]
+            return [now, *[gr.skip()] * 3, note, gr.skip(), *swapped, *[gr.skip()] * len(fields)]
+
+        def on(button: gr.Button, action: Callable[..., list[Any]], *inputs: Any) -> None:
+            button.click(guarded(action), [viewer, *inputs], preview, show_progress="hidden", api_visibility="private")
+
+        on(start, enter, name, stage)
+        on(buttons["accept"], decide("accept"), reason)
+        on(buttons["reject"], decide("reject"), reason)
+        on(buttons["edit"], open_editor)
+        on(buttons["later"], lambda now: show(session.postpone(now)))
+        on(buttons["back"], lambda now: show(session.back(now)))
+        on(save, decide("edit"), reason, *fields)
+        on(cancel, show)
+    return page
+
+
+def page_style() -> str:
+    """Returns the page's CSS."""
+    return _asset("page.css")
+
+
+def page_head() -> str:
+    """Returns what goes into the page's head: its script, and that the address goes to nobody."""
+    return f'<meta name="referrer" content="no-referrer"><script>{_asset("page.js")}</script>'
+
+
+def page_theme() -> gr.themes.Base:
+    """Returns a theme with fonts of the machine, so that none is fetched."""
+    return gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+
+
+def _asset(name: str) -> str:
+    return files("dataset_script.review").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _field_values(session: ReviewSession, now: ReviewerState, most: int) -> list[Any]:
+    """Returns what the editor's fields hold: the text, or, in adjudication, a reviewer's edit of it."""
+    if now.at is None:
+        return [gr.skip()] * (most + 3)
+    question = session.data.items[now.at].question
+    edit: dict[str, Any] = {}
+    if now.stage == "adjudication":
+        item_status = session.status_of(now.at)
+        said = [*item_status.adjudications.values(), *item_status.reviews.values()]
+        edit = dict(next((one.edit for one in said if one.edit), {}))
+    count = len(question.options)
+    options = [*edit.get("options", question.options), *[""] * (most - count)]
+    return [
+        edit.get("question", question.question),
+        *(gr.update(value=text, visible=place < count) for place, text in enumerate(options)),
+        edit.get("rationale", question.rationale or ""),
+        gr.update(choices=list(LETTERS[:count]), value=edit.get("answer", question.letter)),
+    ]
+
+
+def _edit(session: ReviewSession, now: ReviewerState, values: tuple[Any, ...]) -> dict[str, Any]:
+    """Returns the editor's fields as an edit."""
+    if now.at is None:
+        return {}
+    question, *options, rationale, answer = values
+    count = len(session.data.items[now.at].question.options)
+    options = [text or "" for text in options[:count]]
+    return {"question": question or "", "options": options, "answer": answer, "rationale": rationale or ""}
+
+
+MAX_UPLOAD: Final = "1kb"
+GRACE_SECONDS: Final = 2
+
+
+def application(session: ReviewSession, token: str, port: int) -> ASGIApp:
+    """Returns the web application: the page, and ``image/<row>/<column or option>`` with the release's own bytes."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    pictures = {
+        (one.row, one.column, one.option): one
+        for item in session.data.items.values()
+        for one in (*item.views, *item.option_pictures)
+    }
+
+    def image(picture: Picture | None) -> Response:
+        if picture is None:
+            return PlainTextResponse("No such image in this release.\n", status_code=404)
+        try:
+            content, kind = browser_image(session.images.read(picture), picture.name)
+        except InputError as error:
+            return PlainTextResponse(f"{error}\n", status_code=422)
+        return Response(content, media_type=kind, headers={"Content-Security-Policy": "sandbox"})
+
+    @app.get("/image/{row}/option_images/{option}")
+    def option(row: int, option: int) -> Response:
+        return image(pictures.get((row, OPTION_IMAGES, option)))
+
+    @app.get("/image/{row}/{column}")
+    def view(row: int, column: str) -> Response:
+        return image(pictures.get((row, column, None)) if column in VIEWS else None)
+
+    gr.mount_gradio_app(
+        app,
+        build_page(session),
+        path="/",
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        max_file_size=MAX_UPLOAD,
+        ssr_mode=False,
+        mcp_server=False,
+        theme=page_theme(),
+        css=page_style(),
+        head=page_head(),
+    )
+    return require_token(app, token, port)
+
+
+def serve(session: ReviewSession, host: str, port: int, token: str, tell: Callable[[str], None]) -> None:
+    """Serves until interrupted.
+
+    Args:
+        session: what is reviewed.
+        host: address to bind.
+        port: 0 for any that is free.
+        token: what a browser has to bring.
+        tell: takes the address to open, once, when it can be opened.
+
+    Raises:
+        InputError: where the address cannot be bound.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        bound = socket.create_server((host, port), family=family)
+    except OSError as error:
+        found = error.strerror or str(error)
+        raise InputError(Problem(f"{host}:{port}", "an address to serve on", found, "name another --port")) from error
+    number = bound.getsockname()[1]
+    app = application(session, token, number)
+    tell(entry(f"http://{f'[{host}]' if ':' in host else host}:{number}", token))
+    # no access log: it would repeat the token; an open page holds a connection that would never end by itself
+    config = uvicorn.Config(
+        app, log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS
+    )
+    logging.getLogger("uvicorn.error").addFilter(_no_cut_connection)
+    uvicorn.Server(config).run(sockets=[bound])
+
+
+def _no_cut_connection(record: logging.LogRecord) -> bool:
+    """Lets every log record pass but that of a connection which stopping has cut."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, asyncio.CancelledError) and "graceful shutdown" not in record.getMessage()
+
+
+def is_loopback(host: str) -> bool:
+    """Says whether an address can be reached from this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_any(host: str) -> bool:
+    """Says whether an address stands for all addresses of this machine, and so for none that a browser can open."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False

@@ -1,0 +1,418 @@
+"""The outcome of a review: agreement of the reviewers, a summary, and a release folder of the accepted items."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features
+from scipy.special import stdtrit
+
+from dataset_script.review.decisions import (
+    OUTCOMES,
+    REVIEWS,
+    STATUSES,
+    VERDICTS,
+    Decision,
+    ItemStatus,
+    Key,
+    ReviewState,
+    edit_problems,
+    edited,
+    pairs_of,
+)
+from dataset_script.review.session import ReviewData
+from scale_vqa_eval.audit.defects import KINDS, Defect, find_defects
+from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.questions import Question
+from scale_vqa_eval.release_folder.card import read_notes
+from scale_vqa_eval.release_folder.read import IMAGE_COLUMNS, release_configs, release_files
+from scale_vqa_eval.release_folder.verify import unembedded_rows
+from scale_vqa_eval.release_folder.write import ROWS_PER_GROUP, write_release
+from scale_vqa_eval.scale_vqa_acc.clustered import clopper_pearson, cluster_codes
+from scale_vqa_eval.text import markdown
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two reviewers agree.
+
+    Attributes:
+        n: items that both reviewed.
+        clusters: patients (slides, items) that these come from.
+        observed: share of items with the same verdict.
+        kappa: None where it is undefined: both gave one and the same verdict throughout.
+        interval: 95%; None where kappa is undefined or there is one cluster.
+        method: ``jackknife``, ``clopper-pearson`` (no disagreement, or no spread between clusters) or ``undefined``.
+        table: (3, 3) counts, rows the first reviewer's ``VERDICTS``, columns the second's.
+    """
+
+    n: int
+    clusters: int
+    observed: float
+    kappa: float | None
+    interval: tuple[float, float] | None
+    method: str
+    table: tuple[tuple[int, ...], ...]
+
+
+def cohen_kappa(table: npt.NDArray[np.int64]) -> float:
+    """Returns (p_o - p_e) / (1 - p_e) of a square table of counts; nan where p_e is 1 or the table is empty.
+
+    Cohen, Educational and Psychological Measurement 20:37, 1960.
+    """
+    total = int(table.sum())
+    if total == 0:
+        return math.nan
+    observed = float(np.trace(table)) / total
+    expected = float(table.sum(0) @ table.sum(1)) / total**2
+    return (observed - expected) / (1 - expected) if expected < 1 else math.nan
+
+
+def agreement(first: Sequence[str], second: Sequence[str], clusters: Sequence[str], level: float = 0.95) -> Agreement:
+    """Compares the verdicts of two reviewers on n items.
+
+    The interval is a delete-one-cluster jackknife with t at C-1 degrees of freedom (Efron and Tibshirani 1993, chapter
+    11), because the questions of a patient are not independent. Where the jackknife has no spread, as with perfect
+    agreement, the interval is Clopper-Pearson for the observed agreement with clusters as the sample.
+
+    Args:
+        first: (n,) verdicts of one.
+        second: (n,) verdicts of the other, of the same items.
+        clusters: (n,) patient of each item.
+        level: confidence level.
+
+    >>> found = agreement(["accept", "reject", "accept", "edit"], ["accept", "reject", "edit", "edit"], list("abcd"))
+    >>> round(found.kappa, 3), found.n, found.observed
+    (0.636, 4, 0.75)
+    """
+    codes, count = cluster_codes(list(clusters))
+    tables = np.zeros((count, len(VERDICTS), len(VERDICTS)), np.int64)
+    rows, columns = ([VERDICTS.index(verdict) for verdict in verdicts] for verdicts in (first, second))
+    np.add.at(tables, (codes, rows, columns), 1)
+    table = tables.sum(0)
+    kappa = cohen_kappa(table)
+    observed = float(np.trace(table)) / len(rows)
+    interval, method = _interval(table, tables, kappa, observed, level)
+    counts = tuple(tuple(int(value) for value in row) for row in table)
+    return Agreement(len(rows), count, observed, None if math.isnan(kappa) else kappa, interval, method, counts)
+
+
+def _interval(
+    table: npt.NDArray[np.int64], tables: npt.NDArray[np.int64], kappa: float, observed: float, level: float
+) -> tuple[tuple[float, float] | None, str]:
+    count = len(tables)
+    if math.isnan(kappa) or count < 2:
+        return None, "undefined"
+    left_out = np.array([cohen_kappa(table - one) for one in tables])
+    if np.isnan(left_out).any():
+        return None, "undefined"
+    error = math.sqrt((count - 1) / count * float(((left_out - left_out.mean()) ** 2).sum()))
+    if error > 1e-12:
+        half = stdtrit(count - 1, 0.5 + level / 2) * error
+        return (max(-1.0, kappa - half), min(1.0, kappa + half)), "jackknife"
+    expected = (observed - kappa) / (1 - kappa) if kappa < 1 else float(table.sum(0) @ table.sum(1)) / table.sum() ** 2
+    low, high = clopper_pearson(observed, count, level)
+    ends = [max(-1.0, min(1.0, (end - expected) / (1 - expected))) for end in (low, high)]
+    return (ends[0], ends[1]), "clopper-pearson"
+
+
+def summarise_review(data: ReviewData, review_state: ReviewState, torn: Sequence[int] = ()) -> dict[str, Any]:
+    """Returns the figures of a review of the chosen items.
+
+    Args:
+        data: what is reviewed.
+        review_state: item_status of every item.
+        torn: incomplete lines of the log.
+    """
+    item_statuses = {key: review_state.items[key] for key in data.chosen}
+    dimensions: dict[str, Counter[str]] = {}
+    for key, item_status in item_statuses.items():
+        dimensions.setdefault(data.items[key].question.dimension or "none", Counter())[item_status.outcome] += 1
+    outcomes = Counter(item_status.outcome for item_status in item_statuses.values())
+    statuses = Counter(item_status.status for item_status in item_statuses.values())
+    return {
+        "data": data.folder.name,
+        "config": data.config,
+        "splits": sorted({key[0] for key in data.chosen}),
+        "data_hash": data.data_hash,
+        "items": len(item_statuses),
+        "status": {name: statuses[name] for name in STATUSES},
+        "outcome": {name: outcomes[name] for name in OUTCOMES},
+        "by_dimension": {name: {one: counts[one] for one in OUTCOMES} for name, counts in dimensions.items()},
+        "reviewers": _reviewers(item_statuses),
+        "agreement": _agreements(data, item_statuses),
+        "open_disagreements": [
+            _disagreement(key, item_status)
+            for key, item_status in item_statuses.items()
+            if item_status.status == "disagreed"
+        ],
+        "torn_lines": list(torn),
+    }
+
+
+def without_names(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a summary that may be published: reviewers are numbered, and their words are left out."""
+    number = {name: f"reviewer {place}" for place, name in enumerate(summary["reviewers"], 1)}
+    return {
+        **{name: value for name, value in summary.items() if name not in ("open_disagreements", "torn_lines")},
+        "reviewers": {number[name]: counts for name, counts in summary["reviewers"].items()},
+        "agreement": [
+            {**pair, "reviewers": [number[name] for name in pair["reviewers"]]} for pair in summary["agreement"]
+        ],
+    }
+
+
+def markdown_summary(summary: Mapping[str, Any]) -> str:
+    """Renders a summary for people; names and texts are escaped."""
+    lines = [f"# Review of {markdown(summary['data'])}, config {markdown(summary['config'])}", ""]
+    splits = ", ".join(map(markdown, summary["splits"]))
+    lines += [f"{summary['items']} items (splits {splits}), {REVIEWS} independent reviews each.", ""]
+    lines += _table(["item_status", "items"], [[name, count] for name, count in summary["status"].items()])
+    parts = [[markdown(name), *counts.values()] for name, counts in summary["by_dimension"].items()]
+    lines += _table(["dimension", *OUTCOMES], [*parts, ["all", *summary["outcome"].values()]])
+    people = [[markdown(name), *counts.values()] for name, counts in summary["reviewers"].items()]
+    lines += _table(["reviewer", "reviews", *VERDICTS, "adjudications"], people) if people else []
+    lines += ["## Agreement", ""]
+    pairs = [_agreement_cells(pair) for pair in summary["agreement"]]
+    head = ["reviewers", "items", "patients", "same verdict", "Cohen's kappa", "95% interval"]
+    lines += _table(head, pairs) if pairs else ["No item has two reviews yet.", ""]
+    lines += ["## Open disagreements", ""]
+    for one in summary["open_disagreements"]:
+        said = "; ".join(
+            f"{markdown(part['reviewer'])}: {part['verdict']}"
+            + (f" ({markdown(part['reason'])})" * bool(part["reason"]))
+            for part in one["reviews"]
+        )
+        lines.append(f"- {markdown(one['id'])} ({markdown(one['split'])}): {said}")
+    lines += [] if summary["open_disagreements"] else ["None."]
+    if summary["torn_lines"]:
+        listed = ", ".join(map(str, summary["torn_lines"]))
+        lines += ["", f"Incomplete lines of the log (a process was killed while writing), not counted: {listed}."]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def agreement_line(pair: Mapping[str, Any]) -> str:
+    """Returns one pair's agreement as a sentence without names."""
+    _, n, patients, observed, kappa, interval = _agreement_cells(pair)
+    return f"{n} items of {patients} patients, same verdict on {observed}, Cohen's kappa {kappa} [{interval}]"
+
+
+def _reviewers(item_statuses: Mapping[Key, ItemStatus]) -> dict[str, dict[str, int]]:
+    names: dict[str, str] = {}
+    counts: dict[str, Counter[str]] = {}
+
+    def add(decision: Decision, what: str) -> None:
+        names.setdefault(decision.person, decision.reviewer)
+        counts.setdefault(decision.person, Counter())[what] += 1
+
+    for item_status in item_statuses.values():
+        for review in item_status.reviews.values():
+            add(review, "reviews")
+            add(review, review.verdict)
+        for one in item_status.adjudications.values():
+            add(one, "adjudications")
+    fields = ("reviews", *VERDICTS, "adjudications")
+    return {names[person]: {name: counts[person][name] for name in fields} for person in sorted(counts)}
+
+
+def _agreements(data: ReviewData, item_statuses: Mapping[Key, ItemStatus]) -> list[dict[str, Any]]:
+    found = []
+    for pair, keys in pairs_of(item_statuses).items():
+        verdicts = [[item_statuses[key].reviews[person].verdict for key in keys] for person in pair]
+        clusters = [data.items[key].question.cluster for key in keys]
+        names = [next(item_statuses[key].reviews[person].reviewer for key in keys) for person in pair]
+        figures = asdict(agreement(*verdicts, clusters))
+        figures["patients"] = figures.pop("clusters")
+        found.append({"reviewers": names, **figures, "verdicts": list(VERDICTS)})
+    return found
+
+
+def _disagreement(key: Key, item_status: ItemStatus) -> dict[str, Any]:
+    reviews = [
+        {"reviewer": one.reviewer, "verdict": one.verdict, "reason": one.reason, "edit": dict(one.edit)}
+        for one in item_status.reviews.values()
+    ]
+    return {"split": key[0], "id": key[1], "reviews": reviews}
+
+
+def _agreement_cells(pair: Mapping[str, Any]) -> list[Any]:
+    kappa = "undefined" if pair["kappa"] is None else f"{pair['kappa']:.2f}"
+    interval = "undefined" if pair["interval"] is None else "{:.2f} to {:.2f}".format(*pair["interval"])
+    names = " and ".join(map(markdown, pair["reviewers"]))
+    return [names, pair["n"], pair["patients"], f"{100 * pair['observed']:.1f}%", kappa, interval]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return [*(f"| {' | '.join(map(str, cells))} |" for cells in lines), ""]
+
+
+REVIEW_FILE: Final = "review.json"
+BROKEN_GROUP: Final = "its exchange group is incomplete"
+
+
+def export_accepted(data: ReviewData, review_state: ReviewState, out: Path) -> dict[str, Any]:
+    """Writes the accepted items of the chosen splits into a release folder of their own.
+
+    An exchange group is exported complete or not at all, because its guarantee is for the four items together. The
+    ``text`` config is written beside ``default`` where the data has it. The folder contains no reviewer's name.
+
+    Args:
+        data: what was reviewed.
+        review_state: item_status of every item.
+        out: the new folder; one that an earlier export made is replaced.
+
+    Returns:
+        ``kept`` and ``left_out`` (reason -> number), ``defects``, as ``<config>/review.json`` has them.
+
+    Raises:
+        InputError: where nothing is accepted, an edited row breaks the schema, or ``out`` holds something else.
+    """
+    _check_out(data, out)
+    kept, left_out = accepted(data, review_state)
+    questions = {key: edited(data.items[key].question, one.edit) for key, one in kept.items()}
+    problems = [
+        problem
+        for key, one in kept.items()
+        if one.edit
+        for problem in edit_problems(one.edit, data.items[key].question)
+    ]
+    if not kept:
+        counted = ", ".join(f"{count} {reason}" for reason, count in Counter(left_out.values()).items())
+        problems.append(Problem(str(data.folder), "at least one accepted item", counted or "none", "review it first"))
+    if problems:
+        raise InputError(problems)
+    defects = find_defects(list(questions.values()))
+    summary = without_names(summarise_review(data, review_state))
+    report = {
+        "review": summary,
+        "kept": len(kept),
+        "edited": sorted(key[1] for key, one in kept.items() if one.edit),
+        "left_out": dict(Counter(left_out.values())),
+        "left_out_ids": [{"split": split, "id": row, "why": why} for (split, row), why in left_out.items()],
+        "defects": [asdict(defect) for defect in defects],
+    }
+    configs = [data.config, *(["text"] if data.config == "default" and "text" in release_configs(data.folder) else [])]
+    splits = list(dict.fromkeys(key[0] for key in kept))
+    tables = {
+        config: {split: _rows(data, split, questions, images=config != "text") for split in splits}
+        for config in configs
+    }
+    note = _note(data, report, defects)
+    content = (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+    files = {f"{config}/{REVIEW_FILE}": content for config in configs}
+    write_release(out, tables, dict.fromkeys(configs, note), files=files)
+    return report
+
+
+def accepted(data: ReviewData, review_state: ReviewState) -> tuple[dict[Key, Decision], dict[Key, str]]:
+    """Returns the chosen items that go into a release, with the decision that says so, and why each other does not."""
+    kept: dict[Key, Decision] = {}
+    left_out: dict[Key, str] = {}
+    for key in data.chosen:
+        final = review_state.items[key].final
+        if final is None:
+            left_out[key] = review_state.items[key].status
+        elif final.verdict == "reject":
+            left_out[key] = "rejected"
+        else:
+            kept[key] = final
+    for key in _broken(data, kept):
+        del kept[key]
+        left_out[key] = BROKEN_GROUP
+    return kept, left_out
+
+
+def _broken(data: ReviewData, kept: Mapping[Key, Decision]) -> list[Key]:
+    """Returns the kept items whose exchange group lost a member, or whose texts an edit made differ."""
+    groups: dict[tuple[str, str], list[Key]] = {}
+    for key in data.items:
+        group = data.items[key].question.group
+        if group is not None:
+            groups.setdefault((key[0], group), []).append(key)
+    broken = []
+    for members in groups.values():
+        before = [data.items[key].question for key in members]
+        if all(key in kept for key in members):
+            after = [edited(data.items[key].question, kept[key].edit) for key in members]
+            if _shape(after) == _shape(before) or not any(kept[key].edit for key in members):
+                continue
+        broken += [key for key in members if key in kept]
+    return broken
+
+
+def _shape(questions: list[Question]) -> tuple[int, list[int]]:
+    """Returns how many texts a group has and which letters are right: what its guarantee rests on."""
+    return len({(one.question, one.options) for one in questions}), sorted(one.answer for one in questions)
+
+
+def _rows(data: ReviewData, split: str, questions: Mapping[Key, Question], images: bool) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a split that are kept, image bytes as they are; memory holds one batch."""
+    for file in release_files(data.folder, data.config)[split]:
+        parquet = pq.ParquetFile(file)
+        features = Features.from_arrow_schema(parquet.schema_arrow)
+        names = [name for name in features if images or name not in IMAGE_COLUMNS]
+        labels = {name: features[name].names for name in ("answer", "dimension")}
+        for batch in parquet.iter_batches(batch_size=ROWS_PER_GROUP, columns=names):
+            for _, column, path in unembedded_rows(pa.Table.from_batches([batch])):
+                raise InputError(
+                    Problem(f"{file}, {column}", "an embedded image", preview(path), "build the folder again")
+                )
+            for row in batch.to_pylist():
+                key = (split, row["id"].strip())
+                if key in questions:
+                    named = {name: None if row[name] is None else labels[name][row[name]] for name in labels}
+                    yield row | named | _changes(data.items[key].question, questions[key])
+
+
+def _changes(before: Question, after: Question) -> dict[str, Any]:
+    """Returns the columns that an edit changed; all others stay to the byte."""
+    pairs = {
+        "question": (before.question, after.question),
+        "options": (list(before.options), list(after.options)),
+        "answer": (before.letter, after.letter),
+        "rationale": (before.rationale, after.rationale),
+    }
+    return {name: new for name, (old, new) in pairs.items() if new != old}
+
+
+def _check_out(data: ReviewData, out: Path) -> None:
+    here, there = data.folder.resolve(), out.resolve()
+    if there.is_relative_to(here) or here.is_relative_to(there):
+        raise InputError(
+            Problem(str(out), "a folder outside of the reviewed one", "the same", "name another --export")
+        )
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not any(out.glob(f"*/{REVIEW_FILE}")):
+        found = "a folder that no export made"
+        raise InputError(
+            Problem(str(out), "no folder yet, or one that an export made", found, "name another --export")
+        )
+
+
+def _note(data: ReviewData, report: Mapping[str, Any], defects: list[Defect]) -> str:
+    """Returns the card's paragraph: what the items were, how they were reviewed, what was left out."""
+    before = read_notes(data.folder / "README.md").get(data.config, "")
+    lost = ", ".join(f"{count} {reason}" for reason, count in report["left_out"].items()) or "none"
+    lines = [
+        *([before, ""] if before else []),
+        f"**Reviewed.** Of {len(data.chosen)} items, {report['kept']} were accepted by two independent reviewers, "
+        f"or in adjudication where these differed; {len(report['edited'])} of them with an edited text. "
+        f"Left out: {lost}.",
+    ]
+    pairs = report["review"]["agreement"]
+    lines += [f"Agreement before adjudication: {'; '.join(map(agreement_line, pairs))}."] if pairs else []
+    counts = Counter(defect.kind for defect in defects)
+    if counts:
+        known = "; ".join(f"{counts[kind]} x {meaning}" for kind, meaning in KINDS.items() if counts[kind])
+        lines.append(f"Known defects of the accepted items, by row id in `{REVIEW_FILE}`: {known}.")
+    return "\n".join(lines)
