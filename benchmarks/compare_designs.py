@@ -33,9 +33,9 @@ from dataset_script.curate.questions.contrasts import contrast_pool
 from dataset_script.curate.questions.drafts import UNCROSSED, Draft
 from dataset_script.curate.questions.items import Item, Place, spelled
 from dataset_script.curate.work import open_work, write_lines
+from scale_vqa_eval.files import write_json
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import QUESTION_TYPES
-from scale_vqa_eval.scoring.results import write_json
 
 DESIGNS: Final = {
     "one feature changed": "the published constraint: each wrong option differs from the right one by one feature",

@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "score": ("scale_vqa_eval.scoring.command", "score", "Score a predictions file."),
     "compare": ("scale_vqa_eval.scoring.command", "compare", "Compare two predictions files, paired and clustered."),
-    "report": ("scale_vqa_eval.scoring.report_command", "report", "Join runs into the tables and plots of a paper."),
+    "report": ("scale_vqa_eval.scoring.command", "report", "Join runs into the tables and plots of a paper."),
     "weights": ("model_card.weights", "weights", "Prepare a checkpoint: shards, LoRA merged, same logits."),
     "publish": ("model_card.publish.command", "publish", "Publish data, metric or weights; a dry run first."),
     "card": ("model_card.card_command", "card", "Write the card of a dataset, a model or the metric from its files."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Final
 
 _WORD: Final = re.compile(r"\w+")
@@ -78,13 +79,19 @@ def same_text(text: str) -> str:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """Formats a share as per cent without a sign: 0.254 -> '25.4'."""
-    return f"{100 * share:.{digits}f}"
+    """Formats a share as per cent without a sign, halves away from zero: 0.8905 -> '89.1'."""
+    return _rounded(share, digits, "")
 
 
 def points(share: float, digits: int = 1) -> str:
     """Formats a difference of shares in signed percentage points: 0.254 -> '+25.4'."""
-    return f"{100 * share:+.{digits}f}"
+    return _rounded(share, digits, "+")
+
+
+def _rounded(share: float, digits: int, sign: str) -> str:
+    # 89.05 is 89.1, though the binary number lies below it; six decimals are more than any share of items needs
+    value = Decimal(f"{100 * share:.6f}").quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+    return f"{value if value else abs(value):{sign}}"  # no -0.0
 
 
 def interval(ends: Sequence[float], digits: int = 1) -> str:
@@ -95,6 +102,14 @@ def interval(ends: Sequence[float], digits: int = 1) -> str:
 def p_value(p: float) -> str:
     """Formats a p-value with three decimals."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Lays out a table: the first row is the head; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def escape_invisible(text: str) -> str:

@@ -20,12 +20,12 @@ import click
 import numpy as np
 from datasets import Dataset, concatenate_datasets, disable_progress_bars, load_dataset
 from demo_page import LOOKS, write_page
+from pixel_baseline import answer_by_pixels
 
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.scale_vqa_acc.clustered import ClusteredInterval, clustered_interval
 from scale_vqa_eval.schema import ALL_DIMENSIONS, VIEWS
 from scale_vqa_eval.scoring.baselines import BASELINES, as_response
-from scale_vqa_eval.scoring.pixel_baseline import answer_by_pixels
 
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"}
 

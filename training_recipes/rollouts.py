@@ -47,7 +47,7 @@ def read_rollouts(path: str | Path) -> Rollouts:
         if "id" in row:
             drawn = row.get("responses") or [row.get("response")]
             responses[row["id"]] = tuple(text for text in drawn if isinstance(text, str))
-    ablation, model = predictions.noted.get("ablation"), predictions.noted.get("model")
+    ablation, model = predictions.settings.get("ablation"), predictions.settings.get("model")
     return Rollouts(responses, ablation, None if model is None else str(model))
 
 

@@ -26,8 +26,8 @@ from dataset_script.curate.questions.planned_sets import plan_sets
 from dataset_script.curate.questions.step import DraftTask, draft_shard, forms_of, shard_orders
 from dataset_script.curate.work import WorkFolder, shard_of, write_lines
 from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.files import write_json
 from scale_vqa_eval.schema import row_id
-from scale_vqa_eval.scoring.results import write_json
 
 STEPS: Final = ("decompose", "generate", "screen", "construct")
 

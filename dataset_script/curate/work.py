@@ -18,7 +18,7 @@ from typing import Any, Final
 from dataset_script.curate.asking.settings import Settings
 from dataset_script.curate.features.captions import CaptionedPath, iter_paths
 from scale_vqa_eval.errors import InputError, Problem
-from scale_vqa_eval.scoring.results import write_json
+from scale_vqa_eval.files import write_json
 
 MADE_BY: Final = {
     "paths": "decompose",

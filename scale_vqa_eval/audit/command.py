@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from scale_vqa_eval.audit.published import read_published
+from scale_vqa_eval.files import write_json
 from scale_vqa_eval.questions import Question, read_questions
-from scale_vqa_eval.scoring.results import write_json
 
 _OUT = click.Path(dir_okay=False, path_type=Path)
 

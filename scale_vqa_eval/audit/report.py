@@ -22,8 +22,8 @@ from scale_vqa_eval.audit.verdict import MARGIN, Verdict, reach_verdict
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.clustered import holm
 from scale_vqa_eval.schema import LETTERS
-from scale_vqa_eval.scoring.results import aligned
 from scale_vqa_eval.scoring.score import questions_digest
+from scale_vqa_eval.text import aligned
 
 LEAKIEST: Final = 10
 DIGITS: Final = 6

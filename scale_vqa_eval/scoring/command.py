@@ -1,46 +1,56 @@
-"""``scale-vqa score`` and ``scale-vqa compare``."""
+"""The commands ``scale-vqa score``, ``compare`` and ``report``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.files import write_json
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.scale_vqa_acc.parsing import MODES, Mode
-from scale_vqa_eval.scoring.comparison import compare_answers
 from scale_vqa_eval.scoring.predictions import read_predictions
-from scale_vqa_eval.scoring.results import comparison_table, score_table, write_json
-from scale_vqa_eval.scoring.score import doubts, join, provenance, score_answers
+from scale_vqa_eval.scoring.results import comparison_table, score_table
+from scale_vqa_eval.scoring.score import (
+    compare_answers,
+    consistency_warnings,
+    join,
+    provenance,
+    read_each,
+    score_files,
+)
+from scale_vqa_eval.text import one_line
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_DATA = click.option(
+    "--data",
+    required=True,
+    metavar="DATA",
+    help="Release folder, Hub id, Parquet, or JSON/JSONL/CSV with the gold answers.",
+)
+_MODE = click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    default="reference",
+    show_default=True,
+    help="How the letter is read: the published rule, or strict (one answer, after the think block, a letter of the "
+    "question).",
+)
+_JSON = click.option(
+    "--json", "json_path", metavar="FILE", type=click.Path(dir_okay=False), help="Write the results as JSON."
+)
 
 
-def _shared_options(command: Command) -> Command:
+def _question_options(command: Command) -> Command:
     for option in (
-        click.option(
-            "--json", "json_path", metavar="FILE", type=click.Path(dir_okay=False), help="Write the results."
-        ),
-        click.option(
-            "--mode",
-            type=click.Choice(MODES),
-            default="reference",
-            show_default=True,
-            help="How the letter is read: the published rule, or ours (after the think block, once, a letter of the "
-            "question).",
-        ),
+        _JSON,
+        _MODE,
         click.option("--config", help="Config of a release folder or Hub id.  [default: its default]"),
         click.option("--split", help="Score this split only.  [default: all]"),
-        click.option(
-            "--data",
-            required=True,
-            metavar="DATA",
-            help="Release folder, Hub id, Parquet, or JSON/JSONL/CSV with the gold answers.",
-        ),
+        _DATA,
     ):
         command = option(command)
     return command
@@ -48,7 +58,7 @@ def _shared_options(command: Command) -> Command:
 
 @click.command()
 @click.argument("predictions", type=_FILE)
-@_shared_options
+@_question_options
 @click.option("--blind", type=_FILE, metavar="FILE", help="The same model's answers without images.")
 def score(
     predictions: Path,
@@ -63,62 +73,94 @@ def score(
 
     Every question needs one response; a response that cannot be read is wrong and counted, never guessed.
     """
-    run, blind_run = _both(read_predictions, predictions, blind)
-    questions = read_questions(data, split, config)
-    answers, blind_answers = _both(lambda one: join(one, questions, mode), run, blind_run)
-    _warn(doubts(run, questions, blind_run))
-    results = score_answers(answers, blind_answers)
-    results["provenance"] = provenance(run, questions, data, split, config, mode)
-    if blind_run is not None:
-        results["provenance"]["blind"] = {
-            "predictions": str(blind),
-            "predictions_hash": blind_run.digest,
-            **blind_run.noted,
-        }
+    results, warnings = score_files(predictions, data, split, config, mode, [blind] if blind else [])
+    _warn(warnings)
     _show(score_table(results), results, json_path)
 
 
 @click.command()
 @click.argument("a", type=_FILE)
 @click.argument("b", type=_FILE)
-@_shared_options
+@_question_options
 def compare(
     a: Path, b: Path, data: str, split: str | None, config: str | None, mode: Mode, json_path: str | None
 ) -> None:
     """Compare two predictions files on the same questions: paired, clustered by patient.
 
-    Exact McNemar stands beside it as a second opinion; dimensions are corrected by Holm's method.
+    Dimensions are corrected by Holm's method. Exact McNemar is printed as a second opinion.
     """
-    first, second = _both(read_predictions, a, b)
+    runs = read_each(read_predictions, [a, b])
     questions = read_questions(data, split, config)
-    left, right = _both(lambda one: join(one, questions, mode), first, second)
-    _warn([*doubts(first, questions), *doubts(second, questions)])
-    comparison = compare_answers(left, right)
-    for name, run in (("a", first), ("b", second)):
+    comparison = compare_answers(*read_each(lambda one: join(one, questions, mode), runs))
+    for name, run in zip("ab", runs, strict=True):
+        _warn(consistency_warnings(run, questions))
         comparison[name] = provenance(run, questions, data, split, config, mode)
     _show(comparison_table(comparison), comparison, json_path)
 
 
-def _both(read: Callable[[Any], Any], first: Any, second: Any) -> tuple[Any, Any]:
-    """Reads one thing or two and raises the faults of both together."""
-    problems: list[Problem] = []
-    found: list[Any] = []
-    for one in (first, second):
-        try:
-            found.append(None if one is None else read(one))
-        except InputError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise InputError(problems)
-    return found[0], found[1]
+def _names(ctx: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    pairs = [value.rpartition("=") for value in values]
+    for (model, _, name), value in zip(pairs, values, strict=True):
+        if not model or not name:
+            raise click.BadParameter(f"expected MODEL=NAME, found {value!r}")
+    return {model: name for model, _, name in pairs}
 
 
-def _warn(lines: list[str]) -> None:
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=_FILE, metavar="RUN.jsonl...")
+@_DATA
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the report.")
+@click.option("--published", is_flag=True, help="Put the accuracies published for the test split beside the runs.")
+@click.option("--published-file", type=_FILE, help="Put accuracies of a YAML or JSON file beside the runs.")
+@click.option("--name", "given", multiple=True, callback=_names, metavar="MODEL=NAME", help="Name of a model.")
+@click.option("--config", help="Config of the runs that do not state one.  [default: the data's]")
+@click.option("--split", help="Split of the runs that do not state one.  [default: all]")
+@_MODE
+def report(
+    runs: tuple[Path, ...],
+    data: str,
+    out: Path,
+    published: bool,
+    published_file: Path | None,
+    given: dict[str, str],
+    config: str | None,
+    split: str | None,
+    mode: Mode,
+) -> None:
+    """Join runs of one or several models into the tables and plots of a paper.
+
+    Each RUN states in its first line its model, config, split and ablation, as predict writes it. Runs of one model
+    with all images, without images, with other images and with rotated options become one row; a missing run is shown
+    as not run.
+    """
+    from scale_vqa_eval.audit.published import read_published
+    from scale_vqa_eval.scoring.measures import report_sections, with_published
+    from scale_vqa_eval.scoring.report_files import write_report
+    from scale_vqa_eval.scoring.runs import QuestionSets, read_runs, system_names, with_screened
+
+    if published and published_file:
+        raise click.UsageError("--published and --published-file do not go together")
+    read = read_runs(runs, data, config, split)
+    if unknown := sorted(given.keys() - {run.system.model for run in read}):
+        raise click.BadParameter(f"no run is of the model {unknown[0]!r}", param_hint="--name")
+    names = system_names(read, given)
+    if repeated := sorted(name for name in set(names.values()) if list(names.values()).count(name) > 1):
+        raise click.BadParameter(f"two models would be called {repeated[0]!r}", param_hint="--name")
+    sets = QuestionSets(data)
+    sections = report_sections(with_screened(read, sets), sets, names, mode)
+    if published or published_file:
+        sections = with_published(sections, read_published(published_file or "scale-vqa-test"))
+    _warn(line for section in sections for line in section.warnings())
+    for path in write_report(out, sections, read, names, data, mode):
+        click.echo(path)
+
+
+def _warn(lines: Iterable[str]) -> None:
     for line in lines:
-        click.echo(f"warning: {line}", err=True)
+        click.echo(f"warning: {one_line(line)}", err=True)
 
 
 def _show(table: str, content: dict[str, Any], json_path: str | None) -> None:
     if json_path is not None:
-        write_json(json_path, content)
+        write_json(json_path, content, "name another --json")
     click.echo(table)

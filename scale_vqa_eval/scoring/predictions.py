@@ -1,12 +1,11 @@
-"""Reads ``predictions.jsonl``: one JSON object a line, ``{"id": ..., "response": ...}`` and whatever else a run notes.
+"""Reads ``predictions.jsonl``: one JSON object a line, ``{"id": ..., "response": ...}`` and further fields of the run.
 
-The run's account of itself (model, prompt, sampling, data hash, versions) is the field ``provenance`` of the first
+What a run states of itself (model, prompt, sampling, data hash, versions) is the field ``provenance`` of the first
 line, with ``versions`` beside it, or an object of its own on the first line, without ``id`` and ``response``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,15 +13,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.files import sha256_file
 
-PROVENANCE_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
+SETTING_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "model": ("model",),
     "prompt_id": ("prompt_id", "prompt"),
     "sampling": ("sampling",),
     "backend": ("backend",),
     "ablation": ("ablation", "ablate"),
 }
-"""Field of a results file -> names under which a run may note it, in its first line or in every row."""
+"""Setting of a results file -> names under which a run may state it, in its first line or in every row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,11 @@ class Prediction:
 
     Attributes:
         id: row id of the question.
-        response: the model's text, None where the run noted a failure instead.
+        response: the model's text, or None for a failed call.
         line: line of the file, counted from 1.
-        rotation: places that the options were turned by (CircularEval), None where they stood as released.
-        error: what the run noted about a failed response.
+        rotation: places that the options were rotated by (CircularEval), or None.
+        error: the run's message about a failed call, or None.
+        finish: why the answer ended as the backend gives it (``stop``, ``length``), or None.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Prediction:
     line: int
     rotation: int | None = None
     error: str | None = None
+    finish: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,15 @@ class Predictions:
     Attributes:
         path: the file.
         rows: the responses in file order.
-        account: what the run says of itself; empty where it says nothing.
-        noted: field of ``PROVENANCE_FIELDS`` -> its value; None where it is not noted or the rows disagree.
+        provenance: what the run states of itself; empty if nothing.
+        settings: name of ``SETTING_NAMES`` -> its value, or None if it is not stated or the rows disagree.
         digest: SHA-256 of the file's bytes.
     """
 
     path: Path
     rows: tuple[Prediction, ...]
-    account: Mapping[str, Any]
-    noted: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    settings: Mapping[str, Any]
     digest: str
 
 
@@ -67,18 +69,19 @@ def read_predictions(path: str | Path) -> Predictions:
     """Reads a predictions file.
 
     Raises:
-        InputError: with every fault: what is no JSON object (line and column), a missing id or response, an id twice.
+        InputError: with every problem: a line that is not a JSON object (line and column), a missing id or response,
+            a repeated id.
     """
     path = Path(path)
     problems: list[Problem] = []
-    account: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
     rows: list[Prediction] = []
     seen: dict[tuple[str, int | None], int] = {}
-    notes = _Notes()
+    stated: dict[str, list[Any]] = {name: [] for name in SETTING_NAMES}
     for number, row in _objects(path, problems):
         if number == 1:
-            account = _account(row)
-            if account is row:
+            provenance = _provenance(row)
+            if provenance is row:
                 continue
         prediction = _prediction(row, f"{path}, line {number}", number, problems)
         if prediction is None:
@@ -88,29 +91,33 @@ def read_predictions(path: str | Path) -> Predictions:
             found = f"the id of line {seen[key]}: {preview(prediction.id)}"
             problems.append(Problem(f"{path}, line {number}", "an id of its own", found, "keep one of the two"))
         seen[key] = number
-        notes.add(row)
         rows.append(prediction)
+        for name, values in stated.items():
+            value = _first(row, SETTING_NAMES[name])
+            if value is not None and value not in values:
+                values.append(value)
     if not rows and not problems:
         problems.append(Problem(str(path), "at least one response", "none", "run `scale-vqa predict` again"))
     if problems:
         raise InputError(problems)
-    noted = {field: notes.value(field, account) for field in PROVENANCE_FIELDS}
-    return Predictions(path, tuple(rows), account, noted, hashlib.sha256(path.read_bytes()).hexdigest())
+    settings = {name: values[0] if len(values) == 1 else None for name, values in stated.items()}
+    settings |= {name: value for name in settings if (value := _first(provenance, SETTING_NAMES[name])) is not None}
+    return Predictions(path, tuple(rows), provenance, settings, sha256_file(path))
 
 
-def _account(row: dict[str, Any]) -> dict[str, Any]:
-    """Returns what the first line says of the run: the line itself where it is no prediction."""
+def _provenance(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the first line states of the run: the line itself if it is not a prediction."""
     if "id" not in row and "response" not in row:
         return row
     stated, versions = row.get("provenance"), row.get("versions")
-    account = dict(stated) if isinstance(stated, Mapping) else {}
-    return account | {"versions": versions} if isinstance(versions, Mapping) else account
+    provenance = dict(stated) if isinstance(stated, Mapping) else {}
+    return provenance | {"versions": versions} if isinstance(versions, Mapping) else provenance
 
 
 def _objects(path: Path, problems: list[Problem]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (line number, object); what is none is noted as a fault."""
+    """Yields (line number, object); other lines become problems."""
     try:
-        # lone surrogates are kept: a model's text may hold them, and no rule minds
+        # lone surrogates are kept: a model's text may hold them, and no parsing rule depends on them
         with path.open(encoding="utf-8-sig", errors="surrogatepass") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
@@ -118,19 +125,16 @@ def _objects(path: Path, problems: list[Problem]) -> Iterator[tuple[int, dict[st
                 location = f"{path}, line {number}"
                 try:
                     row = json.loads(line.rstrip("\r\n"))
-                except (json.JSONDecodeError, RecursionError) as error:
-                    column = getattr(error, "colno", 1)
+                except (ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
+                    location = f"{location}, column {getattr(error, 'colno', 1)}"
                     hint = "fix the line" if line.endswith("\n") else "the file ends within a line: finish the run"
-                    problems.append(
-                        Problem(f"{location}, column {column}", "one JSON object a line", preview(line), hint)
-                    )
+                    problems.append(Problem(location, "one JSON object a line", preview(line), hint))
                     continue
                 if isinstance(row, dict):
                     yield number, row
                 else:
-                    problems.append(
-                        Problem(location, "a JSON object", preview(row), 'write {"id": ..., "response": ...}')
-                    )
+                    hint = 'write {"id": ..., "response": ...}'
+                    problems.append(Problem(location, "a JSON object", preview(row), hint))
     except UnicodeDecodeError as error:
         problems.append(Problem(str(path), "text in UTF-8", preview(str(error)), "save it as UTF-8"))
     except OSError as error:
@@ -139,7 +143,7 @@ def _objects(path: Path, problems: list[Problem]) -> Iterator[tuple[int, dict[st
 
 
 def _prediction(row: dict[str, Any], location: str, number: int, problems: list[Problem]) -> Prediction | None:
-    identity, rotation, error = row.get("id"), row.get("rotation"), row.get("error")
+    identity, rotation, error, finish = (row.get(name) for name in ("id", "rotation", "error", "finish"))
     before = len(problems)
     if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
         found = preview(identity) if "id" in row else "no such field"
@@ -151,34 +155,12 @@ def _prediction(row: dict[str, Any], location: str, number: int, problems: list[
         expected = "text, or null for a failed call, in the field 'response'"
         problems.append(Problem(location, expected, preview(row["response"]), "give the text as it came"))
     if isinstance(rotation, bool) or not isinstance(rotation, int | None):
-        problems.append(
-            Problem(location, "a number of places or null in the field 'rotation'", preview(rotation), "correct it")
-        )
+        expected = "a number of places or null in the field 'rotation'"
+        problems.append(Problem(location, expected, preview(rotation), "correct it"))
     if len(problems) > before:
         return None
-    return Prediction(str(identity), row["response"], number, rotation, None if error is None else str(error))
-
-
-class _Notes:
-    """Gathers what the rows say of their run, as far as they agree."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, Any] = {}
-        self._disagree: set[str] = set()
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        for field, names in PROVENANCE_FIELDS.items():
-            value = _first(row, names)
-            if value is None or field in self._disagree:
-                continue
-            if self._found.setdefault(field, value) != value:
-                self._disagree.add(field)
-
-    def value(self, field: str, account: Mapping[str, Any]) -> Any:
-        stated = _first(account, PROVENANCE_FIELDS[field])
-        if stated is not None:
-            return stated
-        return None if field in self._disagree else self._found.get(field)
+    texts = (None if value is None else str(value) for value in (error, finish))
+    return Prediction(str(identity), row["response"], number, rotation, *texts)
 
 
 def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:

@@ -1,13 +1,14 @@
-"""A score or a comparison as a JSON file and as a table for people."""
+"""Reads results files; renders a score or a comparison as a text table."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.text import aligned, interval, p_value, percent, points
 
 NO_BLIND: Final = (
     "No blind control: this score alone does not show that images were used. "
@@ -20,27 +21,11 @@ NO_CLUSTERS: Final = (
 )
 
 
-def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Writes a results file in one rename: UTF-8, keys in their order, the same content the same bytes.
-
-    Raises:
-        InputError: where the file cannot be written.
-    """
-    text = json.dumps(content, indent=2, ensure_ascii=True, allow_nan=False) + "\n"
-    partial = Path(path).with_name(f".{Path(path).name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        partial.replace(path)
-    except OSError as error:
-        found = error.strerror or type(error).__name__
-        raise InputError(Problem(str(path), "a file that can be written", found, "name another --json")) from error
-
-
 def read_results(path: str | Path) -> dict[str, Any]:
     """Reads a results file that ``scale-vqa score --json`` wrote.
 
     Raises:
-        InputError: where it is none.
+        InputError: if it is not a results file.
     """
     path = Path(path)
     try:
@@ -54,7 +39,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
 
 
 def score_table(results: Mapping[str, Any]) -> str:
-    """Renders a score by dimension, in per cent, with what a reader has to know beside it."""
+    """Renders a score by dimension, in per cent, followed by notes on its control, parsing and clusters."""
     blind = results["blind"] is not None
     head = ["dimension", "n", "patients", "accuracy", "95% interval", "unparsed"] + ["blind", "gain"] * blind
     rows = [[name, *_score_cells(part, blind)] for name, part in results["by_dimension"].items()]
@@ -69,7 +54,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
     """Renders a paired comparison by dimension, in per cent."""
     head = ["dimension", "n", "patients", "A", "B", "A - B", "95% interval", "p", "p (Holm)"]
     rows = [
-        [name, *_comparison_cells(part), _p_value(part["p_holm"])] for name, part in comparison["by_dimension"].items()
+        [name, *_comparison_cells(part), p_value(part["p_holm"])] for name, part in comparison["by_dimension"].items()
     ]
     rows.append(["all", *_comparison_cells(comparison), ""])
     mcnemar, effect = comparison["mcnemar"], comparison["minimum_detectable_effect"]
@@ -78,7 +63,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
         f"B = {comparison['b']['predictions']}",
         "p: two-sided, clustered by patient, t at (patients - 1) degrees of freedom; Holm over the dimensions.",
         f"McNemar, exact, questions taken as independent: A alone right {mcnemar['only_a']}, "
-        f"B alone right {mcnemar['only_b']}, p {_p_value(mcnemar['p_value'])}.",
+        f"B alone right {mcnemar['only_b']}, p {p_value(mcnemar['p_value'])}.",
         "Minimum detectable difference (80% power, two-sided 5%): "
         + ("undefined: the differences do not vary." if effect is None else f"{100 * effect:.1f} points."),
         *([] if comparison["clustered"] else [NO_CLUSTERS]),
@@ -87,9 +72,9 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
 
 
 def _score_cells(part: Mapping[str, Any], blind: bool) -> list[str]:
-    cells = [str(part["n"]), str(part["clusters"]), _percent(part["accuracy"]), _interval(part["interval"])]
+    cells = [str(part["n"]), str(part["clusters"]), percent(part["accuracy"]), interval(part["interval"])]
     cells.append(str(part["unparsed"]["n"]))
-    return [*cells, _percent(part["blind_accuracy"]), _points(part["visual_gain"])] if blind else cells
+    return [*cells, percent(part["blind_accuracy"]), points(part["visual_gain"])] if blind else cells
 
 
 def _comparison_cells(part: Mapping[str, Any]) -> list[str]:
@@ -97,17 +82,17 @@ def _comparison_cells(part: Mapping[str, Any]) -> list[str]:
     return [
         str(part["n"]),
         str(part["clusters"]),
-        _percent(part["a_accuracy"]),
-        _percent(part["b_accuracy"]),
-        _points(part["difference"]),
-        f"{_points(low)} to {_points(high)}",
-        _p_value(part["p_value"]),
+        percent(part["a_accuracy"]),
+        percent(part["b_accuracy"]),
+        points(part["difference"]),
+        f"{points(low)} to {points(high)}",
+        p_value(part["p_value"]),
     ]
 
 
 def _score_notes(results: Mapping[str, Any]) -> list[str]:
-    macro = "" if results["macro"] is None else f"Mean over dimensions (macro): {_percent(results['macro'])}%. "
-    notes = [f"{macro}Chance: {_percent(results['chance'])}%."]
+    macro = "" if results["macro"] is None else f"Mean over dimensions (macro): {percent(results['macro'])}%. "
+    notes = [f"{macro}Chance: {percent(results['chance'])}%."]
     if results["clustered"]:
         weight = f"weigh as {results['effective_n']:.0f} independent ones"
         notes.append(f"{results['n']} questions of {results['clusters']} patients {weight}.")
@@ -115,25 +100,25 @@ def _score_notes(results: Mapping[str, Any]) -> list[str]:
         notes.append(NO_CLUSTERS)
     unparsed = results["unparsed"]
     reasons = "".join(f"; {reason} {count}" for reason, count in unparsed["reasons"].items())
-    notes.append(f"Unparsed, counted as wrong: {unparsed['n']} ({_percent(unparsed['rate'])}%){reasons}.")
+    notes.append(f"Unparsed, counted as wrong: {unparsed['n']} ({percent(unparsed['rate'])}%){reasons}.")
     if results["failed"]:
-        notes.append(f"Of these {results['failed']} are calls that the run noted as failed.")
+        notes.append(f"Of these {results['failed']} are calls that the run marked as failed.")
     return [*notes, *_set_notes(results), *_blind_notes(results)]
 
 
 def _set_notes(results: Mapping[str, Any]) -> list[str]:
-    """What is said of sets of items that have to be right together: exchange groups, turns of the options."""
+    """Returns notes on items that have to be right together: exchange groups, rotations of the options."""
     notes = []
     groups, circular = results["groups"], results["circular"]
     if groups is not None:
         notes.append(
-            f"Group accuracy (all items of a group right): {_percent(results['group_accuracy'])}% "
-            f"[{_interval(groups['interval'])}], {groups['n']} groups; chance {_percent(groups['chance'])}%."
+            f"Group accuracy (all items of a group right): {percent(results['group_accuracy'])}% "
+            f"[{interval(groups['interval'])}], {groups['n']} groups; chance {percent(groups['chance'])}%."
         )
     if circular is not None:
         notes.append(
-            f"Right under every turn of the options: {_percent(circular['accuracy'])}% "
-            f"[{_interval(circular['interval'])}], {circular['n']} questions."
+            f"Right under every rotation of the options: {percent(circular['accuracy'])}% "
+            f"[{interval(circular['interval'])}], {circular['n']} questions."
         )
     return notes
 
@@ -143,39 +128,10 @@ def _blind_notes(results: Mapping[str, Any]) -> list[str]:
     if blind is None:
         ablation = results.get("provenance", {}).get("ablation")
         return [ITSELF_BLIND if ablation == "blind" else NO_BLIND]
-    low, high = (_points(end) for end in blind["gain_interval"])
+    low, high = (points(end) for end in blind["gain_interval"])
     return [
-        f"Visual gain: {_points(results['visual_gain'])} points [{low} to {high}], "
-        f"p {_p_value(blind['gain_p_value'])}; blind accuracy {_percent(blind['accuracy'])}%.",
+        f"Visual gain: {points(results['visual_gain'])} points [{low} to {high}], "
+        f"p {p_value(blind['gain_p_value'])}; blind accuracy {percent(blind['accuracy'])}%.",
         "Leakage-adjusted accuracy (acc - blind) / (1 - blind): "
-        + ("undefined: the blind run is always right." if adjusted is None else f"{_percent(adjusted)}%."),
+        + ("undefined: the blind run is always right." if adjusted is None else f"{percent(adjusted)}%."),
     ]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}"
-
-
-def _interval(ends: Sequence[float]) -> str:
-    return f"{_percent(ends[0])} to {_percent(ends[1])}"
-
-
-def _p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Lays out a table: the first column to the left, the others to the right, a rule under the head."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(pairs)
-        )
-        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
-    ]
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join(line.rstrip() for line in [lines[0], rule, *lines[1:]])

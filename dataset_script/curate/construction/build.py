@@ -15,10 +15,10 @@ from dataset_script.curate.questions.items import Item
 from dataset_script.image_files import inside
 from dataset_script.splits import SPLITS
 from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.files import write_json
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.release_folder.write import write_release
 from scale_vqa_eval.schema import LETTERS
-from scale_vqa_eval.scoring.results import write_json
 
 REPLACED: Final = frozenset({"default", "text", "exchange", "screened"})
 

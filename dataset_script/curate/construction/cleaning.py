@@ -10,7 +10,7 @@ from dataset_script.curate.features.containment import may_hold, stands_in
 from dataset_script.curate.questions.items import Item
 from scale_vqa_eval.audit.defects import normalised
 from scale_vqa_eval.schema import LETTERS
-from scale_vqa_eval.scoring.baselines import jaccard, tokens
+from scale_vqa_eval.text import jaccard, tokens
 
 
 def without_duplicates(

@@ -15,9 +15,9 @@ from dataset_script.curate.asking.limits import summed
 from dataset_script.curate.asking.replies import OUTCOMES
 from dataset_script.curate.asking.settings import RoleSettings, Settings
 from scale_vqa_eval import __version__
+from scale_vqa_eval.files import write_json
 from scale_vqa_eval.llm import endpoint_name
 from scale_vqa_eval.questions import Question
-from scale_vqa_eval.scoring.results import write_json
 from scale_vqa_eval.scoring.score import questions_digest
 
 FORMAT: Final = 1

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from dataset_script.curate.features.captions import CaptionedPath
 from dataset_script.image_files import inside
 from scale_vqa_eval.errors import InputError, Problem
-from scale_vqa_eval.scoring.results import write_json
+from scale_vqa_eval.files import write_json
 
 
 def linked_patients(paths: Sequence[CaptionedPath], root: Path, cache: Path) -> dict[str, str]:

@@ -25,7 +25,7 @@ from dataset_script.curate.questions.items import Place
 from dataset_script.curate.questions.options import assemble
 from dataset_script.curate.questions.planned_sets import plan_sets
 from dataset_script.curate.work import open_work, write_lines
-from scale_vqa_eval.scoring.results import write_json
+from scale_vqa_eval.files import write_json
 
 ASPECTS = (("low_mag", "growth pattern"), ("mid_mag", "stroma"), ("high_mag", "nuclei"))
 

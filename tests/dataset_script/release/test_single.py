@@ -14,7 +14,7 @@ from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.predict.items import asks_by_path, read_items
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.scoring.baselines import as_response
-from scale_vqa_eval.scoring.report_command import report
+from scale_vqa_eval.scoring.command import report
 
 
 def row(number, gold, count=5):

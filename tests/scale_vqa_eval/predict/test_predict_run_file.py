@@ -201,7 +201,7 @@ def test_settled_files_are_the_same_whatever_the_order_of_answers(tmp_path: Path
 
 def test_what_a_run_notes_is_what_scoring_reads(tmp_path: Path) -> None:
     filled(tmp_path / "p.jsonl", 8)
-    noted = read_predictions(tmp_path / "p.jsonl").noted
+    noted = read_predictions(tmp_path / "p.jsonl").settings
     assert (noted["model"], noted["prompt_id"]) == ("m", "published@1")
 
 

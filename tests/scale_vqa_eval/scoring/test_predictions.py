@@ -30,7 +30,7 @@ def test_rows_are_read_in_order(written):
         ("7", None, 3, "timeout"),
     ]
     assert run.digest == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert set(run.noted.values()) == {None} and run.account == {}
+    assert set(run.settings.values()) == {None} and run.provenance == {}
 
 
 @pytest.mark.parametrize(
@@ -43,21 +43,21 @@ def test_rows_are_read_in_order(written):
     ids=["a line of its own", "in the first row", "in every row"],
 )
 def test_what_a_run_notes_of_itself(written, lines):
-    noted = read_predictions(written(*lines)).noted
+    noted = read_predictions(written(*lines)).settings
     assert noted["model"] == "m" and noted["prompt_id"] == "published@1" and noted["sampling"] == {"n": 1}
     assert noted["backend"] is None and noted["ablation"] is None
 
 
 def test_what_rows_disagree_on_is_unknown(written):
     run = read_predictions(written(*({"id": name, "response": "", "model": name} for name in "aba"[:2])))
-    assert run.noted["model"] is None
+    assert run.settings["model"] is None
 
 
 def test_versions_of_the_run_are_kept(written):
     run = read_predictions(
         written({"id": "a", "response": "", "provenance": {"model": "m"}, "versions": {"torch": "2"}})
     )
-    assert run.account == {"model": "m", "versions": {"torch": "2"}}
+    assert run.provenance == {"model": "m", "versions": {"torch": "2"}}
 
 
 def test_any_text_is_read(written):
@@ -69,7 +69,7 @@ def test_any_text_is_read(written):
 
 
 @pytest.mark.parametrize(
-    "line, fault",
+    "line, problem",
     [
         ('{"id": "a", "response": "x"', "line 2, column 28: expected one JSON object a line"),
         ("[1]", "line 2: expected a JSON object, found [1]"),

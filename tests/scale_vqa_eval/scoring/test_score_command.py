@@ -10,7 +10,7 @@ import pytest
 
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.scoring.baselines import as_response
-from scale_vqa_eval.scoring.results import read_results, write_json
+from scale_vqa_eval.scoring.results import read_results
 
 ROWS = [
     {
@@ -157,5 +157,3 @@ def test_results_that_are_none_are_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match="a results file"):
             read_results(path)
-    with pytest.raises(ValueError):
-        write_json(path, {"accuracy": float("nan")})

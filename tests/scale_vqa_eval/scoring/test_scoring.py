@@ -14,10 +14,17 @@ from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.schema import DIMENSIONS
 from scale_vqa_eval.scoring.baselines import as_response, respond
-from scale_vqa_eval.scoring.comparison import compare_answers
 from scale_vqa_eval.scoring.predictions import Prediction, Predictions
 from scale_vqa_eval.scoring.results import comparison_table, score_table
-from scale_vqa_eval.scoring.score import NAMED, doubts, join, provenance, questions_digest, score_answers
+from scale_vqa_eval.scoring.score import (
+    MAX_NAMED,
+    compare_answers,
+    consistency_warnings,
+    join,
+    provenance,
+    questions_digest,
+    score_answers,
+)
 
 OPTIONS = ("dense stroma", "nests of cells", "fat", "necrosis")
 
@@ -85,10 +92,10 @@ def test_every_mismatch_is_named():
 
 
 def test_a_flood_of_mismatches_is_counted():
-    many = [question(number) for number in range(NAMED + 30)]
+    many = [question(number) for number in range(MAX_NAMED + 30)]
     with pytest.raises(InputError) as caught:
         join(predictions([("q0", "x")]), many)
-    assert len(caught.value.problems) == NAMED + 1 and caught.value.problems[-1].found == "no response to 29 more"
+    assert len(caught.value.problems) == MAX_NAMED + 1 and caught.value.problems[-1].found == "no response to 29 more"
 
 
 def test_failed_calls_are_wrong_and_counted():
@@ -98,7 +105,7 @@ def test_failed_calls_are_wrong_and_counted():
     figures = score_answers(join(predictions(rows), QUESTIONS))
     assert figures["failed"] == 3 and figures["accuracy"] == 57 / 60
     assert figures["unparsed"]["reasons"] == {"not_text": 3}
-    assert "3 are calls that the run noted as failed" in score_table(figures)
+    assert "3 are calls that the run marked as failed" in score_table(figures)
 
 
 def test_blind_control():
@@ -134,7 +141,7 @@ def test_circular_run_asks_for_every_turn_and_unturns_the_gold():
     same_letter = [(q.id, as_response(0), turn) for q in items for turn in range(4)]
     figures = score_answers(join(predictions(same_letter), items))
     assert figures["accuracy"] == 0.25 and figures["circular"]["accuracy"] == 0.0
-    assert "every turn" in score_table(figures)
+    assert "every rotation" in score_table(figures)
     with pytest.raises(InputError, match="a response under each rotation 0-3"):
         join(predictions(turned[:-1]), items)
     with pytest.raises(InputError, match="a circular run and one that is not"):
@@ -159,13 +166,15 @@ def test_provenance_guesses_nothing():
     assert questions_digest(changed) != made_from["data_hash"]
 
 
-def test_doubts_are_spoken():
+def test_contradictions_are_warned_of():
     digest = questions_digest(QUESTIONS)
     seeing = predictions([], {"data_hash": digest, "ablation": None}, model="m", prompt_id="p")
-    assert doubts(seeing, QUESTIONS, predictions([], {"ablation": "blind"}, model="m", prompt_id="p")) == []
-    assert "not" not in "".join(doubts(seeing, QUESTIONS))
+    assert (
+        consistency_warnings(seeing, QUESTIONS, predictions([], {"ablation": "blind"}, model="m", prompt_id="p")) == []
+    )
+    assert "not" not in "".join(consistency_warnings(seeing, QUESTIONS))
     other = predictions([], {"data_hash": "x", "ablation": "no-low"}, model="n", prompt_id="p")
-    found = doubts(seeing, QUESTIONS, other)
+    found = consistency_warnings(seeing, QUESTIONS, other)
     assert len(found) == 3
     assert "another data hash" in found[0] and "'no-low'" in found[1] and "'n' instead of 'm'" in found[2]
 

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scale_vqa_eval.scoring.pixel_baseline import FEATURES, answer_by_pixels, best_match, image_features
 
 from scale_vqa_eval.schema import ALL_DIMENSIONS
-from scale_vqa_eval.scoring.pixel_baseline import FEATURES, answer_by_pixels, best_match, image_features
 
 
 def texture(seed: int, side: int = 256) -> Image.Image:

@@ -1,0 +1,249 @@
+"""The files of a report: the same three tables as Markdown and LaTeX, all figures as a tidy CSV, and the plots."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from scale_vqa_eval import __version__
+from scale_vqa_eval.files import atomic_write
+from scale_vqa_eval.scoring.measures import REMOVED, Estimate, ReportRow, ReportSection
+from scale_vqa_eval.scoring.runs import ReportRun, System
+from scale_vqa_eval.text import csv_text, latex, markdown, percent, points
+
+NOT_RUN: Final = "not run"
+TITLES: Final = {
+    "accuracy": "All",
+    "blind": "Blind",
+    "gain": "Visual gain",
+    "adjusted": "Leakage-adjusted",
+    "circular": "Circular",
+    "group": "Group",
+    "unparsed": "Unparsed",
+    "no-low": "Low (10x)",
+    "no-mid": "Mid (40x)",
+    "no-high": "High (200x)",
+    "shuffled": "Own images",
+}
+_DIFFERENCES: Final = frozenset({"gain", *REMOVED})
+_LATEX_HEAD: Final = r"""% Needs \usepackage{booktabs}. Redefine \scalevqainterval to lay intervals out in another way.
+\providecommand{\scalevqainterval}[3]{\begin{tabular}[c]{@{}r@{}}#1\\[-3pt]{\tiny [#2, #3]}\end{tabular}}
+"""
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """One of the tables that a report has of every section.
+
+    Attributes:
+        name: for labels.
+        caption: what it shows.
+        columns: measures of a section.
+        published: whether published figures are listed; nobody published controls.
+    """
+
+    name: str
+    caption: str
+    columns: Callable[[ReportSection], Sequence[str]]
+    published: bool = False
+
+    def rows(self, section: ReportSection) -> list[ReportRow]:
+        """Returns the rows that the table lists."""
+        return [row for row in section.rows if self.published or not row.published]
+
+
+def _control_columns(section: ReportSection) -> list[str]:
+    groups = any("group" in row.figures for row in section.rows)
+    return ["accuracy", "blind", "gain", "adjusted", "circular", "unparsed"] + ["group"] * groups
+
+
+TABLES: Final = (
+    ReportTable(
+        "dimensions",
+        "Accuracy by dimension in per cent, with 95% intervals clustered by patient (by slide or image where none is "
+        "named).",
+        lambda section: [*(f"accuracy/{name}" for name in section.dimensions), "accuracy"],
+        published=True,
+    ),
+    ReportTable(
+        "controls",
+        "Accuracy beside its blind control, in per cent. Visual gain: accuracy less that of the same model without "
+        "images, paired. Leakage-adjusted: (accuracy - blind) / (1 - blind). Circular: right under every rotation of "
+        "the options. Unparsed: responses without a readable answer, counted as wrong.",
+        _control_columns,
+    ),
+    ReportTable(
+        "scales",
+        "Contribution of each magnification, in points: accuracy with all views less accuracy without it, paired. Own "
+        "images: less accuracy with another patient's images. Questions that never had the view count as no change.",
+        lambda section: REMOVED,
+    ),
+)
+
+
+def write_report(
+    out: Path,
+    sections: Sequence[ReportSection],
+    runs: Sequence[ReportRun],
+    names: Mapping[System, str],
+    data: str,
+    mode: str,
+) -> list[Path]:
+    """Writes the tables as Markdown, LaTeX and CSV, and the plots; the same figures give the same bytes.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: if the folder cannot be written.
+    """
+    from scale_vqa_eval.scoring.plots import section_plots
+
+    files: dict[str, bytes] = {}
+    shown: dict[int, list[tuple[str, str]]] = {}
+    for number, section in enumerate(sections):
+        for plot, (title, png, svg) in section_plots(section).items():
+            words = re.sub(r"[^A-Za-z0-9_]+", "-", f"{section.slice.config} {section.slice.split}").strip("-")
+            stem = f"{plot}-{words[:60] or 'questions'}"
+            stem = stem if f"{stem}.png" not in files else f"{stem}-{number + 1}"
+            files |= {f"{stem}.png": png, f"{stem}.svg": svg}
+            shown.setdefault(number, []).append((title, f"{stem}.png"))
+    source = Path(data).name if Path(data).exists() else data
+    about = [f"scale-vqa {__version__}, parsing mode {mode}, data {source}"]
+    for run in runs:
+        file = f"{run.predictions.path.name}, sha256 {run.predictions.digest[:16]}"
+        about.append(f"{names[run.system]}; {run.slice.title}; {run.ablation or 'all images'}: {file}")
+    texts = {
+        "report.md": markdown_report(sections, shown, about),
+        "report.tex": latex_tables(sections),
+        "report.csv": csv_table(sections),
+    }
+    for name, content in {**texts, **files}.items():
+        atomic_write(out / name, content, "name another --out")
+    return [out / name for name in (*texts, *files)]
+
+
+def csv_table(sections: Sequence[ReportSection]) -> str:
+    """Returns all figures as a tidy table: one row a measurement, in per cent; what was not run has no row."""
+    import pandas as pd
+
+    head = ["config", "split", "questions", "patients", "model", "origin", "control"]
+    head += ["measure", "dimension", "value", "low", "high"]
+    rows = []
+    for section in sections:
+        about = [*map(csv_text, (section.slice.config, section.slice.split)), section.n or "", section.clusters or ""]
+        for row in section.rows:
+            model = [csv_text(row.name), "published" if row.published else "run", row.control]
+            for key, one in row.figures.items():
+                measure, _, dimension = key.partition("/")
+                shares = ("" if share is None else f"{100 * share:.4f}" for share in (one.value, one.low, one.high))
+                rows.append([*about, *model, measure, csv_text(dimension), *shares])
+    text: str = pd.DataFrame(rows, columns=head).to_csv(index=False, lineterminator="\n")
+    return text
+
+
+def markdown_report(
+    sections: Sequence[ReportSection], plots: Mapping[int, Sequence[tuple[str, str]]], about: Sequence[str]
+) -> str:
+    """Returns the report as Markdown.
+
+    Args:
+        sections: its sets of questions.
+        plots: index of a section -> (title, file name) of its plots.
+        about: lines on how it was made.
+    """
+    lines = ["# Scale-VQA: results beside their blind control", ""]
+    for number, section in enumerate(sections):
+        lines += [f"## {markdown(section.slice.title)}", ""]
+        if section.chance is not None:
+            lines += [f"{section.size}, chance {percent(section.chance)}%.", ""]
+        for table in TABLES:
+            if table.rows(section):
+                lines += [markdown(table.caption), "", _markdown_table(table, section), ""]
+        lines += [f"![{title}]({file})" for title, file in plots.get(number, ())]
+        lines += ["", *(f"- {markdown(note)}" for note in section.notes), ""]
+    lines += ["## Made from", "", *(f"- {markdown(line)}" for line in about)]
+    return "\n".join(lines) + "\n"
+
+
+def latex_tables(sections: Sequence[ReportSection]) -> str:
+    r"""Returns the tables as LaTeX (booktabs), each section a part of every table.
+
+    Names are escaped by ``text.latex``, which unlike pandas' ``to_latex(escape=True)`` also replaces characters that
+    hide or reorder text and letters that need fonts of their own.
+    """
+    return "\n".join([_LATEX_HEAD, *(_latex_table(table, sections) for table in TABLES)])
+
+
+def _markdown_table(table: ReportTable, section: ReportSection) -> str:
+    keys = table.columns(section)
+    lines = [["Model", *(markdown(_heading(key)) for key in keys)], ["---", *["--:"] * len(keys)]]
+    lines += [[markdown(row.label), *(_markdown_cell(row, key) for key in keys)] for row in table.rows(section)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _markdown_cell(row: ReportRow, key: str) -> str:
+    if key not in row.figures:
+        return _missing(row, key)
+    value, *ends = _numbers(row.figures[key], key)
+    return f"{value} [{', '.join(ends)}]" if ends else value
+
+
+def _latex_table(table: ReportTable, sections: Sequence[ReportSection]) -> str:
+    keys = list(dict.fromkeys(key for section in sections for key in table.columns(section)))
+    keys.sort(key=lambda key: key == "accuracy" and table.name == "dimensions")  # all dimensions, then their total
+    notes = dict.fromkeys(note for section in sections for note in section.notes)
+    lines = [
+        r"\begin{table*}[t]",
+        r"\centering\footnotesize",
+        rf"\caption{{{latex(table.caption)}}}",
+        rf"\label{{tab:scale-vqa-{table.name}}}",
+        rf"\begin{{tabular}}{{l{'r' * len(keys)}}}",
+        r"\toprule",
+        " & ".join(["Model", *(latex(_heading(key)) for key in keys)]) + r" \\",
+    ]
+    for section in sections:
+        if rows := table.rows(section):
+            title = latex(f"{section.slice.title}; {section.size}" if section.n else section.slice.title)
+            lines += [r"\midrule", rf"\multicolumn{{{len(keys) + 1}}}{{l}}{{\textit{{{title}}}}} \\"]
+            lines += [
+                " & ".join([latex(row.label), *(_latex_cell(row, key) for key in keys)]) + r" \\" for row in rows
+            ]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    if notes:
+        text = latex(" ".join(notes))
+        lines += [rf"\par\smallskip\parbox{{\linewidth}}{{\scriptsize\raggedright {text}}}"]
+    return "\n".join([*lines, r"\end{table*}", ""])
+
+
+def _latex_cell(row: ReportRow, key: str) -> str:
+    if key not in row.figures:
+        return rf"\textit{{{_missing(row, key)}}}"
+    value, *ends = (f"${text}$" for text in _numbers(row.figures[key], key))
+    return rf"\scalevqainterval{{{value}}}{{{ends[0]}}}{{{ends[1]}}}" if ends else value
+
+
+def _heading(key: str) -> str:
+    measure, _, dimension = key.partition("/")
+    return dimension or TITLES[measure]
+
+
+def _missing(row: ReportRow, key: str) -> str:
+    """Returns why a row has no figure for a measure; it is never shown as a zero."""
+    measure, _, dimension = key.partition("/")
+    if row.published:
+        return "not published"
+    if (dimension and measure in row.figures) or (measure == "group" and "accuracy" in row.figures):
+        return "n/a"
+    if measure == "adjusted" and {"accuracy", "blind"} <= row.figures.keys():
+        return "undefined"
+    return NOT_RUN
+
+
+def _numbers(estimate: Estimate, key: str) -> list[str]:
+    """Returns an estimate and the ends of its interval, if any, in per cent; differences carry their sign."""
+    shares = [share for share in (estimate.value, estimate.low, estimate.high) if share is not None]
+    return [(points if key.partition("/")[0] in _DIFFERENCES else percent)(share) for share in shares]
