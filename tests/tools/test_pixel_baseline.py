@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scale_vqa_eval.scoring.pixel_baseline import FEATURES, answer_by_pixels, best_match, image_features
+from pixel_baseline import FEATURES, answer_by_pixels, best_match, image_features
 
 from scale_vqa_eval.schema import ALL_DIMENSIONS
 
