@@ -14,12 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from scale_vqa_eval.predict.items import Ask, asks_by_path, read_items
-from scale_vqa_eval.predict.job import Answer, Job
+from scale_vqa_eval.predict.backend import InferenceConfig, ModelAnswer, Sampling
+from scale_vqa_eval.predict.images import Bounds, EncodedImages
 from scale_vqa_eval.predict.openai_backend import OpenAIBackend
-from scale_vqa_eval.predict.prompt import load_prompt
-from scale_vqa_eval.predict.resolution import Bounds, EncodedImages
-from scale_vqa_eval.predict.sampling import Sampling
+from scale_vqa_eval.predict.prompts import load_prompt
+from scale_vqa_eval.predict.requests import Request, read_visual_questions, requests_by_path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from chat_server import MODEL, chat_server
@@ -32,10 +31,10 @@ class Gathered:
     def __init__(self) -> None:
         self.answers: dict[object, tuple[str, ...]] = {}
 
-    def keep(self, ask: Ask, answer: Answer) -> None:
+    def keep(self, ask: Request, answer: ModelAnswer) -> None:
         self.answers[ask.key] = answer.responses
 
-    def fail(self, ask: Ask, reason: str) -> None:
+    def fail(self, ask: Request, reason: str) -> None:
         raise RuntimeError(f"{ask.key}: {reason}")
 
 
@@ -46,12 +45,12 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place, chat_server() as server:
         release = make_release(Path(place) / "scale-vqa", paths=given.paths, side=1024)
-        items, store = read_items(str(release), "test", None, None, blind=False)
-        paths = asks_by_path(items, circular=False)
+        items, store = read_visual_questions(str(release), "test", None, None, blind=False)
+        paths = requests_by_path(items, circular=False)
         found = []
-        for name, kept in (("once a path", EncodedImages()), ("for every question", EncodedImages(most=0))):
-            bounds = Bounds(most=given.max_pixels)
-            job = Job(MODEL, load_prompt("published"), Sampling(64), bounds, store, _encoded=kept)
+        for name, kept in (("once a path", EncodedImages()), ("for every question", EncodedImages(limit=0))):
+            bounds = Bounds(maximum=given.max_pixels)
+            job = InferenceConfig(MODEL, load_prompt("published"), Sampling(64), bounds, store, _encoded=kept)
             sink, start, busy = Gathered(), time.perf_counter(), time.process_time()
             OpenAIBackend(server.url).run(job, paths, sink)
             busy, seconds = time.process_time() - busy, time.perf_counter() - start

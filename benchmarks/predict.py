@@ -21,12 +21,11 @@ from typing import Any
 
 from scale_vqa_eval import llm
 from scale_vqa_eval.llm import ChatSettings
-from scale_vqa_eval.predict.items import Ask, asks_by_path, read_items
-from scale_vqa_eval.predict.job import Answer, Job
+from scale_vqa_eval.predict.backend import InferenceConfig, ModelAnswer, Sampling
+from scale_vqa_eval.predict.images import Bounds
 from scale_vqa_eval.predict.openai_backend import OpenAIBackend
-from scale_vqa_eval.predict.prompt import load_prompt
-from scale_vqa_eval.predict.resolution import Bounds
-from scale_vqa_eval.predict.sampling import Sampling
+from scale_vqa_eval.predict.prompts import load_prompt
+from scale_vqa_eval.predict.requests import Request, read_visual_questions, requests_by_path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from predict_release import make_release
@@ -44,20 +43,22 @@ class Counted:
     def __init__(self) -> None:
         self.answers = 0
 
-    def keep(self, ask: Ask, answer: Answer) -> None:
+    def keep(self, ask: Request, answer: ModelAnswer) -> None:
         self.answers += 1
 
-    def fail(self, ask: Ask, reason: str) -> None:
+    def fail(self, ask: Request, reason: str) -> None:
         raise RuntimeError(f"{ask.key}: {reason}")
 
 
-def orders(paths: list[list[Ask]]) -> dict[str, list[list[Ask]]]:
+def orders(paths: list[list[Request]]) -> dict[str, list[list[Request]]]:
     """Returns name -> what is asked: lists whose first member goes before the others."""
     single = [[ask] for path in paths for ask in path]
     return {"ours": paths, "file order": single, "random order": random.Random(0).sample(single, len(single))}
 
 
-def measured(url: str, job: Job, paths: list[list[Ask]], concurrency: int) -> tuple[float, float, float]:
+def measured(
+    url: str, job: InferenceConfig, paths: list[list[Request]], concurrency: int
+) -> tuple[float, float, float]:
     """Asks in one order from empty caches; returns image-token share, image share, questions per second."""
     for cache in ("reset_prefix_cache", "reset_mm_cache", "reset_encoder_cache"):
         urllib.request.urlopen(urllib.request.Request(f"{url.removesuffix('/v1')}/{cache}", method="POST"), timeout=30)
@@ -79,7 +80,7 @@ def measured(url: str, job: Job, paths: list[list[Ask]], concurrency: int) -> tu
         llm.read_reply = read
     seconds = time.perf_counter() - start
     queries, hits = (metric(url, name) - value for name, value in zip(names, before, strict=True))
-    images = sum(ask.pictures for path in paths for ask in path) / len(cached)
+    images = sum(ask.image_count for path in paths for ask in path) / len(cached)
     span = images * (IMAGE_TOKENS + 2)  # each image stands between a start and an end token
     shares = [min(max(tokens - BEFORE, 0), span) / span for tokens in cached]
     return sum(shares) / len(shares), hits / queries, sink.answers / seconds
@@ -97,10 +98,10 @@ def main() -> None:
         folder = Path(place)
         model = make_tiny_qwen(folder / "tiny", most_pixels=SIDE * SIDE)
         release = make_release(folder / "scale-vqa", paths=given.paths, side=SIDE)
-        items, store = read_items(str(release), "test", None, None, blind=False)
+        items, store = read_visual_questions(str(release), "test", None, None, blind=False)
         items = [item for item in items if len(item.views) == 3]
-        paths = asks_by_path(items, circular=False)
-        job = Job("tiny", load_prompt("letter-only"), Sampling(max_tokens=4), Bounds(), store)
+        paths = requests_by_path(items, circular=False)
+        job = InferenceConfig("tiny", load_prompt("letter-only"), Sampling(max_tokens=4), Bounds(), store)
         blocks = 1280 // BLOCK  # of one question
         scarce = blocks * max(given.concurrency * 2, len(paths) // 10)
         print(f"{len(items)} questions on {len(paths)} paths, {given.concurrency} calls in flight, ideal 80.0%")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.predict.prompt import Prompt, load_prompt
+from scale_vqa_eval.predict.prompts import Prompt, load_prompt
 from scale_vqa_eval.scoring.results import read_results
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader
 
-from scale_vqa_eval.predict.prompt import Prompt, filled
+from scale_vqa_eval.predict.prompts import Prompt, filled
 from scale_vqa_eval.schema import MAGNIFICATION, VIEWS
 
 _IMAGE_PARTS: Final = {

@@ -23,7 +23,7 @@ from model_card.training_metadata import read_training, recipe_rows
 from scale_vqa_eval import __version__
 from scale_vqa_eval.audit.published import read_published
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.predict.prompt import Prompt
+from scale_vqa_eval.predict.prompts import Prompt
 from scale_vqa_eval.release_folder.card import marked_sections
 from scale_vqa_eval.schema import DIMENSIONS
 

@@ -240,13 +240,13 @@ def _bare_name(what: str, code: str) -> Finding:
 
 def _data(data: str, config: str | None, images: Path | None) -> Finding:
     """Reads every question, and counts the images of each view."""
-    from scale_vqa_eval.predict.pictures import open_pictures
+    from scale_vqa_eval.predict.images import open_images
     from scale_vqa_eval.questions import read_questions
     from scale_vqa_eval.schema import VIEWS
 
     try:
         questions = read_questions(data, None, config)
-        store = open_pictures(data, None, config, questions, images)
+        store = open_images(data, None, config, questions, images)
     except InputError as error:
         more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
         problem = error.problems[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.predict.resolution import Bounds, decoded
+from scale_vqa_eval.predict.images import Bounds, decode_image
 from training_recipes.arguments import SFTArguments
 from training_recipes.conversations import Conversations, read_conversations
 from training_recipes.preflight import Unfit, measured
@@ -34,7 +34,7 @@ class ConversationRow:
     def one(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Returns one trainer row; raises InputError where an image cannot be decoded."""
         location = f"{self.location}, {row['id']}"
-        images = [decoded(Path(file).read_bytes(), f"{location}, {file}", self.bounds) for file in row["files"]]
+        images = [decode_image(Path(file).read_bytes(), f"{location}, {file}", self.bounds) for file in row["files"]]
         completion = [assistant(row[TARGET])]
         return {"id": row["id"], "prompt": json.loads(row["messages"]), "images": images, "completion": completion}
 

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.predict.pictures import OPTION_IMAGES, Picture, embedded
-from scale_vqa_eval.predict.resolution import UNREADABLE, Bounds, decoded
+from scale_vqa_eval.predict.images import OPTION_IMAGES, UNREADABLE, Bounds, ImageRef, decode_image, embedded_bytes
 from training_recipes.batches import encoded
 from training_recipes.rows import (
     NUMBER,
@@ -59,7 +58,7 @@ class Unfit:
 
 
 def count_tokens(
-    rows: Any, shape: Shape, processor: Any, pictures: Sequence[tuple[Picture, ...]], location: str = "data"
+    rows: Any, shape: Shape, processor: Any, pictures: Sequence[tuple[ImageRef, ...]], location: str = "data"
 ) -> Lengths:
     """Returns the tokens of each row.
 
@@ -125,7 +124,9 @@ def measured(
     return lengths
 
 
-def unfit_rows(rows: Any, lengths: Lengths, pictures: Sequence[tuple[Picture, ...]], bound: int | None) -> list[Unfit]:
+def unfit_rows(
+    rows: Any, lengths: Lengths, pictures: Sequence[tuple[ImageRef, ...]], bound: int | None
+) -> list[Unfit]:
     """Returns the rows without an image and those longer than ``bound`` tokens (completion included), by id.
 
     Rows without images are unfit beside rows with images: trainers cannot mix them.
@@ -144,7 +145,7 @@ def unfit_rows(rows: Any, lengths: Lengths, pictures: Sequence[tuple[Picture, ..
 
 
 def _messages(
-    rows: Any, shape: Shape, pictures: Sequence[tuple[Picture, ...]], names: Sequence[str] | None
+    rows: Any, shape: Shape, pictures: Sequence[tuple[ImageRef, ...]], names: Sequence[str] | None
 ) -> list[list[dict[str, Any]]]:
     """Returns each row's messages with image places; no image is read."""
     found = []
@@ -172,7 +173,7 @@ def _check_places(ids: Sequence[str], written: Sequence[str], counts: Counts, pr
 
 
 def _sizes(
-    rows: Any, shape: Shape, pictures: Sequence[tuple[Picture, ...]], location: str
+    rows: Any, shape: Shape, pictures: Sequence[tuple[ImageRef, ...]], location: str
 ) -> list[tuple[tuple[int, int], ...]]:
     """Returns (width, height) of each row's images inside the bounds, from their headers."""
     rows = rows.flatten_indices() if rows._indices is not None else rows
@@ -183,13 +184,13 @@ def _sizes(
         found = []
         for picture in shown_here:
             cell = columns[picture.column][row]
-            there = Picture(numbers[row], picture.column, picture.option)
+            there = ImageRef(numbers[row], picture.column, picture.option)
             found.append(shape.bounds.size(*_header(cell, there, location)))
         sizes.append(tuple(found))
     return sizes
 
 
-def _header(cell: Any, picture: Picture, location: str) -> tuple[int, int]:
+def _header(cell: Any, picture: ImageRef, location: str) -> tuple[int, int]:
     """Returns (width, height) of an image in an Arrow cell; of a memory-mapped one the header's pages are read."""
     import pyarrow as pa
     from PIL import Image
@@ -197,13 +198,13 @@ def _header(cell: Any, picture: Picture, location: str) -> tuple[int, int]:
     scalar = cell if picture.option is None else cell[picture.option]
     content = scalar["bytes"]
     if not content.is_valid:
-        embedded(cell.as_py(), picture, location)  # raises with the reason
+        embedded_bytes(cell.as_py(), picture, location)  # raises with the reason
     try:
         with Image.open(pa.BufferReader(content.as_buffer())) as image:
             return image.size
     except UNREADABLE:
         # some decoders (TIFF) want a file of Python's own; what is no image fails here as well, and says why
-        return decoded(content.as_py(), f"{location}, {picture.name}", Bounds()).size
+        return decode_image(content.as_py(), f"{location}, {picture.name}", Bounds()).size
 
 
 def _tokens_of_sizes(

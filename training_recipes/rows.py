@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.predict.items import Ask, Item
-from scale_vqa_eval.predict.pictures import OPTION_IMAGES, Picture, embedded, present
-from scale_vqa_eval.predict.prompt import Prompt, load_prompt
-from scale_vqa_eval.predict.resolution import Bounds, decoded
+from scale_vqa_eval.predict.images import OPTION_IMAGES, Bounds, ImageRef, decode_image, embedded_bytes, image_presence
+from scale_vqa_eval.predict.prompts import Prompt, load_prompt
+from scale_vqa_eval.predict.requests import Request, VisualQuestion
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.release_folder.read import resolve_data
 from scale_vqa_eval.schema import ALL_DIMENSIONS, LETTERS, VIEWS, patient_of
@@ -174,32 +173,34 @@ def question_of(row: Mapping[str, Any], names: Sequence[str] | None = None) -> Q
     )
 
 
-def shown_images(rows: Any, shape: Shape) -> list[tuple[Picture, ...]]:
+def shown_images(rows: Any, shape: Shape) -> list[tuple[ImageRef, ...]]:
     """Returns which images each row is asked with, in the order of the prompt; no image is read.
 
     Pictures count rows from 0 in ``rows`` as it stands.
     """
     rows = rows.flatten_indices() if rows._indices is not None else rows
-    flags = {view: present(rows.data.column(view), view) for view in shape.views if view in rows.column_names}
-    counts = present(rows.data.column(OPTION_IMAGES), OPTION_IMAGES) if OPTION_IMAGES in rows.column_names else []
+    flags = {view: image_presence(rows.data.column(view), view) for view in shape.views if view in rows.column_names}
+    counts = (
+        image_presence(rows.data.column(OPTION_IMAGES), OPTION_IMAGES) if OPTION_IMAGES in rows.column_names else []
+    )
     found = []
     for row in range(len(rows)):
-        views = [Picture(row, view) for view, there in flags.items() if there[row]]
-        options = [Picture(row, OPTION_IMAGES, place) for place in range((counts[row] or 0) if counts else 0)]
+        views = [ImageRef(row, view) for view, there in flags.items() if there[row]]
+        options = [ImageRef(row, OPTION_IMAGES, place) for place in range((counts[row] or 0) if counts else 0)]
         found.append(() if shape.blind else (*views, *options))
     return found
 
 
 def conversation(row: Mapping[str, Any], question: Question, shape: Shape) -> tuple[list[dict[str, Any]], list[Any]]:
     """Returns the messages of a row, images as places, and what is shown there as (cell, picture) pairs."""
-    views = tuple(Picture(row.get(NUMBER, 0), view) for view in shape.views if row.get(view) is not None)
+    views = tuple(ImageRef(row.get(NUMBER, 0), view) for view in shape.views if row.get(view) is not None)
     cells = row.get(OPTION_IMAGES) or []
-    options = tuple(Picture(row.get(NUMBER, 0), OPTION_IMAGES, place) for place in range(len(cells)))
+    options = tuple(ImageRef(row.get(NUMBER, 0), OPTION_IMAGES, place) for place in range(len(cells)))
     if shape.blind:
         views = options = ()
     parts: list[dict[str, Any]] = []
     images = []
-    for part in Ask(Item(question, views, options, question.id)).content(shape.prompt):
+    for part in Request(VisualQuestion(question, views, options, question.id)).content(shape.prompt):
         if isinstance(part, str):
             parts.append({"type": "text", "text": part})
         else:
@@ -239,7 +240,9 @@ class TrainerRow:
         question = question_of(row, self.names)
         messages, cells = conversation(row, question, self.shape)
         images = [
-            decoded(embedded(cell, picture, self.location), f"{self.location}, {question.id}", self.shape.bounds)
+            decode_image(
+                embedded_bytes(cell, picture, self.location), f"{self.location}, {question.id}", self.shape.bounds
+            )
             for cell, picture in cells
         ]
         made = {

@@ -21,7 +21,7 @@ from typing import Any, Final
 import click
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.predict.pictures import OPTION_IMAGES, embedded
+from scale_vqa_eval.predict.images import OPTION_IMAGES, embedded_bytes
 from scale_vqa_eval.schema import VIEWS
 from scale_vqa_eval.scoring.score import questions_digest
 from training_recipes.rows import (
@@ -145,7 +145,7 @@ def _row(job: Export, place: int) -> dict[str, Any]:
     names = labels(job.rows, "dimension") if "dimension" in job.rows.column_names else None
     question = question_of(row, names)
     messages, cells = conversation(row, question, job.shape)
-    contents = [embedded(cell, picture, job.split) for cell, picture in cells]
+    contents = [embedded_bytes(cell, picture, job.split) for cell, picture in cells]
     return {
         "data_source": SOURCE,
         "prompt": [{"role": message["role"], "content": _content(message, question.id)} for message in messages],
@@ -192,7 +192,7 @@ def _image(job: Export, content: bytes) -> dict[str, Any]:
 
 def _bounds(shape: Shape) -> dict[str, int]:
     """Returns the bounds that were asked for, under the names by which verl reads them beside an image."""
-    given = {"min_pixels": shape.bounds.least, "max_pixels": shape.bounds.most}
+    given = {"min_pixels": shape.bounds.minimum, "max_pixels": shape.bounds.maximum}
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -27,7 +27,7 @@ from dataset_script.review.decisions import checked_name
 from dataset_script.review.session import ReviewerState, ReviewSession
 from dataset_script.review.views import render_item, render_note
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.predict.pictures import OPTION_IMAGES, Picture
+from scale_vqa_eval.predict.images import OPTION_IMAGES, ImageRef
 from scale_vqa_eval.schema import LETTERS, VIEWS
 
 _SHOWN_AS_THEY_ARE: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
@@ -249,10 +249,10 @@ def application(session: ReviewSession, token: str, port: int) -> ASGIApp:
     pictures = {
         (one.row, one.column, one.option): one
         for item in session.data.items.values()
-        for one in (*item.views, *item.option_pictures)
+        for one in (*item.views, *item.option_images)
     }
 
-    def image(picture: Picture | None) -> Response:
+    def image(picture: ImageRef | None) -> Response:
         if picture is None:
             return PlainTextResponse("No such image in this release.\n", status_code=404)
         try:

@@ -19,8 +19,8 @@ from dataset_script.review.decisions import Decision, ItemStatus, Key, ReviewSta
 from dataset_script.review.log import ReviewLog
 from dataset_script.review.registration import BoundingBox, place_by_matching, place_by_name
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.predict.items import Item, read_items
-from scale_vqa_eval.predict.pictures import Picture, PictureStore
+from scale_vqa_eval.predict.images import ImageRef, ImageSource
+from scale_vqa_eval.predict.requests import VisualQuestion, read_visual_questions
 from scale_vqa_eval.release_folder.read import release_files
 from scale_vqa_eval.release_folder.verify import content_hash, release_shards
 from scale_vqa_eval.schema import VIEWS
@@ -43,10 +43,10 @@ class ReviewData:
 
     folder: Path
     config: str
-    items: Mapping[Key, Item]
+    items: Mapping[Key, VisualQuestion]
     chosen: tuple[Key, ...]
     data_hash: str
-    store: PictureStore
+    store: ImageSource
     flags: Mapping[str, tuple[str, ...]]
 
     @property
@@ -78,7 +78,7 @@ def read_review_data(folder: Path, config: str | None = None, split: str | None 
         raise InputError(
             Problem(str(folder), f"a split of {config} ({', '.join(splits)})", found, "name one of those")
         )
-    items, store = read_items(str(folder), None, config, None, blind=False)
+    items, store = read_visual_questions(str(folder), None, config, None, blind=False)
     by_key = {(item.question.split or "", item.question.id): item for item in items}
     chosen = tuple(key for key in by_key if split in (None, key[0]))
     flags = read_flags(folder / CURATION_REPORT)
@@ -124,7 +124,7 @@ class ReviewImages:
         leaves = [f"{view}.path" for view in VIEWS]
         self._names = pa.concat_tables([pq.ParquetFile(file).read(columns=leaves) for file in files])
 
-    def read(self, picture: Picture) -> bytes:
+    def read(self, picture: ImageRef) -> bytes:
         """Returns an image's original bytes.
 
         Raises:
@@ -133,7 +133,7 @@ class ReviewImages:
         with self._lock:
             return self._store.read(picture)
 
-    def name(self, picture: Picture) -> str | None:
+    def name(self, picture: ImageRef) -> str | None:
         """Returns the file name that the data gives a view; None where it gives none."""
         cell = self._names.column(picture.column)[picture.row].as_py()
         return cell["path"] if cell else None
@@ -249,7 +249,7 @@ class ReviewSession:
         waiting = review_state.waiting(viewer.person, viewer.stage, self.data.chosen)
         return sum(viewer.person in one for one in done), len(waiting)
 
-    def outlines(self, item: Item) -> dict[str, list[tuple[str, BoundingBox]]]:
+    def outlines(self, item: VisualQuestion) -> dict[str, list[tuple[str, BoundingBox]]]:
         """Returns outer view -> (inner view, its box), for the fields whose position is certain."""
         views = item.views
         found: dict[tuple[str, str], BoundingBox | None] = {
@@ -267,7 +267,7 @@ class ReviewSession:
                 outlines.setdefault(outer_column, []).append((inner_column, place))
         return outlines
 
-    def _place(self, outer: Picture, inner: Picture) -> BoundingBox | None:
+    def _place(self, outer: ImageRef, inner: ImageRef) -> BoundingBox | None:
         named = place_by_name(self.images.name(outer), self.images.name(inner))
         if named is not None:
             return named

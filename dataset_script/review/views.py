@@ -10,7 +10,7 @@ from dataset_script.review.decisions import Key, letter_problems
 from dataset_script.review.registration import BoundingBox
 from dataset_script.review.session import ReviewerState, ReviewSession
 from scale_vqa_eval.audit.defects import normalised
-from scale_vqa_eval.predict.items import Item
+from scale_vqa_eval.predict.requests import VisualQuestion
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import GROUNDING_KINDS, LETTERS, MAGNIFICATION, VIEWS
 from scale_vqa_eval.text import escape_invisible
@@ -44,11 +44,11 @@ def render_item(session: ReviewSession, viewer: ReviewerState) -> str:
                 "letter": letter,
                 "text": text,
                 "gold": place == question.answer,
-                "picture": item.option_pictures[place].option if item.option_pictures else None,
+                "picture": item.option_images[place].option if item.option_images else None,
             }
             for place, (letter, text) in enumerate(zip(LETTERS, question.options, strict=False))
         ],
-        pictures=bool(item.option_pictures),
+        pictures=bool(item.option_images),
         warnings=[
             *_warnings(question),
             *(f"Flagged in curation: {one}" for one in session.data.flags.get(question.id, ())),
@@ -71,8 +71,8 @@ def render_note(text: str, turn: int, done: bool = False, needs: str | None = No
     return _template("note.html.j2").render(text=text, turn=turn, done=done, needs=needs)
 
 
-def _facts(question: Question, item: Item) -> dict[str, Any]:
-    row = (item.views or item.option_pictures)[0].row if item.views or item.option_pictures else 0
+def _facts(question: Question, item: VisualQuestion) -> dict[str, Any]:
+    row = (item.views or item.option_images)[0].row if item.views or item.option_images else 0
     return {
         "row": row,
         "id": question.id,
@@ -84,7 +84,7 @@ def _facts(question: Question, item: Item) -> dict[str, Any]:
     }
 
 
-def _views(session: ReviewSession, item: Item) -> list[dict[str, Any]]:
+def _views(session: ReviewSession, item: VisualQuestion) -> list[dict[str, Any]]:
     outlines = session.outlines(item)
     columns = [view.column for view in item.views]
     views = []

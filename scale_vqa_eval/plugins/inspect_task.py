@@ -27,11 +27,10 @@ from inspect_ai.scorer import CORRECT, INCORRECT, Score, Scorer, Target, accurac
 from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
 from scale_vqa_eval.errors import InputError, Problem
-from scale_vqa_eval.predict.items import Ask, Item, read_items
-from scale_vqa_eval.predict.job import Job
-from scale_vqa_eval.predict.prompt import Prompt, load_prompt
-from scale_vqa_eval.predict.resolution import Bounds
-from scale_vqa_eval.predict.sampling import Sampling
+from scale_vqa_eval.predict.backend import InferenceConfig, Sampling
+from scale_vqa_eval.predict.images import Bounds
+from scale_vqa_eval.predict.prompts import Prompt, load_prompt
+from scale_vqa_eval.predict.requests import Request, VisualQuestion, read_visual_questions
 from scale_vqa_eval.scale_vqa_acc.parsing import MODES, Mode, parse_response
 from scale_vqa_eval.scoring.score import questions_digest
 
@@ -70,12 +69,12 @@ def scale_vqa(
         raise InputError(Problem("mode", f"one of {', '.join(get_args(Mode))}", repr(mode), "name one of those"))
     words = load_prompt(_from_here(prompt))
     folder = None if images is None else Path(_from_here(images))
-    items, store = read_items(_from_here(data), split, config, folder, blind)
-    job = Job("", words, Sampling(words.max_tokens), Bounds(min_pixels, max_pixels), store)
+    items, store = read_visual_questions(_from_here(data), split, config, folder, blind)
+    inference = InferenceConfig("", words, Sampling(words.max_tokens), Bounds(min_pixels, max_pixels), store)
     questions = [item.question for item in items]
     return Task(
         dataset=MemoryDataset([_sample(item, words) for item in items], name=f"scale_vqa {split or 'all splits'}"),
-        setup=_with_images(job, {item.question.id: item for item in items}),
+        setup=_with_images(inference, {item.question.id: item for item in items}),
         solver=generate(),
         scorer=answer_letter(mode),
         config=GenerateConfig(temperature=0.0, max_tokens=words.max_tokens),
@@ -93,13 +92,13 @@ def scale_vqa(
     )
 
 
-def _with_images(job: Job, items: dict[str, Item]) -> Solver:
+def _with_images(inference: InferenceConfig, items: dict[str, VisualQuestion]) -> Solver:
     """Turns a sample's text into the messages that ``predict`` would send: images first, low to high, text last."""
 
     @solver
     def images_first() -> Solver:  # without arguments: Inspect writes those of a solver into every log
         async def solve(state: TaskState, _: Generate) -> TaskState:
-            messages = job.chat(Ask(items[str(state.sample_id)]))
+            messages = inference.server_messages(Request(items[str(state.sample_id)]))
             state.messages = [_message(message) for message in messages]
             return state
 
@@ -158,7 +157,7 @@ def _from_here(name: str) -> str:
     return str(meant) if moved and meant.exists() else name
 
 
-def _sample(item: Item, prompt: Prompt) -> Sample:
+def _sample(item: VisualQuestion, prompt: Prompt) -> Sample:
     question = item.question
     return Sample(
         id=question.id,

@@ -1,83 +1,120 @@
-"""What is taken away from a question's images, so that an accuracy can be told from what it would be without them.
+"""Ablations: what is taken away from a question's images, to measure how far an accuracy depends on them.
 
 - ``blind``: no image. The text is byte for byte the text with images: it does not say that they are missing, so the
   images are the one difference between the two runs.
-- ``no-low``, ``no-mid``, ``no-high``: one view of the context left out (Phan et al., arXiv:2606.17412, ablate scales).
+- ``guess``: no image, and the user turn ends with the request to guess (Mirage, arXiv:2603.21687).
+- ``blank``: each image is replaced by a uniform grey one of the same size.
+- ``no-low``, ``no-mid``, ``no-high``: one context view left out (Phan et al., arXiv:2606.17412, ablate scales).
 - ``shuffled``: the context views of another path, of another patient. Option images stay the question's own.
-- ``circular``: every turn of the options (CircularEval; Liu et al. 2023, "MMBench", arXiv:2307.06281).
+- ``circular``: every rotation of the options (CircularEval; Liu et al. 2023, "MMBench", arXiv:2307.06281).
 """
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
+from PIL import Image, ImageOps
+
 from scale_vqa_eval.errors import InputError, Problem
-from scale_vqa_eval.predict.items import Item, with_views_of
+from scale_vqa_eval.predict.images import UNREADABLE, ImageRef, ImageSource
+from scale_vqa_eval.predict.requests import VisualQuestion
 
-DROPPED: Final = {"no-low": "low_mag", "no-mid": "mid_mag", "no-high": "high_mag"}
-ABLATIONS: Final = ("blind", *DROPPED, "shuffled", "circular")
+WITHOUT_IMAGES: Final = ("blind", "guess")
+DROPPED_VIEW: Final = {"no-low": "low_mag", "no-mid": "mid_mag", "no-high": "high_mag"}
+ABLATIONS: Final = (*WITHOUT_IMAGES, "blank", *DROPPED_VIEW, "shuffled", "circular")
+BLANK_COLOUR: Final = (128, 128, 128)
 
 
-def ablated(items: Sequence[Item], ablation: str | None, seed: int) -> tuple[list[Item], list[str]]:
-    """Returns the items as an ablation asks them, and what a reader has to know about it.
+def ablated(
+    items: Sequence[VisualQuestion], ablation: str | None, seed: int
+) -> tuple[list[VisualQuestion], list[str]]:
+    """Returns the questions as an ablation asks them, and notes for the user.
 
     Args:
-        items: all questions of the split, so that ``shuffled`` has every path to choose from.
-        ablation: one of ``ABLATIONS``, None for none.
+        items: all questions of the split, so that ``shuffled`` can choose among all paths.
+        ablation: one of ``ABLATIONS``, or None.
         seed: of ``shuffled``.
 
     Raises:
         InputError: where ``shuffled`` finds no other patient.
     """
-    if ablation == "blind":
-        return [replace(item, views=(), option_pictures=()) for item in items], []
-    if ablation in DROPPED:
-        return _without(items, DROPPED[ablation])
+    if ablation in WITHOUT_IMAGES:
+        return [replace(item, views=(), option_images=()) for item in items], []
+    if ablation in DROPPED_VIEW:
+        return _without(items, DROPPED_VIEW[ablation])
     if ablation == "shuffled":
         return _shuffled(items, seed)
     return list(items), []
 
 
-def _without(items: Sequence[Item], view: str) -> tuple[list[Item], list[str]]:
-    kept = [replace(item, views=tuple(picture for picture in item.views if picture.column != view)) for item in items]
+@dataclass(frozen=True)
+class BlankImages:
+    """The images of another source, each replaced by a uniform one of the same size as shown.
+
+    An image that cannot be read stays as it is, so that its question fails as it would with images.
+    """
+
+    source: ImageSource
+
+    def views(self, row: int) -> list[str]:
+        return self.source.views(row)
+
+    def options(self, row: int) -> int:
+        return self.source.options(row)
+
+    def read(self, image: ImageRef) -> bytes:
+        content = self.source.read(image)
+        try:
+            with Image.open(io.BytesIO(content)) as original:
+                size = ImageOps.exif_transpose(original).size
+        except UNREADABLE:
+            return content
+        file = io.BytesIO()
+        Image.new("RGB", size, BLANK_COLOUR).save(file, "PNG")
+        return file.getvalue()
+
+
+def _without(items: Sequence[VisualQuestion], view: str) -> tuple[list[VisualQuestion], list[str]]:
+    kept = [replace(item, views=tuple(image for image in item.views if image.column != view)) for item in items]
     same = sum(len(before.views) == len(after.views) for before, after in zip(items, kept, strict=True))
-    bare = sum(not item.views and not item.option_pictures for item in kept)
+    without = sum(not item.images for item in kept)
     notes = [f"{same} of {len(items)} questions have no {view} and are asked as they are"] if same else []
-    if bare:
-        notes.append(f"{bare} of {len(items)} questions have no image left: the same as blind")
+    if without:
+        notes.append(f"{without} of {len(items)} questions have no image left: the same as blind")
     return kept, notes
 
 
-def _shuffled(items: Sequence[Item], seed: int) -> tuple[list[Item], list[str]]:
-    """Gives every path the views of another patient's path: one that has the same views where there is one."""
+def _shuffled(items: Sequence[VisualQuestion], seed: int) -> tuple[list[VisualQuestion], list[str]]:
+    """Gives every path the views of another patient's path, one with the same views where it exists."""
     paths = {item.path: item for item in reversed(items)}  # the first item of each path
     if len({item.patient for item in paths.values()}) < 2:
-        expected = "paths of two patients at least, to take each other's images"
+        expected = "paths of two patients at least, to exchange their images"
         raise InputError(Problem("--ablate shuffled", expected, "one", "name data of several patients"))
-    kinds: dict[tuple[str, ...], list[Item]] = {}
+    by_views: dict[tuple[str, ...], list[VisualQuestion]] = {}
     for path in sorted(paths):
-        kinds.setdefault(tuple(picture.column for picture in paths[path].views), []).append(paths[path])
+        by_views.setdefault(tuple(image.column for image in paths[path].views), []).append(paths[path])
     generator = random.Random(seed)
-    donors: dict[str, Item] = {}
-    for kind in sorted(kinds):
-        donors |= _exchanged(kinds[kind], generator)
-    lonely = sorted(set(paths) - set(donors))
-    for path in lonely:
+    donors: dict[str, VisualQuestion] = {}
+    for views in sorted(by_views):
+        donors |= _exchanged(by_views[views], generator)
+    left = sorted(set(paths) - set(donors))
+    for path in left:
         others = [paths[name] for name in sorted(paths) if paths[name].patient != paths[path].patient]
         donors[path] = generator.choice(others)
-    notes = [f"{len(lonely)} of {len(paths)} paths take images that another path has too"] if lonely else []
-    return [with_views_of(item, donors[item.path]) for item in items], notes
+    notes = [f"{len(left)} of {len(paths)} paths take images that another path takes too"] if left else []
+    return [replace(item, views=donors[item.path].views) for item in items], notes
 
 
-def _exchanged(paths: Sequence[Item], generator: random.Random) -> dict[str, Item]:
+def _exchanged(paths: Sequence[VisualQuestion], generator: random.Random) -> dict[str, VisualQuestion]:
     """Returns path -> donor, each path a donor once; empty where one patient has more than half of the paths.
 
-    Paths are laid out patient by patient and each takes the one that lies a whole largest patient further on.
+    Paths are ordered by patient, and each takes the one as far ahead as the largest patient has paths.
     """
-    patients: dict[str, list[Item]] = {}
+    patients: dict[str, list[VisualQuestion]] = {}
     for item in paths:
         patients.setdefault(item.patient, []).append(item)
     shift = max(map(len, patients.values()))
@@ -85,9 +122,9 @@ def _exchanged(paths: Sequence[Item], generator: random.Random) -> dict[str, Ite
         return {}
     names = sorted(patients)
     generator.shuffle(names)
-    row: list[Item] = []
+    ordered: list[VisualQuestion] = []
     for name in names:
         members = patients[name]
         generator.shuffle(members)
-        row += members
-    return {item.path: row[(place + shift) % len(row)] for place, item in enumerate(row)}
+        ordered += members
+    return {item.path: ordered[(index + shift) % len(ordered)] for index, item in enumerate(ordered)}

@@ -1,25 +1,35 @@
-"""The command ``scale-vqa predict``."""
+"""The command ``scale-vqa predict`` and its run: what is left to ask is asked, and every answer kept as it comes."""
 
 from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from scale_vqa_eval import __version__
-from scale_vqa_eval.predict.ablations import ABLATIONS
+from scale_vqa_eval.predict.ablations import ABLATIONS, WITHOUT_IMAGES
 
-BACKENDS = ("transformers", "vllm", "openai")
-_OLD_OPTIONS = {"key-variable": "api-key-env", "give-up": "allow-failures", "per-minute": "rate-limit"}
+if TYPE_CHECKING:
+    from scale_vqa_eval.predict.backend import Backend, InferenceConfig, ModelAnswer
+    from scale_vqa_eval.predict.predictions_file import PredictionsFile
+    from scale_vqa_eval.predict.requests import Request, VisualQuestion
+
+BACKENDS: Final = ("transformers", "vllm", "openai")
+_OLD_OPTIONS: Final = {"key-variable": "api-key-env", "give-up": "allow-failures", "per-minute": "rate-limit"}
 """Spelling of version 0.1 -> option."""
+_FAILURES_SHOWN: Final = 10
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 def _options(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """Reads NAME=VALUE pairs; a value is JSON where it can be read as such, else text."""
+    """Reads NAME=VALUE pairs; a value that is JSON is read as JSON, any other is text."""
     found: dict[str, Any] = {}
     for value in values:
         name, sign, text = value.partition("=")
@@ -27,7 +37,7 @@ def _options(ctx: click.Context, parameter: click.Parameter, values: tuple[str, 
             raise click.BadParameter(f"expected NAME=VALUE, each name once, found {value!r}")
         try:
             found[name] = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             found[name] = text
     return found
 
@@ -44,81 +54,74 @@ def _options(ctx: click.Context, parameter: click.Parameter, values: tuple[str, 
 @click.option("--backend", type=click.Choice(BACKENDS), required=True)
 @click.option("--model", required=True, help="Model folder, Hub id, or the name that the server knows.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Predictions (JSONL).")
-@click.option("--ablate", type=click.Choice(ABLATIONS), help="Take images away, exchange them, or turn the options.")
+@click.option("--ablate", type=click.Choice(ABLATIONS), help="Remove or exchange images, or rotate the options.")
 @click.option("--prompt", default="published", show_default=True, help="Prompt id, or a YAML file of your own.")
 @click.option("--min-pixels", type=click.IntRange(min=1), help="Enlarge smaller images to so many pixels.")
 @click.option("--max-pixels", type=click.IntRange(min=1), help="Reduce larger images to so many pixels.")
-@click.option("--max-tokens", type=int, help="Longest answer.  [default: the prompt's]")
+@click.option("--max-tokens", type=int, help="Maximum length of an answer.  [default: the prompt's]")
 @click.option("--temperature", type=float, default=0.0, show_default="0: greedy")
 @click.option("--top-p", type=float, default=1.0, show_default=True)
-@click.option("--n", "samples", type=int, default=1, show_default=True, help="Answers a question; they vote.")
+@click.option("--n", "samples", type=int, default=1, show_default=True, help="Answers per question; they vote.")
 @click.option("--seed", type=int, default=42, show_default=True, help="Of sampling and of --ablate shuffled.")
 @click.option("--structured", is_flag=True, help="Allow complete answers only (vllm, or a vLLM server).")
 @click.option("--option", "options", multiple=True, callback=_options, help="NAME=VALUE for the backend; repeatable.")
 @click.option("--base-url", default="http://127.0.0.1:8000/v1", show_default=True, help="Server of openai.")
 @click.option("--api-key-env", default="OPENAI_API_KEY", show_default=True, help="Variable with the API key.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=16, show_default=True, help="Calls in flight.")
-@click.option(
-    "--rate-limit", "per_minute", type=click.FloatRange(min=0, min_open=True), help="Requests a minute at most."
-)
+@click.option("--rate-limit", type=click.FloatRange(min=0, min_open=True), help="Maximum of requests a minute.")
 @click.option("--retries", type=click.IntRange(min=0), default=4, show_default=True, help="Of one call.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=600.0, show_default=True)
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Of transformers.")
 @click.option("--limit", type=click.IntRange(min=1), help="Ask at most so many questions now.")
 @click.option("--retry-failed", is_flag=True, help="Ask again what failed, and nothing else.")
-@click.option("--allow-failures", is_flag=True, help="Write what failed as null responses, which are scored as wrong.")
+@click.option("--allow-failures", is_flag=True, help="Write what failed as null responses, which count as wrong.")
 def predict(**given: Any) -> int:
-    """Ask a vision-language model the questions of a release; a killed run goes on with the same command."""
-    from scale_vqa_eval.predict.ablations import ablated
-    from scale_vqa_eval.predict.items import asks_by_path, read_items
-    from scale_vqa_eval.predict.job import Job
-    from scale_vqa_eval.predict.prompt import load_prompt
-    from scale_vqa_eval.predict.resolution import Bounds
-    from scale_vqa_eval.predict.runner import Plan, run
-    from scale_vqa_eval.predict.sampling import Sampling
+    """Ask a vision-language model the questions of a release; the same command continues a killed run."""
+    from scale_vqa_eval.predict.ablations import BlankImages, ablated
+    from scale_vqa_eval.predict.backend import InferenceConfig, Sampling
+    from scale_vqa_eval.predict.images import Bounds
+    from scale_vqa_eval.predict.prompts import load_prompt
+    from scale_vqa_eval.predict.requests import read_visual_questions, requests_by_path
 
-    least, most = given["min_pixels"], given["max_pixels"]
-    if least and most and least > most:
-        raise click.UsageError(f"--min-pixels {least} is above --max-pixels {most}")
+    minimum, maximum, ablation = given["min_pixels"], given["max_pixels"], given["ablate"]
+    if minimum and maximum and minimum > maximum:
+        raise click.UsageError(f"--min-pixels {minimum} is above --max-pixels {maximum}")
     if not given["out"].parent.is_dir():
         raise click.BadParameter(f"there is no folder {given['out'].parent}", param_hint="--out")
     prompt = load_prompt(given["prompt"])
-    sampling = Sampling(
-        max_tokens=prompt.max_tokens if given["max_tokens"] is None else given["max_tokens"],
-        temperature=given["temperature"],
-        top_p=given["top_p"],
-        n=given["samples"],
-        seed=given["seed"],
-    )
-    ablation = given["ablate"]
-    items, store = read_items(
-        given["data"], given["split"], given["config"], given["images"], blind=ablation == "blind"
+    prompt = prompt.guessing() if ablation == "guess" else prompt
+    max_tokens = prompt.max_tokens if given["max_tokens"] is None else given["max_tokens"]
+    sampling = Sampling(max_tokens, given["temperature"], given["top_p"], given["samples"], given["seed"])
+    items, source = read_visual_questions(
+        given["data"], given["split"], given["config"], given["images"], blind=ablation in WITHOUT_IMAGES
     )
     asked, notes = ablated(items, ablation, given["seed"])
     for note in notes:
         click.echo(f"note: {note}", err=True)
-    job = Job(given["model"], prompt, sampling, Bounds(least, most), store, given["structured"], given["options"])
+    shown = BlankImages(source) if ablation == "blank" else source
+    bounds = Bounds(minimum, maximum)
+    config = InferenceConfig(given["model"], prompt, sampling, bounds, shown, given["structured"], given["options"])
     backend = _backend(given)
-    plan = Plan(
-        asks_by_path(asked, circular=ablation == "circular"),
-        _provenance(given, job, items, backend),
+    plan = RunPlan(
+        requests_by_path(asked, circular=ablation == "circular"),
+        _provenance(given, config, items, source) | backend.identity(config),
         {"scale-vqa": __version__, "python": platform.python_version(), **backend.versions()},
         given["retry_failed"],
         given["allow_failures"],
         given["limit"],
     )
-    return _report(run(backend, job, given["out"], plan), given["out"], given["allow_failures"])
+    return _report(run(backend, config, given["out"], plan), given["out"], given["allow_failures"])
 
 
-def _backend(given: dict[str, Any]) -> Any:
+def _backend(given: dict[str, Any]) -> Backend:
     """Imports the backend that is asked for, and no other."""
     if given["backend"] == "openai":
-        from scale_vqa_eval.llm import ChatSettings, endpoint_name
+        from scale_vqa_eval.llm import ChatSettings
         from scale_vqa_eval.predict.openai_backend import OpenAIBackend
 
-        endpoint_name(given["base_url"])
-        names = ("concurrency", "per_minute", "retries", "timeout", "api_key_env")
-        return OpenAIBackend(given["base_url"], ChatSettings(**{name: given[name] for name in names}))
+        names = ("concurrency", "retries", "timeout", "api_key_env")
+        settings = ChatSettings(per_minute=given["rate_limit"], **{name: given[name] for name in names})
+        return OpenAIBackend(given["base_url"], settings)
     if given["backend"] == "vllm":
         from scale_vqa_eval.predict.vllm_backend import VllmBackend
 
@@ -128,45 +131,49 @@ def _backend(given: dict[str, Any]) -> Any:
     return TransformersBackend(given["batch_size"])
 
 
-def _provenance(given: dict[str, Any], job: Any, items: Any, backend: Any) -> dict[str, Any]:
+def _provenance(
+    given: dict[str, Any], config: InferenceConfig, items: Sequence[VisualQuestion], source: Any
+) -> dict[str, Any]:
     """Returns everything that an answer depends on: another value of any of these is another run."""
-    from dataclasses import asdict
-
-    from scale_vqa_eval.predict.job import images_digest
+    from scale_vqa_eval.predict.images import images_digest
     from scale_vqa_eval.scoring.score import questions_digest
 
+    images = [(item.question.id, image) for item in items for image in item.images]
+    digest, colours = images_digest(images, source)
+    for change, count in colours.items():
+        click.echo(f"note: {count} of {len(images)} images: {change}", err=True)
     return {
         "data_hash": questions_digest(item.question for item in items),
-        "images_hash": images_digest(items, job.store),
+        "images_hash": digest,
+        **({"colours": colours} if colours else {}),
         "split": given["split"],
         "config": given["config"],
-        "prompt_id": f"{job.prompt.id}@{job.prompt.version}",
-        "prompt_hash": job.prompt.digest,
-        "model": job.model,
+        "prompt_id": f"{config.prompt.id}@{config.prompt.version}",
+        "prompt_hash": config.prompt.digest,
+        "model": config.model,
         "backend": given["backend"],
-        "sampling": asdict(job.sampling),
+        "sampling": asdict(config.sampling),
         "ablation": given["ablate"],
-        "pixels": asdict(job.bounds),
-        "structured": job.structured,
-        "options": dict(job.options),
-        **backend.identity(job),
+        "pixels": {"least": config.bounds.minimum, "most": config.bounds.maximum},
+        "structured": config.structured,
+        "options": dict(config.options),
     }
 
 
-def _report(outcome: Any, out: Path, give_up: bool) -> int:
+def _report(result: RunResult, out: Path, allow_failures: bool) -> int:
     """Says how the run ended; 0 where every question has an answer or the limit was reached, 1 where some failed."""
-    click.echo(
-        f"{out}: {outcome.answered} answered, {len(outcome.failures)} failed, {outcome.left} not asked", err=True
-    )
-    if give_up and outcome.left and outcome.failures:
+    counts = f"{result.answered} answered, {len(result.failures)} failed, {result.left} not asked"
+    click.echo(f"{out}: {counts}", err=True)
+    if allow_failures and result.left and result.failures:
         click.echo("--allow-failures: nothing is written while questions are not asked", err=True)
-    if outcome.prompt_tokens:
-        share = outcome.cached_tokens / outcome.prompt_tokens
-        click.echo(f"prefix cache: {share:.1%} of {outcome.prompt_tokens:,} prompt tokens", err=True)
-    for (name, turn), reason in list(outcome.failures.items())[:10]:
-        click.echo(f"failed: {name}{'' if turn is None else f' (turn {turn})'}: {reason}", err=True)
-    if outcome.failures:
-        from scale_vqa_eval.predict.run_file import failures_path
+    if result.prompt_tokens:
+        share = result.cached_tokens / result.prompt_tokens
+        click.echo(f"prefix cache: {share:.1%} of {result.prompt_tokens:,} prompt tokens", err=True)
+    for (name, rotation), reason in list(result.failures.items())[:_FAILURES_SHOWN]:
+        shown = "" if rotation is None else f" (rotation {rotation})"
+        click.echo(f"failed: {name}{shown}: {reason}", err=True)
+    if result.failures:
+        from scale_vqa_eval.predict.predictions_file import failures_path
 
         click.echo(
             f"reasons of all: {failures_path(out)}; ask them again with --retry-failed, "
@@ -174,4 +181,128 @@ def _report(outcome: Any, out: Path, give_up: bool) -> int:
             err=True,
         )
     sys.stderr.flush()
-    return 1 if outcome.failures else 0
+    return 1 if result.failures else 0
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run asks, and what it may do about questions that failed.
+
+    Attributes:
+        paths: one list per path of all requests that are to be answered in the end.
+        provenance: everything that an answer depends on.
+        versions: of the packages used.
+        retry_failed: ask the failed ones again, and nothing else.
+        allow_failures: write failed ones as null responses, once nothing else is left.
+        limit: maximum of requests to ask now; None for all.
+    """
+
+    paths: Sequence[Sequence[Request]]
+    provenance: Mapping[str, Any]
+    versions: Mapping[str, str]
+    retry_failed: bool = False
+    allow_failures: bool = False
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended: answered, failed with their reasons, and not asked yet.
+
+    Attributes:
+        prompt_tokens: of the questions asked now whose cached tokens are known, the first sample of each.
+        cached_tokens: those of them that came out of a prefix cache.
+    """
+
+    answered: int
+    failures: Mapping[tuple[str, int | None], str]
+    left: int
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass
+class _AnswerKeeper:
+    """The sink of a run: takes the vote, writes, counts."""
+
+    file: PredictionsFile
+    bar: Any
+    failed: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+    def keep(self, request: Request, answer: ModelAnswer) -> None:
+        from scale_vqa_eval.predict.backend import majority_vote
+
+        # half a surrogate pair is not text: no reader of UTF-8 takes a file with one
+        texts = [_SURROGATE.sub("\ufffd", text) for text in answer.responses]
+        fields: dict[str, Any] = {
+            "response": majority_vote(texts, len(request.options)),
+            "images": request.image_count,
+        }
+        if len(texts) > 1:
+            fields["responses"] = texts
+        for name in ("finish", "prompt_tokens", "completion_tokens"):
+            if getattr(answer, name) is not None:
+                fields[name] = getattr(answer, name)
+        # not in the file: what a cache holds depends on the moment, and the same run gives the same bytes
+        if answer.prompt_tokens is not None and answer.cached_tokens is not None:
+            self.prompt_tokens += answer.prompt_tokens
+            self.cached_tokens += answer.cached_tokens
+        self.file.keep(request.key, fields)
+        self.bar.update()
+
+    def fail(self, request: Request, reason: str) -> None:
+        self.file.fail(request.key, reason)
+        self.failed += 1
+        self.bar.set_postfix(failed=self.failed)
+        self.bar.update()
+
+
+def run(backend: Backend, config: InferenceConfig, out: Path, plan: RunPlan) -> RunResult:
+    """Asks what the predictions file does not hold yet; returns once everything that can be asked is.
+
+    Raises:
+        InputError: where the file holds another run, or the model cannot be asked; nothing is asked then.
+    """
+    from tqdm import tqdm
+
+    from scale_vqa_eval.predict.predictions_file import PredictionsFile
+
+    requests = [request for path in plan.paths for request in path]
+    with PredictionsFile(out, plan.provenance, plan.versions, requests) as file:
+        for note in file.notes:
+            click.echo(note, err=True)
+        paths = _unanswered(plan, file)
+        counted = (0, 0)
+        if paths:
+            for warning in backend.check(config, paths):
+                click.echo(f"warning: {warning}", err=True)
+            title = f"{config.model} ({len(file.answered)} done)"
+            with tqdm(total=sum(map(len, paths)), desc=title, unit="question") as bar:
+                keeper = _AnswerKeeper(file, bar)
+                backend.run(config, paths, keeper)
+            counted = (keeper.prompt_tokens, keeper.cached_tokens)
+        left = len(requests) - len(file.answered) - len(file.failures)
+        if plan.allow_failures and not left:
+            file.accept_failures()
+        if len(file.answered) == len(requests):
+            file.sort_and_rewrite()
+        return RunResult(len(file.answered), dict(file.failures), left, *counted)
+
+
+def _unanswered(plan: RunPlan, file: PredictionsFile) -> list[list[Request]]:
+    """Returns what is to be asked now, by path."""
+    paths, left = [], plan.limit
+    for path in plan.paths:
+        chosen = [
+            request
+            for request in path
+            if request.key not in file.answered and (request.key in file.failures) == plan.retry_failed
+        ]
+        if left is not None:
+            chosen = chosen[:left]
+            left -= len(chosen)
+        if chosen:
+            paths.append(chosen)
+    return paths

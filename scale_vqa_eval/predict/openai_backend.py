@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.llm import CallResult, ChatSettings, LLMSession
-from scale_vqa_eval.predict.items import Ask
-from scale_vqa_eval.predict.job import Answer, Job, Sink, hardest
+from scale_vqa_eval.predict.backend import AnswerSink, InferenceConfig, ModelAnswer, largest_request
+from scale_vqa_eval.predict.requests import Request
 from scale_vqa_eval.text import restore_thoughts
 
 MAX_UNREACHABLE: Final = 20
@@ -63,62 +63,64 @@ class OpenAIBackend:
     url: str
     settings: ChatSettings = field(default_factory=lambda: ChatSettings(concurrency=16, retries=4, timeout=600.0))
 
-    def identity(self, job: Job) -> dict[str, Any]:
+    def identity(self, config: InferenceConfig) -> dict[str, Any]:
         """Nothing: the same model may move to another address."""
         return {}
 
     def versions(self) -> dict[str, str]:
         return {"httpx": version("httpx")}
 
-    def check(self, job: Job, paths: Sequence[Sequence[Ask]]) -> list[str]:
+    def check(self, config: InferenceConfig, paths: Sequence[Sequence[Request]]) -> list[str]:
         """Asks for the server's models, and the largest question for one token; returns warnings.
 
         Only what the run cannot survive is refused: no connection, a wrong key or model, a server that takes no such
         request. A prompt that is filtered for its content, or an error that another question does not meet, is not.
         """
-        return asyncio.run(_Preflight(self, job, paths).go())
+        return asyncio.run(_Preflight(self, config, paths).go())
 
-    def run(self, job: Job, paths: Sequence[Sequence[Ask]], sink: Sink) -> None:
-        asyncio.run(_QuestionRun(self, job, paths, sink).go())
+    def run(self, config: InferenceConfig, paths: Sequence[Sequence[Request]], sink: AnswerSink) -> None:
+        asyncio.run(_QuestionRun(self, config, paths, sink).go())
 
 
 class _Preflight:
     """The check before a run."""
 
-    def __init__(self, backend: OpenAIBackend, job: Job, paths: Sequence[Sequence[Ask]]) -> None:
-        self.backend, self.job, self.paths = backend, job, paths
-        self.largest = hardest(paths, job)
+    def __init__(self, backend: OpenAIBackend, config: InferenceConfig, paths: Sequence[Sequence[Request]]) -> None:
+        self.backend, self.config, self.paths = backend, config, paths
+        self.largest = largest_request(paths, config)
 
     async def go(self) -> list[str]:
         async with LLMSession(self.backend.url, self.backend.settings) as session:
-            self.location = f"{session.name}, model {self.job.model}"
+            self.location = f"{session.name}, model {self.config.model}"
             models = await session.models() or {}
-            listed = models.get(self.job.model) or models.get(f"{self.job.model}:latest") or {}
+            listed = models.get(self.config.model) or models.get(f"{self.config.model}:latest") or {}
             self.names = ", ".join(sorted(models)[:5])
             notes = []
             if models and not listed:
-                notes.append(f"the server lists the models {self.names} and not {preview(self.job.model)}; asking it")
+                notes.append(
+                    f"the server lists the models {self.names} and not {preview(self.config.model)}; asking it"
+                )
             result = await self._asked(session, self.largest)
             if result.failure is not None and not _CUT_SHORT.search(result.failure):
                 notes.append(await self._judged(session, result))
         context = listed.get("max_model_len")
-        needed = (result.prompt_tokens or 0) + self.job.sampling.max_tokens
+        needed = (result.prompt_tokens or 0) + self.config.sampling.max_tokens
         if isinstance(context, int) and needed > context:
-            found = f"{result.prompt_tokens} of the prompt and {self.job.sampling.max_tokens} of --max-tokens"
+            found = f"{result.prompt_tokens} of the prompt and {self.config.sampling.max_tokens} of --max-tokens"
             expected = f"at most {context} tokens a question"
             raise InputError(Problem(self.location, expected, found, _CONTEXT_HINT))
         return notes
 
-    async def _asked(self, session: LLMSession, ask: Ask) -> CallResult:
+    async def _asked(self, session: LLMSession, request: Request) -> CallResult:
         """Asks for one token, then for a whole answer where the server refuses to give so few."""
-        messages, body = self.job.chat(ask), request_body(self.job, ask, 0)
-        limit = "max_completion_tokens" if "max_completion_tokens" in self.job.options else "max_tokens"
-        result = await session.ask(self.job.model, messages, body | {limit: 1}, "check")
+        messages, body = self.config.server_messages(request), request_body(self.config, request, 0)
+        limit = "max_completion_tokens" if "max_completion_tokens" in self.config.options else "max_tokens"
+        result = await session.ask(self.config.model, messages, body | {limit: 1}, "check")
         failure = result.failure or ""
         clear = result.fatal or result.refused or self._hint(result) not in (None, _CONTEXT_HINT, _MINIMUM_HINT)
         if clear or not failure.startswith("status 4") or _CUT_SHORT.search(failure):
             return result
-        return await session.ask(self.job.model, messages, body, "check with a whole answer")
+        return await session.ask(self.config.model, messages, body, "check with a whole answer")
 
     async def _judged(self, session: LLMSession, result: CallResult) -> str:
         """Returns a warning about a failed check; raises InputError where no question would be answered."""
@@ -128,12 +130,15 @@ class _Preflight:
             return shown
         hint = self._hint(result)
         if hint is None:
-            other = min((ask for path in self.paths for ask in path), key=lambda ask: (ask.pictures, ask.key[0]))
+            other = min(
+                (request for path in self.paths for request in path),
+                key=lambda request: (request.image_count, request.key[0]),
+            )
             second = await self._asked(session, other)
             if other is self.largest or second.failure is None or second.refused:
                 return shown
             hint = "start the server, or correct --base-url" if _UNREACHABLE.match(failure) else "see the server's log"
-        asked = f"an answer to {self.largest.item.question.id} with {self.largest.pictures} images"
+        asked = f"an answer to {self.largest.item.question.id} with {self.largest.image_count} images"
         raise InputError(Problem(self.location, asked, failure, hint))
 
     def _hint(self, result: CallResult) -> str | None:
@@ -155,17 +160,17 @@ class _Preflight:
         return next((hint for pattern, hint in _HINTS if re.search(pattern, failure, re.IGNORECASE)), None)
 
 
-def request_body(job: Job, ask: Ask, sample: int) -> dict[str, Any]:
+def request_body(config: InferenceConfig, request: Request, sample: int) -> dict[str, Any]:
     """Returns the fields of a request beside model and messages; the user's --option values come last and win."""
-    sampling = job.sampling
+    sampling = config.sampling
     body: dict[str, Any] = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens}
     if sampling.temperature > 0:
         body |= {"top_p": sampling.top_p, "seed": sampling.seed + sample}
-    if job.structured:
-        body["structured_outputs"] = {"choice": job.choices(ask)}
-    if "max_completion_tokens" in job.options:
+    if config.structured:
+        body["structured_outputs"] = {"choice": config.choices(request)}
+    if "max_completion_tokens" in config.options:
         del body["max_tokens"]
-    return body | dict(job.options)
+    return body | dict(config.options)
 
 
 @dataclass
@@ -173,10 +178,10 @@ class _QuestionRun:
     """One pass over the open questions."""
 
     backend: OpenAIBackend
-    job: Job
-    paths: Sequence[Sequence[Ask]]
-    sink: Sink
-    unreachable: list[tuple[Ask, str]] = field(default_factory=list)
+    config: InferenceConfig
+    paths: Sequence[Sequence[Request]]
+    sink: AnswerSink
+    unreachable: list[tuple[Request, str]] = field(default_factory=list)
     fatal: str | None = None
 
     async def go(self) -> None:
@@ -191,17 +196,17 @@ class _QuestionRun:
         except BaseExceptionGroup as group:
             raise next(_input_errors(group), group) from None
         if self.fatal:
-            location = f"{session.name}, model {self.job.model}"
+            location = f"{session.name}, model {self.config.model}"
             hint = f"check the server and ${settings.api_key_env}, then run the same command again to go on"
             raise InputError(Problem(location, "answers", self.fatal, hint))
-        for ask, reason in self.unreachable:
-            self.sink.fail(ask, reason)
+        for request, reason in self.unreachable:
+            self.sink.fail(request, reason)
 
     async def _work(self, session: LLMSession) -> None:
         while (following := await self._next()) is not None:
-            ask, followers = following
+            request, followers = following
             try:
-                await self._ask(session, ask)
+                await self._ask(session, request)
             finally:
                 async with self.changed:
                     self.leading -= bool(followers)
@@ -209,7 +214,7 @@ class _QuestionRun:
                     self.waiting.extendleft((follower, ()) for follower in reversed(followers))
                     self.changed.notify_all()
 
-    async def _next(self) -> tuple[Ask, Sequence[Ask]] | None:
+    async def _next(self) -> tuple[Request, Sequence[Request]] | None:
         """Waits for a question that may be asked now; None once there will be none."""
         async with self.changed:
             while not self.waiting and self.leading and not self.fatal:
@@ -220,33 +225,33 @@ class _QuestionRun:
             self.leading += bool(found[1])
             return found
 
-    async def _ask(self, session: LLMSession, ask: Ask) -> None:
+    async def _ask(self, session: LLMSession, request: Request) -> None:
         try:
             # in a thread: decoding and encoding three images would hold up the other calls
-            messages = await asyncio.to_thread(self.job.chat, ask)
+            messages = await asyncio.to_thread(self.config.chat, request)
         except InputError as error:
-            self.sink.fail(ask, str(error))
+            self.sink.fail(request, str(error))
             return
         results = []
-        for sample in range(self.job.sampling.n):
-            body = request_body(self.job, ask, sample)
-            key = hashlib.sha256(repr((ask.key, sample, self.job.model, body)).encode()).hexdigest()
-            results.append(await session.ask(self.job.model, messages, body, key, retry_malformed=True))
+        for sample in range(self.config.sampling.n):
+            body = request_body(self.config, request, sample)
+            key = hashlib.sha256(repr((request.key, sample, self.config.model, body)).encode()).hexdigest()
+            results.append(await session.ask(self.config.model, messages, body, key, retry_malformed=True))
         failed = next((result for result in results if result.failure is not None), None)
         reason = "" if failed is None else failed.failure or ""
         if failed is not None and failed.fatal:
             self.fatal = self.fatal or f"refused: {reason}"
         elif _UNREACHABLE.match(reason):
-            self.unreachable.append((ask, reason))
+            self.unreachable.append((request, reason))
             if len(self.unreachable) >= MAX_UNREACHABLE and not self.fatal:
                 self.fatal = f"{len(self.unreachable)} questions in a row without one, the last by {reason}"
         else:
             while self.unreachable:  # the server is up, so earlier silence was about single questions
                 self.sink.fail(*self.unreachable.pop(0))
             if failed is None:
-                self.sink.keep(ask, _answer(results))
+                self.sink.keep(request, _answer(results))
             else:
-                self.sink.fail(ask, reason)
+                self.sink.fail(request, reason)
 
 
 def _input_errors(group: BaseExceptionGroup[BaseException]) -> Iterator[InputError]:
@@ -258,9 +263,9 @@ def _input_errors(group: BaseExceptionGroup[BaseException]) -> Iterator[InputErr
             yield from _input_errors(error)
 
 
-def _answer(results: Sequence[CallResult]) -> Answer:
+def _answer(results: Sequence[CallResult]) -> ModelAnswer:
     counts = [result.completion_tokens for result in results]
-    return Answer(
+    return ModelAnswer(
         responses=tuple(restore_thoughts(result.text or "", result.reasoning) for result in results),
         finish=results[0].finish,
         prompt_tokens=results[0].prompt_tokens,

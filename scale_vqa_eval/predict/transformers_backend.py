@@ -1,8 +1,10 @@
 """Backend ``transformers``: any image-text-to-text model with a processor, in batches on this machine.
 
-Batches are padded on the left (padding on the right changes the answers) and sorted by length inside windows of some
-batches, so that little is padded and images are still read in the order they are stored. Everything a processor makes
-goes to the model: Qwen2.5-VL's ``mm_token_type_ids``, left out, breaks its positions without a word.
+Batches are padded on the left (padding on the right changes the answers) and sorted by length inside windows of
+several batches, so that there is little padding and images are still read in the order in which they are stored.
+Everything that a processor returns goes to the model: without ``mm_token_type_ids`` Qwen2.5-VL computes wrong
+positions and gives no warning. Every sampling value is set here; the model's own defaults (such as a repetition
+penalty) are not used.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ from typing import Any, Final
 from jinja2 import TemplateError
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.predict.items import Ask
-from scale_vqa_eval.predict.job import Answer, Job, Sink, hardest, model_digest
+from scale_vqa_eval.predict.backend import AnswerSink, InferenceConfig, ModelAnswer, largest_request, model_digest
+from scale_vqa_eval.predict.requests import Request
+from scale_vqa_eval.text import restore_thoughts
 
 _WINDOW: Final = 16
 """Batches in a window that is sorted by length."""
 _SOURCE: Final = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")
 """Options that say where a model's files come from: they go to its configuration and processor as well."""
+_KEPT_GENERATION: Final = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+"""Values of a model's generation config that are used; its sampling values are not."""
 _REFUSALS: Final = (ValueError, TypeError, IndexError, KeyError, TemplateError)
 """What a processor raises of a prompt or an image that it cannot take."""
 
@@ -38,57 +43,62 @@ class TransformersBackend:
     batch_size: int = 8
     _loaded: tuple[Any, Any] | None = field(default=None, repr=False)
 
-    def identity(self, job: Job) -> dict[str, Any]:
-        return {"model_sha256": model_digest(Path(job.model))}
+    def identity(self, config: InferenceConfig) -> dict[str, Any]:
+        return {"model_sha256": model_digest(Path(config.model))}
 
     def versions(self) -> dict[str, str]:
         return {name: version(name) for name in ("torch", "transformers")}
 
-    def check(self, job: Job, paths: Sequence[Sequence[Ask]]) -> list[str]:
-        """Loads the model and counts the tokens of the hardest question."""
-        if job.structured:
+    def check(self, config: InferenceConfig, paths: Sequence[Sequence[Request]]) -> list[str]:
+        """Loads the model and counts the tokens of the largest question."""
+        if config.structured:
             hint = "use --backend openai or vllm"
             raise InputError(Problem("--structured", "a backend that constrains decoding", "transformers", hint))
-        processor, model = self._load(job)
-        first = hardest(paths, job)
-        location = f"model {job.model}, question {first.item.question.id}"
-        conversation = job.conversation(first)
+        processor, model = self._load(config)
+        first = largest_request(paths, config)
+        location = f"model {config.model}, question {first.item.question.id}"
+        conversation = config.processor_messages(first)
         try:
             tokens = int(_tokens(processor, [conversation])["input_ids"].shape[1])
         except _REFUSALS as error:
             hint = "name a model whose processor has a chat template for several images and a system message"
             found = f"{type(error).__name__}: {_first_line(error)}"
-            raise InputError(Problem(location, f"a prompt with {first.pictures} images", found, hint)) from error
+            raise InputError(Problem(location, f"a prompt with {first.image_count} images", found, hint)) from error
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if context is not None and tokens + job.sampling.max_tokens > context:
-            found = f"{tokens} of the prompt and {job.sampling.max_tokens} of --max-tokens"
+        if context is not None and tokens + config.sampling.max_tokens > context:
+            found = f"{tokens} of the prompt and {config.sampling.max_tokens} of --max-tokens"
             hint = "give fewer --max-pixels or --max-tokens"
             raise InputError(Problem(location, f"at most {context} tokens a question", found, hint))
         return []
 
-    def run(self, job: Job, paths: Sequence[Sequence[Ask]], sink: Sink) -> None:
-        asks = [ask for path in paths for ask in path]
-        for start in range(0, len(asks), window := self.batch_size * _WINDOW):
-            ordered = sorted(asks[start : start + window], key=lambda ask: (ask.pictures, _text_length(job, ask)))
-            for place in range(0, len(ordered), self.batch_size):
-                self._batch(job, ordered[place : place + self.batch_size], sink)
+    def run(self, config: InferenceConfig, paths: Sequence[Sequence[Request]], sink: AnswerSink) -> None:
+        def size(request: Request) -> tuple[int, int]:
+            return request.image_count, len(config.prompt.text(request.item.question.question, request.options))
 
-    def _load(self, job: Job) -> tuple[Any, Any]:
+        requests = [request for path in paths for request in path]
+        for start in range(0, len(requests), window := self.batch_size * _WINDOW):
+            ordered = sorted(requests[start : start + window], key=size)
+            for first in range(0, len(ordered), self.batch_size):
+                self._batch(config, ordered[first : first + self.batch_size], sink)
+
+    def _load(self, config: InferenceConfig) -> tuple[Any, Any]:
         if self._loaded is None:
-            self._loaded = load(job)
+            self._loaded = load(config)
         return self._loaded
 
-    def _batch(self, job: Job, asks: Sequence[Ask], sink: Sink) -> None:
+    def _batch(self, config: InferenceConfig, requests: Sequence[Request], sink: AnswerSink) -> None:
         readable = []
-        for ask in asks:
+        for request in requests:
             try:
-                readable.append((ask, job.conversation(ask)))
+                readable.append((request, config.processor_messages(request)))
             except InputError as error:
-                sink.fail(ask, str(error))
+                sink.fail(request, str(error))
         if readable:
-            self._generate(job, readable, sink)
+            self._generate(config, readable, sink)
 
-    def _generate(self, job: Job, readable: Sequence[tuple[Ask, list[dict[str, Any]]]], sink: Sink) -> None:
+    def _generate(
+        self, config: InferenceConfig, readable: Sequence[tuple[Request, list[dict[str, Any]]]], sink: AnswerSink
+    ) -> None:
         """Answers a batch.
 
         One that the device's memory cannot hold, or with an image that the processor refuses, is halved; a single
@@ -96,7 +106,7 @@ class TransformersBackend:
         """
         import torch
 
-        processor, model = self._load(job)
+        processor, model = self._load(config)
         try:
             inputs = _tokens(processor, [conversation for _, conversation in readable])
         except _REFUSALS as error:
@@ -105,7 +115,7 @@ class TransformersBackend:
         if inputs is not None:
             try:
                 inputs = inputs.to(model.device)
-                answers = _generated(processor, model, job, inputs)
+                answers = _generated(processor, model, config, inputs)
             except torch.OutOfMemoryError as error:
                 reason = f"out of memory: {_first_line(error)}"
         if answers is None:  # outside of the handler, which would keep the failed batch's tensors alive
@@ -115,11 +125,11 @@ class TransformersBackend:
             inputs, half = None, len(readable) // 2
             torch.cuda.empty_cache()
             for part in (readable[:half], readable[half:]):
-                self._generate(job, part, sink)
+                self._generate(config, part, sink)
             return
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        for (ask, _), length, (responses, counts, finish) in zip(readable, lengths, answers, strict=True):
-            sink.keep(ask, Answer(tuple(responses), finish, int(length), sum(counts)))
+        for (request, _), length, (responses, counts, finish) in zip(readable, lengths, answers, strict=True):
+            sink.keep(request, ModelAnswer(tuple(map(restore_thoughts, responses)), finish, int(length), sum(counts)))
 
 
 def _tokens(processor: Any, conversations: list[list[dict[str, Any]]]) -> Any:
@@ -133,23 +143,19 @@ def _tokens(processor: Any, conversations: list[list[dict[str, Any]]]) -> Any:
     )
 
 
-def _text_length(job: Job, ask: Ask) -> int:
-    return len(job.prompt.text(ask.item.question.question, ask.options))
-
-
-def load(job: Job) -> tuple[Any, Any]:
+def load(config: InferenceConfig) -> tuple[Any, Any]:
     """Returns processor and model, ready to generate.
 
     Raises:
         InputError: where there is no such model, or it takes no images.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
-    location = f"model {job.model}"
-    source = {name: value for name, value in job.options.items() if name in _SOURCE}
+    location = f"model {config.model}"
+    source = {name: value for name, value in config.options.items() if name in _SOURCE}
     try:
-        config = AutoConfig.from_pretrained(job.model, **source)
+        config = AutoConfig.from_pretrained(config.model, **source)
     except (OSError, ValueError, KeyError) as error:
         hint = "name a model folder or a Hub id that this machine can reach or has in its cache"
         if "trust_remote_code" in str(error):
@@ -161,11 +167,11 @@ def load(job: Job) -> tuple[Any, Any]:
         found = f"{config.model_type}, which reads none"
         raise InputError(Problem(location, "a model that reads images and answers in text", found, hint))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings: dict[str, Any] = {"dtype": "auto", "device_map": device} | dict(job.options)
+    settings: dict[str, Any] = {"dtype": "auto", "device_map": device} | dict(config.options)
     settings["output_loading_info"] = True
     try:
-        processor = AutoProcessor.from_pretrained(job.model, padding_side="left", **source)
-        model, loaded = AutoModelForImageTextToText.from_pretrained(job.model, **settings)
+        processor = AutoProcessor.from_pretrained(config.model, padding_side="left", **source)
+        model, loaded = AutoModelForImageTextToText.from_pretrained(config.model, **settings)
     except (OSError, ValueError, ImportError) as error:
         hint = "complete the model's folder, or correct --option; `scale-vqa doctor` tells what is installed"
         raise InputError(Problem(location, "weights and a processor", _first_line(error), hint)) from error
@@ -173,6 +179,8 @@ def load(job: Job) -> tuple[Any, Any]:
     if getattr(processor, "image_processor", None) is None:
         hint = "complete the model's folder: preprocessor_config.json or processor_config.json"
         raise InputError(Problem(location, "a processor for images", type(processor).__name__, hint))
+    own = model.generation_config
+    model.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in _KEPT_GENERATION})
     return processor, model.eval()
 
 
@@ -186,11 +194,13 @@ def _refuse_random_weights(location: str, loaded: Mapping[str, Any]) -> None:
         raise InputError(Problem(location, "all weights of the model", found, hint))
 
 
-def _generated(processor: Any, model: Any, job: Job, inputs: Any) -> list[tuple[list[str], list[int], str]]:
+def _generated(
+    processor: Any, model: Any, config: InferenceConfig, inputs: Any
+) -> list[tuple[list[str], list[int], str]]:
     """Generates for one batch; returns per question its responses, their token counts and why the first ended."""
     import torch
 
-    sampling, drawn = job.sampling, []
+    sampling, drawn = config.sampling, []
     settings: dict[str, Any] = {"max_new_tokens": sampling.max_tokens, "do_sample": sampling.temperature > 0}
     if sampling.temperature > 0:
         settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
@@ -219,9 +229,9 @@ def _cut(tokens: list[int], ends: set[int]) -> tuple[list[int], str]:
     >>> _cut([5, 6, 2, 0, 0], {2}), _cut([5, 6], {2})
     (([5, 6, 2], 'stop'), ([5, 6], 'length'))
     """
-    for place, token in enumerate(tokens):
+    for index, token in enumerate(tokens):
         if token in ends:
-            return tokens[: place + 1], "stop"
+            return tokens[: index + 1], "stop"
     return tokens, "length"
 
 

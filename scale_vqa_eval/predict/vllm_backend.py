@@ -1,7 +1,8 @@
 """Backend ``vllm``: vLLM's offline engine in this process.
 
-Questions go in windows of some paths, the first question of each path in a wave before the others, so that the prefix
-cache holds a path's images when its other questions come. A window's answers are on disk before the next one starts.
+Questions are asked in windows of several paths. The first question of each path goes in a wave before the others, so
+that the prefix cache holds a path's images when its other questions come. A window's answers are on disk before the
+next one starts. Every sampling value is set here; the model's own defaults are not used.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.predict.items import Ask
-from scale_vqa_eval.predict.job import Answer, Job, Sink, hardest, model_digest
+from scale_vqa_eval.predict.backend import AnswerSink, InferenceConfig, ModelAnswer, largest_request, model_digest
+from scale_vqa_eval.predict.requests import Request
+from scale_vqa_eval.text import restore_thoughts
 
 
 @dataclass
@@ -28,8 +30,8 @@ class VllmBackend:
     window: int = 64
     _engine: Any = field(default=None, repr=False)
 
-    def identity(self, job: Job) -> dict[str, Any]:
-        return {"model_sha256": model_digest(Path(job.model))}
+    def identity(self, config: InferenceConfig) -> dict[str, Any]:
+        return {"model_sha256": model_digest(Path(config.model))}
 
     def versions(self) -> dict[str, str]:
         found = {}
@@ -40,59 +42,59 @@ class VllmBackend:
                 continue
         return found
 
-    def check(self, job: Job, paths: Sequence[Sequence[Ask]]) -> list[str]:
-        """Starts the engine, and asks it the hardest question for one token."""
+    def check(self, config: InferenceConfig, paths: Sequence[Sequence[Request]]) -> list[str]:
+        """Starts the engine, and asks it the largest question for one token."""
         from vllm import SamplingParams
 
-        first = hardest(paths, job)
-        location = f"model {job.model}, question {first.item.question.id} with {first.pictures} images"
-        self._start(job, first.pictures)
+        first = largest_request(paths, config)
+        location = f"model {config.model}, question {first.item.question.id} with {first.image_count} images"
+        self._start(config, first.image_count)
         context = self._engine.llm_engine.model_config.max_model_len
         hint = "give fewer --max-pixels or --max-tokens, or --option max_model_len=N"
-        messages = job.chat(first)
+        messages = config.server_messages(first)
         try:
             output = self._engine.chat([messages], SamplingParams(max_tokens=1), use_tqdm=False)[0]
         except (ValueError, RuntimeError) as error:
             raise InputError(Problem(location, "an answer", preview(str(error), 200), hint)) from error
-        needed = len(output.prompt_token_ids) + job.sampling.max_tokens
+        needed = len(output.prompt_token_ids) + config.sampling.max_tokens
         if needed > context:
-            found = f"{len(output.prompt_token_ids)} of the prompt and {job.sampling.max_tokens} of --max-tokens"
+            found = f"{len(output.prompt_token_ids)} of the prompt and {config.sampling.max_tokens} of --max-tokens"
             raise InputError(Problem(location, f"at most {context} tokens a question", found, hint))
         return []
 
-    def run(self, job: Job, paths: Sequence[Sequence[Ask]], sink: Sink) -> None:
-        self._start(job, max(ask.pictures for path in paths for ask in path))
+    def run(self, config: InferenceConfig, paths: Sequence[Sequence[Request]], sink: AnswerSink) -> None:
+        self._start(config, max(request.image_count for path in paths for request in path))
         for start in range(0, len(paths), self.window):
             window = paths[start : start + self.window]
-            self._wave(job, [path[0] for path in window if path], sink)
-            self._wave(job, [ask for path in window for ask in path[1:]], sink)
+            self._ask_together(config, [path[0] for path in window if path], sink)
+            self._ask_together(config, [request for path in window for request in path[1:]], sink)
 
-    def _start(self, job: Job, images: int) -> None:
+    def _start(self, config: InferenceConfig, images: int) -> None:
         if self._engine is not None:
             return
         from vllm import LLM
 
-        settings: dict[str, Any] = {"limit_mm_per_prompt": {"image": images}, "seed": job.sampling.seed}
+        settings: dict[str, Any] = {"limit_mm_per_prompt": {"image": images}, "seed": config.sampling.seed}
         try:
-            self._engine = LLM(model=job.model, **settings | dict(job.options))
+            self._engine = LLM(model=config.model, **settings | dict(config.options))
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             hint = "name a model that vLLM serves, or correct --option; `scale-vqa doctor` tells what is installed"
-            raise InputError(Problem(f"model {job.model}", "an engine", preview(str(error), 300), hint)) from error
+            raise InputError(Problem(f"model {config.model}", "an engine", preview(str(error), 300), hint)) from error
         if images and not self._engine.llm_engine.model_config.is_multimodal_model:
             hint = "name a vision-language model, or ask --ablate blind"
-            raise InputError(Problem(f"model {job.model}", "a model that reads images", "a text model", hint))
+            raise InputError(Problem(f"model {config.model}", "a model that reads images", "a text model", hint))
 
-    def _wave(self, job: Job, asks: Sequence[Ask], sink: Sink) -> None:
+    def _ask_together(self, config: InferenceConfig, requests: Sequence[Request], sink: AnswerSink) -> None:
         """Asks some questions together; one that the engine refuses fails alone."""
         readable = []
-        for ask in asks:
+        for request in requests:
             try:
-                readable.append((ask, job.chat(ask)))
+                readable.append((request, config.server_messages(request)))
             except InputError as error:
-                sink.fail(ask, str(error))
+                sink.fail(request, str(error))
         if not readable:
             return
-        settings = [_sampling_params(job, ask) for ask, _ in readable]
+        settings = [_sampling_params(config, request) for request, _ in readable]
         try:
             outputs = self._engine.chat([messages for _, messages in readable], settings, use_tqdm=False)
         except ValueError as error:
@@ -101,21 +103,21 @@ class VllmBackend:
                 return
             half = len(readable) // 2
             for part in (readable[:half], readable[half:]):
-                self._wave(job, [ask for ask, _ in part], sink)
+                self._ask_together(config, [request for request, _ in part], sink)
             return
-        for (ask, _), output in zip(readable, outputs, strict=True):
+        for (request, _), output in zip(readable, outputs, strict=True):
             counts = [len(completion.token_ids) for completion in output.outputs]
-            texts = tuple(completion.text for completion in output.outputs)
+            texts = tuple(restore_thoughts(completion.text) for completion in output.outputs)
             tokens = (len(output.prompt_token_ids), sum(counts), output.num_cached_tokens)
-            sink.keep(ask, Answer(texts, output.outputs[0].finish_reason, *tokens))
+            sink.keep(request, ModelAnswer(texts, output.outputs[0].finish_reason, *tokens))
 
 
-def _sampling_params(job: Job, ask: Ask) -> Any:
+def _sampling_params(config: InferenceConfig, request: Request) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
-    sampling = job.sampling
-    choice = StructuredOutputsParams(choice=job.choices(ask)) if job.structured else None
+    sampling = config.sampling
+    choice = StructuredOutputsParams(choice=config.choices(request)) if config.structured else None
     return SamplingParams(
         n=sampling.n,
         temperature=sampling.temperature,

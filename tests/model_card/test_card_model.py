@@ -21,7 +21,7 @@ from tiny_qwen import make_tiny_qwen
 from model_card.card_check import check_card
 from model_card.card_command import card
 from scale_vqa_eval.errors import InputError
-from scale_vqa_eval.predict.prompt import Prompt, load_prompt
+from scale_vqa_eval.predict.prompts import Prompt, load_prompt
 from scale_vqa_eval.release_folder.card import head, marked_sections
 
 pytest.importorskip("torch")

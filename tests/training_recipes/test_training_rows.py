@@ -9,8 +9,8 @@ from predict_release import picture
 from training_release import make_training_release
 
 from scale_vqa_eval.errors import InputError
-from scale_vqa_eval.predict.items import Ask, read_items
-from scale_vqa_eval.predict.pictures import Picture
+from scale_vqa_eval.predict.images import ImageRef
+from scale_vqa_eval.predict.requests import Request, read_visual_questions
 from scale_vqa_eval.release_folder.write import write_release
 from training_recipes.rows import load_rows, make_shape, of_dimensions, shown_images, trainer_rows
 
@@ -25,12 +25,12 @@ def asked(row):
 
 
 def test_a_trainer_row_asks_what_predict_asks(release):
-    items, _ = read_items(str(release), "train", None, None, blind=False)
+    items, _ = read_visual_questions(str(release), "train", None, None, blind=False)
     shape = make_shape()
     rows = trainer_rows(load_rows(str(release), None, "train"), shape)
     assert len(rows) == len(items) == 30
     for row, item in zip(rows, items, strict=True):
-        said = ["image" if isinstance(part, Picture) else part for part in Ask(item).content(shape.prompt)]
+        said = ["image" if isinstance(part, ImageRef) else part for part in Request(item).content(shape.prompt)]
         assert asked(row) == said
         assert row["prompt"][0]["content"][0]["text"] == shape.prompt.system
         assert (row["id"], row["answer"]) == (item.question.id, item.question.letter)

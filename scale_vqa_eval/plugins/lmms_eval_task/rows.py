@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from scale_vqa_eval.predict.prompt import Prompt, filled, load_prompt
-from scale_vqa_eval.predict.resolution import as_rgb
+from scale_vqa_eval.predict.images import to_rgb
+from scale_vqa_eval.predict.prompts import Prompt, filled, load_prompt
 from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
 from scale_vqa_eval.schema import ALL_DIMENSIONS, LETTERS, VIEWS
 
@@ -23,7 +23,7 @@ def _prompt() -> Prompt:
 def doc_to_visual(doc: Row) -> list[Any]:
     """Returns the images in the order in which they are shown: views low to high, then option images."""
     views = [doc[view] for view in VIEWS if doc.get(view) is not None]
-    return [as_rgb(image, str(doc["id"])) for image in (*views, *(doc.get("option_images") or []))]
+    return [to_rgb(image, str(doc["id"])) for image in (*views, *(doc.get("option_images") or []))]
 
 
 def doc_to_text(doc: Row, lmms_eval_specific_kwargs: Row | None = None) -> str:

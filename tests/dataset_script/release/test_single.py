@@ -11,7 +11,7 @@ from PIL import Image
 
 from dataset_script.single.command import single
 from scale_vqa_eval.errors import InputError
-from scale_vqa_eval.predict.items import asks_by_path, read_items
+from scale_vqa_eval.predict.requests import read_visual_questions, requests_by_path
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.scoring.baselines import as_response
 from scale_vqa_eval.scoring.command import report
@@ -62,10 +62,10 @@ def test_rows_have_one_view_their_own_letters_and_subsets(made):
     assert [question.letter for question in questions] == ["E", "A", "C", "D"]
     assert questions[0].options == tuple(f"finding 1 {letter}" for letter in "ABCDE")
     assert {question.dimension for question in questions} == {"PubMed", "Atlas"}
-    items, store = read_items(str(folder / "rows.json"), "test", None, folder / "images", blind=False)
+    items, store = read_visual_questions(str(folder / "rows.json"), "test", None, folder / "images", blind=False)
     assert [[view.column for view in item.views] for item in items] == [["mid_mag"]] * 4
     assert store.read(items[0].views[0]) == (folder / "images/pics/1.png").read_bytes()
-    assert sorted(map(len, asks_by_path(items, circular=False))) == [1, 3]  # questions of one image go together
+    assert sorted(map(len, requests_by_path(items, circular=False))) == [1, 3]  # questions of one image go together
 
 
 def test_the_transfer_table_has_a_column_for_each_subset(made):

@@ -15,11 +15,10 @@ from chat_server import MODEL, Server, Trouble, chat_server
 from click.testing import CliRunner
 from predict_release import make_release
 
-from scale_vqa_eval.predict.items import Ask, read_items
-from scale_vqa_eval.predict.job import Job
-from scale_vqa_eval.predict.prompt import load_prompt
-from scale_vqa_eval.predict.resolution import Bounds
-from scale_vqa_eval.predict.sampling import Sampling
+from scale_vqa_eval.predict.backend import InferenceConfig, Sampling
+from scale_vqa_eval.predict.images import Bounds
+from scale_vqa_eval.predict.prompts import load_prompt
+from scale_vqa_eval.predict.requests import Request, read_visual_questions
 from scale_vqa_eval.scoring.command import score
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -114,9 +113,9 @@ def test_accuracy_and_clustered_error_are_those_of_score(tmp_path: Path, monkeyp
 
 def check_messages(server: Server, release: Path) -> None:
     """Every question was asked once, with the words and image bytes that ``predict`` sends, in its order."""
-    items, store = read_items(str(release), "test", None, None, blind=False)
-    job = Job(MODEL, load_prompt("published"), Sampling(4096), Bounds(), store)
-    wanted = {item.question.id: job.chat(Ask(item)) for item in items}
+    items, store = read_visual_questions(str(release), "test", None, None, blind=False)
+    job = InferenceConfig(MODEL, load_prompt("published"), Sampling(4096), Bounds(), store)
+    wanted = {item.question.id: job.server_messages(Request(item)) for item in items}
     assert sorted(map(seen, (body["messages"] for body in server.asked))) == sorted(map(seen, wanted.values()))
     images = [sum(part["type"] == "image_url" for part in body["messages"][-1]["content"]) for body in server.asked]
     assert sorted(images) == [2] * 10 + [3] * 20, "two of six paths have no high view"
@@ -143,7 +142,7 @@ def test_the_blind_control_has_the_same_text_no_image_and_its_failures_counted(
     with chat_server(Trouble(refuse_text="field 1, question 3")) as server:
         log = evaluate(server, tmp_path, *given)
     prompt = load_prompt("letter-only")
-    items, _ = read_items(str(release), "test", None, None, blind=True)
+    items, _ = read_visual_questions(str(release), "test", None, None, blind=True)
     texts = [[f"user {prompt.text(item.question.question, item.question.options)}"] for item in items]
     assert sorted(seen(body["messages"]) for body in server.asked) == sorted(texts)
     figures = scored(log, release, "strict", tmp_path)
@@ -188,8 +187,8 @@ def test_option_images_stand_after_their_letters_as_in_predict(tmp_path: Path) -
     release = make_release(tmp_path / "scale-vqa", paths=1)
     with chat_server() as server:
         log = evaluate(server, tmp_path, "-T", "config=grounding")
-    items, store = read_items(str(release), "test", "grounding", None, blind=False)
-    job = Job(MODEL, load_prompt("published"), Sampling(4096), Bounds(), store)
-    wanted = sorted(seen(job.chat(Ask(item))) for item in items)
+    items, store = read_visual_questions(str(release), "test", "grounding", None, blind=False)
+    job = InferenceConfig(MODEL, load_prompt("published"), Sampling(4096), Bounds(), store)
+    wanted = sorted(seen(job.server_messages(Request(item))) for item in items)
     assert len(wanted) == 3 and sorted(seen(body["messages"]) for body in server.asked) == wanted
     assert metrics(log)["zoom-in"] == metrics(log)["accuracy"]

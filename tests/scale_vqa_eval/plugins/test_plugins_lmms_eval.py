@@ -20,11 +20,10 @@ from click.testing import CliRunner
 from PIL import Image
 from predict_release import make_release
 
-from scale_vqa_eval.predict.items import Ask, read_items
-from scale_vqa_eval.predict.job import Job
-from scale_vqa_eval.predict.prompt import load_prompt
-from scale_vqa_eval.predict.resolution import Bounds
-from scale_vqa_eval.predict.sampling import Sampling
+from scale_vqa_eval.predict.backend import InferenceConfig, Sampling
+from scale_vqa_eval.predict.images import Bounds
+from scale_vqa_eval.predict.prompts import load_prompt
+from scale_vqa_eval.predict.requests import Request, read_visual_questions
 from scale_vqa_eval.scoring.command import score
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -108,7 +107,7 @@ def test_each_question_is_asked_with_the_words_and_pixels_of_predict(
 ) -> None:
     wanted = []
     for config, blind in (("default", False), ("default", True), ("grounding", False)):
-        items, store = read_items(str(release), "test", config, None, blind=blind)
-        job = Job(MODEL, load_prompt("published"), Sampling(4096), Bounds(), store)
-        wanted += [seen(job.chat(Ask(item))) for item in items]
+        items, store = read_visual_questions(str(release), "test", config, None, blind=blind)
+        job = InferenceConfig(MODEL, load_prompt("published"), Sampling(4096), Bounds(), store)
+        wanted += [seen(job.server_messages(Request(item))) for item in items]
     assert sorted(seen(body["messages"]) for body in evaluated[1]) == sorted(wanted)

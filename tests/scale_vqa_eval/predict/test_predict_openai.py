@@ -17,14 +17,13 @@ from click.testing import CliRunner, Result
 from predict_release import make_release
 
 from scale_vqa_eval.errors import InputError
-from scale_vqa_eval.predict import resolution
+from scale_vqa_eval.predict import images as resolution
+from scale_vqa_eval.predict.backend import InferenceConfig, Sampling
 from scale_vqa_eval.predict.command import predict
-from scale_vqa_eval.predict.items import asks_by_path, read_items
-from scale_vqa_eval.predict.job import Job
-from scale_vqa_eval.predict.prompt import load_prompt
-from scale_vqa_eval.predict.resolution import Bounds
-from scale_vqa_eval.predict.run_file import failures_path
-from scale_vqa_eval.predict.sampling import Sampling
+from scale_vqa_eval.predict.images import Bounds
+from scale_vqa_eval.predict.predictions_file import failures_path
+from scale_vqa_eval.predict.prompts import load_prompt
+from scale_vqa_eval.predict.requests import read_visual_questions, requests_by_path
 from scale_vqa_eval.scoring.command import score
 from scale_vqa_eval.scoring.predictions import read_predictions
 
@@ -45,10 +44,10 @@ def call(release: Path, server: Server | str, out: Path, *more: str) -> Result:
 
 
 def expected(release: Path, config: str | None = None) -> dict[str, str]:
-    items, store = read_items(str(release), "test", config, None, blind=False)
-    job = Job(MODEL, load_prompt("published"), Sampling(4096), Bounds(), store)
-    asks = [ask for path in asks_by_path(items, circular=False) for ask in path]
-    return {ask.item.question.id: expected_response(job.chat(ask)) for ask in asks}
+    items, store = read_visual_questions(str(release), "test", config, None, blind=False)
+    job = InferenceConfig(MODEL, load_prompt("published"), Sampling(4096), Bounds(), store)
+    asks = [ask for path in requests_by_path(items, circular=False) for ask in path]
+    return {ask.item.question.id: expected_response(job.server_messages(ask)) for ask in asks}
 
 
 def responses(out: Path) -> dict[str, str | None]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scale_vqa_eval.errors import InputError
-from scale_vqa_eval.predict.prompt import FOLDER, load_prompt, prompt_ids
+from scale_vqa_eval.predict.prompts import FOLDER, load_prompt, prompt_ids
 from scale_vqa_eval.scale_vqa_acc.parsing import keeps_format, parse_response
 
 

@@ -23,12 +23,11 @@ from tiny_qwen import make_tiny_qwen
 from transformers import AutoModelForImageTextToText
 
 from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.predict.backend import InferenceConfig, ModelAnswer, Sampling
 from scale_vqa_eval.predict.command import predict
-from scale_vqa_eval.predict.items import asks_by_path, read_items
-from scale_vqa_eval.predict.job import Answer, Job
-from scale_vqa_eval.predict.prompt import load_prompt
-from scale_vqa_eval.predict.resolution import Bounds
-from scale_vqa_eval.predict.sampling import Sampling
+from scale_vqa_eval.predict.images import Bounds
+from scale_vqa_eval.predict.prompts import load_prompt
+from scale_vqa_eval.predict.requests import read_visual_questions, requests_by_path
 from scale_vqa_eval.predict.transformers_backend import TransformersBackend
 from scale_vqa_eval.scoring.predictions import read_predictions
 
@@ -58,10 +57,10 @@ class Kept:
     """A sink in memory."""
 
     def __init__(self) -> None:
-        self.answers: dict[Any, Answer] = {}
+        self.answers: dict[Any, ModelAnswer] = {}
         self.failed: dict[Any, str] = {}
 
-    def keep(self, ask: Any, answer: Answer) -> None:
+    def keep(self, ask: Any, answer: ModelAnswer) -> None:
         assert ask.key not in self.answers
         self.answers[ask.key] = answer
 
@@ -71,11 +70,11 @@ class Kept:
 
 def answers(
     backend: TransformersBackend, release: Path, model: Path, config: str, sampling: Sampling, every: int = 1
-) -> dict[Any, Answer]:
-    items, store = read_items(str(release), "test", config, None, blind=False)
-    job = Job(str(model), load_prompt("letter-only"), sampling, Bounds(), store)
+) -> dict[Any, ModelAnswer]:
+    items, store = read_visual_questions(str(release), "test", config, None, blind=False)
+    job = InferenceConfig(str(model), load_prompt("letter-only"), sampling, Bounds(), store)
     sink = Kept()
-    backend.run(job, asks_by_path(items[::every], circular=False), sink)
+    backend.run(job, requests_by_path(items[::every], circular=False), sink)
     assert not sink.failed
     return sink.answers
 
@@ -126,14 +125,14 @@ def test_a_batch_too_large_for_the_memory_is_halved(
 
 
 def test_an_image_that_the_processor_refuses_fails_alone(release: Path, model: Path) -> None:
-    items, store = read_items(str(release), "test", "default", None, blind=False)
+    items, store = read_visual_questions(str(release), "test", "default", None, blind=False)
     read, strip = store.read, io.BytesIO()
     Image.new("RGB", (2500, 5)).save(strip, "PNG")
     broken = items[5].views[0]
     store.read = lambda picture: strip.getvalue() if picture == broken else read(picture)  # type: ignore[method-assign]
-    job = Job(str(model), load_prompt("letter-only"), Sampling(max_tokens=3), Bounds(), store)
+    job = InferenceConfig(str(model), load_prompt("letter-only"), Sampling(max_tokens=3), Bounds(), store)
     sink = Kept()
-    TransformersBackend(8).run(job, asks_by_path(items, circular=False), sink)
+    TransformersBackend(8).run(job, requests_by_path(items, circular=False), sink)
     assert list(sink.failed) == [(items[5].question.id, None)]
     assert "aspect ratio" in sink.failed[items[5].question.id, None]
     whole = answers(TransformersBackend(8), release, model, "default", Sampling(max_tokens=3))

@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 
 from scale_vqa_eval.errors import InputError
-from scale_vqa_eval.predict.items import Ask, Item
-from scale_vqa_eval.predict.run_file import RunFile, failures_path
-from scale_vqa_eval.predict.sampling import Sampling, voted
+from scale_vqa_eval.predict.backend import Sampling, majority_vote
+from scale_vqa_eval.predict.predictions_file import PredictionsFile, failures_path
+from scale_vqa_eval.predict.requests import Request, VisualQuestion
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scoring.predictions import read_predictions
 
-ASKS = [Ask(Item(Question(f"q{i}", "?", ("x", "y"), 0), (), (), "p")) for i in range(8)]
+ASKS = [Request(VisualQuestion(Question(f"q{i}", "?", ("x", "y"), 0), (), (), "p")) for i in range(8)]
 RUN = {"model": "m", "prompt_id": "published@1", "sampling": {"temperature": 0.0}, "data_hash": "d"}
 
 
-def opened(path: Path, **changes: Any) -> RunFile:
-    return RunFile(path, RUN | changes, {"python": "3"}, ASKS)
+def opened(path: Path, **changes: Any) -> PredictionsFile:
+    return PredictionsFile(path, RUN | changes, {"python": "3"}, ASKS)
 
 
 def filled(path: Path, count: int) -> None:
@@ -40,7 +40,7 @@ def test_a_torn_line_is_asked_again_and_nothing_else(tmp_path: Path, torn: int) 
     with opened(out) as file:
         # with its line break alone missing, a line is whole
         assert file.answered == {ask.key for ask in (ASKS[:5] if torn == 1 else ASKS[:4])}
-        assert bool(file.repaired) == (torn > 1)
+        assert bool(file._answers.repaired_bytes) == (torn > 1)
     filled(out, 8)
     assert [row.id for row in read_predictions(out).rows] == [ask.key[0] for ask in ASKS]
 
@@ -95,17 +95,17 @@ def test_a_full_disk_is_one_error_and_the_run_goes_on_once_there_is_room(tmp_pat
                 file.keep(ask.key, {"response": "answer"})
             resource.setrlimit(resource.RLIMIT_FSIZE, (out.stat().st_size + (-9 if settled else 9), before[1]))
             if settled:
-                file.settle()
+                file.sort_and_rewrite()
             file.keep(ASKS[0].key, {"response": "cut"})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     with opened(out) as file:
         assert len(file.answered) == (8 if settled else 5)
-        assert (file.repaired > 0) == (not settled)
+        assert (file._answers.repaired_bytes > 0) == (not settled)
         for ask in ASKS:
             if ask.key not in file.answered:
                 file.keep(ask.key, {"response": "answer"})
-        file.settle()
+        file.sort_and_rewrite()
     assert [row.response for row in read_predictions(out).rows] == ["answer"] * 8
     assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl", ".lock"}
 
@@ -119,7 +119,7 @@ def test_a_place_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
 def test_other_versions_go_on_and_are_told(tmp_path: Path) -> None:
     out = tmp_path / "p.jsonl"
     filled(out, 3)
-    with RunFile(out, RUN, {"python": "4"}, ASKS) as file:
+    with PredictionsFile(out, RUN, {"python": "4"}, ASKS) as file:
         assert "python 3 -> 4" in file.notes[0]
 
 
@@ -150,8 +150,8 @@ def test_failures_stand_beside_with_their_reasons_until_they_are_answered_or_giv
         file.keep(ASKS[1].key, {"response": "late"})
     assert {row.id for row in read_predictions(out).rows} == {ask.key[0] for ask in ASKS[1:]}
     with opened(out) as file:
-        file.give_up()
-        file.settle()
+        file.accept_failures()
+        file.sort_and_rewrite()
     rows = read_predictions(out).rows
     assert [row.id for row in rows] == [ask.key[0] for ask in ASKS]
     assert (rows[0].response, rows[0].error) == (None, "too long") and rows[1].response == "late"
@@ -190,7 +190,7 @@ def test_settled_files_are_the_same_whatever_the_order_of_answers(tmp_path: Path
         with opened(out) as file:
             for ask in order:
                 file.keep(ask.key, {"response": "\ud800 lone" if ask is ASKS[3] else "é", "images": 2})
-            file.settle()
+            file.sort_and_rewrite()
         contents.add(out.read_bytes())
         with opened(out) as file:
             assert len(file.answered) == len(ASKS)
@@ -206,8 +206,11 @@ def test_what_a_run_notes_is_what_scoring_reads(tmp_path: Path) -> None:
 
 
 def test_the_vote_is_by_letter_and_never_a_guess() -> None:
-    assert voted(["<answer>B</answer>", "x", "<answer>a</answer>", "So <answer>A</answer>"], 4) == "<answer>a</answer>"
-    assert voted(["<answer>B</answer>", "<answer>A</answer>"], 4) == "<answer>B</answer>"
-    assert voted(["none", "<answer>Z</answer>"], 4) == "none"
+    assert (
+        majority_vote(["<answer>B</answer>", "x", "<answer>a</answer>", "So <answer>A</answer>"], 4)
+        == "<answer>a</answer>"
+    )
+    assert majority_vote(["<answer>B</answer>", "<answer>A</answer>"], 4) == "<answer>B</answer>"
+    assert majority_vote(["none", "<answer>Z</answer>"], 4) == "none"
     with pytest.raises(InputError, match="--temperature above 0"):
         Sampling(max_tokens=4, n=3)

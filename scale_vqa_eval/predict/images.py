@@ -1,0 +1,458 @@
+"""The images of a data set: where they are, and how one is decoded for every backend, trainer and plug-in.
+
+An ``ImageSource`` says which images a row has and returns their original bytes. ``decode_image`` turns bytes into RGB:
+rotated as EXIF says, transparency over white, colour profiles converted to sRGB, inside the bounds of resolution.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+from bisect import bisect_right
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final, Protocol
+
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.files import inside_root
+from scale_vqa_eval.questions import Question
+from scale_vqa_eval.release_folder.read import release_files, resolve_data
+from scale_vqa_eval.schema import VIEWS
+
+OPTION_IMAGES: Final = "option_images"
+UNREADABLE: Final = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What PIL raises of bytes that are not an image it can read."""
+_SENT_UNCHANGED: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+_ROW_GROUPS_KEPT: Final = 4
+_SAME_COLOUR: Final = 3
+"""Largest difference of a channel, out of 255, at which a colour profile counts as sRGB."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """One image: its row (from 0, over the questions read), column, and index in a list of option images."""
+
+    row: int
+    column: str
+    option: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+        column = self.column if self.option is None else f"{self.column}[{self.option}]"
+        return f"row {self.row + 1}, {column}"
+
+
+class ImageSource(Protocol):
+    """Says which images a row has and returns their bytes."""
+
+    def views(self, row: int) -> list[str]:
+        """Views of the row, in scale order."""
+
+    def options(self, row: int) -> int:
+        """Number of option images of the row."""
+
+    def read(self, image: ImageRef) -> bytes:
+        """The image's original bytes; raises InputError where they cannot be read."""
+
+
+class ParquetImages:
+    """Images embedded in Parquet files; only the row groups in use are held in memory.
+
+    Args:
+        files: the shards in order; rows are counted across them.
+        kept: row numbers, across the shards, that were read as questions; None for all.
+    """
+
+    def __init__(self, files: Sequence[Path], kept: Sequence[int] | None = None) -> None:
+        import pyarrow.parquet as pq
+
+        self._files = [pq.ParquetFile(path) for path in files]
+        self._paths = list(files)
+        self._kept = kept
+        groups = [(f, g) for f, file in enumerate(self._files) for g in range(file.metadata.num_row_groups)]
+        sizes = [self._files[f].metadata.row_group(g).num_rows for f, g in groups]
+        self._groups, self._starts = groups, [0, *accumulate(sizes)]
+        self._cache: OrderedDict[tuple[int, str], Any] = OrderedDict()
+        self._present = {name: self._presence(name) for name in (*VIEWS, OPTION_IMAGES)}
+
+    def views(self, row: int) -> list[str]:
+        return [view for view in VIEWS if (flags := self._present[view]) is not None and flags[self._row(row)]]
+
+    def options(self, row: int) -> int:
+        counts = self._present[OPTION_IMAGES]
+        return int(counts[self._row(row)] or 0) if counts is not None else 0
+
+    def read(self, image: ImageRef) -> bytes:
+        row = self._row(image.row)
+        group = bisect_right(self._starts, row) - 1
+        value = self._column(group, image.column)[row - self._starts[group]].as_py()
+        return embedded_bytes(value, image, str(self._paths[self._groups[group][0]]))
+
+    def _row(self, row: int) -> int:
+        return row if self._kept is None else self._kept[row]
+
+    def _column(self, group: int, name: str) -> Any:
+        """Returns one column of one row group; the groups used last are kept."""
+        key = (group, name)
+        if key not in self._cache:
+            file, number = self._groups[group]
+            self._cache[key] = self._files[file].read_row_group(number, columns=[name]).column(0)
+            while len(self._cache) > _ROW_GROUPS_KEPT * (len(VIEWS) + 1):
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
+        return self._cache[key]
+
+    def _presence(self, name: str) -> list[Any] | None:
+        """Returns per row whether a view exists, or how many option images; only the images' names are read."""
+        import pyarrow as pa
+
+        found: list[Any] = []
+        for path, file in zip(self._paths, self._files, strict=True):
+            if name not in file.schema_arrow.names:
+                return None
+            kind = file.schema_arrow.field(name).type
+            if pa.types.is_null(kind):
+                found += [None if name == OPTION_IMAGES else False] * file.metadata.num_rows
+                continue
+            kind = kind.value_type if name == OPTION_IMAGES and hasattr(kind, "value_type") else kind
+            empty = pa.types.is_null(kind)  # lists that are all empty
+            if not empty and (not pa.types.is_struct(kind) or {"bytes", "path"} - {field.name for field in kind}):
+                expected, hint = "images as {bytes, path}", "write the column with datasets' Image feature"
+                raise InputError(Problem(f"{path}, {name}", expected, preview(str(kind)), hint))
+            # the leaf of a list is called element, item or array_element, depending on the writer
+            leaves = (file.schema.column(index).path for index in range(len(file.schema)))
+            own = [leaf for leaf in leaves if leaf == name or leaf.startswith(f"{name}.")]
+            leaf = next((leaf for leaf in own if leaf.endswith(".path")), own[0])
+            found += image_presence(file.read(columns=[leaf]).column(0), name)
+        return found
+
+
+class HubImages:
+    """Images of a data set loaded by ``datasets``: memory-mapped, any row at once."""
+
+    def __init__(self, name: str, split: str | None, config: str | None) -> None:
+        from datasets import concatenate_datasets, load_dataset
+
+        data = load_dataset(name, config, split=split)
+        data = data if split is not None else concatenate_datasets(list(data.values()))
+        self._name, self._table = name, data.data
+        names = [column for column in (*VIEWS, OPTION_IMAGES) if column in data.column_names]
+        self._present = {column: image_presence(self._table.column(column), column) for column in names}
+
+    def views(self, row: int) -> list[str]:
+        return [view for view in VIEWS if view in self._present and self._present[view][row]]
+
+    def options(self, row: int) -> int:
+        return int(self._present[OPTION_IMAGES][row] or 0) if OPTION_IMAGES in self._present else 0
+
+    def read(self, image: ImageRef) -> bytes:
+        return embedded_bytes(self._table.column(image.column)[image.row].as_py(), image, self._name)
+
+
+class FileImages:
+    """Images that a question file names by paths below a root; no path may leave it.
+
+    Args:
+        root: folder that the paths are relative to.
+        questions: what was read from the file, in its order.
+    """
+
+    def __init__(self, root: Path, questions: Sequence[Question]) -> None:
+        self._root = root.resolve()
+        self._paths = [dict(question.images) for question in questions]
+        problems = [
+            Problem(f"{question.id}, image_path", f"views {', '.join(VIEWS)}", preview(view), "rename the view")
+            for question in questions
+            for view, _ in question.images
+            if view not in VIEWS
+        ]
+        missing = [problem for row in range(len(questions)) for problem in self._missing(row, questions[row].id)]
+        named = sum(map(len, self._paths))
+        if len(missing) == named > 1:  # the folder is wrong, not some files
+            first = missing[0]
+            missing = [Problem(str(root), f"{named} image files", f"none, the first {first.found}", first.hint)]
+        if problems or missing:
+            raise InputError(problems + missing)
+
+    def views(self, row: int) -> list[str]:
+        return [view for view in VIEWS if self._paths[row].get(view)]
+
+    def options(self, row: int) -> int:
+        return 0
+
+    def read(self, image: ImageRef) -> bytes:
+        return (self._root / self._paths[image.row][image.column]).read_bytes()
+
+    def _missing(self, row: int, name: str) -> list[Problem]:
+        problems = []
+        for view, text in self._paths[row].items():
+            file = inside_root(self._root, str(text))
+            if file is None or not file.is_file():
+                hint = "name the images' folder by --images, or ask --ablate blind"
+                problems.append(
+                    Problem(f"{name}, {view}", f"an image file inside of {self._root}", preview(text), hint)
+                )
+        return problems
+
+
+class NoImages:
+    """Questions that are asked without images."""
+
+    def views(self, row: int) -> list[str]:
+        return []
+
+    def options(self, row: int) -> int:
+        return 0
+
+    def read(self, image: ImageRef) -> bytes:
+        raise InputError(Problem(image.name, "no image", "one", "this is a defect of the program: report it"))
+
+
+def open_images(
+    data: str, split: str | None, config: str | None, questions: Sequence[Question], root: Path | None
+) -> ImageSource:
+    """Returns the source of the images of ``questions``, which were read from the same data, split and config.
+
+    Raises:
+        InputError: where the data names images that do not exist.
+    """
+    data = resolve_data(data)
+    path = Path(data)
+    if path.is_dir():
+        splits = release_files(path, config)
+        return ParquetImages([file for name, files in splits.items() if split in (None, name) for file in files])
+    if path.suffix.lower() == ".parquet":
+        return ParquetImages([path], _rows_of_split(path, split))
+    if path.is_file():
+        return FileImages(root or path.parent, questions)
+    return HubImages(data, split, config)
+
+
+def _rows_of_split(path: Path, split: str | None) -> list[int] | None:
+    """Returns the row numbers of one split of a Parquet file with a split column, else None for all."""
+    import pyarrow.parquet as pq
+
+    if split is None or "split" not in pq.read_schema(path).names:
+        return None
+    names = pq.read_table(path, columns=["split"]).column(0).to_pylist()
+    return [row for row, name in enumerate(names) if name == split]
+
+
+def image_presence(column: Any, name: str) -> list[Any]:
+    """Returns per row of an Arrow column whether a view exists, or the length of its list of option images."""
+    import pyarrow.compute as pc
+
+    if name == OPTION_IMAGES:
+        lengths: list[Any] = pc.list_value_length(column).to_pylist()
+        return lengths
+    flags: list[Any] = column.is_valid().to_pylist()
+    return flags
+
+
+def embedded_bytes(value: Any, image: ImageRef, location: str) -> bytes:
+    """Returns the bytes of an image cell.
+
+    Raises:
+        InputError: where the cell names a file instead: rows of a data set must not open files of this machine.
+    """
+    cell = value if image.option is None else value[image.option]
+    content = cell.get("bytes") if isinstance(cell, Mapping) else None
+    if not content:
+        found = preview(cell.get("path")) if isinstance(cell, Mapping) else "nothing"
+        hint = "build the release folder with --images, so that its images are in it"
+        raise InputError(Problem(f"{location}, {image.name}", "an embedded image", found, hint))
+    assert isinstance(content, bytes)
+    return content
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Minimum and maximum of an image's pixels (width x height); None for no bound (a processor has its own)."""
+
+    minimum: int | None = None
+    maximum: int | None = None
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Returns the size inside the bounds, the aspect ratio kept to a pixel.
+
+        >>> Bounds(maximum=200).size(40, 20), Bounds(minimum=3200).size(40, 20), Bounds().size(40, 20)
+        ((20, 10), (80, 40), (40, 20))
+        """
+        area = width * height
+        if self.maximum is not None and area > self.maximum:
+            factor = math.sqrt(self.maximum / area)
+            return max(1, math.floor(width * factor)), max(1, math.floor(height * factor))
+        if self.minimum is not None and area < self.minimum:
+            factor = math.sqrt(self.minimum / area)
+            return math.ceil(width * factor), math.ceil(height * factor)
+        return width, height
+
+
+def decode_image(content: bytes, location: str, bounds: Bounds) -> Image.Image:
+    """Returns an image as RGB inside the bounds, as people see it; see ``to_rgb``.
+
+    Raises:
+        InputError: where the bytes are not an image, or a truncated one, a decompression bomb, or of unknown range.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            decoded = to_rgb(image, location)
+    except UNREADABLE as error:
+        found = preview(str(error), 120)
+        if isinstance(error, UnidentifiedImageError):  # its message names an address in memory
+            found = f"{len(content):,} bytes that begin with {preview(content[:16])}" if content else "no bytes"
+        raise InputError(Problem(location, "a complete image", found, "restore the original file")) from error
+    size = bounds.size(*decoded.size)
+    return decoded if size == decoded.size else decoded.resize(size, Image.Resampling.BICUBIC)
+
+
+def to_rgb(image: Image.Image, location: str) -> Image.Image:
+    """Returns an image as RGB in sRGB: rotated as its EXIF says, transparent parts over white.
+
+    A colour profile is converted to sRGB. 16 bits of grey become 8 (PIL would make all of it white).
+
+    Raises:
+        InputError: for 32 bits a pixel: nothing says which value is white.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = image.point(lambda value: value * (1 / 257)).convert("L")
+    if image.mode in ("I", "F"):
+        found = f"32 bits a pixel (mode {image.mode}), of which nothing says what is white"
+        raise InputError(Problem(location, "8 or 16 bits a channel", found, "save the image with 8 bits a channel"))
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    mode = _colour_mode(image.mode)
+    colours = image if image.mode == mode else image.convert(mode)
+    colours = _in_srgb(colours, image.info.get("icc_profile") or b"")
+    if alpha is None:
+        return colours
+    page = Image.new("RGB", image.size, "white")
+    page.paste(colours, mask=alpha)
+    return page
+
+
+def _colour_mode(mode: str) -> str:
+    """Returns the mode of an image's colours alone, without palette or transparency."""
+    if mode in ("LA", "La") or mode.startswith("I;16"):
+        return "L"
+    return "RGB" if mode in ("1", "P", "PA", "RGBA", "RGBa", "RGBX") else mode
+
+
+def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    if profile_kind(profile, image.mode) == "converted":
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        assert converted is not None
+        return converted
+    return image.convert("RGB")
+
+
+@lru_cache(maxsize=64)
+def profile_kind(profile: bytes, mode: str) -> str:
+    """Returns what a colour profile means for an image: ``none``, ``srgb``, ``converted`` or ``unusable``.
+
+    A profile counts as sRGB where it maps test colours to themselves. One that cannot be read, or that belongs to
+    another kind of image, is unusable and left aside.
+    """
+    if not profile:
+        return "none"
+    levels = range(0, 256, 51)
+    cube = [(r, g, b) for r in levels for g in levels for b in levels]
+    colours: list[Any] = {"L": list(range(256)), "RGB": cube}.get(mode, [])
+    sample = Image.new(mode, (max(len(colours), 1), 1))
+    sample.putdata(colours)
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(sample, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, *UNREADABLE):
+        return "unusable"
+    if converted is None or not colours:
+        return "converted"
+    pairs = zip(sample.convert("RGB").tobytes(), converted.tobytes(), strict=True)
+    return "srgb" if max(abs(before - after) for before, after in pairs) <= _SAME_COLOUR else "converted"
+
+
+def colour_changes(content: bytes) -> list[str]:
+    """Returns what ``to_rgb`` does to an image's colours beside its size; only the header is read."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            kind = profile_kind(image.info.get("icc_profile") or b"", _colour_mode(image.mode))
+            found = {"converted": ["profile converted to sRGB"], "unusable": ["unusable profile left aside"]}
+            return [*found.get(kind, []), *(["transparency over white"] if image.has_transparency_data else [])]
+    except UNREADABLE:
+        return []  # the question that shows it says what is wrong
+
+
+def data_uri(content: bytes, location: str, bounds: Bounds) -> str:
+    """Returns an image as a data URI: the original bytes where they can be sent, else lossless PNG.
+
+    Raises:
+        InputError: as ``decode_image`` does.
+    """
+    image = decode_image(content, location, bounds)
+    with Image.open(io.BytesIO(content)) as header:
+        kind = _SENT_UNCHANGED.get(header.format or "")
+        plain = header.mode in ("RGB", "L") and header.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        unchanged = kind is not None and header.size == image.size and plain and not colour_changes(content)
+    if not unchanged:
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        kind, content = "image/png", file.getvalue()
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+class EncodedImages:
+    """Data URIs of the images encoded last: the questions of a path share theirs, and each is encoded once.
+
+    Safe to use from several threads.
+
+    Attributes:
+        limit: characters kept.
+    """
+
+    def __init__(self, limit: int = 512 * 2**20) -> None:
+        self.limit = limit
+        self._kept: OrderedDict[bytes, str] = OrderedDict()
+        self._size = 0
+        self._lock = Lock()
+
+    def uri(self, content: bytes, location: str, bounds: Bounds) -> str:
+        """Returns ``data_uri``, from memory where it is kept."""
+        key = hashlib.blake2b(content, key=repr(bounds).encode()[:64], digest_size=16).digest()
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        found = data_uri(content, location, bounds)
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = found
+                self._size += len(found)
+            while self._size > self.limit:
+                self._size -= len(self._kept.popitem(last=False)[1])
+        return found
+
+
+def images_digest(images: Sequence[tuple[str, ImageRef]], source: ImageSource) -> tuple[str | None, dict[str, int]]:
+    """Returns the SHA-256 over the bytes of all images, None without one, and how many have their colours changed.
+
+    Args:
+        images: question id and image, in the questions' order.
+        source: where they are.
+    """
+    digest, changes = hashlib.sha256(), Counter[str]()
+    for name, image in images:
+        content = source.read(image)
+        digest.update(f"{name} {image.column} {image.option} {len(content)}\n".encode() + content)
+        changes.update(colour_changes(content))
+    return digest.hexdigest() if images else None, dict(sorted(changes.items()))
