@@ -367,8 +367,9 @@ def profile_kind(profile: bytes, mode: str) -> str:
     if not profile:
         return "none"
     levels = range(0, 256, 51)
-    cube = [(r, g, b) for r in levels for g in levels for b in levels]
-    colours: list[Any] = {"L": list(range(256)), "RGB": cube}.get(mode, [])
+    colours: list[Any] = list(range(256)) if mode == "L" else []
+    if mode == "RGB":
+        colours = [(red, green, blue) for red in levels for green in levels for blue in levels]
     sample = Image.new(mode, (max(len(colours), 1), 1))
     sample.putdata(colours)
     try:

@@ -228,7 +228,7 @@ class _QuestionRun:
     async def _ask(self, session: LLMSession, request: Request) -> None:
         try:
             # in a thread: decoding and encoding three images would hold up the other calls
-            messages = await asyncio.to_thread(self.config.chat, request)
+            messages = await asyncio.to_thread(self.config.server_messages, request)
         except InputError as error:
             self.sink.fail(request, str(error))
             return

@@ -155,16 +155,16 @@ def load(config: InferenceConfig) -> tuple[Any, Any]:
     location = f"model {config.model}"
     source = {name: value for name, value in config.options.items() if name in _SOURCE}
     try:
-        config = AutoConfig.from_pretrained(config.model, **source)
+        kind = AutoConfig.from_pretrained(config.model, **source)
     except (OSError, ValueError, KeyError) as error:
         hint = "name a model folder or a Hub id that this machine can reach or has in its cache"
         if "trust_remote_code" in str(error):
             hint = "read the model's code, then give --option trust_remote_code=true to run it"
         raise InputError(Problem(location, "a model that can be loaded", _first_line(error), hint)) from error
-    own_code = "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
-    if type(config) not in AutoModelForImageTextToText._model_mapping and not own_code:
+    own_code = "AutoModelForImageTextToText" in (getattr(kind, "auto_map", None) or {})
+    if type(kind) not in AutoModelForImageTextToText._model_mapping and not own_code:
         hint = "name a vision-language model; for text models see `scale-vqa audit --lm`"
-        found = f"{config.model_type}, which reads none"
+        found = f"{kind.model_type}, which reads none"
         raise InputError(Problem(location, "a model that reads images and answers in text", found, hint))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings: dict[str, Any] = {"dtype": "auto", "device_map": device} | dict(config.options)
