@@ -1,11 +1,10 @@
-"""Checks the image files of a release: each lies inside the image root, is whole and is of a sane size.
+"""Checks image files that a table names: each lies inside the image root, is complete and is of a sane size.
 
 The paths come from a file that somebody else wrote: none is opened before it is known to stay inside the root.
 """
 
 from __future__ import annotations
 
-import os
 import struct
 import warnings
 from collections.abc import Iterable
@@ -17,16 +16,15 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from scale_vqa_eval.errors import Problem, preview
+from scale_vqa_eval.files import inside_root
 
 FORMATS: Final = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 MAX_PIXELS: Final = 64_000_000
 """Most pixels an image may claim; three of the released 512 px views have under one million."""
 
-_MEND_PATH = "name a file below the image root"
-
 
 def inside(root: Path, name: str) -> Path | str:
-    """Returns the file that ``name`` points to below ``root``, or a line that says why it is none.
+    """Returns the file that ``name`` points to below ``root``, or a line that says why there is none.
 
     Refused are absolute paths (of any system), ``..``, NUL bytes, and symlinks that lead out of the root.
     """
@@ -38,8 +36,8 @@ def inside(root: Path, name: str) -> Path | str:
     if ".." in posix.parts or ".." in windows.parts:
         return "a path with '..'"
     try:
-        real = Path(os.path.realpath(root / posix))
-        if not real.is_relative_to(os.path.realpath(root)):
+        real = inside_root(root, name)
+        if real is None:
             return "a symlink that leaves the image root"
         return real if real.is_file() else "no file there"
     except (OSError, ValueError) as error:
@@ -47,7 +45,7 @@ def inside(root: Path, name: str) -> Path | str:
 
 
 def image_problem(path: Path) -> str | None:
-    """Returns a line that says what is wrong with an image file, None where it decodes in full."""
+    """Returns a line that says what is wrong with an image file, or None if it decodes in full."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -68,25 +66,25 @@ def check_images(root: Path, named: Iterable[tuple[str, str]], workers: int = 2)
     """Checks every image that the rows name, each file once.
 
     Args:
-        root: the folder that the paths of the release are relative to.
-        named: pairs of place (for messages) and path, in row order.
-        workers: threads; decoding leaves the interpreter lock.
+        root: the folder that the paths are relative to.
+        named: pairs of location (for messages) and path, in row order.
+        workers: threads; decoding releases the interpreter lock.
 
     Returns:
-        One fault for each pair whose path or file is bad, in row order.
+        One problem for each pair whose path or file is bad, in row order.
     """
     pairs = list(named)
-    places = {name: inside(root, name) for _, name in pairs}
-    files = sorted({place for place in places.values() if isinstance(place, Path)})
+    files = {name: inside(root, name) for _, name in pairs}
+    paths = sorted({file for file in files.values() if isinstance(file, Path)})
     with ThreadPoolExecutor(workers) as pool:
-        checked = tqdm(pool.map(image_problem, files), "images checked", total=len(files), disable=None)
-        broken = dict(zip(files, checked, strict=True))
+        checked = tqdm(pool.map(image_problem, paths), "images checked", total=len(paths), disable=None)
+        broken = dict(zip(paths, checked, strict=True))
     problems = []
     for location, name in pairs:
-        place = places[name]
-        if not isinstance(place, Path):
-            hint = f"put it below {root}" if place == "no file there" else _MEND_PATH
-            problems.append(Problem(f"{location}, image {preview(name)}", f"a file inside {root}", place, hint))
-        elif (found := broken[place]) is not None:
-            problems.append(Problem(f"{location}, image {preview(name)}", "a whole image", found, "download it again"))
+        file, where = files[name], f"{location}, image {preview(name)}"
+        if not isinstance(file, Path):
+            hint = f"put it below {root}" if file == "no file there" else "name a file below the image root"
+            problems.append(Problem(where, f"a file inside {root}", file, hint))
+        elif (found := broken[file]) is not None:
+            problems.append(Problem(where, "a complete image", found, "download it again"))
     return problems

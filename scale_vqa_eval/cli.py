@@ -1,51 +1,56 @@
-"""The command ``scale-vqa``: a table of commands, each imported only when it is called."""
+"""The command ``scale-vqa``: tables of commands, each imported only when it is called."""
 
 from __future__ import annotations
 
 import importlib
+import os
+import re
 import sys
-from typing import Any
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
 
 import click
 
 from scale_vqa_eval import __version__
-from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.errors import InputError, Problem, did_you_mean
 
-# name -> (module, function, one line of help); rooms are named by text, so the ground floor imports none of them
-COMMANDS: dict[str, tuple[str, str, str]] = {
-    "build": ("dataset_script.commands", "build", "Build a release folder from a release, slides or phantom slides."),
+CommandTable = dict[str, tuple[str, str, str]]
+"""Name -> (module, function, one line of help); modules are named by text, so that nothing is imported here."""
+
+BUILDS: Final[CommandTable] = {
+    "release": ("dataset_script.authors_release", "release", "From the authors' JSON files and their images."),
+    "slides": ("dataset_script.slides.command", "slides", "Grounding questions from slides that OpenSlide opens."),
+    "phantom": ("dataset_script.phantom.build", "phantom", "Questions on synthetic slides, for tests and teaching."),
+    "single": ("dataset_script.single_image", "single", "Rows from questions with one image, such as PathMMU's."),
+}
+COMMANDS: Final[CommandTable] = {
+    "build": ("scale_vqa_eval.cli", "build", "Build a release folder from a release, slides or synthetic slides."),
     "prepare": ("dataset_script.prepare", "prepare", 'Make load_dataset("scale-vqa") work by its bare name.'),
-    "audit": ("scale_vqa_eval.audit.command", "audit", "Measure how far a reader without images gets, and why."),
+    "audit": ("scale_vqa_eval.audit.command", "audit", "Measure how far text-only baselines get, and why."),
     "control": ("scale_vqa_eval.controls.command", "control", "Make the exchange or screened split."),
-    "predict": (
-        "scale_vqa_eval.predict.command",
-        "predict",
-        "Ask a vision-language model, with or without its images.",
-    ),
+    "predict": ("scale_vqa_eval.predict.command", "predict", "Ask a vision-language model, with or without images."),
     "score": ("scale_vqa_eval.scoring.command", "score", "Score a predictions file."),
     "compare": ("scale_vqa_eval.scoring.command", "compare", "Compare two predictions files, paired and clustered."),
     "report": ("scale_vqa_eval.scoring.command", "report", "Join runs into the tables and plots of a paper."),
     "weights": ("model_card.weights", "weights", "Prepare a checkpoint: shards, LoRA merged, same logits."),
     "publish": ("model_card.publish.command", "publish", "Publish data, metric or weights; a dry run first."),
     "card": ("model_card.card_command", "card", "Write the card of a dataset, a model or the metric from its files."),
-    "review": (
-        "dataset_script.review.command",
-        "review",
-        "Let two pathologists judge each question, on a local page.",
-    ),
-    "curate": (
-        "dataset_script.curate.command",
-        "curate",
-        "Make questions that need the images from expert captions.",
-    ),
-    "doctor": ("scale_vqa_eval.doctor", "doctor", "Say what is installed, what will not work here, and the fix."),
+    "review": ("dataset_script.review.command", "review", "Let two pathologists judge each question on a local page."),
+    "curate": ("dataset_script.curate.command", "curate", "Make questions that need the images from captions."),
+    "doctor": ("scale_vqa_eval.doctor", "doctor", "Check what is installed, what will not work here, and the fix."),
 }
+MAX_SAME: Final = 5
+"""Problems printed with the same expectation, finding and hint; the others are counted, and written to a file."""
+MAX_SIMILAR: Final = 20
+"""Problems printed with the same expectation and hint, whatever was found."""
 
 
 class LazyGroup(click.Group):
-    """A click group whose commands live in a table of ``(module, function, help)`` and are imported on use."""
+    """A click group whose commands are listed in a table of ``(module, function, help)`` and imported on use."""
 
-    def __init__(self, *args: Any, table: dict[str, tuple[str, str, str]], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, table: CommandTable, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.table = table
 
@@ -54,6 +59,9 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.table:
+            if not cmd_name.startswith("-"):
+                hint = did_you_mean(cmd_name, self.table)
+                ctx.fail(f"No such command {cmd_name!r}; {hint}: {', '.join(self.table)}")
             return None
         module, function, _ = self.table[cmd_name]
         command = getattr(importlib.import_module(module), function)
@@ -68,7 +76,12 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="scale-vqa")
 def cli() -> None:
-    """Scale-VQA: questions across the magnifications of a slide, scored beside their blind control."""
+    """Scale-VQA: questions across the magnifications of a slide, scored beside their text-only baseline."""
+
+
+@click.group(cls=LazyGroup, table=BUILDS)
+def build() -> None:
+    """Build a release folder: Parquet files and a dataset card, as load_dataset reads them."""
 
 
 def main() -> None:
@@ -76,10 +89,7 @@ def main() -> None:
     try:
         status = cli.main(standalone_mode=False)
     except InputError as error:
-        for problem in error.problems:
-            click.echo(f"error: {problem}", err=True)
-        if len(error.problems) > 1:
-            click.echo(f"{len(error.problems)} faults; nothing was written", err=True)
+        _print_problems(error.problems)
         sys.exit(1)
     except click.exceptions.Abort:
         click.echo("interrupted; run the same command again to go on", err=True)
@@ -87,6 +97,7 @@ def main() -> None:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
+        _suggest_choice(error)
         error.show()
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
@@ -99,10 +110,53 @@ def main() -> None:
             err=True,
         )
         sys.exit(2)
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        expected, found = "a file or folder that can be read and written", error.strerror or type(error).__name__
+        _print_problems([Problem(str(error.filename), expected, found, "check the path, its rights and free space")])
+        sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
 
 
-_EXTRA_OF = {
+def _print_problems(problems: Sequence[Problem]) -> None:
+    """Prints the first problems of each kind on stderr and counts the others; a file has all of them."""
+    kinds: dict[tuple[str, str], list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault((problem.expected, problem.hint), []).append(problem)
+    cut = False
+    for (expected, _), members in kinds.items():
+        found: Counter[str] = Counter()
+        printed = 0
+        for problem in members:
+            found[problem.found] += 1
+            if found[problem.found] <= MAX_SAME and printed < MAX_SIMILAR:
+                click.echo(f"error: {problem}", err=True)
+                printed += 1
+        if printed < len(members):
+            click.echo(f"... and {len(members) - printed} more: expected {expected}", err=True)
+            cut = True
+    if len(problems) > 1:
+        click.echo(f"{len(problems)} problems; nothing was written", err=True)
+    if cut:
+        with tempfile.NamedTemporaryFile("w", prefix="scale-vqa-problems-", suffix=".txt", delete=False) as report:
+            report.writelines(f"{problem}\n".encode("utf-8", "backslashreplace").decode() for problem in problems)
+        click.echo(f"all of them, a line each: {report.name}", err=True)
+
+
+def _suggest_choice(error: click.ClickException) -> None:
+    """Adds the nearest choice to the message on an option that takes one of several values."""
+    choice = getattr(getattr(error, "param", None), "type", None)
+    given = re.match(r"'([^']*)' is not one of", error.message)
+    if isinstance(choice, click.Choice) and given:
+        hint = did_you_mean(given[1], map(str, choice.choices))
+        error.message += f" {hint[0].upper()}{hint[1:]}" if "did" in hint else ""
+
+
+_EXTRA_OF: Final = {
     "openslide": "slides",
     "skimage": "slides",
     "skia": "slides",

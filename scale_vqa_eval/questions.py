@@ -1,38 +1,27 @@
 """Reads multiple-choice questions of any benchmark, images left aside: the input of the audit and the controls.
 
 ``read_questions`` takes a release folder, a Hub id, a ``.parquet`` file, or a JSON list, JSONL or CSV with question,
-options and answer; the authors' format is one of those. What a field may be called is in ``FIELD_NAMES``.
+options and answer; the authors' format is one of those. What a field may be called is in
+``release_folder.read.FIELD_NAMES``.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Number
 from pathlib import Path
 from typing import Any, Final
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.release_folder.read import Record, read_records
+from scale_vqa_eval.release_folder.read import FIELD_NAMES, Record, read_records
 from scale_vqa_eval.schema import LETTERS, QUESTION_TYPES, patient_of, row_id
 
-FIELD_NAMES: Final[dict[str, tuple[str, ...]]] = {
-    "id": ("id", "question_id", "qid"),
-    "question": ("question", "prompt", "query", "stem"),
-    "options": ("options", "choices"),
-    "answer": ("answer", "answer_index", "correct_answer", "label", "gold", "target"),
-    "rationale": ("rationale", "explanation"),
-    "dimension": ("dimension", "question_type", "category", "subject", "type"),
-    "slide": ("wsi_name", "slide", "slide_id", "file_id", "image_path", "image"),
-    "patient": ("patient_id", "patient", "case_id", "case"),
-    "path_id": ("path_id",),
-    "source": ("source",),
-    "group": ("group",),
-    "split": ("split",),
-}
-"""Field -> names under which a file may carry it, the first present is taken; ``extra_info`` is looked into too."""
+_TEXTS: Final = ("id", "dimension", "slide", "patient", "path_id", "rationale", "group")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +29,18 @@ class Question:
     """One multiple-choice question without its images.
 
     Attributes:
-        id: the row id; ``row N`` where the file has none.
+        id: the row id; ``row N`` if the file has none.
         question: the stem.
         options: 2 to 26 option texts in letter order.
         answer: 0-based index of the gold option.
-        dimension: name of the reasoning dimension, None where the file has none.
-        slide: slide name, None where unknown.
-        patient: patient name, None where unknown.
-        path_id: the diagnostic path, None where unknown.
-        rationale: the released rationale, None where there is none.
+        dimension: name of the reasoning dimension, None if the file has none.
+        slide: slide name, None if unknown.
+        patient: patient name, None if unknown.
+        path_id: the diagnostic path, None if unknown.
+        rationale: the released rationale, or None.
         group: exchange group, None outside of one.
         split: split of a release folder, else None.
-        images: view -> image path as the file names it; empty where the file names none.
+        images: view -> image path as the file names it; empty if the file names none.
     """
 
     id: str
@@ -83,12 +72,12 @@ def read_questions(data: str | Path, split: str | None = None, config: str | Non
 
     Args:
         data: release folder, ``.parquet``, ``.json`` (list), ``.jsonl``, ``.csv``, Hub id ``org/name``, or
-            ``scale-vqa``, the bare name of what is prepared.
+            ``scale-vqa``, the bare name (see ``release_folder.read.resolve_data``).
         split: keep this split only; None keeps all.
-        config: config of a release folder; None takes ``default`` where there is one, else the first.
+        config: config of a release folder; None takes ``default`` if there is one, else the first.
 
     Raises:
-        InputError: with every fault of the input: file, row, expected, found, fix.
+        InputError: with every problem of the input: file, row, expected, found, fix.
     """
     questions: list[Question] = []
     problems: list[Problem] = []
@@ -99,18 +88,13 @@ def read_questions(data: str | Path, split: str | None = None, config: str | Non
             continue
         key = (question.split, question.id)
         if key in seen:
-            problems.append(
-                Problem(
-                    record.location, "an id of its own", f"the id of {seen[key]}: {preview(question.id)}", "rename one"
-                )
-            )
+            found = f"the id of {seen[key]}: {preview(question.id)}"
+            problems.append(Problem(record.location, "an id of its own", found, "rename one"))
         seen[key] = record.location
         questions.append(question)
     if not questions and not problems:
-        found = "no row" if split is None else f"no row of split {split!r}"
-        problems.append(
-            Problem(str(data), "at least one question", found, "name a file or a split that has questions")
-        )
+        hint = "name a file that has questions"
+        problems.append(Problem(str(data), "at least one question", "no row", hint))
     if problems:
         raise InputError(problems)
     return questions
@@ -119,31 +103,25 @@ def read_questions(data: str | Path, split: str | None = None, config: str | Non
 def _question(record: Record, problems: list[Problem]) -> Question | None:
     """Turns one record into a question; appends what is wrong with it to ``problems`` and returns None then."""
     row, location = record.row, record.location
-    stem = _field(row, "question")
-    options = _options(row)
+    stem = next(_values(row, "question"), None)
     if not isinstance(stem, str) or not stem.strip():
         expected = f"a question text under one of {', '.join(FIELD_NAMES['question'])}"
         problems.append(Problem(location, expected, preview(stem), "add the text"))
         return None
+    options = _options(row)
     if isinstance(options, str):
         hint = "give a JSON list, an object A, B, ... or columns A, B, ..."
         problems.append(Problem(location, "2 to 26 option texts", options, hint))
         return None
-    gold = _gold(row, options)
+    gold = _gold(next(_values(row, "answer"), None), options)
     if isinstance(gold, str):
         last = LETTERS[len(options) - 1]
         expected = f"an answer that is a letter A-{last}, an index 0-{len(options) - 1} or the text of one option"
         problems.append(Problem(location, expected, gold, "correct the answer"))
         return None
-    return _assembled(record, stem, options, gold)
-
-
-def _assembled(record: Record, stem: str, options: tuple[str, ...], gold: int) -> Question:
-    row = record.row
-    kind = _text(_field(row, "dimension"))
-    slide, path_id = _text(_field(row, "slide")), _text(_field(row, "path_id"))
-    patient = _text(_field(row, "patient")) or (patient_of(slide) if slide else None)
-    identity = _text(_field(row, "id"))
+    fields = {name: _text(row, name, location, problems) for name in _TEXTS}
+    slide, path_id, kind = fields["slide"], fields["path_id"], fields["dimension"]
+    identity = fields["id"]
     if identity is None:
         identity = row_id(slide, path_id, kind) if slide and path_id and kind else f"row {record.number}"
     images = row.get("image_path")
@@ -155,30 +133,38 @@ def _assembled(record: Record, stem: str, options: tuple[str, ...], gold: int) -
         answer=gold,
         dimension=QUESTION_TYPES.get(kind, kind) if kind else None,
         slide=slide,
-        patient=patient,
+        patient=fields["patient"] or (patient_of(slide) if slide else None),
         path_id=path_id,
-        rationale=_text(_field(row, "rationale")),
-        group=_text(_field(row, "group")),
-        split=record.split or _text(_field(row, "split")),
+        rationale=fields["rationale"],
+        group=fields["group"],
+        split=record.split,
         images=named,
     )
 
 
-def _field(row: Mapping[str, Any], name: str) -> Any:
-    """Returns the first value present under the names of a field, at the top or in ``extra_info``."""
+def _values(row: Mapping[str, Any], name: str) -> Iterator[Any]:
+    """Yields the values present under the names of a field, at the top or in ``extra_info``; objects are not taken."""
     extra = row.get("extra_info")
     for key in FIELD_NAMES[name]:
-        for place in (row, extra if isinstance(extra, Mapping) else {}):
-            value = place.get(key)
+        for fields in (row, extra if isinstance(extra, Mapping) else {}):
+            value = fields.get(key)
             if value is not None and value != "" and not isinstance(value, Mapping):
-                return value
+                yield value
+
+
+def _text(row: Mapping[str, Any], name: str, location: str, problems: list[Problem]) -> str | None:
+    """Returns a field as text. A value that is neither text nor number, such as a decoded image, names nothing."""
+    values = [value for value in _values(row, name) if not (isinstance(value, float) and math.isnan(value))]
+    for value in values:
+        parts = value if isinstance(value, list | tuple) else [value]
+        if all(part is None or isinstance(part, str | Number | list | Mapping) for part in parts):
+            whole = isinstance(value, float) and value.is_integer()  # an integer column with nulls, by pandas
+            return str(int(value) if whole else value).strip() or None
+    if values and name != "slide":  # the names of a slide include those of image columns
+        expected = f"a text or a number under one of {', '.join(FIELD_NAMES[name])}"
+        found = f"a value of type {type(values[0]).__name__}"
+        problems.append(Problem(location, expected, found, "convert the field"))
     return None
-
-
-def _text(value: Any) -> str | None:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    return str(value).strip() or None
 
 
 def _options(row: Mapping[str, Any]) -> tuple[str, ...] | str:
@@ -195,40 +181,45 @@ def _options(row: Mapping[str, Any]) -> tuple[str, ...] | str:
         raw = [text for _, text in sorted(zip(letters, raw.values(), strict=True), key=lambda pair: pair[0])]
     if not isinstance(raw, list | tuple):
         return preview(raw)
-    texts = tuple(text if isinstance(text, str) else "" if text is None else str(text) for text in raw)
-    if not 2 <= len(texts) <= len(LETTERS):
-        return f"{len(texts)} options"
+    if not 2 <= len(raw) <= len(LETTERS):
+        return f"{len(raw)} options"
+    strange = [type(text).__name__ for text in raw if text is not None and not isinstance(text, str | Number)]
+    if strange:
+        return f"an option of type {strange[0]}"
+    texts = tuple("" if text is None else str(text) for text in raw)
     empty = [LETTERS[index] for index, text in enumerate(texts) if not text.strip()]
     return f"an empty option {', '.join(empty)}" if empty else texts
 
 
 def _literal(text: str) -> Any:
-    """Reads a list or object written as JSON or as a Python literal; returns the text itself where it is neither."""
+    """Reads a list or object written as JSON or as a Python literal; returns the text itself if it is neither."""
+    if not text.lstrip().startswith(("[", "{", "(")):
+        return text
     for reader in (json.loads, ast.literal_eval):
-        try:
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             return reader(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
     return text
 
 
-def _gold(row: Mapping[str, Any], options: tuple[str, ...]) -> int | str:
+def _gold(raw: Any, options: tuple[str, ...]) -> int | str:
     """Returns the 0-based index of the gold option, or a line that says what was found instead."""
-    raw = _field(row, "answer")
     if isinstance(raw, bool) or raw is None:
         return f"the answer {preview(raw)}"
     if isinstance(raw, int | float):
-        return int(raw) if raw == int(raw) and 0 <= raw < len(options) else f"the answer {preview(raw)}"
-    readings = set(_readings(str(raw).strip(), options))
-    if len(readings) == 1:
-        return readings.pop()
-    return f"the answer {preview(raw)}" + (", which can be read as more than one option" if readings else "")
+        return int(raw) if 0 <= raw < len(options) and raw == int(raw) else f"the answer {preview(raw)}"
+    if not isinstance(raw, str):
+        return f"an answer of type {type(raw).__name__}"
+    matches = set(_matches(raw.strip(), options))
+    if len(matches) == 1:
+        return matches.pop()
+    return f"the answer {preview(raw)}" + (", which can be read as more than one option" if matches else "")
 
 
-def _readings(answer: str, options: tuple[str, ...]) -> Iterator[int]:
+def _matches(answer: str, options: tuple[str, ...]) -> Iterator[int]:
+    """Yields the index of every option that an answer may mean: by letter, by index, by its text."""
     bare = answer.strip("().: ").upper()
     if len(bare) == 1 and bare in LETTERS[: len(options)]:
         yield LETTERS.index(bare)
-    elif answer.isascii() and answer.isdigit() and int(answer) < len(options):
+    elif answer.isascii() and answer.isdigit() and len(answer) < 10 and int(answer) < len(options):
         yield int(answer)
     yield from (index for index, text in enumerate(options) if text.strip() == answer)

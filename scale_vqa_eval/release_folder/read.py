@@ -7,12 +7,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.errors import InputError, Problem, did_you_mean, preview
 from scale_vqa_eval.files import parse_json
 from scale_vqa_eval.release_folder.card import head
 from scale_vqa_eval.schema import DATASET_NAME
@@ -25,6 +26,23 @@ HOW_TO_MAKE_ONE: Final = (
     f"folder in ${FOLDER_VARIABLE} or a Hub id in ${HUB_VARIABLE}"
 )
 IMAGE_COLUMNS: Final = frozenset({"low_mag", "mid_mag", "high_mag", "option_images"})
+USUAL_SPLITS: Final = ("train", "val", "validation", "dev", "test")
+FIELD_NAMES: Final[dict[str, tuple[str, ...]]] = {
+    "id": ("id", "question_id", "qid"),
+    "question": ("question", "prompt", "query", "stem"),
+    "options": ("options", "choices"),
+    "answer": ("answer", "answer_index", "correct_answer", "label", "gold", "target"),
+    "rationale": ("rationale", "explanation"),
+    "dimension": ("dimension", "question_type", "category", "subject", "type"),
+    "slide": ("wsi_name", "slide", "slide_id", "file_id", "image_path", "image"),
+    "patient": ("patient_id", "patient", "case_id", "case"),
+    "path_id": ("path_id",),
+    "source": ("source",),
+    "group": ("group",),
+    "split": ("split",),
+}
+"""Field -> names under which a file may carry it, the first present is taken; ``extra_info`` is looked into too."""
+_TEXT_COLUMNS: Final = frozenset(name for names in FIELD_NAMES.values() for name in names) - {"image"}
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -33,10 +51,10 @@ class Record:
     """One row as the file has it.
 
     Attributes:
-        row: the row's fields; image columns of a Parquet file are left out.
+        row: the row's fields; image columns of a Parquet file or Hub id are left out.
         location: file and row number for messages, rows counted from 1 (a CSV header is row 0).
         number: the row number.
-        split: split of a release folder or Hub id, else None.
+        split: split of a release folder or Hub id, else what the row states, else None.
     """
 
     row: Mapping[str, Any]
@@ -141,36 +159,73 @@ def _matches(folder: Path, pattern: str) -> list[Path]:
 
 
 def release_files(folder: Path, config: str | None = None) -> dict[str, list[Path]]:
-    """Returns split -> Parquet files of one config of a release folder (``default``, else the first one)."""
+    """Returns split -> Parquet files of one config of a release folder (``default``, else the first one).
+
+    Raises:
+        InputError: if it is not a release folder, or has no such config.
+    """
     configs = release_configs(folder)
     if config is None:
         config = "default" if "default" in configs else next(iter(configs))
     if config not in configs:
-        raise InputError(
-            Problem(str(folder), f"a config that it has ({', '.join(configs)})", preview(config), "name one of those")
-        )
+        expected = f"a config that it has ({', '.join(configs)})"
+        raise InputError(Problem(str(folder), expected, preview(config), did_you_mean(config, configs)))
     return configs[config]
 
 
 def read_records(data: str | Path, split: str | None = None, config: str | None = None) -> Iterator[Record]:
     """Yields the rows of ``data`` one by one; see ``questions.read_questions`` for the kinds of input.
 
+    Args:
+        data: as for ``read_questions``.
+        split: the split to keep; None keeps all. A file whose rows state no split is taken for any of the usual ones.
+        config: config of a release folder or Hub id.
+
     Raises:
-        InputError: if the input is none of those, or its text cannot be read (with line and column).
+        InputError: if the input is none of those, cannot be read (with line and column of a text), or has no such
+            split.
     """
     data = resolve_data(data)
     path = Path(data)
     if path.is_dir():
-        for name, files in release_files(path, config).items():
-            if split in (None, name):
-                for file in files:
-                    yield from _parquet(file, name)
+        files = release_files(path, config)
+        for name in _chosen(data, split, files):
+            for file in files[name]:
+                yield from _parquet(file, name)
     elif path.is_file():
-        yield from (record for record in _file(path) if split is None or record.row.get("split", split) == split)
+        records = _file(path)
+        yield from records if split is None else _of_split(data, split, list(records))
     elif data == DATASET_NAME or (HUB_ID.fullmatch(data) and not path.suffix):
         yield from _hub(data, split, config)
     else:
-        raise InputError(Problem(data, "a file, a release folder or a Hub id", "nothing there", "check the name"))
+        found = "a pipe, socket or device" if path.exists() else "nothing there"
+        raise InputError(Problem(data, "a file, a release folder or a Hub id", found, "check the name"))
+
+
+def _chosen(data: str, split: str | None, names: Iterable[str]) -> list[str]:
+    """Returns the names of the splits to read; a split that is not there is an error that lists those that are."""
+    names = list(names)
+    if split is not None and split not in names:
+        expected = f"a split that it has ({', '.join(names)})"
+        raise InputError(Problem(data, expected, preview(split), did_you_mean(split, names)))
+    return names if split is None else [split]
+
+
+def _of_split(data: str, split: str, records: list[Record]) -> Iterator[Record]:
+    """Yields the rows of a file that state a split."""
+    stated = Counter(record.split for record in records)
+    if set(stated) <= {None}:
+        if split not in USUAL_SPLITS:
+            expected = f"rows that state their split, or one of {', '.join(USUAL_SPLITS)}"
+            hint = f"leave --split out, or {did_you_mean(split, USUAL_SPLITS)}"
+            raise InputError(Problem(data, expected, f"no split in the rows, and --split {preview(split)}", hint))
+        yield from records
+        return
+    if None in stated:
+        found, hint = f"{stated[None]} of {len(records)} rows without one", "add the field, or leave --split out"
+        raise InputError(Problem(data, "a split in every row or in none", found, hint))
+    _chosen(data, split, [name for name in stated if name is not None])
+    yield from (record for record in records if record.split == split)
 
 
 def _file(path: Path) -> Iterator[Record]:
@@ -186,6 +241,9 @@ def _file(path: Path) -> Iterator[Record]:
     except csv.Error as error:
         hint = "quote cells that hold commas or line breaks"
         raise InputError(Problem(str(path), "CSV", str(error), hint)) from error
+    except OSError as error:
+        found = error.strerror or preview(str(error))
+        raise InputError(Problem(str(path), "a file that can be read", found, "check the file")) from error
 
 
 def _json(path: Path) -> Iterator[Record]:
@@ -193,7 +251,7 @@ def _json(path: Path) -> Iterator[Record]:
     if not isinstance(rows, list):
         raise InputError(Problem(str(path), "a JSON list of rows", type(rows).__name__, "wrap the rows in a list"))
     for number, row in enumerate(rows, 1):
-        yield _record(row, path, f"row {number}", number)
+        yield _record(row, f"{path}, row {number}", number)
 
 
 def _jsonl(path: Path) -> Iterator[Record]:
@@ -206,70 +264,133 @@ def _jsonl(path: Path) -> Iterator[Record]:
             except (ValueError, RecursionError) as error:
                 location = f"{path}, line {number}, column {getattr(error, 'colno', 1)}"
                 raise InputError(Problem(location, "one JSON object a line", preview(line), "fix the line")) from error
-            yield _record(row, path, f"line {number}", number)
+            yield _record(row, f"{path}, line {number}", number)
 
 
 def _csv(path: Path) -> Iterator[Record]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        header = list(reader.fieldnames or [])
+        twice = sorted({name for name in header if header.count(name) > 1})
+        if twice:
+            hint = "rename or remove one of each"
+            raise InputError(Problem(f"{path}, row 0", "each column once", f"twice: {', '.join(twice)}", hint))
         for number, row in enumerate(reader, 1):
             if None in row:
-                expected, found = f"{len(reader.fieldnames or [])} cells", f"{len(row[None])} more"
+                expected, found = f"{len(header)} cells", f"{len(row[None])} more"
                 raise InputError(Problem(f"{path}, row {number}", expected, found, "quote the commas"))
-            yield _record(row, path, f"row {number}", number)
+            yield _record(row, f"{path}, row {number}", number)
 
 
-def _record(row: object, path: Path, place: str, number: int) -> Record:
+def _record(row: object, location: str, number: int) -> Record:
     if not isinstance(row, Mapping):
-        raise InputError(Problem(f"{path}, {place}", "an object with fields", preview(row), "fix the row"))
-    return Record(row, f"{path}, {place}", number)
+        raise InputError(Problem(location, "an object with fields", preview(row), "fix the row"))
+    extra = row.get("extra_info")
+    stated = row.get("split") or (extra.get("split") if isinstance(extra, Mapping) else None)
+    return Record(row, location, number, str(stated) if isinstance(stated, str | int) else None)
 
 
 def _parquet(path: Path, split: str | None = None) -> Iterator[Record]:
+    """Yields the rows of a Parquet file, batch by batch; columns with images are not read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from datasets import Features
 
     try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        hint = "build or download it again"
-        raise InputError(Problem(str(path), "a Parquet file", preview(error, 160), hint)) from error
-    features = Features.from_arrow_schema(file.schema_arrow)
-    labels = {name: feature.names for name, feature in features.items() if getattr(feature, "names", None)}
-    labels.pop("answer", None)  # an answer's class index is its position among the options
-    columns = [name for name in file.schema_arrow.names if name not in IMAGE_COLUMNS]
-    number = 0
-    for batch in file.iter_batches(columns=columns, batch_size=2048):
-        for row in batch.to_pylist():
-            number += 1
-            for name, names in labels.items():
-                if row.get(name) is not None:
-                    row[name] = names[row[name]]
-            yield Record(row, f"{path}, row {number}", number, split)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        schema = file.schema_arrow
+        labels = _class_names(path, schema)
+        columns = [field.name for field in schema if not _holds_images(field)]
+        number = 0
+        for batch in file.iter_batches(columns=columns, batch_size=2048):
+            for row in batch.to_pylist():
+                number += 1
+                location = f"{path}, row {number}"
+                record = _record(_plain(row, labels, location), location, number)
+                yield record if split is None else replace(record, split=split)
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
+        found, hint = preview(" ".join(str(error).split()), 160), "build or download it again"
+        raise InputError(Problem(str(path), "a Parquet file", found, hint)) from error
+
+
+def _holds_images(field: Any) -> bool:
+    """Says whether an Arrow field is an image column; texts that a writer stored as bare bytes are not."""
+    import pyarrow as pa
+
+    if field.name in IMAGE_COLUMNS:
+        return True
+    kind, depth = field.type, 0
+    while hasattr(kind, "value_type"):
+        kind, depth = kind.value_type, depth + 1
+    if pa.types.is_struct(kind):
+        return any(_holds_images(inner) for inner in kind)
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(test(kind) for test in tests) and (field.name not in _TEXT_COLUMNS or depth > 1)
+
+
+def _class_names(path: Path, schema: Any) -> dict[str, list[str]]:
+    """Returns column -> class names, as ``datasets`` states them in the metadata of a Parquet file."""
+    content = (schema.metadata or {}).get(b"huggingface")
+    if content is None:
+        return {}
+    info = parse_json(content.decode("utf-8", "replace"), f"{path}, metadata of `datasets`")
+    features = info.get("info", {}).get("features", {}) if isinstance(info, Mapping) else {}
+    return {
+        name: feature["names"]
+        for name, feature in (features.items() if isinstance(features, Mapping) else ())
+        # an answer's class index is its position among the options
+        if name != "answer" and isinstance(feature, Mapping) and isinstance(feature.get("names"), list)
+    }
+
+
+def _plain(row: Mapping[str, Any], labels: Mapping[str, list[str]], location: str) -> dict[str, Any]:
+    """Returns a row with class indices replaced by their names, and bytes by their text."""
+    result = {name: _decoded(value) for name, value in row.items()}
+    for name, names in labels.items():
+        index = result.get(name)
+        if index is None or isinstance(index, str):
+            continue
+        if not isinstance(index, int) or not 0 <= index < len(names):
+            expected, hint = f"a class index from 0 to {len(names) - 1}", "correct the row"
+            raise InputError(Problem(f"{location}, {name}", expected, preview(index), hint))
+        result[name] = names[index]
+    return result
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    return [_decoded(one) for one in value] if isinstance(value, list) else value
 
 
 def _hub(name: str, split: str | None, config: str | None) -> Iterator[Record]:
     from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
 
-    # OSError: no network, or offline and not in the cache; ValueError: no such config
     try:
         data = load_dataset(name, config, streaming=True)
-    except (DatasetsError, OSError, ValueError) as error:
+        for part in _chosen(name, split, data):
+            rows = data[part]
+            features = rows.features or {}
+            labels = {key: one.names for key, one in features.items() if key != "answer" and hasattr(one, "names")}
+            images = [key for key, one in features.items() if key in IMAGE_COLUMNS or _is_media(one)]
+            for number, row in enumerate(rows.remove_columns(images), 1):
+                location = f"{name} {part}, row {number}"
+                yield Record(_plain(row, labels, location), location, number, str(part))
+    except InputError:
+        raise
+    except Exception as error:  # no network, no such name or config, a URL or a file that is broken: of many libraries
         expected = "a file or folder here, or a data set on the Hub" + (f" with a config {config!r}" if config else "")
         found = preview(str(error) or type(error).__name__, 800)
         raise InputError(Problem(name, expected, found, "check the name, and the network for a Hub id")) from error
-    for part, rows in data.items():
-        if split not in (None, part):
-            continue
-        features = rows.features or {}
-        labels = {key: value.names for key, value in features.items() if getattr(value, "names", None)}
-        labels.pop("answer", None)
-        kept = rows.remove_columns([column for column in features if column in IMAGE_COLUMNS or column == "images"])
-        for number, row in enumerate(kept, 1):
-            named = {
-                key: labels[key][value] if key in labels and value is not None else value for key, value in row.items()
-            }
-            yield Record(named, f"{name} {part}, row {number}", number, str(part))
+
+
+def _is_media(feature: Any) -> bool:
+    """Says whether a feature of ``datasets``, or what its lists and structs hold, is decoded from bytes."""
+    if isinstance(feature, Mapping):
+        return any(_is_media(one) for one in feature.values())
+    inner = getattr(feature, "feature", None)
+    if inner is not None:
+        return _is_media(inner)
+    return hasattr(feature, "decode_example") or getattr(feature, "dtype", None) in ("binary", "large_binary")

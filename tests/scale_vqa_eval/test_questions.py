@@ -167,7 +167,7 @@ def test_release_folder_reads_configs_and_splits(tmp_path: Path) -> None:
     assert (last.dimension, last.letter, last.group, last.patient) == ("Correspondence", "B", "g32", "t")
     with pytest.raises(InputError, match="a config that it has"):
         read_questions(folder, config="exchange")
-    with pytest.raises(InputError, match="no row of split"):
+    with pytest.raises(InputError, match=r"a split that it has \(val, test\)"):
         read_questions(folder, split="train")
 
 

@@ -298,7 +298,7 @@ def test_an_output_folder_that_cannot_be_is_told_at_once(run, place):
 
 
 def test_an_option_that_conversations_would_ignore_is_refused(run):
-    with pytest.raises(InputError, match="2 faults:\ndimensions: expected none beside conversations"):
+    with pytest.raises(InputError, match="2 problems:\ndimensions: expected none beside conversations"):
         run(sft, "--conversations", "c.json", "--image_root", ".", "--blind", "--dimensions", "Diagnosis")
 
 

@@ -15,7 +15,7 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from dataset_script.release.read import read_release
+from dataset_script.authors_release import read_release
 from scale_vqa_eval.schema import QUESTION_TYPES, VIEWS
 
 

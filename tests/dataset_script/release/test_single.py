@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from dataset_script.single.command import single
+from dataset_script.single_image import single
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.predict.requests import read_visual_questions, requests_by_path
 from scale_vqa_eval.questions import read_questions

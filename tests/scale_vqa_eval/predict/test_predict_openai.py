@@ -199,7 +199,7 @@ def test_a_disk_that_is_full_ends_the_run_with_one_error(release: Path, tmp_path
         (Trouble(most_images=2), (), "At most 2 image.*limit-mm-per-prompt"),
         (Trouble(images=False), (), "not a multimodal model.*reads images, or ask --ablate blind"),
         (Trouble(context=350), ("--max-tokens", "100"), "at most 350 tokens.*307 of the prompt and 100"),
-        (Trouble(), ("--split", "val"), "no row of split 'val'"),
+        (Trouble(), ("--split", "val"), "a split that it has"),
         (Trouble(dead=True), ("--retries", "0"), "start the server"),
         (Trouble(key="right"), (), "401.*put the server's key into .OPENAI_API_KEY"),
         (Trouble(hosted=True), (), "give --option max_completion_tokens=N"),

@@ -222,7 +222,7 @@ def text_model(folder: Path) -> Path:
         ("bare", (), "weights and a processor"),
         ("tiny", ("--max-tokens", "4000"), "at most 4096 tokens"),
         ("tiny", ("--structured",), "constrains decoding"),
-        ("tiny", ("--split", "val"), "no row of split"),
+        ("tiny", ("--split", "val"), "a split that it has"),
     ],
 )
 def test_what_cannot_work_is_one_error_before_any_work(

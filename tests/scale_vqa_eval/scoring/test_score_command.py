@@ -112,7 +112,7 @@ def test_mismatched_ids_are_named_and_fail(files, tmp_path):
     assert code == 1 and table == "" and "expected an id of its own" in errors
     short.write_text("\n".join([*lines[2:], '{"id": "who", "response": "x"}']))
     code, table, errors = scale_vqa("score", short, "--data", data, "--json", tmp_path / "results.json")
-    assert code == 1 and table == "" and "3 faults" in errors
+    assert code == 1 and table == "" and "3 problems" in errors
     assert all(repr(name) in errors for name in (identity(ROWS[0]), identity(ROWS[1]), "who"))
     assert not (tmp_path / "results.json").exists()
     assert scale_vqa("compare", short, run, "--data", data)[0] == 1

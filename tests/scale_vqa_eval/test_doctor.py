@@ -14,7 +14,7 @@ from scale_vqa_eval import doctor as subject
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out the looks that start processes."""
+    """Leaves out the checks that start processes."""
     for name in ("_torch", "_processors", "_prepared_data", "_prepared_metric"):
         monkeypatch.setattr(subject, name, lambda: [])
 
@@ -69,9 +69,9 @@ def test_the_images_of_a_question_file_may_lie_elsewhere_and_another_config_be_n
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_cache_without_room_or_rights_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_without_room_or_rights_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "not" / "there"))
-    monkeypatch.setattr(subject, "LEAST_FREE", 10**18)
+    monkeypatch.setattr(subject, "MIN_FREE", 10**18)
     code, findings = report()
     assert code == 0 and findings["cache"]["status"] == "note" and str(tmp_path) in findings["cache"]["found"]
     monkeypatch.setattr(subject.os, "access", lambda *_: False)
@@ -79,5 +79,19 @@ def test_a_cache_without_room_or_rights_is_told(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_crash_on_import_is_a_finding() -> None:
-    assert subject._python_says("import os; os._exit(3)")[0] is None
-    assert "boom" in subject._python_says("raise RuntimeError('boom')")[1]
+    assert subject._run_python("import os; os._exit(3)")[0] is None
+    assert "boom" in subject._run_python("raise RuntimeError('boom')")[1]
+
+
+def test_nothing_in_the_working_directory_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a module with the name of a library, nor a metric folder, which `evaluate` itself would execute."""
+    mark = tmp_path / "executed"
+    code = f"open({str(mark)!r}, 'w').close()\n"
+    (tmp_path / "scale_vqa_acc").mkdir()
+    for name in ("datasets.py", "evaluate.py", "torch.py", "json.py", "scale_vqa_acc/scale_vqa_acc.py"):
+        (tmp_path / name).write_text(code)
+    monkeypatch.chdir(tmp_path)
+    subject._run_python("import datasets, json")
+    (metric,) = subject._prepared_metric()
+    assert not mark.exists()
+    assert metric.status == "note" and "executes ./scale_vqa_acc/scale_vqa_acc.py" in metric.found

@@ -1,0 +1,308 @@
+"""``scale-vqa build release``: the authors' JSON files and images into a release folder.
+
+Every structural problem is named with file, row and field, all in one run; known defects are kept and reported.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from tqdm import tqdm
+
+from dataset_script.image_files import check_images, inside
+from scale_vqa_eval.audit.defects import KINDS, Defect, find_defects
+from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.files import atomic_write, parse_json
+from scale_vqa_eval.questions import Question
+from scale_vqa_eval.release_folder.write import check_out, write_release
+from scale_vqa_eval.schema import QUESTION_TYPES, VIEWS, patient_of, row_id
+
+MADE_FROM_RELEASE: Final = frozenset({"default", "text", "exchange", "screened"})
+OPTION_LETTERS: Final = ("A", "B", "C", "D")
+
+
+class SplitFile(click.ParamType):
+    """An option value ``split=FILE``."""
+
+    name = "split=file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
+        split, _, file = value.partition("=")
+        if not re.fullmatch(r"\w+(?:\.\w+)*", split) or not file:
+            self.fail(f"expected SPLIT=FILE such as test=test.json, found {value!r}", param, ctx)
+        path = Path(file)
+        if not path.is_file():
+            self.fail(f"{split}: no file at {file!r}", param, ctx)
+        return split, path
+
+
+@click.command()
+@click.option(
+    "--json", "files", type=SplitFile(), multiple=True, required=True, metavar="SPLIT=FILE", help="May be repeated."
+)
+@click.option(
+    "--images",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder that image paths are relative to; without it only the text config is built.",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The release folder, such as scale-vqa.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Also write the defects as JSON here.")
+def release(files: Sequence[tuple[str, Path]], images: Path | None, out: Path, report: Path | None) -> None:
+    """Build a release folder from the authors' JSON files.
+
+    Known defects (rationale letters, duplicate options, null views, ...) are reported by row id and kept; a structural
+    problem stops the build: all are listed, exit 1, and nothing is written.
+    """
+    by_split = dict(files)
+    if len(by_split) < len(files):
+        raise click.UsageError("--json names a split twice")
+    check_out(out)
+    found = read_release(by_split)
+    problems = found.problems + (check_images(images, found.image_names) if images is not None else [])
+    if problems:
+        raise InputError(problems)
+    questions = found.questions
+    defects = find_defects(questions)
+    _report(defects, len(questions))
+    splits = {split: [q for q in questions if q.split == split] for split in by_split}
+    tables: dict[str, dict[str, Iterator[dict[str, Any]]]] = {}
+    if images is not None:
+        tables["default"] = {split: _rows(members, images) for split, members in splits.items()}
+    else:
+        click.echo("no --images: the folder gets the text config only, without image columns", err=True)
+    tables["text"] = {split: _rows(members, None) for split, members in splits.items()}
+    as_json = json.dumps([asdict(defect) for defect in defects], indent=1, ensure_ascii=False) + "\n"
+    note = _note(questions, defects, images is not None)
+    defect_files = {f"{config}/defects.json": as_json.encode() for config in tables}
+    write_release(out, tables, dict.fromkeys(tables, note), files=defect_files, drop=MADE_FROM_RELEASE)
+    if report is not None:
+        atomic_write(report, as_json, "name another --report")
+    sizes = ", ".join(f"{split} {len(members)}" for split, members in splits.items())
+    click.echo(f"{out}: {' and '.join(tables)} with {sizes} questions, {len(defects)} known defects reported")
+
+
+def _rows(questions: Sequence[Question], root: Path | None) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a split, image files read as they are: memory holds one at a time."""
+    for question in tqdm(questions, "rows written", disable=None if root else True):
+        row = {
+            "id": question.id,
+            "question": question.question,
+            "options": list(question.options),
+            "answer": question.letter,
+            "rationale": question.rationale,
+            "dimension": question.dimension,
+            "wsi_name": question.slide,
+            "patient_id": question.patient,
+            "path_id": question.path_id,
+            "source": "Scale-VQA release (arXiv:2606.17412)",
+        }
+        for view, name in question.images if root is not None else ():
+            file = inside(root, name)
+            if not isinstance(file, Path):
+                raise OSError(f"{question.id}: image {name!r} was there when it was checked and is now {file}")
+            row[view] = {"bytes": file.read_bytes(), "path": name}
+        yield row
+
+
+def _report(defects: Sequence[Defect], rows: int) -> None:
+    """Names every defect on stderr, a line each."""
+    for defect in defects:
+        click.echo(f"defect: {defect.kind}: {defect.id}: {defect.detail}", err=True)
+    counts = Counter(defect.kind for defect in defects)
+    listed = "; ".join(f"{counts[kind]} x {meaning}" for kind, meaning in KINDS.items() if counts[kind])
+    click.echo(f"{rows} rows kept, defects: {listed or 'none'}", err=True)
+
+
+def _note(questions: Sequence[Question], defects: Sequence[Defect], with_images: bool) -> str:
+    """Returns the card's paragraph: where the rows come from, and what is known to be wrong with them."""
+    slides = {question.slide for question in questions}
+    patients = {question.patient for question in questions}
+    counts = Counter(defect.kind for defect in defects)
+    lines = [
+        "The questions as the authors of Scale-VQA released them (arXiv:2606.17412), split and all, kept as it is:",
+        f"{len(questions)} questions on {len(slides)} slides of {len(patients)} patients. The patient of a TCGA slide",
+        "is the first 12 characters of its barcode; every other slide counts as a patient of its own (assumed).",
+        "The released files carry no licence; this folder adds none.",
+        "",
+    ]
+    if not with_images:
+        lines += ["Built without image files: there is no config with images.", ""]
+    if counts:
+        lines += ["Known defects, listed by row id in `defects.json` beside the Parquet files:", ""]
+        lines += [f"- {counts[kind]} x {meaning}" for kind, meaning in KINDS.items() if counts[kind]]
+    else:
+        lines += ["No known defect was found."]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorsRelease:
+    """The content of the files of a release.
+
+    Attributes:
+        questions: the rows without problems, in file order; ``images`` of each holds the views that are not null.
+        image_names: location (for messages) and path of every image that any row names, faulty rows included.
+        problems: every structural problem.
+    """
+
+    questions: list[Question]
+    image_names: list[tuple[str, str]]
+    problems: list[Problem]
+
+
+def read_release(files: Mapping[str, Path]) -> AuthorsRelease:
+    """Reads the JSON files of a release; nothing is raised, so that one run names every problem.
+
+    Args:
+        files: split -> JSON file, a list of rows in the authors' format.
+    """
+    release = AuthorsRelease([], [], [])
+    first: dict[str, str] = {}
+    for split, path in files.items():
+        for number, raw in enumerate(_load(path, release.problems), 1):
+            location = f"{path}, row {number}"
+            checker = _RowChecker(location)
+            question = checker.question(raw, split)
+            if question is not None and question.id in first:
+                expected = "an id of its own (wsi_name::path_id::question_type)"
+                found = f"{preview(question.id)}, which is {first[question.id]}"
+                checker.problem(expected, found, "rename or remove one row")
+            release.problems.extend(checker.problems)
+            release.image_names.extend((checker.location, name) for _, name in checker.images)
+            if question is not None:
+                first.setdefault(question.id, location)
+                release.questions.append(question)
+    return release
+
+
+def _load(path: Path, problems: list[Problem]) -> list[object]:
+    """Returns the rows of a JSON list; a file that cannot be read is one problem and has none."""
+    try:
+        data = parse_json(path.read_bytes().decode("utf-8-sig"), str(path), object_pairs_hook=_repeated_keys_marked)
+        if isinstance(data, list) and data:
+            return data
+        found = "an empty list" if data == [] else type(data).__name__
+        problems.append(Problem(str(path), "a JSON list of rows", found, "give the released file of one split"))
+    except InputError as error:
+        problems.extend(error.problems)
+    except UnicodeDecodeError as error:
+        problems.append(Problem(f"{path}, byte {error.start}", "UTF-8", error.reason, "save the file as UTF-8"))
+    except OSError as error:
+        problems.append(Problem(str(path), "a JSON file", preview(error), "fix the file"))
+    return []
+
+
+class _RepeatedKeys(dict[str, Any]):
+    """An object whose JSON has a key twice; ``repeated`` names them."""
+
+    repeated: tuple[str, ...] = ()
+
+
+def _repeated_keys_marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    marked = _RepeatedKeys(found)
+    keys = Counter(key for key, _ in pairs)
+    marked.repeated = tuple(sorted(key for key, count in keys.items() if count > 1))
+    return marked
+
+
+class _RowChecker:
+    """Checks one row field by field and collects its problems."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self.problems: list[Problem] = []
+        self.images: tuple[tuple[str, str], ...] = ()
+
+    def problem(self, expected: str, found: str, hint: str) -> None:
+        self.problems.append(Problem(self.location, expected, found, hint))
+
+    def question(self, raw: object, split: str) -> Question | None:
+        """Returns the question of a row, or None if a problem was found."""
+        row = self._object(raw, "the row")
+        if row is None:
+            return None
+        extra = self._object(row.get("extra_info"), "extra_info") or {}
+        slide, path_id = (self._text(extra, name) for name in ("wsi_name", "path_id"))
+        kind = extra.get("question_type")
+        if not isinstance(kind, str) or kind not in QUESTION_TYPES:
+            expected = f"extra_info.question_type in {', '.join(QUESTION_TYPES)}"
+            self.problem(expected, preview(kind), "name the type")
+            kind = None
+        identity = row_id(slide, path_id, kind) if slide and path_id and kind else None
+        if identity:
+            self.location += f" ({identity})"
+        stem = self._text(row, "question")
+        options = self._options(row.get("options"))
+        answer = row.get("answer")
+        if answer not in OPTION_LETTERS:
+            self.problem("answer in A, B, C, D", preview(answer), "name the letter of one option")
+        rationale = None if row.get("rationale") is None else self._text(row, "rationale")
+        self.images = self._images(row.get("image_path"))
+        if self.problems or identity is None or kind is None or stem is None or options is None:
+            return None
+        return Question(
+            id=identity,
+            question=stem,
+            options=options,
+            answer=OPTION_LETTERS.index(str(answer)),
+            dimension=QUESTION_TYPES[kind],
+            slide=slide,
+            patient=patient_of(str(slide)),
+            path_id=path_id,
+            rationale=rationale,
+            split=split,
+            images=self.images,
+        )
+
+    def _object(self, value: object, name: str) -> Mapping[str, Any] | None:
+        if isinstance(value, _RepeatedKeys):
+            self.problem(f"each key of {name} once", f"twice: {', '.join(value.repeated)}", "remove one of the two")
+        if not isinstance(value, dict):
+            self.problem(f"{name} to be an object", preview(value), "follow the released format")
+            return None
+        return value
+
+    def _text(self, row: Mapping[str, Any], name: str) -> str | None:
+        value = row.get(name)
+        if not isinstance(value, str) or not value.strip():
+            self.problem(f"{name}: a text that is not empty", preview(value), "write the text")
+            return None
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            self.problem(f"{name}: whole Unicode characters", preview(value), "remove the lone surrogate")
+            return None
+        return value
+
+    def _options(self, raw: object) -> tuple[str, ...] | None:
+        options = self._object(raw, "options")
+        if options is None:
+            return None
+        missing = [letter for letter in OPTION_LETTERS if letter not in options]
+        more = [preview(letter) for letter in options if letter not in OPTION_LETTERS]
+        if missing:
+            self.problem("options A, B, C, D", f"no {', '.join(missing)}", "add what is missing")
+        if more:
+            self.problem("options A, B, C, D and no other", f"also {', '.join(more)}", "remove what is too much")
+        texts = [self._text(options, letter) for letter in OPTION_LETTERS if letter in options]
+        return None if missing or more or None in texts else tuple(text for text in texts if text)
+
+    def _images(self, raw: object) -> tuple[tuple[str, str], ...]:
+        paths = self._object(raw, "image_path")
+        if paths is None:
+            return ()
+        strange = [preview(name) for name in paths if name not in VIEWS]
+        if strange:
+            self.problem(f"views {', '.join(VIEWS)}", ", ".join(strange), "name the view as the release does")
+        for view in VIEWS:
+            if paths.get(view) is not None:
+                self._text(paths, view)
+        return tuple((view, paths[view]) for view in VIEWS if isinstance(paths.get(view), str))

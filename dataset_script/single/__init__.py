@@ -1,1 +1,0 @@
-"""Questions with one image, such as those of PathMMU."""
