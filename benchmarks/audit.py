@@ -23,9 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from scale_vqa_eval.audit.battery import run_battery
+from scale_vqa_eval.audit.clusters import clusters_of, make_folds
 from scale_vqa_eval.audit.probe import evaluate_probe
-from scale_vqa_eval.audit.trained import make_folds
-from scale_vqa_eval.audit.units import units_of
 from scale_vqa_eval.questions import Question
 
 DIMENSIONS = ("Confirmation", "Correspondence", "Diagnosis", "Explanation", "Localization")
@@ -73,7 +72,7 @@ def peer_battery(questions: Sequence[Question]) -> float:
     mean = _question_means(tfidf, owner)
     centred = (tfidf - mean[owner]).tocsr()
     votes = np.zeros(len(texts))
-    for partition, folds in enumerate(make_folds(units_of(questions).ids, 0, 3)):
+    for partition, folds in enumerate(make_folds(clusters_of(questions).ids, 0, 3)):
         for fold in range(5):
             train, test = folds[owner] != fold, folds[owner] == fold
             forest = RandomForestClassifier(100, min_samples_leaf=3, n_jobs=2, random_state=partition * 5 + fold)
@@ -117,7 +116,7 @@ def measure(what: str, n: int) -> dict[str, float]:
     if what == "peer":
         strongest = peer_battery(questions)
     else:
-        units = units_of(questions)
+        units = clusters_of(questions)
         strongest = max(evaluate_probe(r, questions, units).accuracy for r in run_battery(questions))
     return {
         "seconds": time.perf_counter() - start,

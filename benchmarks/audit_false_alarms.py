@@ -16,12 +16,11 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
-from scale_vqa_eval.audit import trained
-from scale_vqa_eval.audit.battery import prepare, run_battery
-from scale_vqa_eval.audit.null_check import redraw_gold
-from scale_vqa_eval.audit.prepared import Prepared
+from scale_vqa_eval.audit import fitted_probes
+from scale_vqa_eval.audit.battery import read_features, redraw_gold, run_battery
+from scale_vqa_eval.audit.clusters import clusters_of
 from scale_vqa_eval.audit.probe import evaluate_probe
-from scale_vqa_eval.audit.units import units_of
+from scale_vqa_eval.audit.text_features import TextFeatures
 from scale_vqa_eval.audit.verdict import ALPHA, reach_verdict
 from scale_vqa_eval.questions import Question, read_questions
 
@@ -78,10 +77,10 @@ def permuted(questions: list[Question], seed: int) -> list[Question]:
     return [replace(q, answer=int(gold)) for q, gold in zip(questions, golds, strict=True)]
 
 
-def leaks(questions: list[Question], seed: int, texts: Prepared | None = None) -> bool:
+def leaks(questions: list[Question], seed: int, texts: TextFeatures | None = None) -> bool:
     """Says whether the audit would call the questions leaking."""
-    units = units_of(questions)
-    results = run_battery(questions, seed, partitions=1, prepared=texts)
+    units = clusters_of(questions)
+    results = run_battery(questions, seed, partitions=1, features=texts)
     return reach_verdict([evaluate_probe(result, questions, units) for result in results]).verdict == "leaks"
 
 
@@ -92,9 +91,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--data", help="a file of four-option questions for the kinds redrawn and permuted")
     wanted = parser.parse_args()
-    trained.TREES = 30  # type: ignore[misc]
+    fitted_probes.TREES = 30  # type: ignore[misc]
     real = read_questions(wanted.data) if wanted.data else []
-    texts = prepare(real) if real else None
+    texts = read_features(real) if real else None
     allowed = int(stats.binom.ppf(0.99, wanted.runs, ALPHA))
     for kind in wanted.kinds:
         if kind in KINDS:

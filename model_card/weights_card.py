@@ -21,7 +21,7 @@ from model_card.sections import merged_card, render
 from model_card.snippets import snippets
 from model_card.training_metadata import read_training, recipe_rows
 from scale_vqa_eval import __version__
-from scale_vqa_eval.audit.published import read_published
+from scale_vqa_eval.audit.reported_scores import read_reported_scores
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.predict.prompts import Prompt
 from scale_vqa_eval.release_folder.card import marked_sections
@@ -204,7 +204,7 @@ def _other_prompt(training: Mapping[str, Any], prompt: Prompt) -> bool:
 def _published() -> dict[str, Any]:
     """What the authors reported: by dimension on the test split, and on other benchmarks."""
     with as_file(files("model_card") / "published_transfer.yaml") as path:
-        return {"scores": read_published("scale-vqa-test"), "transfer": read_published(path)}
+        return {"scores": read_reported_scores("scale-vqa-test"), "transfer": read_reported_scores(path)}
 
 
 def _not_shown_to_see(scores: Sequence[Score]) -> list[str]:

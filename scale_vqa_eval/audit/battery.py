@@ -1,4 +1,4 @@
-"""The image-free battery: every probe that needs no language model, in one call.
+"""The image-free battery: every probe that needs no language model, in one call, and its label-permutation test.
 
 results = run_battery(questions)
 accuracies = [evaluate_probe(result, questions) for result in results]
@@ -7,23 +7,50 @@ accuracies = [evaluate_probe(result, questions) for result in results]
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
+from tqdm import tqdm
 
-from scale_vqa_eval.audit import trained, untrained
-from scale_vqa_eval.audit.layout import OptionLayout
-from scale_vqa_eval.audit.prepared import WORDING_FAMILIES, Prepared, Reader
-from scale_vqa_eval.audit.probe import ProbeResult
-from scale_vqa_eval.audit.units import units_of
-from scale_vqa_eval.audit.wording import chunks
+from scale_vqa_eval.audit import fitted_probes
+from scale_vqa_eval.audit.clusters import IntArray, clusters_of, folds_of
+from scale_vqa_eval.audit.fitted_probes import Votes, cross_fit, make_fitter
+from scale_vqa_eval.audit.option_geometry import COLUMN
+from scale_vqa_eval.audit.probe import (
+    FloatArray,
+    OptionLayout,
+    ProbeScores,
+    credit,
+    gold_of,
+    option_counts,
+    p_above_chance,
+    sequential_credit,
+)
+from scale_vqa_eval.audit.text_features import NGRAM_FAMILIES, TextFeatures, TextReader, chunks
 from scale_vqa_eval.questions import Question
+from scale_vqa_eval.scale_vqa_acc.clustered import holm
+from scale_vqa_eval.schema import LETTERS
 
 TRAIN_CAP: Final = 20_000
-"""Most questions that models are fitted to; beyond, they are drawn from the file and the rest is streamed."""
+"""Maximum number of questions that models are fitted to; beyond, they are drawn and the rest is streamed."""
+HEURISTIC_FAMILIES: Final = ("position", "length", "similarity", "overlap", "negation")
+# heuristic probe -> (family, feature, sign): it picks the option with the most (+1) or the least (-1) of the feature
+HEURISTICS: Final = {
+    "longest": ("length", "characters", 1),
+    "shortest": ("length", "characters", -1),
+    "medoid": ("similarity", "mean similarity to the others by tokens", 1),
+    "anti-medoid": ("similarity", "mean similarity to the others by tokens", -1),
+    "question overlap": ("overlap", "tokens shared with the stem", 1),
+    "most negated": ("negation", "negations", 1),
+    "least negated": ("negation", "negations", -1),
+}
 MEMBERS: Final = ("geometry", "words", "contrast")
 """Families whose votes the ensemble sums: one for each kind of evidence (characters see the words again)."""
-FAMILIES: Final = (*untrained.FAMILIES, "geometry", *WORDING_FAMILIES, "ensemble")
+FAMILIES: Final = (*HEURISTIC_FAMILIES, "geometry", *NGRAM_FAMILIES, "ensemble")
+NULL_LEVEL: Final = 0.01
+"""The label-permutation test fails by luck alone in at most this share of runs."""
+NULL_CAP: Final = 2_000
 _NAMES: Final = {"position": "letter prior"}
 
 
@@ -32,103 +59,178 @@ def run_battery(
     seed: int = 0,
     partitions: int | None = None,
     families: Sequence[str] | None = None,
-    prepared: Prepared | None = None,
+    features: TextFeatures | None = None,
     folds: int = 5,
     progress: bool = False,
-) -> list[ProbeResult]:
-    """Scores every question with every probe of the wanted families; trained probes are cross-fitted by unit.
+) -> list[ProbeScores]:
+    """Scores every question with every probe of the wanted families; fitted probes are cross-fitted by cluster.
 
     Args:
         questions: any questions with 2 to 26 options; dimension, slide and patient may be absent.
         seed: of folds and forests; the same seed gives the same scores.
-        partitions: how often the units are dealt to folds anew, votes averaged; None means 3, or 1 beyond
+        partitions: how often the clusters are dealt to folds anew, votes averaged; None means 3, or 1 beyond
             ``TRAIN_CAP`` questions.
         families: some of ``FAMILIES``, None for all. ``ensemble`` sums those of ``MEMBERS`` that are listed, or all
             of them where none is.
-        prepared: what ``prepare`` made of these very questions, to save reading the texts again.
+        features: ``read_features`` of these questions, to save reading the texts again.
         folds: folds of a partition, at most.
         progress: show a bar on standard error.
 
     Raises:
-        ValueError: where a family is unknown, there is no question, or ``prepared`` is of other questions.
+        ValueError: a family is unknown, there is no question, or ``features`` are of other questions.
     """
-    wanted = _checked(FAMILIES if families is None else tuple(families))
+    wanted = FAMILIES if families is None else tuple(families)
+    unknown = [family for family in wanted if family not in FAMILIES]
+    if unknown:
+        raise ValueError(f"unknown family {', '.join(unknown)}; the battery has {', '.join(FAMILIES)}")
     n = len(questions)
     if not n:
         raise ValueError("the battery needs at least one question")
     streamed = n > TRAIN_CAP
-    if prepared is not None and (streamed or len(prepared.layout.counts) != n):
-        raise ValueError(f"prepared texts are of {len(prepared.layout.counts)} questions, not of these {n}")
-    sampled = (
-        np.sort(np.random.default_rng([seed, 2]).choice(n, TRAIN_CAP, replace=False)) if streamed else np.arange(n)
-    )
-    sample_questions = [questions[row] for row in sampled] if streamed else questions
-    reader = Reader.fit(sample_questions, _wording(wanted)) if prepared is None else None
-    sample = prepared if reader is None else reader.read(sample_questions)
+    if features is not None and (streamed or len(features.layout.counts) != n):
+        raise ValueError(f"the features are of {len(features.layout.counts)} questions, not of these {n}")
+    rows = np.arange(n)
+    if streamed:
+        rows = np.sort(np.random.default_rng([seed, 2]).choice(n, TRAIN_CAP, replace=False))
+    chosen = [questions[row] for row in rows] if streamed else questions
+    reader = TextReader.fit(chosen, _ngram_families(wanted)) if features is None else None
+    sample = features if reader is None else reader.read(chosen)
     assert sample is not None
-    found: list[Prepared] = []
+    geometry: list[np.typing.NDArray[np.float32]] = []
 
-    def parts() -> Iterator[trained.Part]:
-        if not streamed:
-            found.append(sample)
-            yield trained.Part(np.arange(n), sample)
-            return
-        assert reader is not None
-        for chunk in chunks(questions):
-            texts = reader.read([questions[row] for row in chunk])
-            found.append(Prepared(texts.layout, texts.types, texts.geometry, {}))
-            yield trained.Part(np.arange(chunk.start, chunk.stop), texts)
+    def parts() -> Iterator[tuple[IntArray, TextFeatures]]:
+        for chunk in chunks(questions) if streamed else [range(n)]:
+            assert sample is not None and (reader is not None or not streamed)
+            part = reader.read([questions[row] for row in chunk]) if streamed and reader is not None else sample
+            geometry.append(part.geometry)
+            yield np.arange(chunk.start, chunk.stop), part
 
-    gold = np.array([question.answer for question in sample_questions], dtype=np.int64)
-    fitted = [family for family in trained.FAMILIES if family in _needed(wanted)]
-    votes = trained.cross_fitted(
-        fitted,
-        {family: trained.make_fitter(family, sample, gold) for family in fitted},
-        sampled,
-        trained.folds_of(units_of(questions), seed, partitions or (1 if streamed else 3), folds),
+    gold = gold_of(chosen)
+    votes = cross_fit(
+        {f: make_fitter(f, sample, gold) for f in fitted_probes.FAMILIES if f in _needed(wanted)},
+        folds_of(clusters_of(questions), seed, partitions or (1 if streamed else 3), folds),
         parts(),
         seed,
-        keep_models=streamed,
-        progress=progress,
+        rows if streamed else None,
+        progress="fitting probes" if progress else None,
     )
     layout = OptionLayout.of_questions(questions)
-    geometry = np.concatenate([texts.geometry for texts in found])
-    results = untrained.untrained_probes(layout, geometry, wanted)
-    results += [
-        trained.trained_result(_NAMES.get(family, family), family, votes[family], layout)
-        for family in fitted
-        if family in wanted
-    ]
+    results = _heuristic_probes(layout, np.concatenate(geometry), wanted)
+    results += [votes[f].scores(_NAMES.get(f, f), f, layout) for f in votes if f in wanted]
     if "ensemble" in wanted:
-        members = [family for family in MEMBERS if family in wanted] or list(MEMBERS)
+        members = [family for family in MEMBERS if family in wanted] or MEMBERS
         crossed = np.mean([votes[family].crossed for family in members], axis=0)
         sequential = np.mean([votes[family].sequential for family in members], axis=0)
-        results.append(trained.trained_result("ensemble", "ensemble", trained.Votes(crossed, sequential), layout))
+        results.append(Votes(crossed, sequential).scores("ensemble", "ensemble", layout))
     return results
 
 
-def prepare(questions: Sequence[Question], families: Sequence[str] | None = None) -> Prepared:
+def read_features(questions: Sequence[Question], families: Sequence[str] | None = None) -> TextFeatures:
     """Reads the texts of at most ``TRAIN_CAP`` questions once, for many runs of the battery.
 
-    ``prepare(questions).take(rows)`` serves ``[questions[row] for row in rows]``: gold answers are not part of it.
+    ``read_features(questions).take(rows)`` serves ``[questions[row] for row in rows]``: gold answers are not read.
     """
     if len(questions) > TRAIN_CAP:
-        raise ValueError(f"texts are prepared for at most {TRAIN_CAP} questions, got {len(questions)}")
-    return Reader.fit(questions, _wording(FAMILIES if families is None else tuple(families))).read(questions)
+        raise ValueError(f"texts are read for at most {TRAIN_CAP} questions, got {len(questions)}")
+    return TextReader.fit(questions, _ngram_families(FAMILIES if families is None else families)).read(questions)
 
 
-def _checked(families: tuple[str, ...]) -> tuple[str, ...]:
-    unknown = [family for family in families if family not in FAMILIES]
-    if unknown:
-        raise ValueError(f"unknown family {', '.join(unknown)}; the battery has {', '.join(FAMILIES)}")
-    return families
+def sample_rows(n: int, cap: int, seed: Sequence[int]) -> IntArray:
+    """Returns the ascending rows of a seeded sample of at most ``cap`` of n questions."""
+    return np.arange(n) if n <= cap else np.sort(np.random.default_rng(seed).choice(n, cap, replace=False))
 
 
-def _needed(wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """The families to fit: those wanted, and the members of an ensemble that is wanted by itself."""
+def _needed(wanted: Sequence[str]) -> tuple[str, ...]:
+    """Returns the families to fit: those wanted, and all members of an ensemble that is wanted by itself."""
     alone = "ensemble" in wanted and not any(family in wanted for family in MEMBERS)
-    return (*wanted, *MEMBERS) if alone else wanted
+    return (*wanted, *MEMBERS) if alone else tuple(wanted)
 
 
-def _wording(wanted: tuple[str, ...]) -> list[str]:
-    return [family for family in WORDING_FAMILIES if family in _needed(wanted)]
+def _ngram_families(wanted: Sequence[str]) -> list[str]:
+    return [family for family in NGRAM_FAMILIES if family in _needed(wanted)]
+
+
+def _heuristic_probes(layout: OptionLayout, geometry: FloatArray, wanted: Sequence[str]) -> list[ProbeScores]:
+    """Returns the probes that are fitted to nothing; a letter is a probe where at least half of the questions have it.
+
+    Args:
+        layout: the options.
+        geometry: (N, f) options geometry.
+        wanted: families.
+    """
+    letters = np.arange(len(layout.owner)) - layout.starts[layout.owner]
+    results = [
+        ProbeScores(f"always {LETTERS[number]}", "position", False, layout.padded(letters == number))
+        for number in range(int(np.median(layout.counts)) if "position" in wanted else 0)
+    ]
+    for name, (family, feature, sign) in HEURISTICS.items():
+        if family in wanted:
+            results.append(ProbeScores(name, family, False, layout.padded(sign * geometry[:, COLUMN[feature]])))
+    return results
+
+
+def redraw_gold(questions: Sequence[Question], seed: int) -> list[Question]:
+    """Returns the questions with a gold option drawn evenly among each one's options."""
+    drawn = np.random.default_rng([seed, 4]).integers(0, option_counts(questions))
+    return [replace(question, answer=int(gold)) for question, gold in zip(questions, drawn, strict=True)]
+
+
+def label_permutation_test(
+    questions: Sequence[Question],
+    seed: int = 0,
+    draws: int = 3,
+    features: TextFeatures | None = None,
+    families: Sequence[str] = (*fitted_probes.FAMILIES, "ensemble"),
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Runs the fitted probes on redrawn gold answers: every one of them must fall to chance.
+
+    A probe that stays above chance then sees the answers of the questions that it is scored on: a fault of the audit,
+    not of the data. The right picks in sequence (``fitted_probes.Votes``) of all draws together are tested against
+    the binomial distribution at chance (redrawn gold answers are independent, so no clustering is needed),
+    Holm-corrected over the probes, at ``NULL_LEVEL``. The reported accuracies are the cross-fitted ones.
+
+    Args:
+        questions: those of the audit; of more than ``NULL_CAP`` a seeded sample is taken.
+        seed: of the draws.
+        draws: how many times all gold answers are drawn.
+        features: ``read_features`` of these questions.
+        families: the fitted families to test.
+        progress: show a bar on standard error.
+
+    Returns:
+        Plain values: ``passed``, ``method``, ``level``, ``draws``, ``n``, ``chance`` and by probe ``accuracy``,
+        ``per_draw`` and the adjusted ``p_value``.
+    """
+    if len(questions) > NULL_CAP:
+        kept = sample_rows(len(questions), NULL_CAP, [seed, 5])
+        questions = [questions[row] for row in kept]
+        features = None if features is None else features.take(kept)
+    features = features or read_features(questions, families)
+    rates: dict[str, list[float]] = {}
+    tested: dict[str, list[FloatArray]] = {}
+    for draw in tqdm(range(draws), "label-permutation test", unit=" draws", disable=not progress, leave=False):
+        drawn = redraw_gold(questions, seed * 1009 + draw)
+        for result in run_battery(drawn, seed * 1009 + draw, 1, families, features):
+            if result.trained:
+                rates.setdefault(result.name, []).append(float(credit(result, drawn).mean()))
+                tested.setdefault(result.name, []).append(sequential_credit(result, drawn))
+    even = 1.0 / option_counts(questions)
+    adjusted = holm([_binomial_tail(np.concatenate(credits), np.tile(even, draws)) for credits in tested.values()])
+    return {
+        "passed": min(adjusted) > NULL_LEVEL,
+        "method": "gold redrawn evenly among each question's options; binomial tail in sequence, Holm over probes",
+        "level": NULL_LEVEL,
+        "draws": draws,
+        "n": len(questions),
+        "chance": float(even.mean()),
+        "probes": {
+            name: {"accuracy": float(np.mean(per_draw)), "per_draw": per_draw, "p_value": p}
+            for (name, per_draw), p in zip(rates.items(), adjusted, strict=True)
+        },
+    }
+
+
+def _binomial_tail(credits: FloatArray, even: FloatArray) -> float:
+    known = ~np.isnan(credits)
+    return p_above_chance(credits[known], even[known], np.zeros(int(known.sum()), dtype=np.int64))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from scale_vqa_eval.audit.probe import ProbeResult, option_counts, padded
+from scale_vqa_eval.audit.probe import OptionLayout, ProbeScores, gold_of
 from scale_vqa_eval.llm import ChatReply, ChatRequest, ChatSettings, LLMClient
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
@@ -25,17 +25,16 @@ from scale_vqa_eval.schema import LETTERS
 
 @dataclass(frozen=True)
 class ChatAudit:
-    """What one chat model did.
+    """The result of one chat model.
 
     Attributes:
         result: its votes; None where the run was stopped before every question was asked.
-        report: plain values for the report: model, endpoint, prompt id, sampling, repeats, calls and what they cost,
-            accuracy of each repeat, answers that could not be read and calls that failed, by reason, and why the run
-            was stopped (None where it was not).
-        responses: what it said to each question, repeat by repeat; None where a call failed.
+        report: plain values for the report: model, endpoint, prompt id, sampling, repeats, calls and their cost,
+            accuracy of each repeat, unparsed answers and failed calls by reason, and why the run was stopped, or None.
+        responses: its responses to each question, repeat by repeat; None for a failed call.
     """
 
-    result: ProbeResult | None
+    result: ProbeScores | None
     report: dict[str, Any]
     responses: tuple[tuple[str | None, ...], ...] = ()
 
@@ -69,10 +68,10 @@ def chat_probe(
     repeats: int = 1,
     progress: bool = True,
 ) -> ChatAudit:
-    """Asks a model every question ``repeats`` times without images; what the cache holds is not asked again.
+    """Asks a model every question ``repeats`` times without images; cached answers are not asked for again.
 
-    An answer that names no letter of the question is counted and votes for no option, and so is a call that failed at
-    every try: with one repeat it is a wrong answer.
+    An answer that names no letter of the question is counted and votes for no option, and so does a call that failed
+    at every try: with one repeat it is a wrong answer.
 
     Raises:
         InputError: see ``LLMClient.complete``.
@@ -86,28 +85,28 @@ def chat_probe(
     ]
     replies = chat.complete(requests, progress)
     picks = np.full((len(questions), repeats), -1)
-    unread: Counter[str] = Counter()
-    for place, reply in enumerate(replies):
-        row, repeat = divmod(place, repeats)
+    unparsed: Counter[str] = Counter()
+    for index, reply in enumerate(replies):
+        row, repeat = divmod(index, repeats)
         picks[row, repeat], reason = _pick(reply, questions[row])
-        unread[reason] += reason not in ("parsed", "failed")
-    report = _report(chat, replies, picks, questions, prompt["id"]) | {"unparsed": dict(sorted((+unread).items()))}
-    said = [reply.text for reply in replies]
-    responses = tuple(tuple(said[start : start + repeats]) for start in range(0, len(said), repeats))
+        unparsed[reason] += reason not in ("parsed", "failed")
+    report = _report(chat, replies, picks, questions, prompt["id"]) | {"unparsed": dict(sorted((+unparsed).items()))}
+    texts = [reply.text for reply in replies]
+    responses = tuple(tuple(texts[start : start + repeats]) for start in range(0, len(texts), repeats))
     return ChatAudit(None if chat.stopped else _votes(model, picks, questions, report), report, responses)
 
 
 def _messages(question: Question, prompt: Mapping[str, str], repeat: int) -> tuple[Mapping[str, str], ...]:
     options = [
-        prompt["option"].format(letter=LETTERS[place], text=question.options[(place + repeat) % len(question.options)])
-        for place in range(len(question.options))
+        prompt["option"].format(letter=LETTERS[index], text=question.options[(index + repeat) % len(question.options)])
+        for index in range(len(question.options))
     ]
     asked = prompt["user"].format(question=question.question, options="\n".join(options))
     return {"role": "system", "content": prompt["system"]}, {"role": "user", "content": asked}
 
 
 def _pick(reply: ChatReply, question: Question) -> tuple[int, str]:
-    """Returns the index of the picked option in the question's own order (-1 for none), and what became of it."""
+    """Returns the index of the picked option in the question's own order (-1 for none), and the parse outcome."""
     if reply.failure is not None:
         return -1, "failed"
     count = len(question.options)
@@ -117,19 +116,16 @@ def _pick(reply: ChatReply, question: Question) -> tuple[int, str]:
 
 def _votes(
     model: str, picks: np.typing.NDArray[np.int64], questions: Sequence[Question], report: Mapping[str, Any]
-) -> ProbeResult:
-    """Turns picks (n, repeats) into the share of votes per option; a question without a vote is not answered."""
-    counts = option_counts(questions)
-    votes = np.zeros((len(questions), int(counts.max(initial=0))))
+) -> ProbeScores:
+    """Turns picks (n, repeats) into votes per option; a question without a vote is not answered."""
+    layout = OptionLayout.of_questions(questions)
+    scores = layout.padded(np.zeros(len(layout.owner)))
     rows, repeats = np.nonzero(picks >= 0)
-    np.add.at(votes, (rows, picks[rows, repeats]), 1.0)
-    total = votes.sum(axis=1, keepdims=True)
-    there = padded(np.zeros(int(counts.sum())), counts) > -np.inf
-    scores = np.where(there & (total > 0), votes, -np.inf)
-    probability = np.where(total > 0, votes / np.maximum(total, 1), there / counts[:, None])
+    np.add.at(scores, (rows, picks[rows, repeats]), 1.0)
+    answered = (picks >= 0).any(axis=1)
     lost = sum(report["unparsed"].values()) + sum(report["failed"].values())
-    note = f"{lost} of {picks.size} answers could not be read or had: they are votes for no option" if lost else ""
-    return ProbeResult(f"chat ({model})", "chat", False, scores, probability, note=note)
+    note = f"{lost} of {picks.size} answers are missing or unparsed: they vote for no option" if lost else ""
+    return ProbeScores(f"chat ({model})", "chat", False, scores, votes=True, answered=answered, note=note)
 
 
 def _report(
@@ -139,7 +135,7 @@ def _report(
     questions: Sequence[Question],
     prompt_id: str,
 ) -> dict[str, Any]:
-    gold = np.array([question.answer for question in questions])
+    gold = gold_of(questions)
     failed = Counter(reply.failure for reply in replies if reply.failure is not None)
     return {
         "model": chat.model,

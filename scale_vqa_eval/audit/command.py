@@ -1,4 +1,4 @@
-"""``scale-vqa audit``: how far a reader without images gets, why, and on which items."""
+"""``scale-vqa audit``: how many questions a reader without images answers, which ones, and why."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from scale_vqa_eval.audit.published import read_published
+from scale_vqa_eval.audit.reported_scores import read_reported_scores
 from scale_vqa_eval.files import write_json
 from scale_vqa_eval.questions import Question, read_questions
 
@@ -23,21 +23,25 @@ _OUT = click.Path(dir_okay=False, path_type=Path)
 @click.option("--config", help="Config of a release folder or Hub id.  [default: its default]")
 @click.option("--json", "json_path", metavar="FILE", type=_OUT, help="Write the report for machines.")
 @click.option("--html", "html_path", metavar="FILE", type=_OUT, help="Write the report as one self-contained page.")
-@click.option("--gate", is_flag=True, help="Exit with 1 where the questions leak.")
+@click.option("--gate", is_flag=True, help="Exit with 1 if the questions leak.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of folds and forests.")
 @click.option("--embedding", is_flag=True, help="Add probes on sentence embeddings (MiniLM).")
 @click.option("--lm", "models", metavar="MODEL", multiple=True, help="Add option likelihood under a causal model.")
 @click.option("--chat", "endpoint", metavar="URL", help="Ask an OpenAI-compatible endpoint, text only.")
 @click.option("--chat-model", "chat_models", metavar="MODEL", multiple=True, help="Model of the endpoint; repeatable.")
-@click.option("--chat-repeats", type=click.IntRange(1, 26), default=1, show_default=True, help="Rotations a question.")
-@click.option("--chat-per-minute", type=click.FloatRange(0, min_open=True), help="Requests a minute, at most.")
-@click.option("--chat-price", type=float, nargs=2, metavar="IN OUT", help="Money for a million tokens in and out.")
-@click.option("--chat-budget", type=click.FloatRange(0, min_open=True), help="Stop before it costs more than this.")
+@click.option("--chat-repeats", type=click.IntRange(1, 26), default=1, show_default=True, help="Rotations.")
+@click.option(
+    "--chat-rate-limit", type=click.FloatRange(0, min_open=True), help="Maximum number of requests per minute."
+)
+@click.option("--chat-per-minute", type=click.FloatRange(0, min_open=True), hidden=True)
+@click.option("--chat-price", type=float, nargs=2, metavar="IN OUT", help="Price of a million tokens in and out.")
+@click.option("--chat-budget", type=click.FloatRange(0, min_open=True), help="Maximum cost of the chat calls.")
 @click.option(
     "--cache", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Language models' answers."
 )
-@click.option("--published", metavar="FILE", help="Published accuracies to stand beside the probes.")
-@click.option("--images/--no-images", default=True, help="Compare images across splits, where there are any.")
+@click.option("--published", metavar="FILE", help="Reported accuracies to print beside the probes.")
+@click.option("--images/--no-images", default=True, help="Compare images across splits, if the data has them.")
+@click.option("--quiet", is_flag=True, help="Show no progress on standard error.")
 def audit(
     data: str,
     split: str | None,
@@ -48,37 +52,38 @@ def audit(
     seed: int,
     published: str | None,
     images: bool,
-    **further: Any,
+    quiet: bool,
+    **model_options: Any,
 ) -> int:
     """Audit the questions of DATA for what a reader without images can know.
 
     DATA is a release folder, a Hub id, or a Parquet, JSON, JSONL or CSV file with question, options and answer.
-    Answers of language models are cached in DIR, so an interrupted audit goes on where it was.
+    Answers of language models are cached in DIR, so an interrupted audit resumes.
 
     --published FILE is YAML or JSON: model -> dimension (or "all") -> accuracy in per cent. The name scale-vqa-test
-    stands for the figures that the paper reports on its test split.
+    selects the figures that the paper reports on its test split.
     """
-    if (further["endpoint"] is None) != (not further["chat_models"]):
+    if (model_options["endpoint"] is None) != (not model_options["chat_models"]):
         raise click.UsageError("--chat URL and --chat-model MODEL go together: give both")
-    if further["chat_budget"] is not None and further["chat_price"] is None:
+    if model_options["chat_budget"] is not None and model_options["chat_price"] is None:
         raise click.UsageError("--chat-budget needs --chat-price IN OUT to count with")
-    beside = read_published(published) if published else {}
+    reported = read_reported_scores(published) if published else {}
     questions = read_questions(data, split, config)
 
-    from scale_vqa_eval.audit.data_checks import find_overlap
+    from scale_vqa_eval.audit.overlap import find_overlap
     from scale_vqa_eval.audit.report import audit_questions, audit_table
 
-    overlap = find_overlap(data, config, images)
-    extra, chats = _language_probes(questions, seed, **further)
+    overlap = find_overlap(data, config, images, progress=not quiet)
+    extra, chats = _model_probes(questions, seed, not quiet, **model_options)
     for chat in chats:
         if chat["stopped"]:
             click.echo(f"warning: chat with {chat['model']} has no result: {chat['stopped']}", err=True)
     detailed = json_path is not None or html_path is not None
-    report = audit_questions(questions, seed, extra, overlap, detailed, progress=True)
-    report |= {"chat": chats, "published": beside}
+    report = audit_questions(questions, seed, extra, overlap, detailed, progress=not quiet)
+    report |= {"chat": chats, "published": reported}
     report["provenance"] |= {"data": data, "split": split, "config": config}
     if json_path is not None:
-        write_json(json_path, report)
+        write_json(json_path, report, "name another --json")
     if html_path is not None:
         from scale_vqa_eval.audit.page import write_page
 
@@ -87,44 +92,46 @@ def audit(
     return int(gate and report["verdict"] == "leaks")
 
 
-def _language_probes(
+def _model_probes(
     questions: Sequence[Question],
     seed: int,
+    progress: bool,
     embedding: bool,
     models: Sequence[str],
     endpoint: str | None,
     chat_models: Sequence[str],
     chat_repeats: int,
+    chat_rate_limit: float | None,
     chat_per_minute: float | None,
     chat_price: tuple[float, float] | None,
     chat_budget: float | None,
     cache: Path | None,
 ) -> tuple[list[Any], list[dict[str, Any]]]:
-    """Returns the results of the probes with a language model that are asked for, and the accounts of the chats.
+    """Returns the scores of the requested probes with a language model, and the reports of the chats.
 
-    A chat that was stopped before its last question has no result: its account says why.
+    A chat that was stopped before its last question has no scores: its report gives the reason.
     """
     results: list[Any] = []
-    accounts: list[dict[str, Any]] = []
+    chats: list[dict[str, Any]] = []
     folder = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scale-vqa" / "audit"
     if embedding:
-        from scale_vqa_eval.audit.embedding import embedding_probes
+        from scale_vqa_eval.audit.language_model import embedding_probes
 
-        results += embedding_probes(questions, seed)
+        results += embedding_probes(questions, seed, progress=progress)
     for model in models:
         from scale_vqa_eval.audit.language_model import language_model_probes
 
-        results += language_model_probes(questions, model, folder / f"likelihood-{_short(model)}.jsonl")
+        results += language_model_probes(questions, model, folder / f"likelihood-{_short(model)}.jsonl", progress)
     if endpoint is not None:
         from scale_vqa_eval.audit.chat import chat_probes
         from scale_vqa_eval.llm import ChatSettings
 
-        settings = ChatSettings(per_minute=chat_per_minute, prices=chat_price, budget=chat_budget)
+        settings = ChatSettings(per_minute=chat_rate_limit or chat_per_minute, prices=chat_price, budget=chat_budget)
         file = folder / f"chat-{_short(endpoint)}.jsonl"
-        for asked in chat_probes(questions, endpoint, chat_models, file, settings, chat_repeats):
-            results += [asked.result] if asked.result is not None else []
-            accounts.append(asked.report)
-    return results, accounts
+        for answered in chat_probes(questions, endpoint, chat_models, file, settings, chat_repeats, progress):
+            results += [answered.result] if answered.result is not None else []
+            chats.append(answered.report)
+    return results, chats
 
 
 def _short(name: str) -> str:

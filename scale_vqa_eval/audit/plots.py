@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from scale_vqa_eval.text import escape_invisible
+from scale_vqa_eval.text import one_line
 
 UNTRAINED: Final = "#2f6db3"
 TRAINED: Final = "#b5502a"
@@ -63,36 +63,41 @@ def probe_plot(probes: Sequence[Mapping[str, Any]], chance: float) -> str:
 
 
 def dimension_plot(
-    findings: Mapping[str, Mapping[str, Any]], published: Mapping[str, Mapping[str, float]], chance: float
+    parts: Mapping[str, Mapping[str, Any]], published: Mapping[str, Mapping[str, float]], chance: float
 ) -> str:
     """Draws the strongest probe of each dimension with its interval, and published models beside it.
 
     Args:
-        findings: dimension -> accuracy, ci_low, ci_high, chance; ``all`` is all questions.
-        published: model -> dimension or ``all`` -> accuracy (0 to 1).
+        parts: dimension -> accuracy, ci_low, ci_high, chance; ``all`` is all questions.
+        published: model -> dimension or ``all`` -> accuracy (0 to 1), as reported by others.
         chance: accuracy of an even guess over all questions.
     """
-    names = list(findings)
+    names = list(parts)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        places = np.arange(len(names))
-        values = np.array([100 * findings[name]["accuracy"] for name in names])
-        low = values - [100 * findings[name]["ci_low"] for name in names]
-        high = np.array([100 * findings[name]["ci_high"] for name in names]) - values
-        left = places - 0.22 if published else places
+        positions = np.arange(len(names))
+        values = np.array([100 * parts[name]["accuracy"] for name in names])
+        low = values - [100 * parts[name]["ci_low"] for name in names]
+        high = np.array([100 * parts[name]["ci_high"] for name in names]) - values
+        left = positions - 0.22 if published else positions
         axes.bar(left, values, 0.4, color="#e9cdbf", edgecolor=TRAINED, label="strongest probe, no images")
         axes.errorbar(left, values, np.maximum(0, [low, high]), fmt="none", ecolor=TRAINED, capsize=3)
         for number, (model, row) in enumerate(published.items()):
-            there = [place for place, name in enumerate(names) if name in row]
+            present = [index for index, name in enumerate(names) if name in row]
             shift = 0.08 + 0.38 * (number + 0.5) / len(published)
-            heights = [100 * row[names[place]] for place in there]
+            heights = [100 * row[names[index]] for index in present]
             mark, colour = MARKS[number % len(MARKS)], COLOURS[number % len(COLOURS)]
             axes.plot(
-                np.array(there) + shift, heights, mark, color=colour, markersize=6, label=f"{_label(model)}, published"
+                np.array(present) + shift,
+                heights,
+                mark,
+                color=colour,
+                markersize=6,
+                label=f"{_label(model)}, published",
             )
         axes.set_xticks(
-            places,
+            positions,
             [_label(name, 18) for name in names],
             rotation=25 if len(names) > 7 else 0,
             ha="right" if len(names) > 7 else "center",
@@ -157,15 +162,15 @@ def _colour(probe: Mapping[str, Any]) -> str:
 
 
 def _label(name: str, limit: int = LABEL) -> str:
-    """Returns a name on one line, as long as fits; the tables give it in full."""
-    line = " ".join(escape_invisible(name).split())
+    """Returns a name on one line, cut to fit; the tables give it in full."""
+    line = one_line(name)
     return line if len(line) <= limit else line[: limit - 1] + "\u2026"
 
 
 def _svg(draw: Callable[[Figure], None], height: float) -> str:
     """Returns a figure as wide as the page and ``height`` inches high as SVG; no state is left in matplotlib."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box in the plot; the tables have the name
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the plot has a box; the tables have the name
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         draw(figure)
         out = io.StringIO()

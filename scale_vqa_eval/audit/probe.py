@@ -1,7 +1,7 @@
-"""What a probe is: a score per option, what it is worth against the gold, and its interval.
+"""Probes: a score for each option of each question, its accuracy against the gold answers, and the interval.
 
-A probe reads questions without their images and scores every option. Ties are counted fractionally (the expected
-accuracy under random tie-breaks), so a probe whose scores tie gains nothing from the order of the letters.
+A probe reads questions without their images. Tied scores share the credit (the expected accuracy under random
+tie-breaks), so a probe gains nothing from the order of the letters.
 """
 
 from __future__ import annotations
@@ -13,51 +13,131 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from scale_vqa_eval.audit.units import Units, units_of
+from scale_vqa_eval.audit.clusters import Clusters, IntArray, clusters_of
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.clustered import clustered_interval, p_value_against
 
 FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
 TIE = 1e-9
 """Scores closer than this (relative to the largest magnitude in the question) are a tie."""
 
 
 @dataclass(frozen=True)
-class ProbeResult:
+class OptionLayout:
+    """The options of all questions as one flat list, in question and letter order.
+
+    Attributes:
+        counts: (n,) number of options of each question, each at least 2.
+        starts: (n,) row of each question's first option.
+        owner: (N,) question of each option.
+    """
+
+    counts: IntArray
+    starts: IntArray
+    owner: IntArray
+
+    @classmethod
+    def of(cls, counts: IntArray) -> OptionLayout:
+        """Lays out questions with these numbers of options."""
+        starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+        return cls(counts, starts, np.repeat(np.arange(len(counts)), counts))
+
+    @classmethod
+    def of_questions(cls, questions: Sequence[Question]) -> OptionLayout:
+        """Lays out the options of questions."""
+        return cls.of(option_counts(questions))
+
+    def rows_of(self, chosen: IntArray) -> IntArray:
+        """Returns the option rows of chosen questions, in the order chosen."""
+        counts = self.counts[chosen]
+        ends = np.cumsum(counts)
+        return np.repeat(self.starts[chosen] - (ends - counts), counts) + np.arange(int(ends[-1]) if len(ends) else 0)
+
+    def take(self, chosen: IntArray) -> OptionLayout:
+        """Returns the layout of chosen questions alone."""
+        return OptionLayout.of(self.counts[chosen])
+
+    def same_count(self) -> list[tuple[int, IntArray]]:
+        """Returns (k, (m, k) option rows) of the questions with k options, for each k that occurs."""
+        return [
+            (int(k), self.starts[self.counts == k][:, None] + np.arange(k)) for k in np.unique(self.counts).tolist()
+        ]
+
+    def padded(self, per_option: npt.ArrayLike) -> FloatArray:
+        """Returns (n, width): values (N,) of the options as one row for each question, padded with ``-inf``."""
+        present = np.arange(int(self.counts.max(initial=0))) < self.counts[:, None]
+        out = np.full(present.shape, -np.inf)
+        out[present] = np.asarray(per_option, dtype=np.float64)
+        return out
+
+    def sums(self, values: FloatArray) -> FloatArray:
+        """Returns (n, ...): sums of ``values`` (N, ...) over each question's options."""
+        return np.asarray(np.add.reduceat(values, self.starts, axis=0), dtype=np.float64)
+
+    def softmax(self, values: FloatArray) -> FloatArray:
+        """Returns (N,): softmax of ``values`` over each question's options."""
+        raised = np.exp(values - np.maximum.reduceat(values, self.starts)[self.owner])
+        return np.asarray(raised / self.sums(raised)[self.owner], dtype=np.float64)
+
+    def normalised(self, votes: FloatArray) -> FloatArray:
+        """Returns (N,): non-negative votes scaled to sum 1 in each question; even where all are 0."""
+        total = self.sums(votes)[self.owner]
+        return np.where(total > 0, votes / np.where(total > 0, total, 1.0), 1.0 / self.counts[self.owner])
+
+    def centred(self, values: FloatArray) -> FloatArray:
+        """Returns (N, f): ``values`` (N, f) minus their mean over each question's options."""
+        return np.asarray(values - (self.sums(values) / self.counts[:, None])[self.owner], dtype=np.float64)
+
+    def ranks(self, values: FloatArray) -> FloatArray:
+        """Returns (N, f): rank of each value in its question, 0 lowest to 1 highest, ties in the middle."""
+        out = np.empty_like(values)
+        for k, rows in self.same_count():
+            own = values[rows]
+            below = np.zeros_like(own)
+            for other in range(k):
+                gap = own - own[:, other : other + 1]
+                below += np.where(np.abs(gap) <= TIE, 0.5, gap > 0)
+            out[rows] = (below - 0.5) / (k - 1)
+        return out
+
+
+@dataclass(frozen=True)
+class ProbeScores:
     """The scores of one probe on every question.
 
     Attributes:
-        name: name of the probe, unique in a battery.
-        family: what the probe looks at: ``position``, ``length``, ``similarity``, ``overlap``, ``negation``,
-            ``geometry``, ``words``, ``characters``, ``ensemble``, ``embedding``, ``language model``, ``chat``.
+        name: name of the probe, unique in an audit.
+        family: what the probe looks at, such as ``position``, ``similarity``, ``words`` or ``chat``.
         trained: whether it was fitted to gold answers (of other questions than the one it scores).
         scores: (n, width) score per option, higher is preferred, ``-inf`` where a question has no such option.
-            A row without any finite score is a question that the probe did not answer: wrong, and counted.
-        probability: (n, width) probability per option, rows sum to 1; None means an even share among the best.
-        sequential: (n, width) scores by models fitted to earlier folds only, ``-inf`` in rows that none scored; what
-            the p-value of a trained probe is taken from (see ``trained.Votes``). None takes it from ``scores``.
-        note: what a reader should know of this run (a fall-back, a cap); empty where there is nothing to say.
+        sequential: (n, width) scores by models fitted to earlier folds only, ``-inf`` in rows that none scored; the
+            p-value of a fitted probe comes from them (see ``fitted_probes.Votes``). None: it comes from ``scores``.
+        votes: whether the scores are non-negative votes, so that their shares are probabilities.
+        answered: (n,) False where the probe gave no answer, which counts as wrong; None: it answered all questions.
+        note: a warning about this run (a cap, a lost answer), or empty.
     """
 
     name: str
     family: str
     trained: bool
     scores: FloatArray
-    probability: FloatArray | None = None
     sequential: FloatArray | None = None
+    votes: bool = False
+    answered: npt.NDArray[np.bool_] | None = None
     note: str = ""
 
     def shares(self) -> FloatArray:
         """Returns (n, width): the share of the pick that each option has, ties sharing evenly."""
-        return _shares(self.scores, self.name)
+        shares = _shares(self.scores, self.name)
+        return shares if self.answered is None else np.where(self.answered[:, None], shares, 0.0)
 
     def probabilities(self) -> FloatArray:
         """Returns (n, width): the probability that the probe gives each option; 1/k each where it did not answer."""
-        given = self.shares() if self.probability is None else self.probability
-        there = self.scores > -np.inf
-        even = there / np.maximum(1, there.sum(axis=1, keepdims=True))
-        return np.where(given.sum(axis=1, keepdims=True) > 0, given, even)
+        present = self.scores > -np.inf
+        given = np.where(present, self.scores, 0.0) if self.votes else self.shares()
+        total = given.sum(axis=1, keepdims=True)
+        even = present / np.maximum(1, present.sum(axis=1, keepdims=True))
+        return np.where(total > 0, given / np.where(total > 0, total, 1.0), even)
 
 
 @dataclass(frozen=True)
@@ -66,7 +146,7 @@ class Accuracy:
 
     Attributes:
         n: questions.
-        clusters: patients, slides, exchange groups or questions that are the sample.
+        clusters: patients, slides, exchange sets or questions that form the sample.
         accuracy: expected accuracy under random tie-breaks.
         chance: mean of 1/k over the questions' option counts.
         ci_low: lower end of the interval, clipped to 0.
@@ -83,23 +163,22 @@ class Accuracy:
     p_value: float
 
 
-@dataclass(frozen=True)
-class ProbeAccuracy:
-    """What one probe reached over all questions, per dimension and per split (where there are several).
+@dataclass(frozen=True, kw_only=True)
+class ProbeAccuracy(Accuracy):
+    """The accuracy of one probe over all questions, by dimension, and by split where there are several.
 
-    Fields as in ``ProbeResult`` and ``Accuracy``.
+    Attributes:
+        name: see ``ProbeScores``, as ``family``, ``trained`` and ``note``.
+        family: what the probe looks at.
+        trained: whether it was fitted to gold answers.
+        by_dimension: dimension -> accuracy.
+        by_split: split -> accuracy.
+        note: a warning about this run, or empty.
     """
 
     name: str
     family: str
     trained: bool
-    accuracy: float
-    ci_low: float
-    ci_high: float
-    p_value: float
-    n: int
-    clusters: int
-    chance: float
     by_dimension: dict[str, Accuracy] = field(default_factory=dict)
     by_split: dict[str, Accuracy] = field(default_factory=dict)
     note: str = ""
@@ -121,24 +200,20 @@ def option_counts(questions: Sequence[Question]) -> IntArray:
     return np.array([len(question.options) for question in questions], dtype=np.int64)
 
 
-def padded(per_option: npt.ArrayLike, counts: IntArray) -> FloatArray:
-    """Lays scores in option order (all options of question 1, of question 2, ...) out as (n, width) with ``-inf``."""
-    width = int(counts.max(initial=0))
-    there = np.arange(width) < counts[:, None]
-    out = np.full((len(counts), width), -np.inf)
-    out[there] = np.asarray(per_option, dtype=np.float64)
-    return out
+def gold_of(questions: Sequence[Question]) -> IntArray:
+    """Returns (n,): the 0-based index of each question's gold option."""
+    return np.array([question.answer for question in questions], dtype=np.int64)
 
 
-def credit(result: ProbeResult, questions: Sequence[Question]) -> FloatArray:
-    """Returns (n,): 1 where the probe picks the gold option, 1/t where gold is one of t tied, else 0."""
+def credit(result: ProbeScores, questions: Sequence[Question]) -> FloatArray:
+    """Returns (n,): 1 where the probe picks the gold option, 1/t where gold is one of t tied options, else 0."""
     shares = result.shares()
     if len(shares) != len(questions):
         raise ValueError(f"probe {result.name!r} scored {len(shares)} questions of {len(questions)}")
     return _at_gold(shares, questions)
 
 
-def sequential_credit(result: ProbeResult, questions: Sequence[Question]) -> FloatArray:
+def sequential_credit(result: ProbeScores, questions: Sequence[Question]) -> FloatArray:
     """Returns (n,): credits that a p-value may be taken from; nan where no model was fitted to earlier folds."""
     if result.sequential is None:
         return credit(result, questions)
@@ -146,31 +221,32 @@ def sequential_credit(result: ProbeResult, questions: Sequence[Question]) -> Flo
     return np.where(scored, _at_gold(_shares(result.sequential, result.name), questions), np.nan)
 
 
-def gold_probability(result: ProbeResult, questions: Sequence[Question]) -> FloatArray:
+def gold_probability(result: ProbeScores, questions: Sequence[Question]) -> FloatArray:
     """Returns (n,): the blind score s(x), the probability that the probe gives the gold option."""
     return _at_gold(result.probabilities(), questions)
 
 
 def _at_gold(values: FloatArray, questions: Sequence[Question]) -> FloatArray:
-    gold = np.array([question.answer for question in questions], dtype=np.int64)
-    return np.asarray(values[np.arange(len(gold)), gold], dtype=np.float64)
+    return np.asarray(values[np.arange(len(questions)), gold_of(questions)], dtype=np.float64)
 
 
-def picked(result: ProbeResult) -> IntArray:
+def picked(result: ProbeScores) -> IntArray:
     """Returns (n,): 0-based index of the picked option (the first of a tie, for display only), -1 if unanswered."""
     shares = result.shares()
     return np.where(shares.sum(axis=1) > 0, shares.argmax(axis=1), -1).astype(np.int64)
 
 
-def evaluate_probe(result: ProbeResult, questions: Sequence[Question], units: Units | None = None) -> ProbeAccuracy:
-    """Evaluates a probe over all questions and per dimension, clustered by unit.
+def evaluate_probe(
+    result: ProbeScores, questions: Sequence[Question], clusters: Clusters | None = None
+) -> ProbeAccuracy:
+    """Evaluates a probe over all questions, by dimension and by split, with clustered intervals.
 
     Args:
         result: the scores.
         questions: the questions in the order of the scores.
-        units: ``units_of(questions)``, to save finding them again for every probe of a battery.
+        clusters: ``clusters_of(questions)``, to compute them once for many probes.
     """
-    units = units or units_of(questions)
+    clusters = clusters or clusters_of(questions)
     values, chance = credit(result, questions), 1.0 / option_counts(questions)
     tested = sequential_credit(result, questions)
 
@@ -179,41 +255,41 @@ def evaluate_probe(result: ProbeResult, questions: Sequence[Question], units: Un
         for row, name in enumerate(names):
             if name is not None:
                 rows.setdefault(name, []).append(row)
-        at = {name: np.array(rows[name]) for name in sorted(rows)}
-        return {name: accuracy_of(values[r], chance[r], units.take(r), tested[r]) for name, r in at.items()}
+        chosen = {name: np.array(rows[name]) for name in sorted(rows)}
+        return {name: accuracy_of(values[r], chance[r], clusters.take(r), tested[r]) for name, r in chosen.items()}
 
-    whole = accuracy_of(values, chance, units, tested)
     splits = parts([question.split for question in questions])
     return ProbeAccuracy(
+        **vars(accuracy_of(values, chance, clusters, tested)),
         name=result.name,
         family=result.family,
         trained=result.trained,
-        accuracy=whole.accuracy,
-        ci_low=whole.ci_low,
-        ci_high=whole.ci_high,
-        p_value=whole.p_value,
-        n=whole.n,
-        clusters=whole.clusters,
-        chance=whole.chance,
         by_dimension=parts([question.dimension for question in questions]),
         by_split=splits if len(splits) > 1 else {},
         note=result.note,
     )
 
 
-def accuracy_of(values: FloatArray, chance: FloatArray, units: Units, tested: FloatArray | None = None) -> Accuracy:
-    """Returns the mean of credits ``values`` (n,), its interval, and its p-value against ``chance`` (n,).
+def accuracy_of(
+    values: FloatArray, chance: FloatArray, clusters: Clusters, tested: FloatArray | None = None
+) -> Accuracy:
+    """Returns the mean of credits, its interval, and its p-value against chance.
 
-    The p-value is taken from ``tested`` (n,) where it is not nan; None means the values themselves. With one unit the
-    questions themselves are the sample. In exchange sets that are all at chance the accuracy is an identity, not an
-    estimate: the interval has no width then.
+    With one cluster the questions themselves are the sample. In exchange sets that are all at chance the accuracy is
+    an identity, not an estimate: the interval has no width.
+
+    Args:
+        values: (n,) credits.
+        chance: (n,) 1/k of each question.
+        clusters: the clusters of these questions.
+        tested: (n,) credits for the p-value, nan where there is none; None takes ``values``.
     """
-    ids = units.ids if len(np.unique(units.ids)) > 1 else np.arange(len(values))
+    ids = clusters.ids if len(np.unique(clusters.ids)) > 1 else np.arange(len(values))
     tested = values if tested is None else tested
     known = ~np.isnan(tested)
     interval = clustered_interval(values, ids)
     low, high = interval.ci_low, interval.ci_high
-    if units.balanced.all() and not np.any(np.abs(np.bincount(units.ids, weights=values - chance)) > TIE):
+    if clusters.balanced.all() and not np.any(np.abs(np.bincount(clusters.ids, weights=values - chance)) > TIE):
         low = high = float(values.mean())
     return Accuracy(
         n=len(values),
@@ -229,9 +305,9 @@ def accuracy_of(values: FloatArray, chance: FloatArray, units: Units, tested: Fl
 def p_above_chance(values: FloatArray, chance: FloatArray, clusters: IntArray) -> float:
     """Returns the one-sided p-value of "the mean credit is above chance": the larger of two tests.
 
-    The clustered t test knows that questions of one unit go together, but with few clusters its variance can be small
-    by luck. The binomial tail at the mean chance trusts no variance; it bounds the tail of unequal chances from above
-    (Hoeffding 1956), and the fraction of a credit is rounded down. With fewer than two clusters it stands alone.
+    The clustered t test accounts for questions that go together, but with few clusters its variance can be small by
+    luck. The binomial tail at the mean chance needs no variance; it bounds the tail of unequal chances from above
+    (Hoeffding 1956), and the fraction of a credit is rounded down. With fewer than two clusters it is used alone.
     """
     from scipy import stats
 

@@ -20,12 +20,10 @@ from typing import Any, Final
 import numpy as np
 from scipy.special import stdtr
 
-from scale_vqa_eval.audit.battery import FAMILIES, MEMBERS, TRAIN_CAP, prepare, run_battery
-from scale_vqa_eval.audit.layout import FloatArray, IntArray, OptionLayout
-from scale_vqa_eval.audit.listwise import fit_listwise
-from scale_vqa_eval.audit.probe import ProbeAccuracy, ProbeResult, evaluate_probe
-from scale_vqa_eval.audit.trained import make_folds
-from scale_vqa_eval.audit.units import units_of
+from scale_vqa_eval.audit.battery import FAMILIES, MEMBERS, TRAIN_CAP, read_features, run_battery
+from scale_vqa_eval.audit.clusters import IntArray, clusters_of, make_folds
+from scale_vqa_eval.audit.fitted_probes import fit_listwise
+from scale_vqa_eval.audit.probe import FloatArray, OptionLayout, ProbeAccuracy, ProbeScores, evaluate_probe
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.clustered import cluster_codes, clustered_standard_error, holm
 
@@ -99,10 +97,10 @@ class Readers:
         families: Sequence[str] = FAMILIES,
     ) -> None:
         self.questions, self.seed, self.tick, self.families = questions, seed, tick, tuple(families)
-        self.texts = prepare(questions, families) if len(questions) <= TRAIN_CAP else None
-        self._whole: dict[int, list[ProbeResult]] = {}
+        self.texts = read_features(questions, families) if len(questions) <= TRAIN_CAP else None
+        self._whole: dict[int, list[ProbeScores]] = {}
 
-    def whole(self, number: int, rows: IntArray, families: Sequence[str]) -> list[ProbeResult]:
+    def whole(self, number: int, rows: IntArray, families: Sequence[str]) -> list[ProbeScores]:
         """Returns what probes fitted to all questions (cross-fitted; partitions by ``number``) say of some rows."""
         if number not in self._whole:
             partitions = 3 if number in (FIRST, FRESH) else 1
@@ -118,7 +116,7 @@ class Readers:
             wanted.append(_sum_of(members))
         return [_taken(result, rows) for result in wanted]
 
-    def refitted(self, number: int, rows: IntArray, families: Sequence[str]) -> list[ProbeResult]:
+    def refitted(self, number: int, rows: IntArray, families: Sequence[str]) -> list[ProbeScores]:
         """Returns what probes fitted to these rows alone (cross-fitted) say of them; the trained ones only."""
         questions = [self.questions[row] for row in rows]
         texts = None if self.texts is None else self.texts.take(rows)
@@ -155,7 +153,7 @@ def prune(
 
 def too_few(questions: Sequence[Question]) -> bool:
     """Tells whether there are too few questions or units to say anything of chance."""
-    return len(questions) < MIN_QUESTIONS or len(np.unique(units_of(questions).ids)) < MIN_UNITS
+    return len(questions) < MIN_QUESTIONS or len(np.unique(clusters_of(questions).ids)) < MIN_UNITS
 
 
 def _round(readers: Readers, rows: IntArray, families: Sequence[str], number: int) -> tuple[PruningRound, IntArray]:
@@ -180,7 +178,7 @@ def fresh_audit(readers: Readers, rows: IntArray) -> list[ProbeAccuracy]:
     return both_ways(results, questions)
 
 
-def both_ways(results: Sequence[ProbeResult], questions: Sequence[Question]) -> list[ProbeAccuracy]:
+def both_ways(results: Sequence[ProbeScores], questions: Sequence[Question]) -> list[ProbeAccuracy]:
     """Evaluates each probe and its reverse: a reader who knows that a probe is below chance picks what it does not."""
     reverse = [
         _reversed(result)
@@ -190,7 +188,7 @@ def both_ways(results: Sequence[ProbeResult], questions: Sequence[Question]) -> 
     return [evaluate_probe(result, questions) for result in (*results, *reverse)]
 
 
-def _stacked(results: Sequence[ProbeResult]) -> list[ProbeResult]:
+def _stacked(results: Sequence[ProbeScores]) -> list[ProbeScores]:
     """The probes that the reader stacks: no sums of others, no mirrors, and letters by their fitted share."""
     return [
         result
@@ -206,30 +204,30 @@ def _drawn(reading: StackedProbe, seed: int, number: int) -> IntArray:
     return np.flatnonzero(np.random.default_rng([seed, number]).random(len(chance)) < chance)
 
 
-def _sum_of(members: Sequence[ProbeResult]) -> ProbeResult:
+def _sum_of(members: Sequence[ProbeScores]) -> ProbeScores:
     """The ensemble of some members: the mean of their votes."""
     scores = np.mean([member.scores for member in members], axis=0)
     sequential = [member.sequential for member in members if member.sequential is not None]
-    return ProbeResult(
+    return ProbeScores(
         "ensemble",
         "ensemble",
         True,
         scores,
-        probability=np.where(np.isfinite(scores), scores, 0.0),
         sequential=np.mean(sequential, axis=0) if len(sequential) == len(members) else None,
+        votes=True,
     )
 
 
-def _taken(result: ProbeResult, rows: IntArray) -> ProbeResult:
+def _taken(result: ProbeScores, rows: IntArray) -> ProbeScores:
     return _each_array(result, lambda values: values[rows])
 
 
-def _reversed(result: ProbeResult) -> ProbeResult:
+def _reversed(result: ProbeScores) -> ProbeScores:
     turned = _each_array(result, lambda values: np.where(np.isfinite(values), -values, -np.inf))
-    return replace(turned, name=f"{result.name}, reversed", probability=None)
+    return replace(turned, name=f"{result.name}, reversed", votes=False)
 
 
-def _each_array(result: ProbeResult, change: Callable[[FloatArray], FloatArray]) -> ProbeResult:
+def _each_array(result: ProbeScores, change: Callable[[FloatArray], FloatArray]) -> ProbeScores:
     """Applies a function to every per-question array of a probe's result."""
     arrays = {field.name: getattr(result, field.name) for field in fields(result)}
     changed: dict[str, Any] = {
@@ -264,7 +262,7 @@ class StackedProbe:
         return np.asarray(least / self.gold, dtype=np.float64)
 
 
-def stack_probes(questions: Sequence[Question], results: Sequence[ProbeResult], seed: int) -> StackedProbe:
+def stack_probes(questions: Sequence[Question], results: Sequence[ProbeScores], seed: int) -> StackedProbe:
     """Stacks probes into one calibrated reader, cross-fitted by unit.
 
     Args:
@@ -274,7 +272,7 @@ def stack_probes(questions: Sequence[Question], results: Sequence[ProbeResult], 
     """
     layout = OptionLayout.of_questions(questions)
     gold = np.array([question.answer for question in questions], dtype=np.int64)
-    units = units_of(questions).ids
+    units = clusters_of(questions).ids
     folds = make_folds(units, seed, 1, FOLDS)[0]
     columns = _columns(questions, results, layout)
     linear = np.zeros(len(layout.owner))
@@ -298,7 +296,7 @@ def stack_probes(questions: Sequence[Question], results: Sequence[ProbeResult], 
     return StackedProbe(padded, probability[at], float(gain.mean()), _p_above_zero(gain, units))
 
 
-def _columns(questions: Sequence[Question], results: Sequence[ProbeResult], layout: OptionLayout) -> FloatArray:
+def _columns(questions: Sequence[Question], results: Sequence[ProbeScores], layout: OptionLayout) -> FloatArray:
     """Returns (N, f) columns of unit variance, centred within each question: two shapes of each probe's scores.
 
     Trained probes give logarithm and value of their votes, untrained ones score and rank; where dimensions are large

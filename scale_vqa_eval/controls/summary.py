@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from scale_vqa_eval import __version__
 from scale_vqa_eval.audit.battery import run_battery
-from scale_vqa_eval.audit.layout import IntArray
+from scale_vqa_eval.audit.clusters import IntArray
 from scale_vqa_eval.audit.probe import Accuracy, ProbeAccuracy, evaluate_probe
 from scale_vqa_eval.controls.exchange import ExchangeResult
 from scale_vqa_eval.controls.exchange_group import GROUP_SIZE

@@ -133,7 +133,7 @@ def report(
     with all images, without images, with other images and with rotated options become one row; a missing run is shown
     as not run.
     """
-    from scale_vqa_eval.audit.published import read_published
+    from scale_vqa_eval.audit.reported_scores import read_reported_scores
     from scale_vqa_eval.scoring.measures import report_sections, with_published
     from scale_vqa_eval.scoring.report_files import write_report
     from scale_vqa_eval.scoring.runs import QuestionSets, read_runs, system_names, with_screened
@@ -149,7 +149,7 @@ def report(
     sets = QuestionSets(data)
     sections = report_sections(with_screened(read, sets), sets, names, mode)
     if published or published_file:
-        sections = with_published(sections, read_published(published_file or "scale-vqa-test"))
+        sections = with_published(sections, read_reported_scores(published_file or "scale-vqa-test"))
     _warn(line for section in sections for line in section.warnings())
     for path in write_report(out, sections, read, names, data, mode):
         click.echo(path)

@@ -337,7 +337,7 @@ def test_the_leaderboard_ranks_with_the_blind_column(board_page: tuple[str, Path
 
 
 def test_published_figures_are_marked_and_those_of_the_audit(board_page: tuple[str, Path], browser: Any) -> None:
-    source = ROOT / "scale_vqa_eval" / "audit" / "published_scores" / "scale_vqa_test.yaml"
+    source = ROOT / "scale_vqa_eval" / "audit" / "templates" / "scale_vqa_test_scores.yaml"
     assert (LEADERBOARD / "published.yaml").read_bytes() == source.read_bytes(), "copy the file again"
     page = opened(browser, board_page[0])
     page.wait_for_selector("#board caption:text('published')")

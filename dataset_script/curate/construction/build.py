@@ -97,7 +97,7 @@ def audited(questions: Sequence[Question], seed: int) -> dict[str, Any]:
 
 
 def _with_overlap(out: Path, audit: dict[str, Any]) -> dict[str, Any]:
-    from scale_vqa_eval.audit.data_checks import find_overlap
+    from scale_vqa_eval.audit.overlap import find_overlap
 
     found = audit | {"overlap": find_overlap(str(out), "default")}
     found["provenance"] = found["provenance"] | {"data": out.name, "split": None, "config": "default"}

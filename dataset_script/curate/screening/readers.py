@@ -14,10 +14,10 @@ from dataset_script.curate.asking.settings import RoleSettings
 from dataset_script.curate.engine import run_shards
 from dataset_script.curate.screening.analysis import SAID
 from dataset_script.curate.screening.rule import FloatArray, Reading
-from scale_vqa_eval.audit.battery import FAMILIES, TRAIN_CAP, prepare, run_battery
+from scale_vqa_eval.audit.battery import FAMILIES, TRAIN_CAP, read_features, run_battery
 from scale_vqa_eval.audit.chat import chat_probe
-from scale_vqa_eval.audit.prepared import Prepared
 from scale_vqa_eval.audit.probe import credit, gold_probability, option_counts, sequential_credit
+from scale_vqa_eval.audit.text_features import TextFeatures
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.llm import Spending
 from scale_vqa_eval.questions import Question
@@ -180,7 +180,7 @@ def together(readings: Sequence[Reading]) -> list[Reading]:
 
 def probe_readings(
     questions: Sequence[Question], judged: Sequence[int], seed: int
-) -> tuple[list[Reading], Prepared | None]:
+) -> tuple[list[Reading], TextFeatures | None]:
     """Runs the audit's battery on the pool and returns its readings of the judged rows.
 
     Args:
@@ -190,7 +190,7 @@ def probe_readings(
     """
     if len(questions) < 2:
         return [], None
-    prepared = prepare(questions) if len(questions) <= TRAIN_CAP else None
+    prepared = read_features(questions) if len(questions) <= TRAIN_CAP else None
     at = np.array(judged, dtype=np.int64)
     chance = chance_of(questions)
     readings = [
@@ -202,6 +202,6 @@ def probe_readings(
             chance[at],
             sequential_credit(result, questions)[at],
         )
-        for result in run_battery(questions, seed, partitions=1, families=FAMILIES, prepared=prepared)
+        for result in run_battery(questions, seed, partitions=1, families=FAMILIES, features=prepared)
     ]
     return readings, prepared

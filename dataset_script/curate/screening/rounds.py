@@ -17,7 +17,7 @@ from dataset_script.curate.screening.analysis import Cause, Leak, analyse
 from dataset_script.curate.screening.readers import Adversary, probe_readings, together
 from dataset_script.curate.screening.rule import Judgement, judge
 from scale_vqa_eval.audit.evidence import find_evidence
-from scale_vqa_eval.audit.prepared import Prepared
+from scale_vqa_eval.audit.text_features import TextFeatures
 from scale_vqa_eval.questions import Question
 
 LEAKED = "leaks-in-the-last-round"
@@ -82,7 +82,7 @@ def screen(state: Screening) -> None:
             break
 
 
-def _judge(state: Screening) -> tuple[list[Item], Judgement, Prepared | None, list[Question]]:
+def _judge(state: Screening) -> tuple[list[Item], Judgement, TextFeatures | None, list[Question]]:
     """Lets every reader try the pool, but for exchange sets: of their text any reader is right on one in four."""
     items = [state.items[row] for row in sorted(state.items)]
     judged = [item for item in items if item.group is None]
@@ -130,7 +130,7 @@ def _account(state: Screening, number: int, judged: Sequence[Item], judgement: J
 
 
 def _causes(
-    state: Screening, judgement: Judgement, prepared: Prepared | None, pool: Sequence[Question]
+    state: Screening, judgement: Judgement, prepared: TextFeatures | None, pool: Sequence[Question]
 ) -> dict[str, Cause]:
     """Asks why each flagged question leaks; what has no options yet says why by itself."""
     rows = {question.id: row for row, question in enumerate(pool)}

@@ -20,8 +20,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from scale_vqa_eval.audit.clusters import Clusters
 from scale_vqa_eval.audit.probe import accuracy_of
-from scale_vqa_eval.audit.units import Units
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.clustered import holm
 
@@ -109,7 +109,7 @@ def judge(questions: Sequence[Question], readings: Sequence[Reading], alpha: flo
     return Judgement(dict(sorted(again.items())), tests)
 
 
-def _units(questions: Sequence[Question]) -> Units:
+def _units(questions: Sequence[Question]) -> Clusters:
     """Returns what goes together: the patient's questions; with few patients, whose spread is not known, the path's.
 
     A finding is right in several questions of its path, so that one taste of a reader is right in all of them.
@@ -121,7 +121,7 @@ def _units(questions: Sequence[Question]) -> Units:
     ]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     ids = np.array([numbers[name] for name in names], dtype=np.int64)
-    return Units(ids, np.zeros(len(ids), dtype=np.bool_))
+    return Clusters(ids, np.zeros(len(ids), dtype=np.bool_))
 
 
 def _excess(

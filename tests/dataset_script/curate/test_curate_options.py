@@ -20,8 +20,8 @@ from dataset_script.curate.questions.contrasts import balanced_matrix, contrast_
 from dataset_script.curate.questions.drafts import Draft, Order, read_draft
 from dataset_script.curate.questions.items import Item, Place, named_combination
 from dataset_script.curate.questions.options import assemble
+from scale_vqa_eval.audit.clusters import exchange_sets
 from scale_vqa_eval.audit.defects import named_right
-from scale_vqa_eval.audit.units import exchange_sets
 
 GROWTH = ("solid nests", "open glands", "pierced sheets", "single cells")
 NUCLEI = ("small nuclei", "large nuclei", "spindle nuclei")

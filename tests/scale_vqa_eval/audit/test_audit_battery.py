@@ -11,10 +11,10 @@ from audit_questions import clean_questions, exchange_questions, leaking_questio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scale_vqa_eval.audit import battery, trained
-from scale_vqa_eval.audit.battery import FAMILIES, MEMBERS, prepare, run_battery
-from scale_vqa_eval.audit.probe import ProbeResult, credit, evaluate_probe, gold_probability
-from scale_vqa_eval.audit.units import units_of
+from scale_vqa_eval.audit import battery, fitted_probes
+from scale_vqa_eval.audit.battery import FAMILIES, MEMBERS, read_features, run_battery
+from scale_vqa_eval.audit.clusters import clusters_of, make_folds
+from scale_vqa_eval.audit.probe import ProbeScores, credit, evaluate_probe, gold_probability
 from scale_vqa_eval.questions import Question, read_questions
 
 UNTRAINED = ("position", "length", "similarity", "overlap", "negation")
@@ -23,10 +23,10 @@ UNTRAINED = ("position", "length", "similarity", "overlap", "negation")
 @pytest.fixture(autouse=True)
 def few_trees(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "shared" not in request.fixturenames:
-        monkeypatch.setattr(trained, "TREES", 20)
+        monkeypatch.setattr(fitted_probes, "TREES", 20)
 
 
-def by_name(results: list[ProbeResult]) -> dict[str, ProbeResult]:
+def by_name(results: list[ProbeScores]) -> dict[str, ProbeScores]:
     return {result.name: result for result in results}
 
 
@@ -147,7 +147,7 @@ def test_exchange_sets_hold_every_probe_at_chance_exactly(seed: int, k: int, gro
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(0, 99))
 def test_a_unit_is_never_on_both_sides_of_a_fold(names: list[int], seed: int) -> None:
     ids = np.unique(names, return_inverse=True)[1]
-    folds = trained.make_folds(ids, seed, 3)
+    folds = make_folds(ids, seed, 3)
     assert folds.shape == (3, len(names))
     if len(set(names)) > 1:
         for partition in folds:
@@ -156,21 +156,21 @@ def test_a_unit_is_never_on_both_sides_of_a_fold(names: list[int], seed: int) ->
 
 
 def test_partitions_differ() -> None:
-    folds = trained.make_folds(np.arange(30), 0, 3)
+    folds = make_folds(np.arange(30), 0, 3)
     assert len({partition.tobytes() for partition in folds}) == 3
 
 
 def test_prepared_texts_serve_other_golds_and_fewer_questions() -> None:
     questions = leaking_questions(40)
-    texts = prepare(questions)
+    texts = read_features(questions)
     rows = np.arange(5, 35)
     some = [replace(questions[row], answer=0) for row in rows]
-    fresh, reused = run_battery(some, 1, 1), run_battery(some, 1, 1, prepared=texts.take(rows))
+    fresh, reused = run_battery(some, 1, 1), run_battery(some, 1, 1, features=texts.take(rows))
     for one, two in zip(fresh, reused, strict=True):
         if one.family != "geometry" and one.family != "ensemble":  # rarity of tokens is counted over the whole file
             assert np.allclose(one.scores, two.scores), one.name
-    with pytest.raises(ValueError, match="prepared texts are of 40 questions"):
-        run_battery(some, prepared=texts)
+    with pytest.raises(ValueError, match="features are of 40 questions"):
+        run_battery(some, features=texts)
 
 
 def test_beyond_the_cap_models_are_fitted_to_a_sample_and_the_rest_is_streamed(
@@ -184,7 +184,7 @@ def test_beyond_the_cap_models_are_fitted_to_a_sample_and_the_rest_is_streamed(
     reached = {result.name: evaluate_probe(result, questions).accuracy for result in results}
     assert reached["ensemble"] > 0.85 and reached["medoid"] > 0.85
     with pytest.raises(ValueError, match="at most 100"):
-        prepare(questions)
+        read_features(questions)
 
 
 def test_families_are_chosen_by_name() -> None:
@@ -206,7 +206,7 @@ def test_blind_score_is_the_probability_of_the_gold_option() -> None:
     ensemble = run_battery(questions, partitions=1, families=["ensemble"])[0]
     scores = gold_probability(ensemble, questions)
     assert ((scores >= 0) & (scores <= 1)).all() and scores.mean() > 0.5
-    assert len(set(units_of(questions).ids)) == 12
+    assert len(set(clusters_of(questions).ids)) == 12
 
 
 def test_strength_on_the_released_validation_split(shared: Path) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from scale_vqa_eval.audit.embedding import Embeddings, embedding_probes, minilm
-from scale_vqa_eval.audit.probe import ProbeResult, credit
+from scale_vqa_eval.audit.language_model import Embeddings, embedding_probes, minilm
+from scale_vqa_eval.audit.probe import ProbeScores, credit
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.questions import Question
 
@@ -39,7 +39,7 @@ def bag_of_words(texts: Sequence[str]) -> Embeddings:
     return out / np.linalg.norm(out, axis=1, keepdims=True)
 
 
-def probes(questions: Sequence[Question], **options: object) -> dict[str, ProbeResult]:
+def probes(questions: Sequence[Question], **options: object) -> dict[str, ProbeScores]:
     found = embedding_probes(questions, embed=bag_of_words, progress=False, **options)  # type: ignore[arg-type]
     return {probe.name.removeprefix("embedding "): probe for probe in found}
 

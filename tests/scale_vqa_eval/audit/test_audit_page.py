@@ -14,10 +14,10 @@ import pytest
 from browser import chromium
 
 from scale_vqa_eval.audit import page
-from scale_vqa_eval.audit.data_checks import find_overlap
+from scale_vqa_eval.audit.overlap import find_overlap
 from scale_vqa_eval.audit.page import render_page, write_page
-from scale_vqa_eval.audit.published import read_published
 from scale_vqa_eval.audit.report import audit_questions
+from scale_vqa_eval.audit.reported_scores import read_reported_scores
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.text import escape_invisible
@@ -224,7 +224,7 @@ def test_published_scores_stand_beside_the_probes(plain: dict[str, Any]) -> None
 
 
 def test_the_shipped_figures_are_those_of_the_paper() -> None:
-    published = read_published("scale-vqa-test")
+    published = read_reported_scores("scale-vqa-test")
     assert "2606.17412" in published["source"]
     assert published["models"]["ScaleReasoner-R1"]["all"] == pytest.approx(0.8289)
     for row in published["models"].values():
@@ -240,15 +240,19 @@ def test_a_published_file_that_is_none_is_refused(tmp_path: Path, content: str) 
     file = tmp_path / "p.yaml"
     file.write_text(content)
     with pytest.raises(InputError, match=r"p\.yaml"):
-        read_published(file)
+        read_reported_scores(file)
 
 
 def test_a_published_file_may_be_json_with_the_models_alone(tmp_path: Path) -> None:
     file = tmp_path / "p.json"
     file.write_text('{"GPT-5.2": {"all": 58.5}}')
-    assert read_published(file) == {"source": None, "data": None, "models": {"GPT-5.2": {"all": pytest.approx(0.585)}}}
+    assert read_reported_scores(file) == {
+        "source": None,
+        "data": None,
+        "models": {"GPT-5.2": {"all": pytest.approx(0.585)}},
+    }
     with pytest.raises(InputError, match="scale-vqa-test"):
-        read_published(tmp_path / "absent.yaml")
+        read_reported_scores(tmp_path / "absent.yaml")
 
 
 def test_a_report_without_details_and_without_overlap_has_a_page(plain: dict[str, Any]) -> None:
@@ -271,7 +275,7 @@ def test_the_same_report_gives_the_same_bytes_and_a_failure_leaves_the_old_page(
     assert file.read_bytes() == first
     assert [path.name for path in tmp_path.iterdir()] == ["audit.html"]
     with pytest.raises(InputError, match="--html"):
-        write_page(tmp_path / "no" / "such" / "audit.html", plain)
+        write_page(file / "no" / "such" / "audit.html", plain)
 
 
 def test_a_real_browser_shows_it_without_a_word_of_complaint(tmp_path: Path, hostile: dict[str, Any]) -> None:

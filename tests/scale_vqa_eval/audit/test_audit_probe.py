@@ -9,18 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from scale_vqa_eval.audit.clusters import Clusters
 from scale_vqa_eval.audit.probe import (
-    ProbeResult,
+    OptionLayout,
+    ProbeScores,
     accuracy_of,
     credit,
     evaluate_probe,
     gold_probability,
     option_counts,
     p_above_chance,
-    padded,
     picked,
 )
-from scale_vqa_eval.audit.units import Units
 from scale_vqa_eval.questions import Question
 
 
@@ -31,13 +31,13 @@ def asked(*counts_and_golds: tuple[int, int]) -> list[Question]:
     ]
 
 
-def scored(rows: list[list[float]]) -> ProbeResult:
-    counts = np.array([len(row) for row in rows])
-    return ProbeResult("probe", "similarity", False, padded([score for row in rows for score in row], counts))
+def scored(rows: list[list[float]]) -> ProbeScores:
+    layout = OptionLayout.of(np.array([len(row) for row in rows]))
+    return ProbeScores("probe", "similarity", False, layout.padded([score for row in rows for score in row]))
 
 
-def units(ids: list[int], balanced: bool = False) -> Units:
-    return Units(np.array(ids), np.full(len(ids), balanced))
+def units(ids: list[int], balanced: bool = False) -> Clusters:
+    return Clusters(np.array(ids), np.full(len(ids), balanced))
 
 
 def test_ties_share_the_credit_whatever_the_letters() -> None:
@@ -65,15 +65,17 @@ def test_expected_credit_over_all_golds_is_one(rows: list[list[float]], random: 
 
 
 def test_a_question_without_an_answer_is_wrong_and_its_blind_score_even() -> None:
-    result = ProbeResult("chat", "chat", False, np.array([[-np.inf, -np.inf], [1.0, 0.0]]))
+    scores = np.array([[0.0, 0.0], [1.0, 0.0]])
+    result = ProbeScores("chat", "chat", False, scores, votes=True, answered=np.array([False, True]))
     questions = asked((2, 0), (2, 0))
     assert credit(result, questions).tolist() == [0.0, 1.0]
+    assert gold_probability(result, questions).tolist() == [0.5, 1.0]
     assert picked(result).tolist() == [-1, 0]
 
 
 def test_scores_that_are_no_numbers_and_missing_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="not a number"):
-        credit(ProbeResult("x", "x", False, np.array([[np.nan, 1.0]])), asked((2, 0)))
+        credit(ProbeScores("x", "x", False, np.array([[np.nan, 1.0]])), asked((2, 0)))
     with pytest.raises(ValueError, match="scored 1 questions of 2"):
         credit(scored([[1.0, 0.0]]), asked((2, 0), (2, 0)))
 

@@ -13,13 +13,12 @@ import pytest
 from audit_questions import clean_questions, exchange_questions, leaking_questions
 from click.testing import CliRunner
 
+from scale_vqa_eval.audit import fitted_probes
 from scale_vqa_eval.audit import report as report_module
-from scale_vqa_eval.audit import trained
-from scale_vqa_eval.audit.battery import prepare
+from scale_vqa_eval.audit.battery import read_features
 from scale_vqa_eval.audit.command import audit
-from scale_vqa_eval.audit.embedding import embedding_probes
-from scale_vqa_eval.audit.evidence import find_evidence
-from scale_vqa_eval.audit.learning_curve import learning_curve
+from scale_vqa_eval.audit.evidence import find_evidence, learning_curve
+from scale_vqa_eval.audit.language_model import embedding_probes
 from scale_vqa_eval.audit.report import audit_questions, audit_table
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.questions import Question
@@ -28,7 +27,7 @@ from scale_vqa_eval.schema import LETTERS
 
 @pytest.fixture(autouse=True)
 def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trained, "TREES", 10)
+    monkeypatch.setattr(fitted_probes, "TREES", 10)
 
 
 def written(path: Path, questions: list[Question]) -> Path:
@@ -112,7 +111,7 @@ def test_evidence_names_the_word_that_gives_an_item_away() -> None:
             f"{text} notable" if at == question.answer else text for at, text in enumerate(question.options)
         )
         questions.append(replace(question, options=options, id=str(row)))
-    texts = prepare(questions)
+    texts = read_features(questions)
     found = find_evidence(questions, texts, [3, 11, 40])
     assert sorted(found) == [3, 11, 40]
     for row, told in found.items():
@@ -123,7 +122,7 @@ def test_evidence_names_the_word_that_gives_an_item_away() -> None:
 
 def test_evidence_names_the_place_among_the_options() -> None:
     questions = leaking_questions(60)
-    found = find_evidence(questions, prepare(questions), range(60))
+    found = find_evidence(questions, read_features(questions), range(60))
     told = [one.text for row in found.values() for one in row if one.kind == "geometry"]
     assert sum("highest of the options in mean similarity to the others" in text for text in told) > 30
 
@@ -146,8 +145,8 @@ def test_learning_curve_of_next_to_nothing_is_empty() -> None:
 def test_the_leakiest_of_a_large_file_are_explained_within_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("battery", "report"):
         monkeypatch.setattr(f"scale_vqa_eval.audit.{module}.TRAIN_CAP", 100)
-    monkeypatch.setattr("scale_vqa_eval.audit.learning_curve.QUESTIONS_CAP", 50)
-    monkeypatch.setattr("scale_vqa_eval.audit.null_check.QUESTIONS_CAP", 50)
+    monkeypatch.setattr("scale_vqa_eval.audit.evidence.CURVE_CAP", 50)
+    monkeypatch.setattr("scale_vqa_eval.audit.battery.NULL_CAP", 50)
     questions = leaking_questions(130, patients=30)
     found = audit_questions(questions)
     by_id = {question.id: question for question in questions}

@@ -9,11 +9,10 @@ import pytest
 from audit_questions import clean_questions, leaking_questions
 from scipy import stats
 
-from scale_vqa_eval.audit import trained
-from scale_vqa_eval.audit.battery import prepare, run_battery
-from scale_vqa_eval.audit.null_check import null_check, redraw_gold
+from scale_vqa_eval.audit import fitted_probes
+from scale_vqa_eval.audit.battery import label_permutation_test, read_features, redraw_gold, run_battery
+from scale_vqa_eval.audit.clusters import clusters_of, make_folds
 from scale_vqa_eval.audit.probe import Accuracy, ProbeAccuracy, credit, evaluate_probe, sequential_credit
-from scale_vqa_eval.audit.units import units_of
 from scale_vqa_eval.audit.verdict import ALPHA, reach_verdict
 
 
@@ -22,10 +21,7 @@ def cell(p_value: float, accuracy: float = 0.25, ci_high: float = 0.3, n: int = 
 
 
 def probe(name: str, whole: Accuracy, **dimensions: Accuracy) -> ProbeAccuracy:
-    fields = {
-        key: getattr(whole, key) for key in ("accuracy", "ci_low", "ci_high", "p_value", "n", "clusters", "chance")
-    }
-    return ProbeAccuracy(name=name, family="f", trained=False, by_dimension=dimensions, **fields)
+    return ProbeAccuracy(**vars(whole), name=name, family="f", trained=False, by_dimension=dimensions)
 
 
 def test_one_probe_above_chance_after_correction_leaks() -> None:
@@ -77,14 +73,14 @@ def test_shuffled_golds_are_at_chance_in_twenty_seeds(monkeypatch: pytest.Monkey
     cross-fitted accuracies (t over the seeds, which are independent). A light configuration, 20 trees and one
     partition, stands in for the full one: it has the same folds.
     """
-    monkeypatch.setattr(trained, "TREES", 20)
+    monkeypatch.setattr(fitted_probes, "TREES", 20)
     questions = leaking_questions(120, patients=20)
     assert reach_verdict([evaluate_probe(r, questions) for r in run_battery(questions, 0, 1)]).verdict == "leaks"
-    texts, units = prepare(questions), units_of(questions)
+    texts, units = read_features(questions), clusters_of(questions)
     alarms, crossed, sequential = 0, dict[str, list[float]](), dict[str, list[float]]()
     for seed in range(20):
         drawn = redraw_gold(questions, seed)
-        results = run_battery(drawn, seed, 1, prepared=texts)
+        results = run_battery(drawn, seed, 1, features=texts)
         alarms += reach_verdict([evaluate_probe(r, drawn, units) for r in results]).verdict == "leaks"
         for result in (result for result in results if result.trained):
             crossed.setdefault(result.name, []).append(float(credit(result, drawn).mean()))
@@ -105,7 +101,7 @@ def test_a_gold_trains_no_model_that_scores_it_or_comes_before_it() -> None:
     questions = leaking_questions(50, patients=10)
     turned = list(questions)
     turned[7] = replace(questions[7], answer=(questions[7].answer + 1) % 4)
-    folds = trained.make_folds(units_of(questions).ids, 0, 1)[0]
+    folds = make_folds(clusters_of(questions).ids, 0, 1)[0]
     for one, two in zip(*(run_battery(q, 0, 1, ["words", "geometry"]) for q in (questions, turned)), strict=True):
         same = np.isclose(one.scores, two.scores).all(axis=1)
         assert same[folds == folds[7]].all() and not same[folds != folds[7]].all()
@@ -116,29 +112,29 @@ def test_a_gold_trains_no_model_that_scores_it_or_comes_before_it() -> None:
 
 
 def test_null_check_fails_a_probe_that_sees_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trained, "TREES", 20)
+    monkeypatch.setattr(fitted_probes, "TREES", 20)
     questions = leaking_questions(60)
-    report = null_check(questions, families=("words", "position"), draws=2)
+    report = label_permutation_test(questions, families=("words", "position"), draws=2)
     assert report["passed"] and set(report["probes"]) == {"words", "letter prior"}
     assert report["probes"]["words"]["accuracy"] == pytest.approx(np.mean(report["probes"]["words"]["per_draw"]))
 
-    def everything(chosen: np.ndarray, seed: int) -> trained.Model:
+    def everything(chosen: np.ndarray, seed: int) -> fitted_probes.Model:
         return fitter(np.arange(len(questions)), seed)
 
-    def peeking(family: str, sample: object, gold: np.ndarray) -> trained.Fitter:
+    def peeking(family: str, sample: object, gold: np.ndarray) -> fitted_probes.Fitter:
         nonlocal fitter
         fitter = honest(family, sample, gold)  # type: ignore[arg-type]
         return everything
 
-    honest = trained.make_fitter
-    fitter = honest("words", prepare(questions), np.zeros(60, dtype=np.int64))
-    monkeypatch.setattr(trained, "make_fitter", peeking)
-    assert not null_check(questions, families=("words",), draws=2)["passed"]
+    honest = fitted_probes.make_fitter
+    fitter = honest("words", read_features(questions), np.zeros(60, dtype=np.int64))
+    monkeypatch.setattr(fitted_probes, "make_fitter", peeking)
+    assert not label_permutation_test(questions, families=("words",), draws=2)["passed"]
 
 
 def test_null_check_of_a_large_file_takes_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scale_vqa_eval.audit.null_check.QUESTIONS_CAP", 30)
-    report = null_check(clean_questions(40), families=("position",), draws=1)
+    monkeypatch.setattr("scale_vqa_eval.audit.battery.NULL_CAP", 30)
+    report = label_permutation_test(clean_questions(40), families=("position",), draws=1)
     assert report["n"] == 30
 
 

@@ -10,8 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from scale_vqa_eval.audit.battery import FAMILIES
-from scale_vqa_eval.audit.layout import OptionLayout
-from scale_vqa_eval.audit.probe import ProbeResult
+from scale_vqa_eval.audit.probe import OptionLayout, ProbeScores
 from scale_vqa_eval.controls.command import control
 from scale_vqa_eval.controls.screened import Readers, both_ways, fresh_audit, prune, stack_probes, too_few
 from scale_vqa_eval.controls.summary import figures, held_out_figures
@@ -43,8 +42,8 @@ def leaky(n: int, leak: float, seed: int = 0) -> list[Question]:
     return questions
 
 
-def probe(name: str, scores: np.ndarray, trained: bool = True) -> ProbeResult:
-    return ProbeResult(name, "words", trained, scores, probability=scores if trained else None)
+def probe(name: str, scores: np.ndarray, trained: bool = True) -> ProbeScores:
+    return ProbeScores(name, "words", trained, scores, votes=trained)
 
 
 def test_rejection_makes_gold_even_whatever_the_reader_sees() -> None:

@@ -10,11 +10,10 @@ from audit_questions import clean_questions, leaking_questions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scale_vqa_eval.audit.layout import OptionLayout
-from scale_vqa_eval.audit.listwise import fit_listwise
-from scale_vqa_eval.audit.options_geometry import COLUMN, FEATURES
-from scale_vqa_eval.audit.prepared import Reader
-from scale_vqa_eval.audit.wording import BLOCKS, HASH_COLUMNS, chunks, fit_columns, hash_of, terms_of
+from scale_vqa_eval.audit.fitted_probes import fit_listwise
+from scale_vqa_eval.audit.option_geometry import COLUMN, FEATURES, HASH_COLUMNS, hash_of, terms_of
+from scale_vqa_eval.audit.probe import OptionLayout
+from scale_vqa_eval.audit.text_features import BLOCKS, NGramColumns, TextReader, chunks
 from scale_vqa_eval.questions import Question
 
 
@@ -24,7 +23,7 @@ def one(*options: str, stem: str = "Which option?") -> Question:
 
 def held(question: Question, family: str) -> dict[tuple[int, int], set[int]]:
     """(block, column) -> options that hold it."""
-    presence = Reader.fit([question]).read([question]).wording[family]
+    presence = TextReader.fit([question]).read([question]).presence[family]
     out: dict[tuple[int, int], set[int]] = {}
     for option in range(len(question.options)):
         for number in presence.columns[presence.pointer[option] : presence.pointer[option + 1]]:
@@ -54,9 +53,9 @@ def test_contrast_tells_how_many_options_hold_a_word() -> None:
 
 def test_crossed_columns_belong_to_one_dimension() -> None:
     questions = clean_questions(6, dimensions=2)
-    texts = Reader.fit(questions).read(questions)
-    owner = np.repeat(texts.layout.owner, np.diff(texts.wording["words"].pointer))
-    block = texts.wording["words"].columns // HASH_COLUMNS
+    texts = TextReader.fit(questions).read(questions)
+    owner = np.repeat(texts.layout.owner, np.diff(texts.presence["words"].pointer))
+    block = texts.presence["words"].columns // HASH_COLUMNS
     crossed = block >= len(BLOCKS["words"])
     assert crossed.any()
     assert np.array_equal(block[crossed] - len(BLOCKS["words"]), texts.types[owner[crossed]])
@@ -77,29 +76,29 @@ def test_chunks_cover_every_question_once() -> None:
 
 def test_chunked_reading_is_the_same_as_reading_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     questions = clean_questions(7, k=2) + clean_questions(7, k=5) + clean_questions(7, k=3)
-    reader = Reader.fit(questions)
+    reader = TextReader.fit(questions)
     whole = reader.read(questions)
-    monkeypatch.setattr("scale_vqa_eval.audit.prepared.chunks", lambda all_of_them: chunks(all_of_them, 30))
+    monkeypatch.setattr("scale_vqa_eval.audit.text_features.chunks", lambda all_of_them: chunks(all_of_them, 30))
     parts = reader.read(questions)
     assert np.array_equal(whole.geometry, parts.geometry)
     for family in BLOCKS:
-        assert np.array_equal(whole.wording[family].pointer, parts.wording[family].pointer)
-        assert np.array_equal(whole.wording[family].columns, parts.wording[family].columns)
+        assert np.array_equal(whole.presence[family].pointer, parts.presence[family].pointer)
+        assert np.array_equal(whole.presence[family].columns, parts.presence[family].columns)
 
 
 def test_taking_questions_is_the_same_as_reading_them() -> None:
     questions = clean_questions(9, k=2) + clean_questions(9, k=4)
     chosen = np.array([16, 2, 9])
-    reader = Reader.fit(questions)
+    reader = TextReader.fit(questions)
     taken, read = reader.read(questions).take(chosen), reader.read([questions[row] for row in chosen])
     assert np.array_equal(taken.geometry, read.geometry)
     for family in BLOCKS:
-        assert np.array_equal(taken.wording[family].columns, read.wording[family].columns)
+        assert np.array_equal(taken.presence[family].columns, read.presence[family].columns)
 
 
 def test_geometry_agrees_with_sets_in_plain_python() -> None:
     questions = leaking_questions(5) + clean_questions(5, k=3) + [one("no x, y", "not x (y)", "all 12 y", "x y z")]
-    texts = Reader.fit(questions).read(questions)
+    texts = TextReader.fit(questions).read(questions)
     row = 0
     for question in questions:
         sets = [
@@ -131,14 +130,14 @@ def test_geometry_agrees_with_sets_in_plain_python() -> None:
 def test_letters_do_not_change_an_options_features(order: list[int], seed: int) -> None:
     question = leaking_questions(1, seed)[0]
     turned = replace(question, options=tuple(question.options[at] for at in order))
-    reader = Reader.fit([question])
+    reader = TextReader.fit([question])
     assert np.array_equal(reader.read([question]).geometry[order], reader.read([turned]).geometry)
 
 
 def test_identical_options_have_identical_features_and_no_distinct_words() -> None:
-    texts = Reader.fit([one("same", "same", "same", "same")]).read([one("same", "same", "same", "same")])
+    texts = TextReader.fit([one("same", "same", "same", "same")]).read([one("same", "same", "same", "same")])
     assert (texts.geometry == texts.geometry[0]).all()
-    assert all(not len(presence.columns) for presence in texts.wording.values())
+    assert all(not len(presence.columns) for presence in texts.presence.values())
 
 
 def test_listwise_weights_do_not_see_what_options_share() -> None:
@@ -165,9 +164,9 @@ def test_listwise_agrees_with_logistic_regression_on_pairs() -> None:
 
 def test_columns_are_weighed_without_gold_answers_and_to_one_scale() -> None:
     questions = clean_questions(60)
-    texts = Reader.fit(questions).read(questions)
-    columns = fit_columns(texts.wording["words"], texts.layout)
-    dense = columns.matrix(texts.wording["words"]).toarray()
+    texts = TextReader.fit(questions).read(questions)
+    columns = NGramColumns.fit(texts.presence["words"], texts.layout)
+    dense = columns.matrix(texts.presence["words"]).toarray()
     assert (texts.layout.centred(dense) ** 2).sum(axis=1).mean() == pytest.approx(1.0)
     per_question = [(dense[texts.layout.owner == row] != 0).any(axis=0) for row in range(60)]
     assert (np.sum(per_question, axis=0) >= 2).all()

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from scipy.ndimage import gaussian_filter
 
-from scale_vqa_eval.audit.data_checks import find_overlap, letter_balance
+from scale_vqa_eval.audit.defects import letter_balance
 from scale_vqa_eval.audit.near_images import near_pairs, pairs_within, perceptual_hashes
+from scale_vqa_eval.audit.overlap import find_overlap
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.release_folder.write import write_release
 
@@ -134,8 +135,8 @@ def png_of_zeros(side: int) -> bytes:
         (lambda: png_of_zeros(8000), "decompression bomb"),
         (lambda: png_of_zeros(20000), "decompression bomb"),
         (lambda: encoded(field_of_view(0), "JPEG")[:3000], "truncated"),
-        (lambda: b"not an image", "no image that can be told: 12 bytes, b'not an i' first"),
-        (lambda: b"", "no image that can be told: 0 bytes"),
+        (lambda: b"not an image", "not an image of a known format: 12 bytes, b'not an i' first"),
+        (lambda: b"", "not an image of a known format: 0 bytes"),
     ],
     ids=["bomb", "larger bomb", "truncated", "text", "empty"],
 )

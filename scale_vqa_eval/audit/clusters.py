@@ -1,0 +1,153 @@
+"""Clusters of questions that go together (exchange sets, patients, slides), and the folds made of them.
+
+A fitted probe must not score near-copies of what it was fitted to, and an interval must not count questions of one
+slide as independent. Both use the same cluster:
+
+- an *exchange set*: questions with the same stem and the same options in the same order, in which every option is
+  gold equally often. It is found by its text, with or without a ``group`` column. Its members stay in one fold: there
+  a fitted probe is one fixed function of one text and is right on exactly 1/k of the set. If a fold cut the set, each
+  member would be scored by a model that saw the same text with the other gold answers, and accuracy would fall
+  *below* chance;
+- else the patient, else the slide, else the question itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from scale_vqa_eval.questions import Question
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The cluster of each question.
+
+    Attributes:
+        ids: (n,) cluster number of each question, numbered in order of appearance.
+        balanced: (n,) whether the question is a member of an exchange set.
+    """
+
+    ids: IntArray
+    balanced: npt.NDArray[np.bool_]
+
+    def take(self, rows: IntArray) -> Clusters:
+        """Returns the clusters of some questions."""
+        return Clusters(self.ids[rows], self.balanced[rows])
+
+
+@dataclass(frozen=True)
+class ClusterSummary:
+    """What the clusters of a file are.
+
+    Attributes:
+        kind: ``patient``, ``slide``, ``question`` or ``exchange set``: what most questions are clustered by.
+        clusters: number of clusters.
+        exchange_sets: number of exchange sets among them.
+        unnamed: questions outside of exchange sets that name neither patient nor slide, each its own cluster.
+        note: the consequence for folds and intervals, or empty.
+    """
+
+    kind: str
+    clusters: int
+    exchange_sets: int
+    unnamed: int
+    note: str
+
+
+def clusters_of(questions: Sequence[Question]) -> Clusters:
+    """Returns the cluster of each question: its exchange set, else its patient, its slide, or itself."""
+    exchange = exchange_sets(questions)
+    seen: dict[tuple[str, object], int] = {}
+    ids = np.empty(len(questions), dtype=np.int64)
+    for row, question in enumerate(questions):
+        if exchange[row] >= 0:
+            key: tuple[str, object] = ("exchange", int(exchange[row]))
+        elif question.patient or question.slide:
+            key = ("cluster", question.cluster)
+        else:
+            key = ("question", row)
+        ids[row] = seen.setdefault(key, len(seen))
+    return Clusters(ids, exchange >= 0)
+
+
+def exchange_sets(questions: Sequence[Question]) -> IntArray:
+    """Returns (n,): number of the exchange set of each question, -1 outside of one."""
+    same_text: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    for row, question in enumerate(questions):
+        same_text.setdefault((question.question, question.options), []).append(row)
+    out = np.full(len(questions), -1, dtype=np.int64)
+    number = 0
+    for (_, options), rows in same_text.items():
+        if len(rows) < len(options):
+            continue
+        times = np.bincount([questions[row].answer for row in rows], minlength=len(options))
+        if times.min() == times.max():
+            out[rows] = number
+            number += 1
+    return out
+
+
+def describe_clusters(questions: Sequence[Question], clusters: Clusters) -> ClusterSummary:
+    """Summarises the clusters of a file and what missing patients and slides cost."""
+    loose = [question for question, balanced in zip(questions, clusters.balanced, strict=True) if not balanced]
+    unnamed = sum(question.patient is None and question.slide is None for question in loose)
+    count = int(clusters.ids.max(initial=-1)) + 1
+    kind = "exchange set"
+    if 2 * len(loose) >= len(questions):
+        patients = any(question.patient for question in loose)
+        kind = "question" if 2 * unnamed > len(loose) else "patient" if patients else "slide"
+    note = ""
+    if unnamed:
+        subject = "No question names" if unnamed == len(loose) else f"{unnamed} of {len(loose)} questions do not name"
+        note = (
+            f"{subject} its patient or slide: each is its own cluster. Near-copies may then lie on both sides of a "
+            "fold, which flatters the fitted probes, and intervals are too narrow where slides are shared."
+        )
+    elif count == 1:
+        note = (
+            "All questions come from one cluster: folds and intervals are by question, too narrow for other slides, "
+            "and near-copies may lie on both sides of a fold."
+        )
+    elif count < 10:
+        note = f"Only {count} clusters: intervals are wide, and only a large leak can be shown."
+    return ClusterSummary(kind, count, len(np.unique(clusters.ids[clusters.balanced])), unnamed, note)
+
+
+def folds_of(clusters: Clusters, seed: int, partitions: int, folds: int = 5) -> IntArray:
+    """Returns ``make_folds``; a file that is one exchange set is one fold, so that nothing is fitted to its parts."""
+    if clusters.balanced.all() and not clusters.ids.any():
+        return np.zeros((partitions, len(clusters.ids)), dtype=np.int64)
+    return make_folds(clusters.ids, seed, partitions, folds)
+
+
+def make_folds(clusters: IntArray, seed: int, partitions: int, folds: int = 5) -> IntArray:
+    """Deals clusters to folds: in shuffled order, each to the fold that has the fewest questions so far.
+
+    With a single cluster the questions are dealt one by one, as there is nothing else to hold out.
+
+    Args:
+        clusters: (n,) cluster of each question, numbered from 0.
+        seed: the same seed gives the same folds.
+        partitions: how many times the clusters are dealt anew.
+        folds: maximum number of folds; there are never more than clusters.
+
+    Returns:
+        (partitions, n) fold of each question.
+    """
+    if int(clusters.max(initial=-1)) < 1:
+        clusters = np.arange(len(clusters))
+    sizes = np.bincount(clusters)
+    rng = np.random.default_rng([seed, 1])
+    dealt = np.empty((partitions, len(sizes)), dtype=np.int64)
+    for partition in range(partitions):
+        load = np.zeros(min(folds, len(sizes)), dtype=np.int64)
+        for cluster in rng.permutation(len(sizes)):
+            dealt[partition, cluster] = np.argmin(load)
+            load[np.argmin(load)] += sizes[cluster]
+    return dealt[:, clusters]

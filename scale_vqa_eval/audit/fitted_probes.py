@@ -1,0 +1,238 @@
+"""Probes that are fitted to the gold answers of other clusters' questions: cross-fitted, over repeated partitions.
+
+A "test-set stress test" (Brown et al. 2025, arXiv:2511.04655): every question is scored by models that have not seen
+its cluster (patient, slide or exchange set); over several partitions of the clusters the votes are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from tqdm import tqdm
+
+from scale_vqa_eval.audit.clusters import IntArray
+from scale_vqa_eval.audit.option_geometry import forest_columns
+from scale_vqa_eval.audit.probe import FloatArray, OptionLayout, ProbeScores
+from scale_vqa_eval.audit.text_features import NGRAM_FAMILIES, NGramColumns, TextFeatures
+
+FAMILIES: Final = ("position", "geometry", *NGRAM_FAMILIES)
+TREES: Final = 100
+Model = Callable[[TextFeatures], FloatArray]
+"""A fitted model: the features of some questions -> votes (N,), not negative, that sum to 1 in each question."""
+Fitter = Callable[[IntArray, int], Model]
+"""Fits a model to chosen questions (row numbers) of a sample, with a seed."""
+
+
+@dataclass(frozen=True)
+class Votes:
+    """The votes of one family for all options of a file.
+
+    Attributes:
+        crossed: (N,) from models fitted to all other folds, averaged over partitions: the accuracy comes from these.
+        sequential: (N,) from models fitted to the folds *before* the question's own in the first partition; nan in
+            the first fold. The p-value comes from these: in cross-fitting each question's gold also trains the models
+            that score the others, so right picks are not independent even where there is nothing to learn (a letter
+            that is frequent by luck is learned in every fold), and binomial tails are too small (Noirhomme et al.
+            2014, NeuroImage: Clinical 4:687). In sequence each pick is made before its gold is used.
+    """
+
+    crossed: FloatArray
+    sequential: FloatArray
+
+    def scores(self, name: str, family: str, layout: OptionLayout) -> ProbeScores:
+        """Returns the votes as the scores of a fitted probe."""
+        sequential = layout.padded(np.where(np.isnan(self.sequential), -np.inf, self.sequential))
+        return ProbeScores(name, family, True, layout.padded(self.crossed), sequential, votes=True)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """One fit: the fold it scores, and for which of the two kinds of votes."""
+
+    partition: int
+    fold: int
+    crossed: bool
+    sequential: bool
+
+
+def cross_fit(
+    fitters: Mapping[str, Fitter],
+    folds: IntArray,
+    parts: Iterable[tuple[IntArray, TextFeatures]],
+    seed: int,
+    sampled: IntArray | None = None,
+    sequential: bool = True,
+    progress: str | None = None,
+) -> dict[str, Votes]:
+    """Returns family -> votes of all options of the file.
+
+    Args:
+        fitters: family -> its fitter, to questions of the sample.
+        folds: (partitions, n) of ``clusters.make_folds``.
+        parts: (row numbers, features) of the questions to score, in order; read once.
+        seed: of the models that draw.
+        sampled: (m,) ascending rows of the questions that the sample holds; then all models are fitted first and kept,
+            for many parts. None: the sample is the one part, and each model is dropped after use.
+        sequential: make the sequential votes too.
+        progress: title of a bar over the fits on standard error; None shows none.
+    """
+    in_sample = folds if sampled is None else folds[:, sampled]
+    fits = [(family, fit) for family in fitters for fit in _fits(folds, sequential)]
+
+    def fitted() -> Iterator[tuple[str, _Fit, Model]]:
+        for family, fit in tqdm(fits, progress, unit=" fits", disable=progress is None, leave=False):
+            own = in_sample[fit.partition]
+            chosen = np.flatnonzero(own != fit.fold if fit.crossed else own < fit.fold)
+            yield family, fit, fitters[family](chosen, seed * 1009 + fit.partition * 101 + fit.fold)
+
+    kept = None if sampled is None else list(fitted())
+    scored_parts: dict[str, list[Votes]] = {family: [] for family in fitters}
+    for rows, features in tqdm(parts, "scoring", unit=" parts", disable=progress is None or kept is None, leave=False):
+        size = len(features.layout.owner)
+        votes = {family: Votes(np.zeros(size), np.full(size, np.nan)) for family in fitters}
+        for family, fit, model in fitted() if kept is None else kept:
+            scored = np.flatnonzero(folds[fit.partition, rows] == fit.fold)
+            if len(scored):
+                options, vote = features.layout.rows_of(scored), model(features.take(scored))
+                if fit.crossed:
+                    votes[family].crossed[options] += vote / len(folds)
+                if fit.sequential:
+                    votes[family].sequential[options] = vote
+        for family in fitters:
+            scored_parts[family].append(votes[family])
+    return {
+        family: Votes(np.concatenate([v.crossed for v in found]), np.concatenate([v.sequential for v in found]))
+        for family, found in scored_parts.items()
+    }
+
+
+def _fits(folds: IntArray, sequential: bool) -> list[_Fit]:
+    """Lists all fits. The last fold's model has seen exactly the folds before it, so it serves both kinds of votes."""
+    last = int(folds[0].max(initial=-1))
+    fits = [
+        _Fit(partition, fold, True, sequential and partition == 0 and fold == last > 0)
+        for partition in range(len(folds))
+        for fold in range(int(folds[partition].max(initial=-1)) + 1)
+    ]
+    return fits + [_Fit(0, fold, False, True) for fold in range(1, last)] * sequential
+
+
+def make_fitter(family: str, sample: TextFeatures, gold: IntArray) -> Fitter:
+    """Returns the fitter of a family of ``FAMILIES``, or of ``sample.dense``, with these gold options (m,)."""
+    if family == "position":
+        return _letter_prior(sample, gold)
+    if family == "geometry":
+        return _forest(sample, gold)
+    if family in sample.dense:
+        return _linear(sample, gold, lambda features: features.dense[family])
+    columns = NGramColumns.fit(sample.presence[family], sample.layout)
+    return _linear(sample, gold, lambda features: columns.matrix(features.presence[family]))
+
+
+def _even(features: TextFeatures) -> FloatArray:
+    """The model where there is no question to learn from."""
+    return np.asarray(1.0 / features.layout.counts[features.layout.owner], dtype=np.float64)
+
+
+def _letter_prior(sample: TextFeatures, gold: IntArray) -> Fitter:
+    """How often each letter is gold, by dimension, shrunk to all dimensions by the weight of ten questions."""
+    width, kinds = int(sample.layout.counts.max(initial=2)), int(sample.types.max(initial=-1)) + 1
+
+    def rates(chosen: IntArray, before: FloatArray) -> FloatArray:
+        right = np.bincount(gold[chosen], minlength=width)
+        present = (sample.layout.counts[chosen][:, None] > np.arange(width)).sum(axis=0)
+        return np.asarray((right + 10.0 * before) / (present + 10.0), dtype=np.float64)
+
+    def fit(chosen: IntArray, seed: int) -> Model:
+        if not len(chosen):
+            return _even
+        overall = rates(chosen, np.full(width, 1.0 / float(np.mean(sample.layout.counts[chosen]))))
+        of_type = [rates(chosen[sample.types[chosen] == kind], overall) for kind in range(kinds)]
+        table = np.array([*of_type, overall])  # type -1 reads the last row
+
+        def vote(features: TextFeatures) -> FloatArray:
+            layout = features.layout
+            letter = np.arange(len(layout.owner)) - layout.starts[layout.owner]
+            return layout.normalised(table[features.types[layout.owner], np.minimum(letter, width - 1)])
+
+        return vote
+
+    return fit
+
+
+def _forest(sample: TextFeatures, gold: IntArray) -> Fitter:
+    """Extremely randomised trees on the geometry of the options; the gold option is the positive class."""
+    from sklearn.ensemble import ExtraTreesClassifier
+
+    columns = forest_columns(sample.geometry, sample.layout, sample.types)
+    right = np.zeros(len(columns), dtype=np.int64)
+    right[sample.layout.starts + gold] = 1
+
+    def fit(chosen: IntArray, seed: int) -> Model:
+        if not len(chosen):
+            return _even
+        rows = sample.layout.rows_of(chosen)
+        leaf = max(3, len(rows) // 2000)  # bounds the size of a tree, whatever the number of questions
+        threads = 2 if len(rows) > 4000 else 1  # below, starting them costs more than they save
+        forest = ExtraTreesClassifier(TREES, min_samples_leaf=leaf, random_state=seed % 2**31, n_jobs=threads)
+        forest.fit(columns[rows], right[rows])
+        forest.n_jobs = 1  # threads add votes in the order they end in: the last bit would differ between runs
+
+        def vote(features: TextFeatures) -> FloatArray:
+            given = forest_columns(features.geometry, features.layout, features.types)
+            given = np.pad(given, ((0, 0), (0, columns.shape[1] - given.shape[1])))  # a chunk may lack the last types
+            return features.layout.normalised(forest.predict_proba(given)[:, 1])
+
+        return vote
+
+    return fit
+
+
+def _linear(sample: TextFeatures, gold: IntArray, columns: Callable[[TextFeatures], Any]) -> Fitter:
+    """Listwise ridge regression on the (N, f) columns, sparse or dense, that ``columns`` makes of features."""
+    matrix = columns(sample)
+
+    def fit(chosen: IntArray, seed: int) -> Model:
+        if not len(chosen):
+            return _even
+        weights = fit_listwise(matrix[sample.layout.rows_of(chosen)], sample.layout.take(chosen), gold[chosen])
+        return lambda features: features.layout.softmax(columns(features) @ weights)
+
+    return fit
+
+
+def fit_listwise(matrix: Any, layout: OptionLayout, gold: IntArray, strength: float = 10.0) -> FloatArray:
+    """Fits a listwise linear model: the gold option of a question by a softmax over that question's own options.
+
+    McFadden's conditional logit (1974) with a ridge penalty: the weights (f,) minimise
+    1/2 |w|^2 + strength * sum over questions of -log p(gold). What the options of a question share cancels, so no
+    column needs to be centred.
+
+    Args:
+        matrix: (N, f) sparse or dense columns of all options.
+        layout: the options of the questions.
+        gold: (n,) 0-based gold option of each question.
+        strength: inverse of the ridge penalty.
+    """
+    from scipy.optimize import minimize
+    from threadpoolctl import threadpool_limits
+
+    transposed = matrix.T.tocsr() if hasattr(matrix, "tocsr") else np.ascontiguousarray(matrix.T)
+    gold_rows = layout.starts + gold
+
+    def loss(weights: FloatArray) -> tuple[float, FloatArray]:
+        values = matrix @ weights
+        top = np.maximum.reduceat(values, layout.starts)
+        raised = np.exp(values - top[layout.owner])
+        total = np.add.reduceat(raised, layout.starts)
+        slope = raised / total[layout.owner]
+        slope[gold_rows] -= 1.0
+        missed = float((np.log(total) + top - values[gold_rows]).sum())
+        return strength * missed + 0.5 * float(weights @ weights), strength * (transposed @ slope) + weights
+
+    start = np.zeros(matrix.shape[1])
+    with threadpool_limits(1):  # the vectors are short: threads of the linear algebra would only wait for each other
+        return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x)

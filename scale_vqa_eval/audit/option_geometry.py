@@ -1,0 +1,205 @@
+"""Geometry of the options of a question: similarity, length, negation, overlap with the stem.
+
+Wrong options that were written by changing one feature of the right option make it the most central of the set; the
+features here measure that and its relatives for every option. They need no word list but a few English function words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from scale_vqa_eval.audit.clusters import IntArray
+from scale_vqa_eval.audit.probe import FloatArray, OptionLayout
+from scale_vqa_eval.questions import Question
+from scale_vqa_eval.text import negations, words
+
+HASH_COLUMNS: Final = 1 << 20
+Sparse = Any  # scipy.sparse has no types
+
+# kind of n-gram -> arguments of HashingVectorizer
+_NGRAMS: Final[dict[str, dict[str, Any]]] = {
+    "words": {"ngram_range": (1, 1), "tokenizer": words, "token_pattern": None},
+    "phrases": {"ngram_range": (2, 3), "tokenizer": words, "token_pattern": None},
+    "characters": {"ngram_range": (3, 4), "analyzer": "char", "preprocessor": lambda text: f" {text.lower()} "},
+}
+_SIMILARITIES: Final = ("tokens", "rare tokens", "phrases", "characters")
+_HEDGE = re.compile(
+    r"\b(?:may|might|could|can|likely|possibl\w*|probabl\w*|suggest\w*|appear\w*|seem\w*|consistent|compatible|some|"
+    r"mild\w*|subtle|partial\w*|focal\w*|occasional\w*)\b",
+    re.IGNORECASE,
+)
+_ABSOLUTE = re.compile(
+    r"\b(?:all|always|only|every|any|entire\w*|complete\w*|exclusive\w*|must|purely|solely|confined|restricted|limited|"
+    r"extensive\w*|diffuse\w*|marked\w*|prominent\w*|uniform\w*|throughout|clearly|definite\w*)\b",
+    re.IGNORECASE,
+)
+FEATURES: Final[tuple[str, ...]] = (
+    *(
+        f"{agg} {kind} by {what}"
+        for what in _SIMILARITIES
+        for kind in ("similarity to the others", "share found in the others")
+        for agg in ("mean", "lowest", "highest")
+    ),
+    "characters",
+    "words",
+    "negations",
+    "hedges",
+    "absolute words",
+    "commas",
+    "digits",
+    "other punctuation",
+    "tokens of its own",
+    "tokens held by most",
+    "tokens of most that it lacks",
+    "tokens shared with the stem",
+    "share of tokens in the stem",
+    "rarity of tokens",
+)
+COLUMN: Final = {name: number for number, name in enumerate(FEATURES)}
+
+
+def ngrams(texts: Sequence[str], kind: str) -> Sparse:
+    """Returns the (N, 2**20) 0/1 matrix of the n-grams of texts; a text that occurs twice is read once."""
+    from scipy import sparse
+
+    first = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    matrix = sparse.csr_array(_vectorizer(kind).transform(list(first)))
+    matrix.sort_indices()
+    return matrix if len(first) == len(texts) else matrix[[first[text] for text in texts]]
+
+
+def terms_of(text: str, kind: str) -> list[str]:
+    """Returns the n-grams of a text as they are hashed."""
+    return list(_vectorizer(kind).build_analyzer()(text))
+
+
+def hash_of(term: str) -> int:
+    """Returns the column that an n-gram is hashed to."""
+    from sklearn.feature_extraction import FeatureHasher
+
+    hasher = FeatureHasher(HASH_COLUMNS, input_type="string", alternate_sign=False)
+    return int(hasher.transform([[term]]).indices[0])
+
+
+@cache
+def _vectorizer(kind: str) -> Any:
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    return HashingVectorizer(
+        n_features=HASH_COLUMNS, binary=True, norm=None, alternate_sign=False, dtype=np.float32, **_NGRAMS[kind]
+    )
+
+
+def token_rarity(questions: Sequence[Question], parts: Sequence[range]) -> FloatArray:
+    """Returns (2**20,): inverse document frequency ln((N+1)/(df+1)) + 1 of each hashed token over all N options."""
+    frequency = np.zeros(HASH_COLUMNS)
+    for part in parts:
+        matrix = ngrams([text for row in part for text in questions[row].options], "words")
+        frequency += np.bincount(matrix.indices, minlength=HASH_COLUMNS)
+    options = sum(len(question.options) for question in questions)
+    return np.asarray(np.log((options + 1.0) / (frequency + 1.0)) + 1.0, dtype=np.float64)
+
+
+def geometry_of(
+    questions: Sequence[Question], layout: OptionLayout, matrices: dict[str, Sparse], rarity: FloatArray
+) -> FloatArray:
+    """Returns the (N, len(FEATURES)) features of the options of some questions.
+
+    Args:
+        questions: the questions.
+        layout: their options.
+        matrices: n-gram matrices of ``words``, ``phrases`` and ``characters`` of the options.
+        rarity: (2**20,) weight of each hashed token, rare ones higher.
+    """
+    from scipy import sparse
+
+    tokens = matrices["words"]
+    weighted = sparse.csr_array((rarity[tokens.indices], tokens.indices, tokens.indptr), shape=tokens.shape)
+    pairs = ((tokens, tokens), (tokens, weighted), *((matrices[kind],) * 2 for kind in _SIMILARITIES[2:]))
+    similar = [column for matrix, values in pairs for column in _similarities(matrix, values, layout)]
+    counted = np.array([_counts(text) for question in questions for text in question.options], dtype=np.float64)
+    size = np.maximum(1, np.diff(tokens.indptr))
+    stems = ngrams([question.question for question in questions], "words")
+    shared = _row_sums(tokens * stems[layout.owner])
+    rare = _row_sums(weighted) / size
+    return np.column_stack([*similar, *counted.T, *_holding(tokens, layout), shared, shared / size, rare])
+
+
+def _counts(text: str) -> list[int]:
+    """Returns the counted features of one option, in the order of ``FEATURES``."""
+    return [
+        len(text),
+        len(text.split()),
+        len(negations(text)),
+        len(_HEDGE.findall(text)),
+        len(_ABSOLUTE.findall(text)),
+        text.count(","),
+        sum(map(str.isdigit, text)),
+        sum(text.count(mark) for mark in "();:/-\u2013"),
+    ]
+
+
+def _similarities(matrix: Sparse, weighted: Sparse, layout: OptionLayout) -> list[FloatArray]:
+    """Returns mean, lowest and highest Jaccard similarity to the other options, then of the share found in them."""
+    mass = _row_sums(weighted)
+    out = [np.empty(len(layout.owner)) for _ in range(6)]
+    for k, rows in layout.same_count():
+        left, right = np.triu_indices(k, 1)
+        first, second = rows[:, left].ravel(), rows[:, right].ravel()
+        common = _row_sums(weighted[first] * matrix[second])
+        union = mass[first] + mass[second] - common
+        both = np.where(union > 0, common / np.where(union > 0, union, 1.0), 1.0)
+        ahead, back = (
+            np.where(mass[own] > 0, common / np.where(mass[own] > 0, mass[own], 1.0), 1.0) for own in (first, second)
+        )
+        for start, (upper, lower) in ((0, (both, both)), (3, (ahead, back))):
+            square = np.full((len(rows), k, k), np.nan)
+            square[:, left, right] = upper.reshape(len(rows), -1)
+            square[:, right, left] = lower.reshape(len(rows), -1)
+            others = square[:, ~np.eye(k, dtype=bool)].reshape(len(rows), k, k - 1)
+            # sorted before the sum, so that two options with the same similarities tie whatever their letters
+            others.sort(axis=2)
+            out[start][rows] = others.mean(axis=2)
+            out[start + 1][rows] = others[:, :, 0]
+            out[start + 2][rows] = others[:, :, -1]
+    return out
+
+
+def _holding(tokens: Sparse, layout: OptionLayout) -> list[FloatArray]:
+    """Counts tokens that no other option has; that more than half have; that more than half have but it lacks."""
+    total = len(layout.owner)
+    row = np.repeat(np.arange(total), np.diff(tokens.indptr))
+    keys = layout.owner[row] * HASH_COLUMNS + tokens.indices
+    unique, index, times = np.unique(keys, return_inverse=True, return_counts=True)
+    question = unique // HASH_COLUMNS
+    usual = (2 * times > layout.counts[question]).astype(np.float64)
+    own = np.bincount(row, weights=(times[index] == 1).astype(np.float64), minlength=total)
+    most = np.bincount(row, weights=usual[index], minlength=total)
+    in_question = np.bincount(question, weights=usual, minlength=len(layout.counts))
+    return [np.asarray(count, dtype=np.float64) for count in (own, most, in_question[layout.owner] - most)]
+
+
+def _row_sums(matrix: Sparse) -> FloatArray:
+    return np.asarray(matrix.sum(axis=1), dtype=np.float64).ravel()
+
+
+def forest_columns(
+    features: npt.NDArray[np.float32], layout: OptionLayout, types: IntArray
+) -> npt.NDArray[np.float32]:
+    """Returns the columns for the forest: raw, centred within the question, ranked, and the question's type.
+
+    Args:
+        features: (N, f) of ``geometry_of``.
+        layout: the options.
+        types: (n,) number of each question's type, -1 where it has none; the first 32 get a column each.
+    """
+    known = min(32, int(types.max(initial=-1)) + 1)
+    kind = (types[layout.owner][:, None] == np.arange(known)).astype(np.float64)
+    values = features.astype(np.float64)
+    return np.hstack([values, layout.centred(values), layout.ranks(values), kind]).astype(np.float32)

@@ -1,0 +1,380 @@
+"""What the splits of a dataset share: patients, slides, paths, image paths, question texts and the images themselves.
+
+Images are read one batch at a time from the bytes that Parquet files hold; of each only two digests, two perceptual
+hashes and its locations are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from scale_vqa_eval.audit.defects import letter_balance, normalised, text_key
+from scale_vqa_eval.audit.near_images import COARSE_BITS, FINE_BITS, near_pairs, perceptual_hashes
+from scale_vqa_eval.errors import preview
+from scale_vqa_eval.questions import Question, read_questions
+from scale_vqa_eval.release_folder.read import release_files, resolve_data
+
+MAX_PIXELS: Final = 50_000_000
+"""A larger image is taken for a decompression bomb: named, not opened."""
+MAX_EXAMPLES: Final = 20
+"""Maximum number of examples of one kind in a report; counts are complete."""
+_ROWS_AT_ONCE: Final = 16
+_LEVELS: Final[dict[str, tuple[str, Callable[[Question], list[Hashable]]]]] = {
+    "patients": ("patient", lambda question: [question.patient] if question.patient else []),
+    "slides": ("slide", lambda question: [question.slide] if question.slide else []),
+    "paths": ("path", lambda question: [f"{question.slide or ''}::{question.path_id}"] if question.path_id else []),
+    "image_paths": (
+        "image path",
+        lambda question: [PurePosixPath(path.replace("\\", "/")).as_posix() for _, path in question.images],
+    ),
+}
+ImageLocation = tuple[int, str]
+"""Row number among the questions, and the view."""
+
+
+def find_overlap(
+    data: str | Path, config: str | None = None, images: bool = True, progress: bool = True
+) -> dict[str, Any]:
+    """Checks all splits of a dataset against each other, and each by itself.
+
+    Args:
+        data: as for ``read_questions``.
+        config: config of a release folder.
+        images: compare the images too, where the data holds them.
+        progress: show a bar on standard error.
+
+    Returns:
+        Plain values: ``splits`` (questions of each), ``patients``, ``slides``, ``paths``, ``image_paths`` (how many
+        are named, how many are in two splits, examples), ``texts`` (repeated questions), ``images`` (see
+        ``image_overlap``; None where none were compared), ``letters`` (chi-square by split and dimension), ``nulls``,
+        ``leaks`` (a sentence for each thing that two splits share) and ``notes`` (what was not checked, and why).
+
+    Raises:
+        InputError: the data cannot be read.
+    """
+    questions = read_questions(data, None, config)
+    report: dict[str, Any] = {"splits": dict(Counter(question.split or "all" for question in questions))}
+    report |= {level: _shared(questions, names) for level, (_, names) in _LEVELS.items()}
+    report["texts"] = _repeated_texts(questions)
+    report["images"] = image_overlap(data, config, questions, progress) if images else None
+    report["letters"] = letter_balance(questions)
+    report["nulls"] = _nulls(questions, report["images"])
+    shared = [(report[level]["shared"], f"{noun}(s) in more than one split") for level, (noun, _) in _LEVELS.items()]
+    shared.append((report["texts"]["across_splits"], "question text(s) with the same options in more than one split"))
+    if report["images"]:
+        shared.append((report["images"]["exact"]["across_splits"], "image(s), pixel by pixel, in more than one split"))
+        shared.append((report["images"]["near"]["across_splits"], "pair(s) of near-duplicate images across splits"))
+    report["leaks"] = [f"{count} {what}" for count, what in shared if count]
+    report["notes"] = _notes(report, len(questions), images)
+    return report
+
+
+def _shared(questions: Sequence[Question], names: Callable[[Question], list[Hashable]]) -> dict[str, Any]:
+    """Counts the things that ``names`` names, and those that are in more than one split."""
+    splits: dict[Hashable, Counter[str]] = defaultdict(Counter)
+    naming = 0
+    for question in questions:
+        named = names(question)
+        naming += bool(named)
+        for name in named:
+            splits[name][question.split or "all"] += 1
+    crossing = sorted((str(name), dict(sorted(seen.items()))) for name, seen in splits.items() if len(seen) > 1)
+    return {
+        "questions_naming": naming,
+        "distinct": len(splits),
+        "shared": len(crossing),
+        "examples": [{"name": name, "questions": seen} for name, seen in crossing[:MAX_EXAMPLES]],
+    }
+
+
+def _repeated_texts(questions: Sequence[Question]) -> dict[str, Any]:
+    """Finds questions with the same normalised question and options (in any order), across splits and within one.
+
+    Where every option of such a text is gold equally often in each split, it is an exchange set: knowing the text says
+    nothing about the answer, and it is counted as ``exchange_sets`` alone.
+    """
+    same: dict[tuple[str, ...], list[Question]] = defaultdict(list)
+    for question in questions:
+        same[text_key(question)].append(question)
+    crossing: list[list[Question]] = []
+    within: list[list[Question]] = []
+    exchange = contradicting = 0
+    for (_, *options), members in same.items():
+        if len(members) < 2:
+            continue
+        answers: dict[str | None, Counter[str]] = defaultdict(Counter)
+        for question in members:
+            text = question.options[question.answer]
+            answers[question.split][normalised(text) or text] += 1
+        if all(len(seen) == len(options) and len(set(seen.values())) == 1 for seen in answers.values()):
+            exchange += 1
+            continue
+        (crossing if len(answers) > 1 else within).append(members)
+        contradicting += len(set().union(*answers.values())) > 1
+    examples = []
+    for members in [*crossing, *within][:MAX_EXAMPLES]:
+        firsts = list({question.split: question for question in reversed(members)}.values())[::-1]
+        few = [*firsts, *(question for question in members if question not in firsts)][:4]
+        rows = [{"id": question.id, "split": question.split} for question in few]
+        examples.append({"question": members[0].question, "rows": rows})
+    return {
+        "across_splits": len(crossing),
+        "within_split": len(within),
+        "other_answer": contradicting,
+        "exchange_sets": exchange,
+        "examples": examples,
+    }
+
+
+def _nulls(questions: Sequence[Question], images: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Counts the questions that lack a field, and the views that lack an image."""
+    fields = ("dimension", "slide", "patient", "path_id", "rationale")
+    missing = {name: sum(getattr(question, name) is None for question in questions) for name in fields}
+    views: dict[str, int] = dict(images["nulls"]) if images else {}
+    if not views:
+        named = Counter(view for question in questions for view, _ in question.images)
+        holders = sum(bool(question.images) for question in questions)
+        views = {view: holders - count for view, count in sorted(named.items())}
+    return {**missing, "views": views}
+
+
+def _notes(report: Mapping[str, Any], count: int, images: bool) -> list[str]:
+    notes = []
+    if len(report["splits"]) == 1:
+        notes.append("There is one split only: nothing could be compared across splits.")
+    for level in ("patients", "slides"):
+        lacking = count - report[level]["questions_naming"]
+        if lacking:
+            notes.append(f"{lacking} of {count} questions name no {_LEVELS[level][0]}: sharing one is not detected.")
+    if report["images"] is None:
+        why = "the file holds none; build a release folder to compare them" if images else "they were left out"
+        notes.append(f"No images were compared: {why}.")
+    else:
+        notes.append(
+            "Near duplicates are found after re-encoding, resizing and changes of brightness or colour, not after "
+            "mirroring, turning or cropping by more than a few percent."
+        )
+        if report["images"]["elsewhere"]:
+            notes.append(f"{report['images']['elsewhere']} images are named by path only and were not compared.")
+    return notes
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFingerprint:
+    """SHA-256 of the pixels of one decoded image, and its perceptual hashes (None for a flat image)."""
+
+    pixels: bytes
+    hashes: tuple[int, bytes] | None
+
+
+@dataclass
+class ImageIndex:
+    """All images of a dataset: pixel digest -> first fingerprint, and the locations where it occurs."""
+
+    fingerprints: dict[bytes, ImageFingerprint] = field(default_factory=dict)
+    locations: dict[bytes, list[ImageLocation]] = field(default_factory=lambda: defaultdict(list))
+    unreadable: list[tuple[ImageLocation, str]] = field(default_factory=list)
+    nulls: Counter[str] = field(default_factory=Counter)
+    views: Counter[str] = field(default_factory=Counter)
+    elsewhere: int = 0
+
+
+def image_overlap(
+    data: str | Path, config: str | None, questions: Sequence[Question], progress: bool = True
+) -> dict[str, Any] | None:
+    """Compares all images of a release folder, Parquet file or Hub id; None where the data holds no images.
+
+    Args:
+        data: as for ``read_questions``.
+        config: config of a release folder.
+        questions: all its questions, in the order of the file: they give the slide and split of each row.
+        progress: show a bar on standard error.
+
+    Returns:
+        Plain values: ``images``, ``distinct``, ``nulls`` by view, ``unreadable`` with reasons, ``flat``, ``elsewhere``
+        (named by path only), ``exact`` and ``near`` with counts and examples.
+    """
+    rows = _image_rows(data, config)
+    index = _index(rows, len(questions), progress) if rows is not None else None
+    if index is None or not index.views:
+        return None
+    return {
+        "images": sum(index.views.values()),
+        "by_view": dict(index.views),
+        "nulls": dict(index.nulls),
+        "distinct": len(index.fingerprints),
+        "flat": sum(entry.hashes is None for entry in index.fingerprints.values()),
+        "elsewhere": index.elsewhere,
+        "unreadable": [
+            {"id": questions[row].id, "view": view, "reason": reason} for (row, view), reason in index.unreadable
+        ],
+        "exact": _exact(index, questions),
+        "near": _near(index, questions),
+    }
+
+
+def _image_rows(data: str | Path, config: str | None) -> Iterator[list[tuple[str, Any]]] | None:
+    """Returns an iterator over rows, in the order of ``read_questions``: (view, encoded image or None) of each.
+
+    An encoded image is the ``{"bytes", "path"}`` of ``datasets``. None where the data holds no image columns at all.
+    """
+    import pyarrow.parquet as pq
+    from datasets import Features, List, load_dataset
+    from datasets import Image as ImageFeature
+
+    path = Path(resolve_data(data))
+    if path.is_file() and path.suffix.lower() != ".parquet":
+        return None
+    if path.exists():
+        files = [path] if path.is_file() else [file for part in release_files(path, config).values() for file in part]
+        columns = _image_columns(Features.from_arrow_schema(pq.read_schema(files[0])))
+        rows: Iterator[Mapping[str, Any]] = (
+            row
+            for file in files
+            for batch in pq.ParquetFile(file).iter_batches(_ROWS_AT_ONCE, columns=list(columns))
+            for row in batch.to_pylist()
+        )
+    else:
+        streamed = load_dataset(str(path), config, streaming=True)
+        columns = _image_columns(next(iter(streamed.values())).features or {})
+        plain = ImageFeature(decode=False)
+        for part in streamed:
+            for column, several in columns.items():
+                streamed[part] = streamed[part].cast_column(column, List(plain) if several else plain)
+            streamed[part] = streamed[part].select_columns(list(columns))
+        rows = (row for part in streamed.values() for row in part)
+    return (_views(row, columns) for row in rows) if columns else None
+
+
+def _image_columns(features: Mapping[str, Any]) -> dict[str, bool]:
+    """Returns the image columns of a dataset, and whether each holds a list of images."""
+    kinds = {
+        name: (type(kind).__name__, type(getattr(kind, "feature", None)).__name__) for name, kind in features.items()
+    }
+    return {name: outer != "Image" for name, (outer, inner) in kinds.items() if "Image" in (outer, inner)}
+
+
+def _views(row: Mapping[str, Any], columns: Mapping[str, bool]) -> list[tuple[str, Any]]:
+    out: list[tuple[str, Any]] = []
+    for column, several in columns.items():
+        value = row[column]
+        out += [(f"{column} {n}", image) for n, image in enumerate(value or [], 1)] if several else [(column, value)]
+    return out
+
+
+def _index(rows: Iterator[list[tuple[str, Any]]], total: int, progress: bool) -> ImageIndex:
+    """Decodes and hashes every distinct file once, a batch of rows at a time."""
+    out = ImageIndex()
+    by_bytes: dict[bytes, ImageFingerprint | str] = {}
+    batch: list[tuple[ImageLocation, bytes, bytes]] = []
+
+    def flush(pool: ThreadPoolExecutor) -> None:
+        new = {digest: content for _, digest, content in batch if digest not in by_bytes}
+        by_bytes.update(zip(new, pool.map(_fingerprint, new.values()), strict=True))
+        for location, digest, _ in batch:
+            entry = by_bytes[digest]
+            if isinstance(entry, str):
+                out.unreadable.append((location, entry))
+            else:
+                out.fingerprints.setdefault(entry.pixels, entry)
+                out.locations[entry.pixels].append(location)
+        batch.clear()
+
+    with ThreadPoolExecutor(2) as pool, tqdm(total=total, desc="images", unit="row", disable=not progress) as bar:
+        for number, row in enumerate(rows):
+            for view, image in row:
+                out.views[view] += image is not None
+                out.nulls[view] += image is None
+                content = (image or {}).get("bytes")
+                if content is not None:
+                    batch.append(((number, view), hashlib.sha256(content).digest(), content))
+                elif image is not None:
+                    out.elsewhere += 1
+            if len(batch) >= 3 * _ROWS_AT_ONCE:
+                flush(pool)
+            bar.update()
+        flush(pool)
+    return out
+
+
+def _fingerprint(content: bytes) -> ImageFingerprint | str:
+    """Decodes one image, or returns why it cannot be decoded: a file from elsewhere may break any decoder."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return f"decompression bomb: {image.width}x{image.height} pixels in {len(content)} bytes"
+            plain = image.convert("RGB")
+    except UnidentifiedImageError:
+        return f"not an image of a known format: {len(content)} bytes, {preview(content[:8])} first"
+    except Image.DecompressionBombError as error:
+        return f"decompression bomb: {error}"
+    except Exception as error:
+        return f"{type(error).__name__}: {preview(str(error), 120)}"
+    digest = hashlib.sha256(f"{plain.width}x{plain.height}".encode() + plain.tobytes()).digest()
+    return ImageFingerprint(digest, perceptual_hashes(plain))
+
+
+def _exact(index: ImageIndex, questions: Sequence[Question]) -> dict[str, Any]:
+    """Counts images with the very same pixels in two splits, or under two slides of one split."""
+    crossing, straying = [], []
+    for locations in index.locations.values():
+        owners = [questions[row] for row, _ in locations]
+        if len({owner.split for owner in owners}) > 1:
+            crossing.append(locations)
+        elif len({owner.slide for owner in owners}) > 1:
+            straying.append(locations)
+    return {
+        "across_splits": len(crossing),
+        "other_slide": len(straying),
+        "examples": [_described(locations, questions) for locations in [*crossing, *straying][:MAX_EXAMPLES]],
+    }
+
+
+def _near(index: ImageIndex, questions: Sequence[Question]) -> dict[str, Any]:
+    """Counts pairs of different images that look alike: across splits, across slides of a split, within a slide."""
+    hashed = [(key, entry.hashes) for key, entry in index.fingerprints.items() if entry.hashes is not None]
+    coarse = np.array([hashes[0] for _, hashes in hashed], dtype=np.uint64)
+    fine = np.frombuffer(b"".join(hashes[1] for _, hashes in hashed), dtype=np.uint8).reshape(-1, 32)
+    first, second, apart = near_pairs(coarse, fine)
+    owners = [[questions[row] for row, _ in index.locations[key]] for key, _ in hashed]
+    splits = _codes([frozenset(owner.split for owner in group) for group in owners])
+    slides = _codes([group[0].slide for group in owners])
+    same_slide = slides[first] == slides[second]
+    crossing = splits[first] != splits[second]
+    order = np.lexsort((second, first, apart, ~crossing))[:MAX_EXAMPLES]
+    return {
+        "threshold_of_64": COARSE_BITS,
+        "threshold_of_256": FINE_BITS,
+        "across_splits": int(crossing.sum()),
+        "other_slide": int((~crossing & ~same_slide).sum()),
+        "same_slide": int((~crossing & same_slide).sum()),
+        "examples": [
+            {
+                "distance": int(apart[pair]),
+                "same_slide": bool(same_slide[pair]),
+                "across_splits": bool(crossing[pair]),
+                "places": _described([index.locations[hashed[end[pair]][0]][0] for end in (first, second)], questions),
+            }
+            for pair in order
+        ],
+    }
+
+
+def _codes(values: Sequence[Any]) -> np.typing.NDArray[np.int64]:
+    seen: dict[Any, int] = {}
+    return np.array([seen.setdefault(value, len(seen)) for value in values], dtype=np.int64)
+
+
+def _described(locations: Sequence[ImageLocation], questions: Sequence[Question]) -> list[dict[str, Any]]:
+    return [{"id": questions[row].id, "view": view, "split": questions[row].split} for row, view in locations[:4]]

@@ -1,0 +1,53 @@
+"""Accuracies that others have reported for a question set, to compare the probes with."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from scale_vqa_eval.errors import InputError, Problem, preview
+
+SHIPPED: Final = {"scale-vqa-test": "scale_vqa_test_scores.yaml"}
+"""Names of the figures that come with this package, and their files."""
+
+
+def read_reported_scores(source: str | Path) -> dict[str, Any]:
+    """Reads reported accuracies.
+
+    Args:
+        source: a name in ``SHIPPED``, or a YAML or JSON file: ``models`` maps a model to dimension (or ``all``) ->
+            accuracy in per cent; ``source`` and ``data`` give their origin and what they were measured on. A file may
+            also be the mapping of models alone.
+
+    Returns:
+        ``source``, ``data`` (or None) and ``models``: model -> dimension or ``all`` -> accuracy, 0 to 1.
+
+    Raises:
+        InputError: the file does not have this form.
+    """
+    name = SHIPPED.get(str(source))
+    path = files("scale_vqa_eval.audit") / "templates" / name if name else Path(source)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        models = content.get("models", content)
+        about = {
+            key: str(content[key]) if "models" in content and key in content else None for key in ("source", "data")
+        }
+        return about | {
+            "models": {
+                str(model): {str(part): _share(value) for part, value in row.items()} for model, row in models.items()
+            }
+        }
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError, yaml.YAMLError) as error:
+        expected = "YAML or JSON with models: {NAME: {all: 58.5, Diagnosis: 65.2}}, accuracies in per cent"
+        hint = f"fix the file, or name one of {', '.join(SHIPPED)}"
+        raise InputError(Problem(str(source), expected, preview(" ".join(str(error).split()), 200), hint)) from error
+
+
+def _share(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+        raise ValueError(f"{preview(value)} is not an accuracy of 0 to 100 per cent")
+    return value / 100
