@@ -1,56 +1,94 @@
-"""Keeps the questions that a model can still learn from: some of its answers are right, and some are wrong.
+"""Draws several answers to each question and writes how often each is right, for GRPO to leave out what is decided.
 
 A question that every rollout gets right, or none, has no advantage to learn from in GRPO.
 
     python training_recipes/difficulty.py --data scale-vqa --split train --model M --n 8 --out difficulty.jsonl
     accelerate launch training_recipes/grpo.py --config ... --difficulty difficulty.jsonl
 
-The rollouts are made by ``scale-vqa predict``, which goes on where it was interrupted.
+The rollouts are made by ``scale-vqa predict``, which continues after an interruption.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.files import atomic_write
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.rewards import accuracy_reward
-from training_recipes.preflight import Unfit
-from training_recipes.rollouts import read_rollouts
+from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
+from scale_vqa_eval.schema import LETTERS
+from scale_vqa_eval.scoring.predictions import read_predictions
 
 
-def learnable(rows: Any, path: str | Path) -> tuple[Any, list[Unfit]]:
-    """Keeps the rows that were right in some rollouts and wrong in others.
-
-    Args:
-        rows: what ``load_rows`` gave.
-        path: file of lines ``{"id", "right", "n"}``.
+def read_rollouts(path: str | Path) -> tuple[dict[str, list[str]], str | None]:
+    """Reads a predictions file: row id -> every answer drawn, and the ablation that the run notes.
 
     Raises:
-        InputError: where the file is none, or lacks rows.
+        InputError: if it is not a predictions file, or its options were rotated.
     """
-    rates = read_rates(path)
-    ids = rows["id"]
-    unknown = [identity for identity in ids if identity not in rates]
-    if unknown:
+    predictions = read_predictions(path)
+    rotated = [row.id for row in predictions.rows if row.rotation is not None]
+    if rotated:
+        found, hint = f"rotated ones, such as of {rotated[0]!r}", "name a run without --ablate circular"
+        raise InputError(Problem(str(path), "options as released", found, hint))
+    responses: dict[str, list[str]] = {}
+    # not splitlines: a text may hold other line ends (U+2028), which JSON leaves as they are
+    for line in Path(path).read_text(encoding="utf-8-sig").split("\n"):
+        row: dict[str, Any] = json.loads(line) if line.strip() else {}
+        if "id" in row:
+            drawn = row.get("responses") or [row.get("response")]
+            responses[row["id"]] = [text for text in drawn if isinstance(text, str)]
+    return responses, predictions.settings.get("ablation")
+
+
+def blind_priors(path: str | Path, ids: Iterable[str], options: int = 4) -> list[list[float] | None]:
+    """Returns each question's letter shares among text-only answers, add-one smoothed; None without an answer.
+
+    Smoothing keeps a single greedy answer from counting as certainty: one answer to four options gives 2/5.
+
+    Raises:
+        InputError: if the answers were drawn with images, or no question has one.
+    """
+    responses, ablation = read_rollouts(path)
+    if ablation != "blind":
+        expected, found = "answers without images (predict --ablate blind)", f"ablation {preview(ablation)}"
+        raise InputError(Problem(str(path), expected, found, "name the file of a blind run"))
+    priors: list[list[float] | None] = []
+    for name in ids:
+        letters = [parse_response(text, "strict", options).letter for text in responses.get(name, ())]
+        read = [letter for letter in letters if letter is not None]
+        shares = [(read.count(letter) + 1) / (len(read) + options) for letter in LETTERS[:options]]
+        priors.append(shares if name in responses else None)
+    if not any(priors):
+        expected, hint = "answers to questions of the training split", "run it on the split that is trained on"
+        raise InputError(Problem(str(path), expected, "none", hint))
+    return priors
+
+
+def learnable(rows: Any, path: str | Path) -> tuple[Any, list[tuple[str, str]]]:
+    """Returns the rows that were right in some rollouts and wrong in others, and (id, reason) of the rest.
+
+    Raises:
+        InputError: if it is not such a file, lacks rows, or no row can be learnt from.
+    """
+    rates, ids = read_rates(path), rows["id"]
+    if unknown := [name for name in ids if name not in rates]:
         found = f"none for {len(unknown)} rows, the first {preview(unknown[0])}"
         raise InputError(Problem(str(path), "a rate for every row", found, "make it of the split that is trained on"))
-    kept, left_out = [], []
-    for place, identity in enumerate(ids):
-        right, n = rates[identity]
-        if 0 < right < n:
-            kept.append(place)
-        else:
-            left_out.append(Unfit(identity, f"right in {right} of {n} rollouts: nothing to learn from"))
+    kept = [row for row, name in enumerate(ids) if 0 < rates[name][0] < rates[name][1]]
     if not kept:
         expected = "questions right in some rollouts and wrong in others"
         raise InputError(Problem(str(path), expected, "none", "draw more rollouts, or train by SFT first"))
-    return rows.select(kept), left_out
+    decided = [(name, *rates[name]) for name in ids if rates[name][0] in (0, rates[name][1])]
+    reasons = [(name, f"right in {right} of {n} rollouts: nothing to learn from") for name, right, n in decided]
+    return rows.select(kept), reasons
 
 
 def read_rates(path: str | Path) -> dict[str, tuple[int, int]]:
@@ -66,26 +104,44 @@ def read_rates(path: str | Path) -> dict[str, tuple[int, int]]:
         found, hint = preview(str(error), 160), "run training_recipes/difficulty.py"
         raise InputError(Problem(str(path), "a difficulty file", found, hint)) from error
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
         try:
-            row = json.loads(line)
-            rates[row["id"]] = (int(row["right"]), int(row["n"]))
+            if line.strip():
+                row = json.loads(line)
+                rates[row["id"]] = (int(row["right"]), int(row["n"]))
         except (ValueError, KeyError, TypeError) as error:
-            expected = '{"id": ..., "right": ..., "n": ...}'
-            raise InputError(
-                Problem(f"{path}, line {number}", expected, preview(line), "make the file again")
-            ) from error
+            location, expected = f"{path}, line {number}", '{"id": ..., "right": ..., "n": ...}'
+            raise InputError(Problem(location, expected, preview(line), "make the file again")) from error
     return rates
+
+
+def write_rates(data: str, config: str | None, split: str, rollouts: Path, out: Path) -> None:
+    """Writes the rate of each question of a split, and reports how many can be learnt from.
+
+    Raises:
+        InputError: if a question has no answer.
+    """
+    questions, (drawn, _) = read_questions(data, split, config), read_rollouts(rollouts)
+    if missing := [question.id for question in questions if not drawn.get(question.id)]:
+        found = f"none for {len(missing)}, the first {preview(missing[0])}"
+        hint = "run predict again: it continues"
+        raise InputError(Problem(str(rollouts), "answers to every question", found, hint))
+    rates = [
+        (question.id, int(sum(accuracy_reward(text, question.letter) for text in drawn[question.id])))
+        for question in questions
+    ]
+    lines = [json.dumps({"id": name, "right": right, "n": len(drawn[name])}) + "\n" for name, right in rates]
+    atomic_write(out, "".join(lines), "name another --out")
+    some = sum(0 < right < len(drawn[name]) for name, right in rates)
+    print(f"{out}: {some} of {len(questions)} questions are neither always right nor always wrong", file=sys.stderr)
 
 
 @click.command()
 @click.option("--data", required=True, help="Release folder, Hub id or question file.")
 @click.option("--config", default=None, help="Config of a release folder.")
 @click.option("--split", default="train", show_default=True)
-@click.option("--model", default=None, help="Model that answers; left out where --rollouts is whole.")
+@click.option("--model", default=None, help="Model that answers; not needed if --rollouts is complete.")
 @click.option("--backend", default="transformers", show_default=True)
-@click.option("--n", "count", default=8, show_default=True, help="Rollouts a question.")
+@click.option("--n", "count", default=8, show_default=True, help="Rollouts per question.")
 @click.option("--temperature", default=1.0, show_default=True)
 @click.option(
     "--rollouts", type=click.Path(path_type=Path), default=None, help="Predictions file; default beside --out."
@@ -104,7 +160,7 @@ def main(
     out: Path,
     more: tuple[str, ...],
 ) -> None:
-    """Draw rollouts and write how often each question is right; what follows -- goes to `scale-vqa predict`."""
+    """Draw rollouts and write how often each question is right; options after -- go to `scale-vqa predict`."""
     rollouts = rollouts or out.with_suffix(".rollouts.jsonl")
     if model is not None:
         from scale_vqa_eval.predict.command import predict
@@ -116,32 +172,7 @@ def main(
     write_rates(data, config, split, rollouts, out)
 
 
-def write_rates(data: str, config: str | None, split: str, rollouts: Path, out: Path) -> None:
-    """Writes the rate of each question of a split, and says how many can be learnt from.
-
-    Raises:
-        InputError: where a question has no answer.
-    """
-    questions = read_questions(data, split, config)
-    drawn = read_rollouts(rollouts).responses
-    without = [question.id for question in questions if not drawn.get(question.id)]
-    if without:
-        found = f"none for {len(without)}, the first {preview(without[0])}"
-        raise InputError(Problem(str(rollouts), "answers to every question", found, "run predict again: it goes on"))
-    lines, middle = [], 0
-    for question in questions:
-        right = sum(accuracy_reward(text, question.letter) for text in drawn[question.id])
-        n = len(drawn[question.id])
-        middle += 0 < right < n
-        lines.append(json.dumps({"id": question.id, "right": int(right), "n": n}) + "\n")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(out)
-    print(f"{out}: {middle} of {len(questions)} questions are neither always right nor always wrong", file=sys.stderr)
-
-
 if __name__ == "__main__":
-    from training_recipes.launch import reported
+    from training_recipes.run import report_errors
 
-    reported(main)
+    report_errors(main)

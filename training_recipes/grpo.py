@@ -2,69 +2,72 @@
 
     accelerate launch training_recipes/grpo.py --config training_recipes/configs/cpu-tiny.yaml
 
-docs/training.md has the options, the configurations for one GPU, eight and several nodes, and what this port changes.
+docs/training.md has the options, the configurations for one GPU, eight and several nodes, and how this port differs
+from the paper's run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config
 
 from training_recipes.arguments import GRPOArguments, parse
-from training_recipes.batches import as_text
-from training_recipes.checkpoints import check_room
-from training_recipes.launch import reported
-from training_recipes.models import check_context, load_model, load_processor
-from training_recipes.preconditions import check_launch, check_step
-from training_recipes.reward_terms import reward_functions
-from training_recipes.rows import make_shape
-from training_recipes.run import callbacks, constructing, fit, select_both
-from training_recipes.selection import select
-from training_recipes.trainers import Recipe, remember_trained
+from training_recipes.checks import check_context, check_settings, check_step
+from training_recipes.models import load_processor, set_model_loading
+from training_recipes.rewards import reward_functions
+from training_recipes.rows import prompt_format
+from training_recipes.run import callbacks, constructing, fit, report_errors, select_rows
+from training_recipes.selection import candidates
+from training_recipes.trainer import RecipeTrainer
 
 
-class ScaleVQAGRPOTrainer(Recipe, GRPOTrainer):
+class ScaleVQAGRPOTrainer(RecipeTrainer, GRPOTrainer):
     """``GRPOTrainer`` with greedy validation by the metric."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs, conversations in the table as text: W&B refuses a column whose parts have different fields."""
+        """Logs, with conversations in the table as text: W&B refuses a column whose parts have different fields."""
         for name in ("prompt", "completion"):
-            told = self._logs[name]
-            self._logs[name] = type(told)(map(as_text, told), told.maxlen)
+            held = self._logs[name]
+            self._logs[name] = type(held)(map(as_text, held), held.maxlen)
         super().log(logs, start_time)
 
 
+def as_text(conversation: Any) -> str:
+    """Returns a conversation as one text, with ``[image]`` for an image.
+
+    >>> as_text([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}])
+    '[image]Which?'
+    """
+    if isinstance(conversation, str):
+        return conversation
+    contents = [message["content"] for message in conversation]
+    return "\n\n".join(
+        content if isinstance(content, str) else "".join(part.get("text") or "[image]" for part in content)
+        for content in contents
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains as the YAML and the command line say."""
+    """Trains as the YAML file and the command line say."""
     recipe, config, model_arguments = parse((GRPOArguments, GRPOConfig, ModelConfig), argv)
-    check_launch(recipe, config, model_arguments)
+    check_settings(recipe, config, model_arguments.model_name_or_path)
     rewards = reward_functions(recipe.reward_terms, config.reward_weights, recipe.blind_prior is not None)
     config.remove_unused_columns = False  # rewards need the columns
 
     # data first: what is wrong with it is known before any weight is loaded
-    processor = load_processor(recipe, config, model_arguments)
-    shape = make_shape(recipe.prompt, recipe.views, recipe.min_pixels, recipe.max_pixels, recipe.blind)
-    training_rows = partial(
-        select,
-        recipe,
-        shape,
-        processor,
-        recipe.train_split,
-        recipe.train_limit,
-        config.seed,
-        recipe.max_prompt_length,
-        blind_prior=recipe.blind_prior,
-    )
-    train, validation = select_both(recipe, config, shape, processor, training_rows)
-
+    processor, model_config = load_processor(recipe, config, model_arguments)
+    shape = prompt_format(recipe.prompt, recipe.views, recipe.min_pixels, recipe.max_pixels, recipe.blind)
+    training = partial(candidates, recipe, shape, recipe.train_split, blind_prior=recipe.blind_prior)
+    train, validation = select_rows(recipe, config, shape, processor, training, recipe.max_prompt_length)
     check_step(config, len(train.rows), train.location)
-    model = load_model(model_arguments)
-    check_context(model.config, train.tokens[1], config.max_completion_length)
+    check_context(model_config, train.tokens[1], config.max_completion_length)
+
     with constructing():
         trainer = ScaleVQAGRPOTrainer(
-            model=model,
+            model=set_model_loading(config, model_arguments),
             reward_funcs=rewards,
             args=config,
             train_dataset=train.rows,
@@ -74,11 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             callbacks=callbacks(recipe),
         )
     trainer.validation_tokens = recipe.validation_tokens or config.max_completion_length
-    trainer.blind = shape.blind
-    remember_trained(trainer)
-    check_room(trainer.model, config)
-    fit("grpo", trainer, recipe, model_arguments, shape, train, validation)
+    fit(trainer, recipe, model_arguments, shape, train, validation)
 
 
 if __name__ == "__main__":
-    reported(main)
+    report_errors(main)

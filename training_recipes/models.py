@@ -1,4 +1,4 @@
-"""Loads the model to train and its processor, and says in time what cannot be trained here."""
+"""Loads the processor of the model to train, and tells TRL how to load its weights."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from training_recipes.arguments import RecipeArguments
 from training_recipes.tiny_model import make_tiny_model, teach_format
 
 
-def load_processor(recipe: RecipeArguments, config: Any, model_arguments: Any) -> Any:
-    """Returns the processor of a vision-language model, padding on the left.
+def load_processor(recipe: RecipeArguments, config: Any, model_arguments: Any) -> tuple[Any, Any]:
+    """Returns the processor (padding on the left) and the configuration of a vision-language model.
 
     Raises:
-        InputError: where there is no such model, it reads no images, or its folder has no processor.
+        InputError: if there is no such model, it reads no images, or its folder has no processor.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoProcessor
 
     name = model_arguments.model_name_or_path
     if not name:
@@ -24,73 +24,57 @@ def load_processor(recipe: RecipeArguments, config: Any, model_arguments: Any) -
     if recipe.make_tiny_model:
         with config.main_process_first(desc="make the tiny model"):
             if not Path(name).exists():
-                staged = Path(f"{name}.partial")  # killed half-way, it leaves no model that looks whole
+                staged = Path(f"{name}.partial")  # a killed process leaves no model that looks complete
                 teach_format(make_tiny_model(staged))
                 staged.rename(name)
-    location, source = f"model {name}", _source(model_arguments)
+    location = f"model {name}"
+    source = {"revision": model_arguments.model_revision, "trust_remote_code": config.trust_remote_code}
     if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
         hint = f"merge it first: scale-vqa weights {name} --out FOLDER"
-        raise InputError(Problem(location, "a whole model", "a LoRA adapter", hint))
+        raise InputError(Problem(location, "a complete model", "a LoRA adapter", hint))
     try:
         kind = AutoConfig.from_pretrained(name, **source)
     except (OSError, ValueError, KeyError) as error:
         hint = "name a model folder, or a Hub id that this machine can reach or has in its cache"
-        raise InputError(Problem(location, "a model that can be loaded", _first_line(error), hint)) from error
-    if type(kind) not in AutoModelForImageTextToText._model_mapping:
+        raise InputError(Problem(location, "a model that can be loaded", first_line(error), hint)) from error
+    own_code = "AutoModelForImageTextToText" in (getattr(kind, "auto_map", None) or {})
+    if type(kind) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not own_code:
         hint = "name a vision-language model, such as Qwen2.5-VL"
         raise InputError(Problem(location, "a model that reads images", f"{kind.model_type}, which reads none", hint))
     try:
         processor = AutoProcessor.from_pretrained(name, padding_side="left", **source)
     except (OSError, ValueError, ImportError) as error:
-        hint = "complete the model's folder; `scale-vqa doctor` tells what is installed"
-        raise InputError(Problem(location, "a processor", _first_line(error), hint)) from error
+        hint = "complete the model's folder; `scale-vqa doctor` lists what is installed"
+        raise InputError(Problem(location, "a processor", first_line(error), hint)) from error
     if getattr(processor, "image_processor", None) is None:
         hint = "complete the model's folder: processor_config.json or preprocessor_config.json"
         raise InputError(Problem(location, "a processor for images", type(processor).__name__, hint))
-    return processor
+    return processor, kind
 
 
-def load_model(model_arguments: Any) -> Any:
-    """Returns the model's weights in the type that ``dtype`` says, for the trainer to place.
+def set_model_loading(config: Any, model_arguments: Any) -> str:
+    """Sets how TRL loads the weights, and returns the model's name.
 
-    Raises:
-        InputError: where the weights cannot be loaded.
+    TRL loads policy and reference model by the same settings, so that revision and trust in code agree. It places
+    weights itself: ``device_map`` is for quantised ones only.
     """
     from accelerate import PartialState
-    from transformers import AutoModelForImageTextToText
     from trl import get_quantization_config
 
-    settings: dict[str, Any] = {"dtype": model_arguments.dtype or "auto"}
-    if model_arguments.attn_implementation:
-        settings["attn_implementation"] = model_arguments.attn_implementation
     quantization = get_quantization_config(model_arguments)
-    if quantization is not None:
-        settings |= {"quantization_config": quantization, "device_map": {"": PartialState().local_process_index}}
-    name = model_arguments.model_name_or_path
-    try:
-        return AutoModelForImageTextToText.from_pretrained(name, **settings, **_source(model_arguments))
-    except (OSError, ValueError, ImportError) as error:
-        hint = "complete the model's folder, or change dtype or attn_implementation"
-        raise InputError(Problem(f"model {name}", "weights that can be loaded", _first_line(error), hint)) from error
+    config.model_init_kwargs = (config.model_init_kwargs or {}) | {
+        "revision": model_arguments.model_revision,
+        "trust_remote_code": config.trust_remote_code,
+        "dtype": model_arguments.dtype or "auto",
+        "attn_implementation": model_arguments.attn_implementation,
+        "device_map": None if quantization is None else {"": PartialState().local_process_index},
+        **({} if quantization is None else {"quantization_config": quantization}),
+    }
+    name: str = model_arguments.model_name_or_path
+    return name
 
 
-def _source(model_arguments: Any) -> dict[str, Any]:
-    return {"revision": model_arguments.model_revision}
-
-
-def check_context(model_config: Any, prompt: int, completion: int) -> None:
-    """Checks that prompt and completion fit into the model.
-
-    Raises:
-        InputError: where they do not.
-    """
-    context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and prompt + completion > context:
-        found = f"{prompt} of the longest prompt and {completion} to write"
-        hint = "lower max_pixels, max_prompt_length or max_completion_length"
-        raise InputError(Problem("model context", f"at most {context} tokens", found, hint))
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, shortened."""
     text = str(error).strip()
     return preview(text.splitlines()[0] if text else type(error).__name__, 200)

@@ -1,7 +1,7 @@
 """Turns rows of Scale-VQA into trainer rows: ``prompt``, ``images`` and what rewards and targets need.
 
-A trainer row asks exactly what ``scale-vqa predict`` asks: the same prompt, the same order of images, the same bounds
-of resolution. Images stay encoded until a batch needs them.
+A trainer row asks exactly what ``scale-vqa predict`` asks: the same prompt, order of images and resolution bounds.
+Images stay encoded until a batch needs them.
 """
 
 from __future__ import annotations
@@ -11,28 +11,30 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.predict.images import OPTION_IMAGES, Bounds, ImageRef, decode_image, embedded_bytes, image_presence
-from scale_vqa_eval.predict.prompts import Prompt, load_prompt
+from scale_vqa_eval.predict.images import OPTION_IMAGES, UNREADABLE, Bounds, ImageRef, decode_image, embedded_bytes
+from scale_vqa_eval.predict.prompts import Prompt, build_messages, load_prompt
 from scale_vqa_eval.predict.requests import Request, VisualQuestion
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.release_folder.read import resolve_data
 from scale_vqa_eval.schema import ALL_DIMENSIONS, LETTERS, VIEWS, patient_of
 
 NUMBER: Final = "row_number"
-"""Column that tells a message which row of the data it speaks of."""
+"""Column with the row's number in the data, for messages."""
 TARGET: Final = "target"
-"""Column with the text that SFT is to learn."""
+"""Column with the text that SFT learns."""
+Sized = tuple[ImageRef, tuple[int, int]]
+"""An image and its (width, height) inside the bounds."""
 
 
 @dataclass(frozen=True)
-class Shape:
+class PromptFormat:
     """How a row is asked.
 
     Attributes:
-        prompt: what stands around the question.
-        views: views to show, where the row has them.
-        bounds: least and most pixels of an image.
-        blind: show no image at all; the text stays the same.
+        prompt: the words around the question.
+        views: views to show, if the row has them.
+        bounds: minimum and maximum pixels of an image.
+        blind: show no image; the text stays the same.
     """
 
     prompt: Prompt
@@ -41,17 +43,17 @@ class Shape:
     blind: bool = False
 
 
-def make_shape(
+def prompt_format(
     prompt: str = "published",
     views: Sequence[str] = VIEWS,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     blind: bool = False,
-) -> Shape:
-    """Returns a shape, its parts checked.
+) -> PromptFormat:
+    """Returns a checked prompt format, views in scale order.
 
     Raises:
-        InputError: for an unknown prompt or view, or bounds that cross.
+        InputError: for an unknown prompt or view, or a minimum above the maximum.
     """
     problems = [
         Problem("views", f"some of {', '.join(VIEWS)}", preview(view), "name views of the data")
@@ -63,24 +65,25 @@ def make_shape(
     if problems:
         raise InputError(problems)
     ordered = tuple(view for view in VIEWS if view in views)
-    return Shape(load_prompt(prompt), ordered, Bounds(min_pixels, max_pixels), blind)
+    return PromptFormat(load_prompt(prompt), ordered, Bounds(min_pixels, max_pixels), blind)
 
 
-def load_rows(data: str, config: str | None, split: str) -> Any:
+def load_rows(data: str, config: str | None, split: str, dimensions: Iterable[str] | None = None) -> Any:
     """Loads one split with ``load_dataset``, images left encoded.
 
     Args:
         data: the bare name ``scale-vqa``, a release folder or a Hub id.
-        config: name of the config, None for the data's default.
+        config: name of the config, or None for the data's default.
         split: name of the split.
+        dimensions: keep rows of these dimensions; None or empty keeps all.
 
     Returns:
         ``datasets.Dataset`` with the columns of a release and ``row_number``.
 
     Raises:
-        InputError: where data, config or split are not there, or columns of a release are missing.
+        InputError: if data, config, split or dimension do not exist, or columns of a release are missing.
     """
-    from datasets import get_dataset_split_names, load_dataset
+    from datasets import Dataset, DatasetInfo, Image, List, get_dataset_split_names, load_dataset
 
     data = resolve_data(data)
     location = data if config is None else f"{data}, config {config}"
@@ -97,66 +100,45 @@ def load_rows(data: str, config: str | None, split: str) -> Any:
         raise InputError(Problem(location, "a data set in the release's format", preview(first, 240), hint)) from error
     missing = [name for name in ("id", "question", "options", "answer") if name not in rows.column_names]
     if missing:
-        found = f"columns {', '.join(rows.column_names)}"
-        raise InputError(
-            Problem(location, f"the columns {', '.join(missing)}", preview(found, 200), "see docs/data.md")
-        )
-    return _encoded(rows).add_column(NUMBER, list(range(len(rows))))
-
-
-def _encoded(rows: Any) -> Any:
-    """Returns the same rows, images left as bytes; nothing is copied (``cast_column`` copies a list of images)."""
-    from datasets import Dataset, DatasetInfo, Image, List
-
+        found = preview(f"columns {', '.join(rows.column_names)}", 200)
+        raise InputError(Problem(location, f"the columns {', '.join(missing)}", found, "see docs/data.md"))
+    # cast_column would copy a list of images; this copies nothing
     features = rows.features.copy()
     features |= {view: Image(decode=False) for view in VIEWS if view in features}
-    if OPTION_IMAGES in features:
-        features[OPTION_IMAGES] = List(Image(decode=False))
-    return Dataset(rows.data, info=DatasetInfo(features=features), split=rows.split)
+    features |= {OPTION_IMAGES: List(Image(decode=False))} if OPTION_IMAGES in features else {}
+    rows = Dataset(rows.data, info=DatasetInfo(features=features), split=rows.split)
+    return _of_dimensions(rows.add_column(NUMBER, list(range(len(rows)))), list(dimensions or ()))
 
 
-def of_dimensions(rows: Any, dimensions: Iterable[str] | None) -> Any:
-    """Keeps the rows of some dimensions; None keeps all.
-
-    Raises:
-        InputError: for a name that is no dimension, or where no row is left.
-    """
-    if not dimensions:
+def _of_dimensions(rows: Any, wanted: Sequence[str]) -> Any:
+    if not wanted:
         return rows
-    wanted = list(dimensions)
-    unknown = [name for name in wanted if name not in ALL_DIMENSIONS]
-    if unknown:
-        hint = "correct the name"
-        raise InputError(Problem("dimensions", f"some of {', '.join(ALL_DIMENSIONS)}", ", ".join(unknown), hint))
-    names = labels(rows, "dimension")
-    kept = [row for row, value in enumerate(rows["dimension"]) if value is not None and names[value] in wanted]
-    if not kept:
-        there = ", ".join(sorted({names[value] for value in rows["dimension"] if value is not None}))
-        hint = "name another dimension"
-        raise InputError(Problem("dimensions", f"rows of {', '.join(wanted)}", f"rows of {there} only", hint))
-    return rows.select(kept)
+    if unknown := [name for name in wanted if name not in ALL_DIMENSIONS]:
+        expected = f"some of {', '.join(ALL_DIMENSIONS)}"
+        raise InputError(Problem("dimensions", expected, ", ".join(unknown), "correct the name"))
+    names = dimension_names(rows) or []
+    values = [None if value is None else names[value] for value in rows["dimension"]]
+    if not set(wanted) & set(values):
+        found = f"rows of {', '.join(sorted(set(values) - {None}))} only"
+        raise InputError(Problem("dimensions", f"rows of {', '.join(wanted)}", found, "name another dimension"))
+    return rows.select([row for row, value in enumerate(values) if value in wanted])
 
 
-def labels(rows: Any, column: str) -> list[str]:
-    """Returns the names of a class column."""
-    names: list[str] = rows.features[column].names
-    return names
+def dimension_names(rows: Any) -> list[str] | None:
+    """Returns the class names of the column ``dimension``, or None if there is no such column."""
+    return list(rows.features["dimension"].names) if "dimension" in rows.column_names else None
 
 
-def texts(rows: Any) -> list[dict[str, Any]]:
-    """Returns every column but the images, as Python values; a few hundred bytes a row."""
-    columns = [name for name in rows.column_names if name not in (*VIEWS, OPTION_IMAGES)]
-    content: list[dict[str, Any]] = rows.select_columns(columns).to_list()
-    return content
+def questions_of(rows: Any) -> list[Question]:
+    """Returns the questions of some rows; images are not read."""
+    held = rows.with_format(None)
+    columns = [name for name in held.column_names if name not in (*VIEWS, OPTION_IMAGES)]
+    names = dimension_names(held)
+    return [question_of(row, names) for row in held.select_columns(columns).to_list()]
 
 
 def question_of(row: Mapping[str, Any], names: Sequence[str] | None = None) -> Question:
-    """Returns a row's question, images left aside.
-
-    Args:
-        row: columns of a release.
-        names: names of the ``dimension`` classes.
-    """
+    """Returns a row's question without its images."""
     dimension = row.get("dimension")
     answer, slide = row["answer"], row.get("wsi_name")
     return Question(
@@ -173,93 +155,54 @@ def question_of(row: Mapping[str, Any], names: Sequence[str] | None = None) -> Q
     )
 
 
-def shown_images(rows: Any, shape: Shape) -> list[tuple[ImageRef, ...]]:
-    """Returns which images each row is asked with, in the order of the prompt; no image is read.
+def images_of(row: Mapping[str, Any], shape: PromptFormat) -> list[ImageRef]:
+    """Returns the images that a row is asked with, in the order of the prompt."""
+    if shape.blind:
+        return []
+    number = row.get(NUMBER, 0)
+    views = [ImageRef(number, view) for view in shape.views if row.get(view) is not None]
+    return views + [ImageRef(number, OPTION_IMAGES, index) for index in range(len(row.get(OPTION_IMAGES) or ()))]
 
-    Pictures count rows from 0 in ``rows`` as it stands.
+
+def shown_images(rows: Any, shape: PromptFormat, location: str = "data") -> list[tuple[Sized, ...]]:
+    """Returns the images that each row is asked with and their sizes inside the bounds; no image is decoded.
+
+    Raises:
+        InputError: if an image is not embedded, or its header cannot be read.
     """
-    rows = rows.flatten_indices() if rows._indices is not None else rows
-    flags = {view: image_presence(rows.data.column(view), view) for view in shape.views if view in rows.column_names}
-    counts = (
-        image_presence(rows.data.column(OPTION_IMAGES), OPTION_IMAGES) if OPTION_IMAGES in rows.column_names else []
-    )
-    found = []
-    for row in range(len(rows)):
-        views = [ImageRef(row, view) for view, there in flags.items() if there[row]]
-        options = [ImageRef(row, OPTION_IMAGES, place) for place in range((counts[row] or 0) if counts else 0)]
-        found.append(() if shape.blind else (*views, *options))
+    columns = [name for name in (NUMBER, *shape.views, OPTION_IMAGES) if name in rows.column_names]
+    found: list[tuple[Sized, ...]] = []
+    for table in rows.select_columns(columns).with_format("arrow").iter(batch_size=64):
+        for index in range(table.num_rows):
+            row: dict[str, Any] = {NUMBER: table[NUMBER][index].as_py()}
+            row |= {name: cell for name in columns if (cell := table[name][index]).is_valid and name != NUMBER}
+            images = images_of(row, shape)
+            sizes = [shape.bounds.size(*_header(row[image.column], image, location)) for image in images]
+            found.append(tuple(zip(images, sizes, strict=True)))
     return found
 
 
-def conversation(row: Mapping[str, Any], question: Question, shape: Shape) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Returns the messages of a row, images as places, and what is shown there as (cell, picture) pairs."""
-    views = tuple(ImageRef(row.get(NUMBER, 0), view) for view in shape.views if row.get(view) is not None)
-    cells = row.get(OPTION_IMAGES) or []
-    options = tuple(ImageRef(row.get(NUMBER, 0), OPTION_IMAGES, place) for place in range(len(cells)))
-    if shape.blind:
-        views = options = ()
-    parts: list[dict[str, Any]] = []
-    images = []
-    for part in Request(VisualQuestion(question, views, options, question.id)).content(shape.prompt):
-        if isinstance(part, str):
-            parts.append({"type": "text", "text": part})
-        else:
-            parts.append({"type": "image"})
-            images.append((row[part.column], part))
-    user = {"role": "user", "content": parts}
-    if shape.prompt.system is None:
-        return [user], images
-    system = {"role": "system", "content": [{"type": "text", "text": shape.prompt.system}]}
-    return [system, user], images
+def _header(cell: Any, image: ImageRef, location: str) -> tuple[int, int]:
+    """Returns (width, height) of an image in an Arrow cell; only the pages of its header are read."""
+    import pyarrow as pa
+    from PIL import Image
+
+    content = (cell if image.option is None else cell[image.option])["bytes"]
+    if not content.is_valid:
+        embedded_bytes(cell.as_py(), image, location)  # raises with the reason
+    try:
+        with Image.open(pa.BufferReader(content.as_buffer())) as header:
+            return header.size
+    except UNREADABLE:
+        # some decoders (TIFF) need a file of Python's own; bytes that are no image fail here too, with the reason
+        return decode_image(content.as_py(), f"{location}, {image.name}", Bounds()).size
 
 
-@dataclass(frozen=True)
-class TrainerRow:
-    """The transform from rows of a release to trainer rows; picklable, so that loader processes can have it.
-
-    A trainer row has ``id``, ``prompt`` (messages with image places), ``images`` (RGB, in the places' order),
-    ``answer`` (gold letter), ``option_count``, ``views`` (those shown), ``dimension``; ``completion`` where the rows
-    have a ``target``; every other column of ours (``blind_prior``) as it is.
-    """
-
-    shape: Shape
-    location: str
-    names: tuple[str, ...] | None = None
-
-    def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        count = len(next(iter(batch.values())))
-        made = [self.one({name: values[place] for name, values in batch.items()}) for place in range(count)]
-        return {name: [row[name] for row in made] for name in made[0]}
-
-    def one(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns one trainer row.
-
-        Raises:
-            InputError: where an image is missing or cannot be decoded.
-        """
-        question = question_of(row, self.names)
-        messages, cells = conversation(row, question, self.shape)
-        images = [
-            decode_image(
-                embedded_bytes(cell, picture, self.location), f"{self.location}, {question.id}", self.shape.bounds
-            )
-            for cell, picture in cells
-        ]
-        made = {
-            "id": question.id,
-            "prompt": messages,
-            "images": images,
-            "answer": question.letter,
-            "option_count": len(question.options),
-            "views": [picture.column for _, picture in cells if picture.option is None],
-            "dimension": question.dimension,
-            "cluster": question.cluster,
-        }
-        if row.get(TARGET) is not None:
-            made["completion"] = [assistant(row[TARGET])]
-        if "blind_prior" in row:
-            made["blind_prior"] = row["blind_prior"]
-        return made
+def messages_of(question: Question, images: Sequence[ImageRef], shape: PromptFormat) -> list[dict[str, Any]]:
+    """Returns the messages of a question, with a placeholder for each of its images."""
+    views = tuple(image for image in images if image.option is None)
+    item = VisualQuestion(question, views, tuple(images[len(views) :]), question.id)
+    return build_messages(shape.prompt, Request(item).content(shape.prompt), lambda _: {"type": "image"})
 
 
 def assistant(text: str) -> dict[str, Any]:
@@ -267,13 +210,50 @@ def assistant(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
-def trainer_rows(rows: Any, shape: Shape, location: str = "data") -> Any:
-    """Returns rows that turn into trainer rows as they are read; every image is decoded when its batch is.
+class Transform:
+    """A transform of ``datasets`` that makes one trainer row of one row; picklable, for loader processes."""
 
-    Args:
-        rows: what ``load_rows`` gave, filtered as wanted.
-        shape: how they are asked.
-        location: what a message calls the data.
+    def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        made = [self.one(dict(zip(batch, values, strict=True))) for values in zip(*batch.values(), strict=True)]
+        return {name: [row[name] for row in made] for name in made[0]}
+
+    def one(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns one trainer row; raises InputError if an image is missing or cannot be decoded."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class TrainerRow(Transform):
+    """Makes trainer rows of rows of a release.
+
+    A trainer row has ``id``, ``prompt`` (messages with image placeholders), ``images`` (RGB, in their order),
+    ``answer`` (gold letter), ``option_count``, ``views`` (those shown), ``dimension``, ``cluster``; ``completion`` if
+    the rows have a ``target``, and ``blind_prior`` if they have one.
     """
-    names = tuple(labels(rows, "dimension")) if "dimension" in rows.column_names else None
-    return rows.with_transform(TrainerRow(shape, location, names))
+
+    shape: PromptFormat
+    location: str
+    names: tuple[str, ...] | None = None
+
+    def one(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        question, images = question_of(row, self.names), images_of(row, self.shape)
+        location = f"{self.location}, {question.id}"
+        contents = [embedded_bytes(row[image.column], image, self.location) for image in images]
+        made = {
+            "id": question.id,
+            "prompt": messages_of(question, images, self.shape),
+            "images": [decode_image(content, location, self.shape.bounds) for content in contents],
+            "answer": question.letter,
+            "option_count": len(question.options),
+            "views": [image.column for image in images if image.option is None],
+            "dimension": question.dimension,
+            "cluster": question.cluster,
+        }
+        if row.get(TARGET) is not None:
+            made["completion"] = [assistant(row[TARGET])]
+        return made | {name: row[name] for name in ("blind_prior",) if name in row}
+
+
+def trainer_row(rows: Any, shape: PromptFormat, location: str = "data") -> TrainerRow:
+    """Returns the transform of rows that ``load_rows`` gave; ``rows.with_transform`` takes it."""
+    return TrainerRow(shape, location, tuple(names) if (names := dimension_names(rows)) else None)

@@ -1,48 +1,77 @@
-"""The steps that both recipes share: choose the rows, train or go on, save, validate, leave a record."""
+"""Trains or continues, saves, validates, and writes ``training_metadata.json``, which a model card is made from."""
 
 from __future__ import annotations
 
-import errno
+import json
+import os
+import platform
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.files import atomic_write
 from training_recipes.arguments import RecipeArguments
-from training_recipes.checkpoints import checkpoint_to_resume, failed_save, last_whole, remove_earlier
-from training_recipes.metadata import last_rewards, metadata, write_metadata
-from training_recipes.rows import Shape
-from training_recipes.selection import Selection, select, tell
-from training_recipes.trainers import no_room
-from training_recipes.validation import figures, greedy_answers, write_answers
+from training_recipes.checkpoints import (
+    MarkCheckpoints,
+    checkpoint_to_resume,
+    disk_errors,
+    fingerprint,
+    remove_earlier,
+)
+from training_recipes.checks import check_disk
+from training_recipes.rows import PromptFormat
+from training_recipes.selection import Candidates, ChosenRows, candidates, fitting, report_rows
+from training_recipes.trainer import GREEDY, figures, greedy_answers, write_answers
+
+METADATA: Final = "training_metadata.json"
+OTHERS_WAIT: Final = 5.0
+"""Seconds that the first process has to report an error before the others do."""
+_PACKAGES: Final = ("scale-vqa", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "deepspeed")
 
 
-def select_both(
-    recipe: RecipeArguments, config: Any, shape: Shape, processor: Any, training_rows: Callable[[], Selection]
-) -> tuple[Selection, Selection | None]:
-    """Returns the rows to train and to validate on, the latter None without a ``validation_split``.
+def report_errors(main: Callable[[], object]) -> None:
+    """Calls ``main``; prints the problems of an ``InputError``, one line each, and exits 1.
 
-    One process goes first: it fills the cache of ``datasets`` for the others.
+    Of several processes the first reports, and its launcher ends the others. A problem that only another process
+    finds, such as an image of its own share that cannot be decoded, is reported by that process.
     """
+    try:
+        main()
+    except InputError as error:
+        rank, who = os.environ.get("RANK", "0"), ""
+        if rank != "0":
+            time.sleep(OTHERS_WAIT)
+            who = f"process {rank}: "
+        for problem in error.problems:
+            print(f"error: {who}{problem}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+def select_rows(
+    recipe: RecipeArguments,
+    config: Any,
+    shape: PromptFormat,
+    processor: Any,
+    training: Callable[[], Candidates],
+    bound: int | None,
+) -> tuple[ChosenRows, ChosenRows | None]:
+    """Returns the rows to train on and those to validate on, the latter None without a ``validation_split``."""
+    # one process goes first: it fills the cache of `datasets` for the others
     with config.main_process_first(desc="choose the rows"):
-        train, validation = training_rows(), None
+        train, validation = fitting(training(), processor, recipe, bound, recipe.train_limit, config.seed), None
         if recipe.validation_split is not None:
-            validation = select(
-                recipe,
-                shape,
-                processor,
-                recipe.validation_split,
-                recipe.validation_limit,
-                config.seed,
-                recipe.max_prompt_length,
-                training=False,
-            )
+            held_out = candidates(recipe, shape, recipe.validation_split, training=False)
+            most, limit = recipe.max_prompt_length, recipe.validation_limit
+            validation = fitting(held_out, processor, recipe, most, limit, config.seed)
     if config.process_index == 0:
-        tell(train, config.output_dir, "train")
+        report_rows(train, config.output_dir, "train")
         if validation is not None:
-            tell(validation, config.output_dir, "validation")
+            report_rows(validation, config.output_dir, "validation")
     return train, validation
 
 
@@ -56,92 +85,152 @@ def callbacks(recipe: RecipeArguments) -> list[Any]:
 
 @contextmanager
 def constructing() -> Iterator[None]:
-    """Makes one line of what TRL, PEFT or a logger refuse while a trainer is made: settings they cannot use.
-
-    Raises:
-        InputError: for their ValueError, ImportError or RuntimeError.
-    """
+    """Turns what TRL, PEFT, transformers or a logger refuse while a trainer is made into one clear error."""
     try:
         yield
     except InputError:
         raise
-    except (ValueError, ImportError, RuntimeError) as error:
+    except (ValueError, ImportError, RuntimeError, OSError) as error:
         found = preview(" ".join(str(error).split()) or type(error).__name__, 300)
-        hint = "correct the setting, or install what is missing; docs/training.md has the options"
+        hint = "correct the setting, or install what is missing; docs/training.md lists the options"
         raise InputError(Problem("settings", "a trainer that can be made of them", found, hint)) from error
 
 
 def fit(
-    method: str,
     trainer: Any,
     recipe: RecipeArguments,
     model_arguments: Any,
-    shape: Shape,
-    train: Selection,
-    validation: Selection | None,
+    shape: PromptFormat,
+    train: ChosenRows,
+    validation: ChosenRows | None,
 ) -> None:
-    """Trains, saves to ``<output_dir>/final``, validates with images and without, and writes the record.
+    """Trains, saves to ``<output_dir>/final``, validates with images and without, and writes the metadata.
 
     Raises:
-        InputError: where a checkpoint to go on from does not fit, or one cannot be written.
+        InputError: if a checkpoint does not fit the model, or one cannot be written.
     """
-    args, first = trainer.args, trainer.is_world_process_zero()
+    args, main_process, trained = trainer.args, trainer.is_world_process_zero(), fingerprint(trainer.model)
+    trainer.blind = shape.blind
+    trainer.add_callback(MarkCheckpoints(trained))
+    check_disk(trainer.model, args)
     checkpoint = None
     if recipe.resume:
-        checkpoint = checkpoint_to_resume(args.output_dir, trainer.trained, first)
-    elif recipe.overwrite and first:
+        checkpoint = checkpoint_to_resume(args.output_dir, trained, main_process)
+    elif recipe.overwrite and main_process:
         remove_earlier(args.output_dir)
     trainer.accelerator.wait_for_everyone()
     started = time.monotonic()
-    with _room_for_tables(args.output_dir):
+    with disk_errors(args.output_dir):
         trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - started
 
     final = Path(args.output_dir, "final")
-    try:
+    with disk_errors(args.output_dir, final):
         trainer.save_model(str(final))
-        if first:
+        if main_process:
             trainer.processing_class.save_pretrained(str(final))
-    except Exception as error:
-        if no_room(error):
-            raise failed_save(final, error) from error
-        raise
-    record = metadata(method, trainer, recipe, model_arguments, shape, train, validation, seconds)
-    record["resumed_from"] = checkpoint
-    record["rewards"] = last_rewards(trainer.state.log_history)
-    record["final_validation"] = _final(trainer, validation, shape) if validation is not None else None
-    if first:
-        write_metadata(args.output_dir, record)
-        write_metadata(final, record)
+    record = metadata(trainer, recipe, model_arguments, shape, train, validation, trained)
+    record |= {"seconds": round(seconds, 1), "resumed_from": checkpoint}
+    record["final_validation"] = _validated(trainer, validation, shape) if validation is not None else None
+    if main_process:
+        for folder in (Path(args.output_dir), final):
+            atomic_write(folder / METADATA, json.dumps(record, indent=2, default=str) + "\n")
+            print(f"{folder / METADATA}: written", file=sys.stderr)
 
 
-@contextmanager
-def _room_for_tables(output_dir: str) -> Iterator[None]:
-    """Makes one line of a disk that fills up between checkpoints, when completions or answers are written.
-
-    Raises:
-        InputError: naming the checkpoint that is whole.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        before = last_whole(output_dir)
-        kept = f"{before.name} is whole" if before is not None else "there is no checkpoint yet"
-        hint = f"free room and run the same command with --resume; {kept}"
-        raise InputError(Problem(output_dir, "room to write", str(error.strerror), hint)) from error
-
-
-def _final(trainer: Any, validation: Selection, shape: Shape) -> dict[str, Any]:
-    """Returns the metric's figures of the trained model on the validation rows, beside the same model blind.
-
-    The answers go to ``validation/final.jsonl`` and ``validation/final-blind.jsonl``.
-    """
-    seen = greedy_answers(trainer, validation.rows, trainer.validation_tokens, shape.blind)
-    blind = None if shape.blind else greedy_answers(trainer, validation.rows, trainer.validation_tokens, blind=True)
+def _validated(trainer: Any, validation: ChosenRows, shape: PromptFormat) -> dict[str, Any]:
+    """Returns the metric's figures of the trained model beside the same model blind; answers go to ``validation/``."""
+    rows, tokens = validation.rows, trainer.validation_tokens
+    seen = greedy_answers(trainer, rows, tokens, shape.blind)
+    blind = None if shape.blind else greedy_answers(trainer, rows, tokens, blind=True)
     if trainer.is_world_process_zero():
         for name, answers in (("final", seen), ("final-blind", blind)):
             if answers is not None:
-                write_answers(Path(trainer.args.output_dir, "validation", f"{name}.jsonl"), validation.rows, answers)
-    return figures(validation.rows, seen, blind)
+                write_answers(Path(trainer.args.output_dir, "validation", f"{name}.jsonl"), rows, answers)
+    return figures(rows, seen, blind)
+
+
+def metadata(
+    trainer: Any,
+    recipe: RecipeArguments,
+    model_arguments: Any,
+    shape: PromptFormat,
+    train: ChosenRows,
+    validation: ChosenRows | None,
+    trained: dict[str, Any],
+) -> dict[str, Any]:
+    """Returns the record of a run, flat but for ``log``, ``config``, ``recipe`` and ``versions``."""
+    args, state = trainer.args, trainer.state
+    conversations = getattr(recipe, "conversations", None)
+    return {
+        "method": "sft" if hasattr(recipe, "conversations") else "grpo",
+        "base_model": model_arguments.model_name_or_path,
+        "base_model_revision": model_arguments.model_revision,
+        **trained,
+        "lora": bool(model_arguments.use_peft),
+        "data": conversations or recipe.data,
+        "data_config": None if conversations else recipe.data_config,
+        "train_split": "all" if conversations else recipe.train_split,
+        "dimensions": None if conversations else recipe.dimensions,
+        "views": [] if conversations else list(shape.views),
+        "data_hash": train.digest,
+        "train_rows": len(train.rows),
+        "train_rows_left_out": len(train.left_out),
+        "blind_training": shape.blind,
+        "prompt_id": shape.prompt.id,
+        "prompt_version": shape.prompt.version,
+        "prompt_digest": shape.prompt.digest,
+        "min_pixels": recipe.min_pixels,
+        "max_pixels": recipe.max_pixels,
+        "tokens_least": train.tokens[0],
+        "tokens_most": train.tokens[1],
+        "validation_split": recipe.validation_split,
+        "validation_rows": len(validation.rows) if validation is not None else 0,
+        "validation_sampling": GREEDY,
+        "steps": state.global_step,
+        "epochs": state.epoch,
+        "seed": args.seed,
+        "learning_rate": args.learning_rate,
+        "per_device_batch": args.per_device_train_batch_size,
+        "gradient_accumulation": args.gradient_accumulation_steps,
+        "world_size": trainer.accelerator.num_processes,
+        "distributed": str(trainer.accelerator.distributed_type.value),
+        "device": _device(),
+        "host_cores": os.cpu_count(),
+        "best_metric": state.best_metric,
+        "best_checkpoint": state.best_model_checkpoint,
+        "rewards": _last_rewards(state.log_history),
+        "log": list(state.log_history),
+        "config": {name: value for name, value in args.to_dict().items() if not name.endswith("hub_token")},
+        "recipe": vars(recipe),
+        "versions": {"python": platform.python_version()} | _versions(),
+    }
+
+
+def _last_rewards(history: list[dict[str, Any]]) -> dict[str, float]:
+    """Returns the last logged mean of each reward term and part."""
+    found: dict[str, float] = {}
+    for entry in history:
+        for name, value in entry.items():
+            is_part = name.startswith(("rewards/", "reference/", "strict/")) and not name.endswith("/std")
+            if (is_part or name == "reward") and value is not None:
+                found[name.removesuffix("/mean")] = value
+    return found
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU ({platform.machine()})"

@@ -1,4 +1,9 @@
-"""Chooses the rows of a run: dimensions, difficulty, views, length; what is left out is named."""
+"""Chooses the rows of a run: dimensions, difficulty, length. Rows left out are named.
+
+The tokens of every prompt are counted before training, so that no row is cut, skipped or found too long on the way.
+Text is tokenised by the real tokenizer; image tokens follow from the images' sizes, read from their headers. The
+longest row is then put through the whole processor, and the two counts have to agree.
+"""
 
 from __future__ import annotations
 
@@ -6,142 +11,300 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.files import atomic_write
 from scale_vqa_eval.scoring.score import questions_digest
 from training_recipes.arguments import RecipeArguments
-from training_recipes.difficulty import learnable
-from training_recipes.preflight import Lengths, Unfit, count_tokens, unfit_rows
-from training_recipes.rollouts import blind_priors
-from training_recipes.rows import Shape, load_rows, of_dimensions, question_of, shown_images, texts, trainer_rows
+from training_recipes.difficulty import blind_priors, learnable
+from training_recipes.rows import (
+    TARGET,
+    PromptFormat,
+    Transform,
+    assistant,
+    load_rows,
+    messages_of,
+    questions_of,
+    shown_images,
+    trainer_row,
+)
+from training_recipes.trainer import encoded
 
-_NAMED = 20
-Targets = Callable[[Any], tuple[Any, list[Unfit]]]
-"""Adds a ``target`` column to rows and says which rows have none."""
+_BATCH: Final = 256
+_NAMED: Final = 20
+Counts = npt.NDArray[np.int64]
+LeftOut = list[tuple[str, str]]
+"""(id, reason) of rows that are not used."""
 
 
 @dataclass(frozen=True)
-class Selection:
+class Candidates:
+    """Rows that may be trained on, and what counting their tokens needs.
+
+    Attributes:
+        rows: ``datasets.Dataset`` without a transform.
+        transform: makes trainer rows of them.
+        location: what messages call the data.
+        messages: (n,) messages of each prompt, with image placeholders.
+        sizes: (n,) (width, height) of each row's images inside the bounds.
+        left_out: (id, reason) of rows that were left out before.
+        digest: hash of the data; None for that of the questions chosen.
+    """
+
+    rows: Any
+    transform: Transform
+    location: str
+    messages: Sequence[list[dict[str, Any]]]
+    sizes: Sequence[Sequence[tuple[int, int]]]
+    left_out: LeftOut = field(default_factory=list)
+    digest: str | None = None
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Tokens of each row: of the prompt's text, of its images, and of the completion to learn (0 if none)."""
+
+    text: Counts
+    image: Counts
+    completion: Counts
+
+    @property
+    def prompt(self) -> Counts:
+        return self.text + self.image
+
+    @property
+    def total(self) -> Counts:
+        return self.prompt + self.completion
+
+
+@dataclass(frozen=True)
+class ChosenRows:
     """Rows to train or validate on.
 
     Attributes:
         rows: trainer rows, images still encoded.
-        location: what a message calls them.
-        left_out: rows that were dropped, and why.
-        tokens: (least, most) of prompt and completion together.
-        digest: hash of the questions, as a results file gives it.
+        location: what messages call them.
+        left_out: (id, reason) of the rows that were left out.
+        tokens: (minimum, maximum) of prompt and completion together.
+        digest: hash of the questions, as in a results file.
     """
 
     rows: Any
     location: str
-    left_out: tuple[Unfit, ...]
+    left_out: LeftOut
     tokens: tuple[int, int]
     digest: str
 
 
-def select(
+def candidates(
     recipe: RecipeArguments,
-    shape: Shape,
-    processor: Any,
+    shape: PromptFormat,
     split: str,
-    limit: int | None,
-    seed: int,
-    bound: int | None,
-    targets: Targets | None = None,
-    blind_prior: str | None = None,
     training: bool = True,
-) -> Selection:
-    """Loads a split and returns what a run reads of it.
-
-    Args:
-        recipe: its data, dimensions, and policy about rows that do not fit.
-        shape: how rows are asked.
-        processor: of the model.
-        split: name of the split.
-        limit: most rows, drawn by ``seed``; None for all.
-        seed: of the draw.
-        bound: most tokens of a row, completion included.
-        targets: what gives rows a text to learn.
-        blind_prior: predictions without images.
-        training: keep only what the difficulty file says can be learnt.
+    targets: Callable[[Any], tuple[Any, LeftOut]] | None = None,
+    blind_prior: str | None = None,
+) -> Candidates:
+    """Loads a split of a release.
 
     Raises:
-        InputError: where nothing is left, the data has no images, or rows do not fit and are not to be dropped.
+        InputError: if there are no rows, an id occurs twice, or no row has an image.
     """
     location = ":".join(part for part in (recipe.data, recipe.data_config, split) if part)
-    rows = of_dimensions(load_rows(recipe.data, recipe.data_config, split), recipe.dimensions)
-    _check_ids(rows, location)
-    left_out: list[Unfit] = []
-    if training and recipe.difficulty is not None:
-        rows, easy = learnable(rows, recipe.difficulty)
-        left_out += easy
-    if targets is not None:
-        rows, without = targets(rows)
-        left_out += without
-    pictures = shown_images(rows, shape)
-    if not shape.blind and not any(pictures):
-        hint = "name another data_config or views; a data set without images cannot teach to look"
-        raise InputError(Problem(location, "rows with images of the chosen views", "none", hint))
-    lengths = count_tokens(rows, shape, processor, pictures, location)
-    rows, lengths, unfit = _fitting(rows, lengths, unfit_rows(rows, lengths, pictures, bound), recipe, location)
-    if limit is not None and limit < len(rows):
-        kept = sorted(random.Random(seed).sample(range(len(rows)), limit))
-        rows, lengths = rows.select(kept), _at(lengths, kept)
-    if blind_prior is not None:
-        rows = rows.add_column("blind_prior", blind_priors(blind_prior, rows["id"]))
-    digest = questions_digest(question_of(row) for row in texts(rows))
-    tokens = (int(lengths.total.min()), int(lengths.total.max()))
-    return Selection(trainer_rows(rows, shape, location), location, (*left_out, *unfit), tokens, digest)
-
-
-def _check_ids(rows: Any, location: str) -> None:
-    """Checks that there are rows, and that an id names one of them: rates and priors are found by it."""
+    rows = load_rows(recipe.data, recipe.data_config, split, recipe.dimensions)
+    left_out: LeftOut = []
     if not len(rows):
         raise InputError(Problem(location, "rows", "none", "name another split"))
     name, count = Counter(rows["id"]).most_common(1)[0]
     if count > 1:
-        raise InputError(
-            Problem(location, "an id of its own for every row", f"{preview(name)} {count} times", "fix the ids")
-        )
+        found = f"{preview(name)} {count} times"
+        raise InputError(Problem(location, "an id of its own for every row", found, "fix the ids"))
+    if training and recipe.difficulty is not None:
+        rows, left_out = learnable(rows, recipe.difficulty)
+    if targets is not None:
+        rows, without = targets(rows)
+        left_out = [*left_out, *without]
+        if not len(rows):
+            found = f"none of {len(without)}, the first: {without[0][1]}"
+            raise InputError(Problem(location, "rows with a text to learn", found, "choose other rationales"))
+    if blind_prior is not None:
+        rows = rows.add_column("blind_prior", blind_priors(blind_prior, rows["id"]))
+    return candidates_of(rows, shape, location, left_out)
 
 
-def _fitting(
-    rows: Any, lengths: Lengths, unfit: Sequence[Unfit], recipe: RecipeArguments, location: str
-) -> tuple[Any, Lengths, list[Unfit]]:
-    """Returns the rows that fit; refuses, where that is wanted or nothing is left."""
+def candidates_of(
+    rows: Any, shape: PromptFormat, location: str = "data", left_out: LeftOut | None = None
+) -> Candidates:
+    """Returns rows of a release with their messages and image sizes.
+
+    Raises:
+        InputError: if no row has an image, or one cannot be read.
+    """
+    images = shown_images(rows, shape, location)
+    if not shape.blind and not any(images):
+        hint = "name another data_config or views; a data set without images cannot teach to look"
+        raise InputError(Problem(location, "rows with images of the chosen views", "none", hint))
+    messages = [
+        messages_of(question, [image for image, _ in row], shape)
+        for question, row in zip(questions_of(rows), images, strict=True)
+    ]
+    sizes = [[size for _, size in row] for row in images]
+    return Candidates(rows, trainer_row(rows, shape, location), location, messages, sizes, left_out or [])
+
+
+def fitting(
+    given: Candidates, processor: Any, recipe: RecipeArguments, bound: int | None, limit: int | None, seed: int
+) -> ChosenRows:
+    """Returns the rows that fit, at most ``limit`` of them, drawn by ``seed``.
+
+    Raises:
+        InputError: if nothing fits, or rows do not fit and are not to be dropped.
+    """
+    counts, rows = count_tokens(given, processor), given.rows
+    unfit = unfit_rows(given, counts, bound)
     if unfit and (recipe.unfit_rows == "refuse" or len(unfit) == len(rows)):
         hint = "raise the bound, lower max_pixels, or drop such rows with unfit_rows: drop"
-        raise InputError([Problem(f"{location}, {row.id}", "a row that fits", row.reason, hint) for row in unfit])
-    names = {row.id for row in unfit}
-    kept = [place for place, identity in enumerate(rows["id"]) if identity not in names]
-    return rows.select(kept), _at(lengths, kept), list(unfit)
-
-
-def _at(lengths: Lengths, kept: Sequence[int]) -> Lengths:
-    return Lengths(lengths.text[kept], lengths.image[kept], lengths.completion[kept])
-
-
-def tell(selection: Selection, folder: str | Path, name: str) -> None:
-    """Says on stderr what was chosen; rows left out go, with their reasons, to ``<folder>/left_out_<name>.jsonl``."""
-    least, most = selection.tokens
-    print(
-        f"{name}: {len(selection.rows)} rows of {selection.location}, {least} to {most} tokens each", file=sys.stderr
+        raise InputError([Problem(f"{given.location}, {row}", "a row that fits", why, hint) for row, why in unfit])
+    names = dict(unfit)
+    kept = [row for row, name in enumerate(rows["id"]) if name not in names]
+    if limit is not None and limit < len(kept):
+        kept = sorted(random.Random(seed).sample(kept, limit))
+    rows, total = rows.select(kept), counts.total[kept]
+    return ChosenRows(
+        rows.with_transform(given.transform),
+        given.location,
+        [*given.left_out, *unfit],
+        (int(total.min()), int(total.max())),
+        given.digest or questions_digest(questions_of(rows)),
     )
+
+
+def unfit_rows(given: Candidates, counts: TokenCounts, bound: int | None) -> LeftOut:
+    """Returns (id, reason) of the rows longer than ``bound`` tokens, completion included, and of those without image.
+
+    Rows without images are unfit beside rows with images: trainers cannot mix them.
+    """
+    mixed = any(given.sizes) and not all(given.sizes)
+    found: LeftOut = []
+    for row, name in enumerate(given.rows["id"]):
+        if mixed and not given.sizes[row]:
+            found.append((name, "none of the chosen views has an image"))
+        elif bound is not None and counts.total[row] > bound:
+            parts = f"{counts.text[row]} of text, {counts.image[row]} of images"
+            parts += f", {counts.completion[row]} to learn" if counts.completion[row] else ""
+            found.append((name, f"{counts.total[row]} tokens ({parts}), the bound is {bound}"))
+    return found
+
+
+def count_tokens(given: Candidates, processor: Any) -> TokenCounts:
+    """Returns the tokens of each row, no image decoded but those of the longest.
+
+    Raises:
+        InputError: if a text holds the model's own image token, the processor refuses an image, or it makes another
+            number of tokens of the longest row.
+    """
+    ids, written = given.rows["id"], []
+    for start in range(0, len(ids), _BATCH):
+        batch = list(given.messages[start : start + _BATCH])
+        written += processor.apply_chat_template(batch, tokenize=False, add_generation_prompt=True)
+    images = np.array([len(row) for row in given.sizes], np.int64)
+    _check_placeholders(ids, written, images, processor)
+    per_size = _tokens_of_sizes(processor, given.sizes, ids)
+    image = np.array([sum(per_size[size] for size in row) for row in given.sizes], np.int64)
+    # the one placeholder that the template has for an image is counted among the text's tokens
+    text, completion = _tokenised(processor, written) - images, np.zeros(len(ids), np.int64)
+    if TARGET in given.rows.column_names:
+        completion = _completions(processor, given.rows[TARGET])
+    counts = TokenCounts(text, image, completion)
+    longest = int(counts.prompt.argmax())
+    row = given.transform.one(given.rows[longest])
+    real = int(encoded(processor, [row])["input_ids"].shape[1])
+    if real != counts.prompt[longest]:
+        expected, found = f"{real} tokens, as the processor makes", f"{counts.prompt[longest]} by the preflight"
+        hint = "the preflight cannot count for this processor: report it with the model's name"
+        raise InputError(Problem(f"row {row['id']}", expected, found, hint))
+    return counts
+
+
+def _check_placeholders(ids: Sequence[str], written: Sequence[str], images: Counts, processor: Any) -> None:
+    """Checks that no text holds one of the tokens that stand for an image or a video."""
+    problems = []
+    for attribute, counts in (("image_token", images), ("video_token", np.zeros_like(images))):
+        if (token := getattr(processor, attribute, None)) is not None:
+            problems += [
+                Problem(f"row {name}", f"{count} tokens {token}", str(text.count(token)), "fix the text, it holds one")
+                for name, text, count in zip(ids, written, counts, strict=True)
+                if text.count(token) != count
+            ]
+    if problems:
+        raise InputError(problems)
+
+
+def _tokens_of_sizes(
+    processor: Any, sizes: Sequence[Sequence[tuple[int, int]]], ids: Sequence[str]
+) -> Mapping[tuple[int, int], int]:
+    """Returns the tokens of an image of each (width, height) that occurs; refused ones are named by row."""
+    found, refused = {}, {}
+    for size in sorted({size for row in sizes for size in row}):
+        try:
+            found[size] = _tokens_of(processor, size)
+        except ValueError as error:
+            refused[size] = preview(str(error), 120)
+    if refused:
+        expected, hint = "images that the model can take", "crop the image to another shape, or leave the row out"
+        raise InputError(
+            [
+                Problem(f"row {name}", expected, f"{size[0]} x {size[1]} px: {refused[size]}", hint)
+                for name, row in zip(ids, sizes, strict=True)
+                for size in row
+                if size in refused
+            ]
+        )
+    return found
+
+
+def _tokens_of(processor: Any, size: tuple[int, int]) -> int:
+    """Returns the tokens of an image, by the processor's own arithmetic if it has any."""
+    from PIL import Image
+
+    if hasattr(processor, "_get_num_multimodal_tokens"):  # the name by which serving engines call it too
+        return int(processor._get_num_multimodal_tokens(image_sizes=[size[::-1]]).num_image_tokens[0])
+    token = processor.image_token
+    alone = len(processor.tokenizer(token)["input_ids"]) - 1
+    return len(processor(text=[token], images=[[Image.new("RGB", size)]])["input_ids"][0]) - alone
+
+
+def _tokenised(processor: Any, written: Sequence[str]) -> Counts:
+    found: list[int] = []
+    for start in range(0, len(written), _BATCH):
+        batch = processor.tokenizer(list(written[start : start + _BATCH]), add_special_tokens=False)
+        found += [len(ids) for ids in batch["input_ids"]]
+    return np.array(found, np.int64)
+
+
+def _completions(processor: Any, targets: Sequence[str]) -> Counts:
+    """Returns the tokens that follow the prompt, the template's end of turn included."""
+    user = {"role": "user", "content": [{"type": "text", "text": ""}]}
+    opened = processor.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+    full = processor.apply_chat_template([[user, assistant(target)] for target in targets], tokenize=False)
+    return _tokenised(processor, [text[len(opened) :] for text in full])
+
+
+def report_rows(chosen: ChosenRows, folder: str | Path, name: str) -> None:
+    """Reports on stderr what was chosen; rows left out go to ``<folder>/left_out_<name>.jsonl`` with the reasons."""
+    low, high = chosen.tokens
+    print(f"{name}: {len(chosen.rows)} rows of {chosen.location}, {low} to {high} tokens each", file=sys.stderr)
     path = Path(folder, f"left_out_{name}.jsonl")
     path.unlink(missing_ok=True)
-    if not selection.left_out:
+    if not chosen.left_out:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"id": row.id, "reason": row.reason}) + "\n" for row in selection.left_out]
-    path.write_text("".join(lines), encoding="utf-8")
-    for row in selection.left_out[:_NAMED]:
-        print(f"{name}: left out {row.id}: {row.reason}", file=sys.stderr)
-    more = len(selection.left_out) - _NAMED
-    print(
-        f"{name}: {len(selection.left_out)} rows left out" + (f", {more} more in {path}" if more > 0 else ""),
-        file=sys.stderr,
-    )
+    atomic_write(path, "".join(json.dumps({"id": row, "reason": why}) + "\n" for row, why in chosen.left_out))
+    for row, why in chosen.left_out[:_NAMED]:
+        print(f"{name}: left out {row}: {why}", file=sys.stderr)
+    print(f"{name}: {len(chosen.left_out)} rows left out, all named in {path}", file=sys.stderr)

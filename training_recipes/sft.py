@@ -13,46 +13,41 @@ from functools import partial
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
 from training_recipes.arguments import SFTArguments, parse
-from training_recipes.checkpoints import check_room
-from training_recipes.conversation_rows import select_conversations
-from training_recipes.launch import reported
-from training_recipes.models import check_context, load_model, load_processor
-from training_recipes.preconditions import check_launch
-from training_recipes.rationales import with_targets
-from training_recipes.rows import make_shape
-from training_recipes.run import callbacks, constructing, fit, select_both
-from training_recipes.selection import select
-from training_recipes.trainers import Recipe, remember_trained
+from training_recipes.checks import check_context, check_settings
+from training_recipes.models import load_processor, set_model_loading
+from training_recipes.rows import prompt_format
+from training_recipes.run import callbacks, constructing, fit, report_errors, select_rows
+from training_recipes.selection import candidates
+from training_recipes.sft_data import conversation_candidates, with_targets
+from training_recipes.trainer import RecipeTrainer
 
 
-class ScaleVQASFTTrainer(Recipe, SFTTrainer):
+class ScaleVQASFTTrainer(RecipeTrainer, SFTTrainer):
     """``SFTTrainer`` with greedy validation by the metric."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains as the YAML and the command line say."""
+    """Trains as the YAML file and the command line say."""
     recipe, config, model_arguments = parse((SFTArguments, SFTConfig, ModelConfig), argv)
-    check_launch(recipe, config, model_arguments)
+    check_settings(recipe, config, model_arguments.model_name_or_path)
     config.remove_unused_columns = False
-    config.completion_only_loss = True  # the prompt is not to be learnt
-    # the trainer would cut a row at max_length, image tokens and answer alike: rows too long are refused before
+    config.completion_only_loss = True  # the prompt is not learnt
+    # the trainer would cut a row at max_length, image tokens and answer alike: rows too long are found before
     bound, config.max_length = config.max_length, None
 
-    processor = load_processor(recipe, config, model_arguments)
-    shape = make_shape(recipe.prompt, recipe.views, recipe.min_pixels, recipe.max_pixels, recipe.blind)
+    processor, model_config = load_processor(recipe, config, model_arguments)
+    shape = prompt_format(recipe.prompt, recipe.views, recipe.min_pixels, recipe.max_pixels, recipe.blind)
     if recipe.conversations is not None:
-        training_rows = partial(select_conversations, recipe, shape, processor, config.seed, bound)
+        training = partial(conversation_candidates, recipe, shape)
     else:
         targets = partial(with_targets, policy=recipe.rationales)
-        split, limit = recipe.train_split, recipe.train_limit
-        training_rows = partial(select, recipe, shape, processor, split, limit, config.seed, bound, targets)
-    train, validation = select_both(recipe, config, shape, processor, training_rows)
+        training = partial(candidates, recipe, shape, recipe.train_split, targets=targets)
+    train, validation = select_rows(recipe, config, shape, processor, training, bound)
+    check_context(model_config, train.tokens[1], 0)
 
-    model = load_model(model_arguments)
-    check_context(model.config, train.tokens[1], 0)
     with constructing():
         trainer = ScaleVQASFTTrainer(
-            model=model,
+            model=set_model_loading(config, model_arguments),
             args=config,
             train_dataset=train.rows,
             eval_dataset=validation.rows if validation is not None else None,
@@ -61,11 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             callbacks=callbacks(recipe),
         )
     trainer.validation_tokens = recipe.validation_tokens or shape.prompt.max_tokens
-    trainer.blind = shape.blind
-    remember_trained(trainer)
-    check_room(trainer.model, config)
-    fit("sft", trainer, recipe, model_arguments, shape, train, validation)
+    fit(trainer, recipe, model_arguments, shape, train, validation)
 
 
 if __name__ == "__main__":
-    reported(main)
+    report_errors(main)

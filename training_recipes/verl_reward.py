@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from scale_vqa_eval.rewards import compute_score as reference_score
@@ -11,19 +10,11 @@ SOURCE = "scale-vqa"
 """``data_source`` of the rows that ``verl_export`` writes."""
 
 
-def compute_score(
-    data_source: str, solution_str: str, ground_truth: str, extra_info: Mapping[str, Any] | None = None, **_: Any
-) -> float:
-    """Returns 0.8 * accuracy + 0.2 * format of a response.
-
-    Args:
-        data_source: ``scale-vqa``.
-        solution_str: the model's text.
-        ground_truth: gold letter.
-        extra_info: what ``verl_export`` wrote beside the question; not needed.
+def compute_score(data_source: str, solution_str: str, ground_truth: str, extra_info: Any = None, **_: Any) -> float:
+    """Returns 0.8 * accuracy + 0.2 * format of a response; ``extra_info`` is not used.
 
     Raises:
-        ValueError: for rows of another source, whose rule this is not.
+        ValueError: for rows of another source, which have another rule.
 
     >>> compute_score("scale-vqa", "<think>x</think> <answer>A</answer>", "A")
     1.0

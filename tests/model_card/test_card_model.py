@@ -116,20 +116,19 @@ def test_what_the_recipes_write_is_what_the_card_reads(results: dict[str, Path],
     from types import SimpleNamespace
 
     from training_recipes.arguments import RecipeArguments
-    from training_recipes.metadata import metadata
-    from training_recipes.rows import Shape
-    from training_recipes.selection import Selection
+    from training_recipes.rows import PromptFormat
+    from training_recipes.run import metadata
+    from training_recipes.selection import ChosenRows
 
     args = SimpleNamespace(seed=42, learning_rate=1e-6, per_device_train_batch_size=4, gradient_accumulation_steps=1)
     args.to_dict = lambda: {"beta": 0.01, "optim": "adamw_torch", "hub_token": "secret"}
     state = SimpleNamespace(global_step=3, epoch=0.5, best_metric=None, best_model_checkpoint=None, log_history=[])
     accelerator = SimpleNamespace(num_processes=1, distributed_type=SimpleNamespace(value="NO"))
-    trained = {"trained_parameters": 1234}
-    trainer = SimpleNamespace(args=args, state=state, accelerator=accelerator, trained=trained)
+    trainer, trained = SimpleNamespace(args=args, state=state, accelerator=accelerator), {"trained_parameters": 1234}
     model = SimpleNamespace(model_name_or_path="org/base", model_revision="main", use_peft=True)
-    rows = Selection([1, 2, 3], "train", (), (10, 20), "0" * 64)
-    shape = Shape(load_prompt("published"))
-    record = metadata("grpo", trainer, RecipeArguments(), model, shape, rows, None, 12.5)
+    rows = ChosenRows([1, 2, 3], "train", [], (10, 20), "0" * 64)
+    shape = PromptFormat(load_prompt("published"))
+    record = metadata(trainer, RecipeArguments(), model, shape, rows, None, trained) | {"seconds": 12.5}
     text = made(tmp_path, "--results", results["control"], training=json.loads(json.dumps(record, default=str)))
     for part in ("| LoRA | yes |", "| parameters trained | 1234 |", "split train, 3 questions", "| optim |"):
         assert part in text

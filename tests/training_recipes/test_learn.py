@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -17,9 +16,8 @@ from click.testing import CliRunner
 
 from dataset_script.phantom.build import phantom
 from scale_vqa_eval.questions import Question, read_questions
-from training_recipes.learn.folders import CONFIG, TURNS, main, paths_of
-from training_recipes.learn.questions import crossed, features, leaky
-from training_recipes.learn.run import Stage, plan, run
+from training_recipes.learn.data import CONFIG, ROTATIONS, crossed, features, leaky, main, paths_of
+from training_recipes.learn.run import plan, run
 from training_recipes.rows import load_rows
 
 pytestmark = pytest.mark.xdist_group("learn")
@@ -32,7 +30,7 @@ def out(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("run") / "learn"
     out.mkdir()
     drawn = ["--slides", str(SLIDES), "--size", "56", "--out", str(out / "data"), "--workers", "1"]
-    for command, arguments in ((phantom, drawn), (main, [str(out / "data"), str(out), "--val-paths", "4"])):
+    for command, arguments in ((phantom, drawn), (main, ["folders", str(out / "data"), str(out), "--val-paths", "4"])):
         done = CliRunner().invoke(command, arguments, catch_exceptions=False)
         assert done.exit_code == 0, done.output
     return out
@@ -92,27 +90,27 @@ def test_rationales_name_the_options_that_hold_each_feature():
 def test_training_paths_are_shown_in_eight_ways(out):
     paths = paths_of(str(out / "data"), "train")
     rows = load_rows(str(out / "crossed"), CONFIG, "train")
-    assert len(rows) == len(TURNS) * len(paths)
+    assert len(rows) == len(ROTATIONS) * len(paths)
     views = defaultdict(set)
     for row in rows:
         views[row["wsi_name"], row["path_id"]].add(row["low_mag"]["bytes"])
-    assert {len(ways) for ways in views.values()} == {len(TURNS)}
+    assert {len(ways) for ways in views.values()} == {len(ROTATIONS)}
 
 
 def test_every_stage_runs_and_reports(out, monkeypatch):
     """Two steps each, in this process: what is learnt is shown by ``make learn`` itself."""
     from training_recipes import grpo, sft
-    from training_recipes.learn import model, report
+    from training_recipes.learn import report
 
     recipes = {"sft.py": sft.main, "grpo.py": grpo.main}
-    modules = {"training_recipes.learn.model": model.main, "training_recipes.learn.report": report.main}
-    for stage in plan(out, SLIDES, ("--max_steps", "2", "--save_steps", "2"))[2:]:
-        if stage.command[1] == "-m":
-            modules[stage.command[2]].main([*stage.command[3:]], standalone_mode=False)
+    modules = {"training_recipes.learn.data": main, "training_recipes.learn.report": report.main}
+    for program, *rest in list(plan(out, SLIDES, ("--max_steps", "2", "--save_steps", "2")).values())[2:]:
+        if program == "-m":
+            modules[rest[0]].main(rest[1:], standalone_mode=False)
         else:
             small = ["--per_device_train_batch_size", "8", "--num_generations", "4"]
-            name = Path(stage.command[1]).name
-            recipes[name]([*stage.command[2:], *(small if name == "grpo.py" else ())])
+            name = Path(program).name
+            recipes[name]([*rest, *(small if name == "grpo.py" else ())])
     found = json.loads((out / "results.json").read_text())
     assert found["test"]["after GRPO, blind"]["accuracy"] <= 0.25
     assert found["test"]["after SFT, with images"]["n"] == len(read_questions(out / "crossed", "test", CONFIG))
@@ -129,17 +127,15 @@ def test_every_stage_runs_and_reports(out, monkeypatch):
 
 def test_a_run_goes_on_after_a_stage_that_failed(tmp_path):
     mark = tmp_path / "mark"
-    first = Stage("first", (sys.executable, "-c", f"open({str(mark)!r}, 'a').write('x')"))
-    second = Stage("second", (sys.executable, "-c", "raise SystemExit('no room')"))
-    with pytest.raises(click.ClickException, match="no room"):
-        run([first, second], tmp_path)
-    repaired = Stage("second", (sys.executable, "-c", ""))
-    assert set(run([first, repaired], tmp_path)) == {"first", "second"}
+    first = ["-c", f"open({str(mark)!r}, 'a').write('x')"]
+    with pytest.raises(click.ClickException, match="no space"):
+        run({"first": first, "second": ["-c", "raise SystemExit('no space')"]}, tmp_path)
+    assert set(run({"first": first, "second": ["-c", ""]}, tmp_path)) == {"first", "second"}
     assert mark.read_text() == "x"
 
 
 def test_a_trial_does_not_pass_for_the_whole_run(tmp_path):
-    run([Stage("train", (sys.executable, "-c", "", "--max_steps", "2"))], tmp_path)
-    run([Stage("train", ("another/python", "-c", "", "--max_steps", "2"))], tmp_path)
+    run({"train": ["-c", "", "--max_steps", "2"]}, tmp_path)
+    run({"train": ["-c", "", "--max_steps", "2"]}, tmp_path)
     with pytest.raises(click.ClickException, match=r"other settings \(train\)"):
-        run([Stage("train", (sys.executable, "-c", ""))], tmp_path)
+        run({"train": ["-c", ""]}, tmp_path)

@@ -1,8 +1,8 @@
-"""``make learn``: draws, trains, asks and reports, stage by stage; a finished stage is not done again.
+"""``make learn``: draws, trains, asks and reports, stage by stage; a finished stage is not repeated.
 
     python -m training_recipes.learn.run learn
 
-Every stage is a command that a reader can type; it runs in the folder that holds ``learn``.
+Every stage is a command that can be typed; it runs in the folder that holds ``learn``.
 """
 
 from __future__ import annotations
@@ -12,103 +12,72 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
+
+from scale_vqa_eval.files import write_json
 
 HERE: Final = Path(__file__).parent
 SEED: Final = 42
 BLIND: Final = ("--blind", "true", "--max_steps", "150", "--save_steps", "30")
-"""The same recipe without images, long enough for whatever the text gives away."""
+"""The same recipe without images, long enough to learn whatever the text reveals."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A command and its name; ``plan`` of the run is a list of them."""
+def plan(out: Path, slides: int, quick: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Returns the command of each stage; ``quick`` are options for every training, such as ``--max_steps 2``."""
+    build = ["build", "phantom", "--slides", slides, "--size", 112, "--seed", SEED, "--out", out / "data"]
+    make, recipes = "training_recipes.learn.data", HERE.parent
 
-    name: str
-    command: tuple[str, ...]
+    def train(config: str, data: str, model: str, name: str, *more: str) -> list[object]:
+        recipe = recipes / ("grpo.py" if config == "grpo" else "sft.py")
+        paths = ["--data", out / data, "--model_name_or_path", out / model, "--output_dir", out / name]
+        return [recipe, "--config", HERE / f"{config}.yaml", *paths, "--prompt", HERE / "learn.yaml", *more, *quick]
 
-
-def plan(out: Path, slides: int, quick: Sequence[str] = ()) -> list[Stage]:
-    """Returns the stages of a run.
-
-    Args:
-        out: folder of the run.
-        slides: phantom slides to draw.
-        quick: options for every training, such as ``--max_steps 2``.
-    """
-    python, recipes = sys.executable, HERE.parent
-    data, crossed = str(out / "data"), str(out / "crossed")
-
-    def module(name: str, *more: str) -> tuple[str, ...]:
-        return (python, "-m", name, *more)
-
-    def train(recipe: str, config: str, **paths: str) -> tuple[str, ...]:
-        given = [part for name, value in paths.items() for part in (f"--{name}", str(out / value))]
-        return (python, str(recipes / f"{recipe}.py"), "--config", str(HERE / f"{config}.yaml"), *given)
-
-    build = ("build", "phantom", "--slides", str(slides), "--size", "112", "--seed", str(SEED), "--out", data)
-    prompt = str(HERE / "learn.yaml")
-
-    def sft(name: str, data: str, model: str, *more: str) -> tuple[str, ...]:
-        config = "sft-answer" if name == "sft-answer" else "sft-describe"
-        paths = {"data": data, "model_name_or_path": model, "output_dir": name}
-        return (*train("sft", config, **paths), "--prompt", prompt, *more, *quick)
-
-    grpo = train("grpo", "grpo", data="answers", model_name_or_path="sft-answer/final", output_dir="grpo")
-    return [
-        Stage("draw", module("scale_vqa_eval.cli", *build)),
-        Stage("questions", module("training_recipes.learn.folders", data, str(out))),
-        Stage("model", module("training_recipes.learn.model", crossed, str(out / "model"))),
-        Stage("blind-crossed", sft("blind-crossed", "crossed", "model", *BLIND)),
-        Stage("blind-leaky", sft("blind-leaky", "leaky", "model", *BLIND)),
-        Stage("sft-describe", sft("sft-describe", "crossed", "model")),
-        Stage("sft-answer", sft("sft-answer", "answers", "sft-describe/final")),
-        Stage("grpo", (*grpo, "--prompt", prompt, *quick)),
-        Stage("report", module("training_recipes.learn.report", str(out))),
-    ]
+    stages: dict[str, list[object]] = {
+        "draw": ["-m", "scale_vqa_eval.cli", *build],
+        "questions": ["-m", make, "folders", out / "data", out],
+        "model": ["-m", make, "model", out / "crossed", out / "model"],
+        "blind-crossed": train("sft-describe", "crossed", "model", "blind-crossed", *BLIND),
+        "blind-leaky": train("sft-describe", "leaky", "model", "blind-leaky", *BLIND),
+        "sft-describe": train("sft-describe", "crossed", "model", "sft-describe"),
+        "sft-answer": train("sft-answer", "answers", "sft-describe/final", "sft-answer"),
+        "grpo": train("grpo", "answers", "sft-answer/final", "grpo"),
+        "report": ["-m", "training_recipes.learn.report", out],
+    }
+    return {name: [str(part) for part in command] for name, command in stages.items()}
 
 
-def run(stages: Sequence[Stage], out: Path) -> dict[str, float]:
-    """Runs the stages that are not done; returns seconds by stage.
+def run(stages: Mapping[str, Sequence[str]], out: Path) -> dict[str, float]:
+    """Runs the stages that are not finished with this Python; returns seconds by stage.
 
     Raises:
-        click.ClickException: where a stage fails; its output is in ``<out>/<stage>.log``. Also where one was done by
-            another command: figures of a short trial must not pass for those of the whole run.
+        click.ClickException: if a stage fails; its output is in ``<out>/<stage>.log``. Also if one was finished by
+            another command: figures of a short trial must not pass for those of a complete run.
     """
-    times_file, done_file = out / "seconds.json", out / "commands.json"
-    seconds: dict[str, float] = json.loads(times_file.read_text()) if times_file.is_file() else {}
-    commands: dict[str, list[str]] = json.loads(done_file.read_text()) if done_file.is_file() else {}
-    others = [stage.name for stage in stages if stage.name in seconds and commands.get(stage.name) != _typed(stage)]
+    finished_file = out / "stages.json"
+    finished: dict[str, Any] = json.loads(finished_file.read_text()) if finished_file.is_file() else {}
+    others = [name for name, command in stages.items() if finished.get(name, {}).get("command", command) != command]
     if others:
-        raise click.ClickException(f"{out} holds a run of other settings ({', '.join(others)}): remove it (rm -r)")
+        raise click.ClickException(f"{out} holds a run with other settings ({', '.join(others)}): remove it (rm -r)")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    for stage in stages:
-        if stage.name in seconds:
-            click.echo(f"{stage.name}: done before, in {seconds[stage.name]:.0f} s", err=True)
+    for name, command in stages.items():
+        if name in finished:
+            click.echo(f"{name}: finished before, in {finished[name]['seconds']:.0f} s", err=True)
             continue
-        log, start = out / f"{stage.name}.log", time.monotonic()
-        click.echo(f"{stage.name}: {' '.join(stage.command)}", err=True)
+        log, start = out / f"{name}.log", time.monotonic()
+        click.echo(f"{name}: python {' '.join(command)}", err=True)
         with log.open("w", encoding="utf-8") as file:
-            done = subprocess.run(stage.command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+            done = subprocess.run([sys.executable, *command], stdout=file, stderr=subprocess.STDOUT, env=environment)
         if done.returncode:
             tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
-            raise click.ClickException(f"stage {stage.name} failed ({log}):\n{tail}")
-        seconds[stage.name] = round(time.monotonic() - start, 1)
-        commands[stage.name] = _typed(stage)
-        done_file.write_text(json.dumps(commands, indent=1) + "\n", encoding="utf-8")
-        times_file.write_text(json.dumps(seconds, indent=1) + "\n", encoding="utf-8")
-        click.echo(f"{stage.name}: {seconds[stage.name]:.0f} s", err=True)
-    return seconds
-
-
-def _typed(stage: Stage) -> list[str]:
-    """Returns a stage's command without the interpreter, whose place says nothing of the figures."""
-    return list(stage.command[1:])
+            raise click.ClickException(f"stage {name} failed ({log}):\n{tail}")
+        finished[name] = {"seconds": round(time.monotonic() - start, 1), "command": list(command)}
+        write_json(finished_file, finished)
+        click.echo(f"{name}: {finished[name]['seconds']:.0f} s", err=True)
+    return {name: finished[name]["seconds"] for name in stages}
 
 
 @click.command()

@@ -9,8 +9,8 @@ from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.release_folder.write import write_release
 from scale_vqa_eval.scoring.predictions import read_predictions
 from scale_vqa_eval.scoring.score import join, score_answers
-from training_recipes.rows import load_rows, make_shape, trainer_rows
-from training_recipes.validation import figures, write_answers
+from training_recipes.rows import load_rows, prompt_format, trainer_row
+from training_recipes.trainer import figures, write_answers
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def answers_to(rows):
 
 def test_figures_are_those_of_score(release, tmp_path):
     held = load_rows(str(release), None, "val")
-    rows, answers = trainer_rows(held, make_shape()), answers_to(held)
+    rows, answers = held.with_transform(trainer_row(held, prompt_format())), answers_to(held)
     found = figures(rows, answers)
     write_answers(tmp_path / "validation" / "final.jsonl", rows, answers)
     told = read_predictions(tmp_path / "validation" / "final.jsonl")
@@ -44,4 +44,4 @@ def test_figures_are_those_of_score(release, tmp_path):
 
 def test_a_part_of_a_group_has_no_group_accuracy(release):
     held = load_rows(str(release), None, "val").select(range(2, 20))
-    assert figures(trainer_rows(held, make_shape()), answers_to(held))["group_accuracy"] is None
+    assert figures(held, answers_to(held))["group_accuracy"] is None

@@ -18,8 +18,8 @@ from training_release import CPU, make_training_release
 
 from model_card.weights import prepare_weights
 from scale_vqa_eval.errors import InputError
-from training_recipes import checkpoints, grpo, sft, trainers
-from training_recipes.tiny_model import TinyShape, make_tiny_model, teach_format
+from training_recipes import checkpoints, checks, grpo, sft, trainer
+from training_recipes.tiny_model import make_tiny_model, teach_format
 
 pytestmark = pytest.mark.xdist_group("training")
 
@@ -162,7 +162,8 @@ def test_sft_learns_what_it_is_shown(run):
 
 
 def test_sft_reads_released_conversations(run, tmp_path, capsys):
-    from test_training_conversations import conversation, picture, written
+    from conversation_files import conversation, written
+    from predict_release import picture
 
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").write_bytes(picture(3, 56))
@@ -198,9 +199,9 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_it(run):
     steps = ("--save_steps", "1", "--save_total_limit", "1")
     out = run(grpo, "--max_steps", "1", *steps)
     kept = weights(out / "checkpoint-1")
-    with full_disk(), pytest.raises(InputError, match="checkpoint-1 is whole"):
+    with full_disk(), pytest.raises(InputError, match="checkpoint-1 is complete"):
         run(grpo, "--max_steps", "2", *steps, "--resume")
-    assert checkpoints.last_whole(out) == out / "checkpoint-1" and not (out / "checkpoint-2").exists()
+    assert checkpoints.last_complete(out) == out / "checkpoint-1" and not (out / "checkpoint-2").exists()
     assert same(kept, weights(out / "checkpoint-1"))
     run(grpo, "--max_steps", "2", *steps, "--resume")
     assert record(out)["steps"] == 2
@@ -218,7 +219,7 @@ def full_disk(most=100_000):
 
 
 def test_a_disk_that_fills_up_after_the_last_step_is_one_error(run):
-    with full_disk(), pytest.raises(InputError, match=r"final: expected a checkpoint that can be written"):
+    with full_disk(), pytest.raises(InputError, match=r"final: expected a disk that can be written"):
         run(sft, "--max_steps", "1", "--rationales", "none", "--save_strategy", "no")
     assert not Path("out/final").exists()
 
@@ -230,22 +231,22 @@ def test_a_disk_that_fills_up_between_checkpoints_is_one_error(run, monkeypatch)
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(trainers, "write_answers", full)
+    monkeypatch.setattr(trainer, "write_answers", full)
     validated = ("--eval_strategy", "steps", "--eval_steps", "1", *VALIDATED)
-    with pytest.raises(InputError, match=r"room to write, found .*checkpoint-1 is whole"):
+    with pytest.raises(InputError, match=r"a disk that can be written, found .*checkpoint-1 is complete"):
         run(sft, *steps, *validated, "--max_steps", "2", "--resume")
 
 
 def test_a_disk_too_small_is_told_before_the_first_step(run, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=1_000_000)
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(InputError, match="GiB free for checkpoints"):
         run(grpo, "--max_steps", "1", "--save_strategy", "steps")
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(run, tmp_path):
     run(grpo, "--max_steps", "1", "--save_steps", "1")
-    other = make_tiny_model(tmp_path / "other", TinyShape(hidden=32, heads=1))
+    other = make_tiny_model(tmp_path / "other", text={"hidden_size": 32, "num_attention_heads": 1})
     with pytest.raises(InputError, match="checkpoint-1, trained_parameters"):
         run(grpo, "--max_steps", "2", "--resume", base=other)
 

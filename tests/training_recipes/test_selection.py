@@ -15,12 +15,11 @@ from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.release_folder.write import write_release
 from scale_vqa_eval.schema import VIEWS
 from training_recipes.arguments import RecipeArguments
-from training_recipes.batches import encoded
-from training_recipes.preflight import count_tokens, unfit_rows
-from training_recipes.rationales import with_targets
-from training_recipes.rows import load_rows, make_shape, shown_images, trainer_rows
-from training_recipes.selection import select
+from training_recipes.rows import load_rows, prompt_format
+from training_recipes.selection import candidates, candidates_of, count_tokens, fitting, unfit_rows
+from training_recipes.sft_data import with_targets
 from training_recipes.tiny_model import make_tiny_model
+from training_recipes.trainer import encoded
 
 
 def processor_of(folder):
@@ -54,9 +53,8 @@ def release(tmp_path_factory):
 
 
 def counted(release, shape, processor, config=None):
-    rows = load_rows(str(release), config, "train")
-    pictures = shown_images(rows, shape)
-    return rows, pictures, count_tokens(rows, shape, processor, pictures)
+    given = candidates_of(load_rows(str(release), config, "train"), shape)
+    return given, given.rows.with_transform(given.transform), count_tokens(given, processor)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +63,8 @@ def counted(release, shape, processor, config=None):
     ids=["as they are", "at most", "at least", "one view", "blind"],
 )
 def test_counts_are_those_of_the_processor(release, processor, options):
-    shape = make_shape(**options)
-    rows, _, lengths = counted(release, shape, processor)
-    made = trainer_rows(rows, shape)
+    shape = prompt_format(**options)
+    _, made, lengths = counted(release, shape, processor)
     real = [encoded(processor, [row], shape.blind)["input_ids"].shape[1] for row in made]
     assert lengths.prompt.tolist() == real
     assert (lengths.image == 0).all() == shape.blind
@@ -75,32 +72,32 @@ def test_counts_are_those_of_the_processor(release, processor, options):
 
 def test_another_architecture_is_counted_too(release, tmp_path):
     llava = processor_of(make_tiny_llava(tmp_path / "llava"))
-    shape = make_shape()
-    rows, _, lengths = counted(release, shape, llava)
-    real = [encoded(llava, [row])["input_ids"].shape[1] for row in trainer_rows(rows, shape)]
+    shape = prompt_format()
+    _, made, lengths = counted(release, shape, llava)
+    real = [encoded(llava, [row])["input_ids"].shape[1] for row in made]
     assert lengths.prompt.tolist() == real
 
 
 def test_what_is_to_be_learnt_is_counted_as_the_trainer_joins_it(release, processor):
     from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-    shape = make_shape()
     rows, _ = with_targets(load_rows(str(release), None, "train"), "repaired")
-    lengths = count_tokens(rows, shape, processor, shown_images(rows, shape))
+    given = candidates_of(rows, prompt_format())
+    lengths = count_tokens(given, processor)
     collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
-    for place, row in enumerate(trainer_rows(rows, shape)):
+    for place, row in enumerate(rows.with_transform(given.transform)):
         batch = collate([dict(row)])
         assert batch["input_ids"].shape[1] == lengths.total[place]
         assert int((batch["labels"] != -100).sum()) == lengths.completion[place]
 
 
 def test_rows_over_the_bound_and_rows_without_images_are_named(release, processor):
-    shape = make_shape(views=["high_mag"])
-    rows, pictures, lengths = counted(release, shape, processor)
-    bound = int(np.median(lengths.total))
-    found = {row.id: row.reason for row in unfit_rows(rows, lengths, pictures, bound)}
-    bare = [rows[place]["id"] for place, row in enumerate(pictures) if not row]
-    long = [rows[place]["id"] for place in np.flatnonzero(lengths.total > bound)]
+    shape = prompt_format(views=["high_mag"])
+    given, _, lengths = counted(release, shape, processor)
+    ids, bound = given.rows["id"], int(np.median(lengths.total))
+    found = dict(unfit_rows(given, lengths, bound))
+    bare = [ids[place] for place, row in enumerate(given.sizes) if not row]
+    long = [ids[place] for place in np.flatnonzero(lengths.total > bound)]
     assert bare and set(found) == {*bare, *long}
     assert all("none of the chosen views" in found[name] for name in bare)
     assert all(f"the bound is {bound}" in found[name] for name in long if name not in bare)
@@ -114,11 +111,11 @@ def test_images_are_not_decoded(processor, tmp_path):
         row["low_mag"] = {"bytes": picture(7)[:-200], "path": "torn.jpg"}
     rows[0]["question"] *= 20
     folder = write_release(tmp_path / "scale-vqa", {"default": {"train": rows}}, {"default": "made for a test"})
-    shape = make_shape()
-    loaded, _, lengths = counted(folder, shape, processor)
+    shape = prompt_format()
+    _, made, lengths = counted(folder, shape, processor)
     assert (lengths.image[5:] == 3 * 16).all()
-    with pytest.raises(InputError, match="a whole image"):
-        trainer_rows(loaded, shape)[5]
+    with pytest.raises(InputError, match="a complete image"):
+        made[5]
 
 
 def test_a_text_with_the_models_image_token_is_refused(processor, tmp_path):
@@ -126,7 +123,7 @@ def test_a_text_with_the_models_image_token_is_refused(processor, tmp_path):
     rows[1]["question"] = "What does <|image_pad|> show?"
     folder = write_release(tmp_path / "scale-vqa", {"default": {"train": rows}}, {"default": "made for a test"})
     with pytest.raises(InputError, match=r"p0::type_B: expected 3 tokens <\|image_pad\|>, found 4"):
-        counted(folder, make_shape(), processor)
+        counted(folder, prompt_format(), processor)
 
 
 def test_a_processor_that_counts_otherwise_is_found_out(release, processor, monkeypatch):
@@ -139,14 +136,14 @@ def test_a_processor_that_counts_otherwise_is_found_out(release, processor, monk
 
     monkeypatch.setattr(type(processor), "_get_num_multimodal_tokens", wrong)
     with pytest.raises(InputError, match="as the processor makes"):
-        counted(release, make_shape(), processor)
+        counted(release, prompt_format(), processor)
 
 
 def test_option_images_count(processor, tmp_path):
     folder = make_training_release(tmp_path / "scale-vqa")
-    shape = make_shape(max_pixels=56 * 56)
-    rows, _, lengths = counted(folder, shape, processor, "grounding")
-    assert lengths.image.tolist() == [5 * 4] * len(rows)
+    shape = prompt_format(max_pixels=56 * 56)
+    given, _, lengths = counted(folder, shape, processor, "grounding")
+    assert lengths.image.tolist() == [5 * 4] * len(given.rows)
 
 
 def with_changes(folder, **changes):
@@ -163,8 +160,8 @@ def image_of(width, height, kind, mode="RGB"):
 
 def test_an_image_whose_decoder_takes_no_mapped_memory_is_counted(processor, tmp_path):
     folder = with_changes(tmp_path / "d", low_mag=image_of(61, 84, "TIFF", "CMYK"))
-    rows, _, lengths = counted(folder, make_shape(), processor)
-    batch = encoded(processor, [trainer_rows(rows, make_shape())[0]])
+    _, made, lengths = counted(folder, prompt_format(), processor)
+    batch = encoded(processor, [made[0]])
     assert lengths.prompt[0] == batch["input_ids"].shape[1]
 
 
@@ -175,7 +172,7 @@ def test_an_image_whose_decoder_takes_no_mapped_memory_is_counted(processor, tmp
             {"low_mag": image_of(900, 2, "PNG")},
             r"p0::type_A: expected images that the model can take, found 900 x 2",
         ),
-        ({"low_mag": {"bytes": b"hello", "path": "x"}}, r"low_mag: expected a whole image, found 5 bytes"),
+        ({"low_mag": {"bytes": b"hello", "path": "x"}}, r"low_mag: expected a complete image, found 5 bytes"),
         ({"question": "What moves <|video_pad|>?"}, r"p0::type_A: expected 0 tokens <\|video_pad\|>, found 1"),
         ({"id": "same"}, "an id of its own for every row, found 'same' 5 times"),
     ],
@@ -183,4 +180,4 @@ def test_an_image_whose_decoder_takes_no_mapped_memory_is_counted(processor, tmp
 def test_rows_that_no_step_could_take_are_named_before_training(processor, tmp_path, changes, said):
     recipe = RecipeArguments(data=str(with_changes(tmp_path / "d", **changes)))
     with pytest.raises(InputError, match=said):
-        select(recipe, make_shape(), processor, "train", None, 0, None)
+        fitting(candidates(recipe, prompt_format(), "train"), processor, recipe, None, None, 0)

@@ -11,16 +11,17 @@ from training_release import make_training_release
 from scale_vqa_eval.audit.defects import find_defects
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.rewards import compute_score
-from training_recipes import batches, conversations, rationales, verl_reward
-from training_recipes.rationales import repaired, target_of, with_targets
+from training_recipes import grpo, sft_data, verl_reward
+from training_recipes.learn import data
 from training_recipes.rows import load_rows
+from training_recipes.sft_data import repaired, target_of, with_targets
 
 
 def question(rationale, answer="C"):
     return Question("q", "Which?", ("w", "x", "y", "z"), "ABCD".index(answer), rationale=rationale)
 
 
-MENDED = [
+REPAIRED = [
     # rationale, gold, what it becomes
     ("Option A pairs the findings.", "C", "Option C pairs the findings."),
     ("A pairs the findings; the others do not.", "D", "D pairs the findings; the others do not."),
@@ -37,7 +38,7 @@ MENDED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("rationale, gold, becomes", MENDED)
+@pytest.mark.parametrize("rationale, gold, becomes", REPAIRED)
 def test_letters_are_put_right_where_that_is_safe(rationale, gold, becomes):
     assert repaired(question(rationale, gold)) == becomes
 
@@ -70,7 +71,7 @@ def test_rows_without_a_text_are_named(tmp_path):
     for policy, kept in (("checked", 12), ("repaired", 18), ("none", 30)):
         chosen, left_out = with_targets(rows, policy)
         assert len(chosen) == kept and len(left_out) == 30 - kept
-        assert {row.id for row in left_out} | set(chosen["id"]) == set(rows["id"])
+        assert {name for name, _ in left_out} | set(chosen["id"]) == set(rows["id"])
         for row in chosen:
             assert row["target"].endswith(f"<answer>{'ABCD'[row['answer']]}</answer>")
 
@@ -92,7 +93,7 @@ def test_released_rationales_end_without_a_wrong_letter(shared):
 
 
 def test_examples_in_docstrings():
-    for module in (batches, conversations, rationales, verl_reward):
+    for module in (grpo, sft_data, verl_reward, data):
         result = doctest.testmod(module)
         assert result.attempted and not result.failed, module.__name__
 

@@ -12,9 +12,9 @@ from trl import GRPOConfig, ModelConfig, SFTConfig
 from scale_vqa_eval.errors import InputError
 from training_recipes import arguments
 from training_recipes.arguments import GRPOArguments, SFTArguments, parse
-from training_recipes.models import check_context
-from training_recipes.reward_terms import reward_functions
-from training_recipes.rows import make_shape
+from training_recipes.checks import check_context
+from training_recipes.rewards import reward_functions
+from training_recipes.rows import prompt_format
 
 CONFIGS = Path(arguments.__file__).parent / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
@@ -38,7 +38,7 @@ def test_a_recipe_is_constructed_and_every_value_is_taken(path):
         taken = getattr(holder, name)
         taken = getattr(taken, "value", taken)
         assert taken == value or name in ("lora_target_modules", "model_name_or_path"), name
-    make_shape(recipe.prompt, recipe.views, recipe.min_pixels, recipe.max_pixels)
+    prompt_format(recipe.prompt, recipe.views, recipe.min_pixels, recipe.max_pixels)
     if isinstance(recipe, GRPOArguments):
         reward_functions(recipe.reward_terms, config.reward_weights, recipe.blind_prior is not None)
 

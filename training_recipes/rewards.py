@@ -1,4 +1,4 @@
-"""Reward terms as ``GRPOTrainer`` calls them: a batch of completions in, a number each out, parts logged.
+"""Reward terms as ``GRPOTrainer`` calls them: a batch of completions in, one number for each out, parts logged.
 
 The rules are those of ``scale_vqa_eval.rewards``; these are picklable callables around them.
 """
@@ -37,14 +37,9 @@ def _ignore(*_: Any) -> None:
     """Logs nothing: for a call outside of a trainer."""
 
 
-def mean(values: Sequence[float]) -> float:
-    """Returns the mean; 0 of nothing."""
-    return sum(values) / len(values) if values else 0.0
-
-
 @dataclass(frozen=True)
 class AnswerReward:
-    """0.8 * accuracy + 0.2 * format by the rule of ``mode``; logs both parts, and letters beside the completions."""
+    """0.8 * accuracy + 0.2 * format by the rule of ``mode``; logs both parts, and the letters beside completions."""
 
     mode: Mode
 
@@ -61,15 +56,16 @@ class AnswerReward:
         log_extra: Log = _ignore,
         **columns: Any,
     ) -> list[float]:
-        given = [text_of(completion) for completion in completions]
-        options = list(option_count) if option_count is not None else [4] * len(given)
-        rows = list(zip(given, answer, options, strict=True))
-        log_metric(
-            f"{self.mode}/accuracy", mean([accuracy_reward(text, gold, self.mode, n) for text, gold, n in rows])
-        )
-        log_metric(f"{self.mode}/format", mean([format_reward(text, self.mode, n) for text, _, n in rows]))
+        texts = [text_of(completion) for completion in completions]
+        rows = list(zip(texts, answer, option_count or [4] * len(texts), strict=True))
         letters = [parse_response(text, self.mode, count).letter for text, _, count in rows]
-        log_metric(f"{self.mode}/unparsed", mean([float(letter is None) for letter in letters]))
+        parts = {
+            "accuracy": [accuracy_reward(text, gold, self.mode, count) for text, gold, count in rows],
+            "format": [format_reward(text, self.mode, count) for text, _, count in rows],
+            "unparsed": [float(letter is None) for letter in letters],
+        }
+        for name, values in parts.items():
+            log_metric(f"{self.mode}/{name}", sum(values) / max(1, len(values)))
         log_extra(f"{self.mode}_letter", [letter or "" for letter in letters])
         log_extra("gold", list(answer))
         if "id" in columns:
@@ -78,17 +74,14 @@ class AnswerReward:
 
 
 def structure(completions: Sequence[Any], views: Sequence[Sequence[str]], **_: Any) -> list[float]:
-    """How far the reasoning speaks of the scales that are shown, and of no other."""
-    return [
-        structure_reward(text_of(completion), shown_here)
-        for completion, shown_here in zip(completions, views, strict=True)
-    ]
+    """Rewards reasoning that names the scales that are shown, and no other."""
+    return [structure_reward(text_of(text), shown) for text, shown in zip(completions, views, strict=True)]
 
 
 def visual_gain(
     completions: Sequence[Any], answer: Sequence[str], blind_prior: Sequence[Sequence[float] | None], **_: Any
 ) -> list[float | None]:
-    """Accuracy less the blind reader's probability of the same letter; None, which TRL leaves out, without a prior."""
+    """Accuracy minus the text-only baseline's probability of the letter; None (TRL leaves it out) without a prior."""
     return [
         None if prior is None else visual_gain_reward(text_of(completion), gold, prior)
         for completion, gold, prior in zip(completions, answer, blind_prior, strict=True)
@@ -109,9 +102,8 @@ def reward_functions(terms: Sequence[str], weights: Sequence[float] | None, has_
     if not terms:
         problems.append(Problem("reward_terms", "one term at least", "none", "add reference"))
     if weights is not None and len(weights) != len(terms):
-        problems.append(
-            Problem("reward_weights", f"{len(terms)} weights, one a term", str(len(weights)), "match them")
-        )
+        expected = f"{len(terms)} weights, one per term"
+        problems.append(Problem("reward_weights", expected, str(len(weights)), "match them"))
     if "visual_gain" in terms and not has_prior:
         hint = "run `scale-vqa predict --ablate blind` on the training split and name its file as blind_prior"
         problems.append(Problem("reward_terms", "blind_prior for visual_gain", "none", hint))

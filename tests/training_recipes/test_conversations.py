@@ -6,23 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from conversation_files import conversation, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from predict_release import picture
 
 from scale_vqa_eval.errors import InputError
-from training_recipes.conversations import read_conversations, remapped
-
-
-def conversation(*images, user="<image>Which?", answer="<think>x</think> <answer>A</answer>"):
-    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
-    return {"messages": messages, "images": list(images)}
-
-
-def written(folder, *rows):
-    path = folder / "sft.json"
-    path.write_text(json.dumps(list(rows)))
-    return path
+from training_recipes.sft_data import read_conversations, remapped
 
 
 @pytest.fixture
@@ -67,29 +57,29 @@ def test_image_places_become_parts(root, tmp_path):
     file = written(
         tmp_path, conversation("/a/S1/rois/10_1_2.jpg", "/a/S1/rois/40_1_2.jpg", user="<image>\n<image>\n\nWhich?")
     )
-    row = read_conversations(file, root).rows[0]
-    assert [part["type"] for part in row.messages[0]["content"]] == ["image", "image", "text"]
-    assert row.messages[0]["content"][2]["text"] == "Which?"
-    assert [image.name for image in row.images] == ["10_1_2.jpg", "40_1_2.jpg"]
+    row = read_conversations(file, root)[0][0]
+    assert [part["type"] for part in row["messages"][0]["content"]] == ["image", "image", "text"]
+    assert row["messages"][0]["content"][2]["text"] == "Which?"
+    assert [Path(file).name for file in row["files"]] == ["10_1_2.jpg", "40_1_2.jpg"]
 
 
-def test_literal_line_breaks_are_mended_and_counted(root, tmp_path):
+def test_literal_line_breaks_are_repaired_and_counted(root, tmp_path):
     file = written(
         tmp_path,
         conversation("/a/S1/rois/10_1_2.jpg", user="<image>One.\\n\nTwo.\\nThree"),
         conversation("/a/S1/rois/10_1_2.jpg", answer="where \\nu > 3"),
         conversation("/a/S1/rois/10_1_2.jpg"),
     )
-    found = read_conversations(file, root)
-    assert (found.repaired, found.doubtful) == (1, 1)
-    assert found.rows[0].messages[0]["content"][1]["text"] == "One.\n\nTwo.\nThree"
-    assert found.rows[1].answer == "where \\nu > 3"
+    rows, *counts = read_conversations(file, root)
+    assert counts == [1, 1]
+    assert rows[0]["messages"][0]["content"][1]["text"] == "One.\n\nTwo.\nThree"
+    assert rows[1]["target"] == "where \\nu > 3"
 
 
 def test_sharegpt_names_are_read(root, tmp_path):
     turns = [{"from": "human", "value": "<image>Which?"}, {"from": "gpt", "value": "A"}]
     file = written(tmp_path, {"conversations": turns, "images": ["S1/rois/10_1_2.jpg"]})
-    assert read_conversations(file, root).rows[0].answer == "A"
+    assert read_conversations(file, root)[0][0]["target"] == "A"
 
 
 def test_every_row_that_breaks_the_layout_is_named(root, tmp_path):
@@ -103,7 +93,7 @@ def test_every_row_that_breaks_the_layout_is_named(root, tmp_path):
     with pytest.raises(InputError) as caught:
         read_conversations(file, root)
     said = str(caught.value)
-    assert "row 1: expected an image below" in said and "row 2: expected 1 places <image>" in said
+    assert "row 1: expected an image below" in said and "row 2: expected 1 placeholders <image>" in said
     assert "row 3: expected messages" in said and "row 4: expected messages" in said
 
 
@@ -124,8 +114,8 @@ def test_the_released_file_is_read_whole(shared, tmp_path):
             place = tmp_path / "images" / "/".join(image.split("/")[-3:])
             place.parent.mkdir(parents=True, exist_ok=True)
             place.touch()
-    found = read_conversations(file, tmp_path / "images")
-    assert len(found.rows) == len(released) == found.repaired
-    assert not any("\\n" in part.get("text", "") for row in found.rows for part in row.messages[0]["content"])
+    rows, repaired, _ = read_conversations(file, tmp_path / "images")
+    assert len(rows) == len(released) == repaired
+    assert not any("\\n" in part.get("text", "") for row in rows for part in row["messages"][0]["content"])
     with pytest.raises(InputError, match="more missing"):
         read_conversations(file, shared / "LICENSES")

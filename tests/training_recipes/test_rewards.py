@@ -12,7 +12,7 @@ from response_texts import anything, responses
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.rewards import accuracy_reward, compute_score, structure_reward, visual_gain_reward
 from scale_vqa_eval.schema import VIEWS
-from training_recipes.reward_terms import TERMS, reward_functions, text_of
+from training_recipes.rewards import TERMS, reward_functions, text_of
 from training_recipes.verl_reward import compute_score as verl_score
 
 LOW, MID, HIGH = VIEWS
@@ -118,7 +118,7 @@ def test_a_question_without_a_blind_answer_has_no_visual_gain():
     [
         (["reference", "accuracy"], None, False, "found 'accuracy'"),
         ([], None, False, "one term at least"),
-        (["reference"], [0.5, 0.5], False, "1 weights, one a term, found 2"),
+        (["reference"], [0.5, 0.5], False, "1 weights, one per term, found 2"),
         (["visual_gain"], None, False, "blind_prior"),
     ],
 )

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from training_release import make_training_release
 
 from scale_vqa_eval.errors import InputError
-from training_recipes.difficulty import learnable, main, read_rates
-from training_recipes.rollouts import blind_priors, read_rollouts
+from training_recipes.difficulty import blind_priors, learnable, main, read_rates, read_rollouts
 from training_recipes.rows import load_rows
 
 
@@ -53,7 +52,7 @@ def test_what_is_neither_always_right_nor_always_wrong_is_kept(release, tmp_path
     assert CliRunner().invoke(main, asked, catch_exceptions=False).exit_code == 0
     kept, left_out = learnable(rows, out)
     assert kept["id"] == rows["id"][2::3] and len(left_out) == 20
-    assert {row.reason for row in left_out} == {
+    assert {reason for _, reason in left_out} == {
         f"right in {right} of 4 rollouts: nothing to learn from" for right in (0, 4)
     }
 
@@ -97,7 +96,7 @@ def test_priors_are_smoothed_shares(tmp_path_factory, letters):
 
 def test_only_a_blind_run_is_a_prior(tmp_path):
     path = written(tmp_path / "seen.jsonl", {"x": ["A"]})
-    assert read_rollouts(path).responses == {"x": (answer("A"),)}
+    assert read_rollouts(path)[0] == {"x": [answer("A")]}
     with pytest.raises(InputError, match="a blind run"):
         blind_priors(path, ["x"])
     blind = written(tmp_path / "blind.jsonl", {"x": ["A"]}, "blind")
@@ -110,7 +109,7 @@ def test_a_rollout_may_hold_any_end_of_a_line(tmp_path):
     line = {"id": "q", "response": text, "responses": [text, text]}
     path = tmp_path / "r.jsonl"
     path.write_text("\ufeff" + json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert read_rollouts(path).responses == {"q": (text, text)}
+    assert read_rollouts(path)[0] == {"q": [text, text]}
 
 
 def test_a_difficulty_file_of_another_encoding_is_named(tmp_path):

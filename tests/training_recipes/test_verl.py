@@ -13,8 +13,8 @@ from training_release import make_training_release, trained_rows
 
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.release_folder.write import write_release
-from training_recipes.rows import load_rows, make_shape, trainer_rows
-from training_recipes.verl_export import Export, export, main
+from training_recipes.rows import load_rows, prompt_format, trainer_row
+from training_recipes.verl_export import VerlExport, main
 from training_recipes.verl_reward import compute_score
 
 
@@ -41,7 +41,7 @@ def test_rows_have_verls_columns_and_our_questions(release, tmp_path):
     assert len(paths) == 4
     rows, ours = loaded(tmp_path / "verl"), load_rows(str(release), None, "train")
     assert rows.column_names == ["data_source", "prompt", "images", "ability", "reward_model", "extra_info"]
-    for row, source, made in zip(rows, ours, trainer_rows(ours, make_shape()), strict=True):
+    for row, source, made in zip(rows, ours, ours.with_transform(trainer_row(ours, prompt_format())), strict=True):
         user = row["prompt"][-1]["content"]
         assert user.count("<image>") == len(row["images"]) == len(made["images"])
         assert user.replace("<image>", "") == made["prompt"][-1]["content"][-1]["text"]
@@ -108,7 +108,7 @@ def test_memory_stays_flat(tmp_path):
         pool = pa.proxy_memory_pool(usual)
         pa.set_memory_pool(pool)
         try:
-            export(Export(loaded_rows, make_shape(), "train", tmp_path / f"verl-{paths}", 100_000, False))
+            VerlExport(loaded_rows, prompt_format(), "train", tmp_path / f"verl-{paths}", 100_000, False).write()
         finally:
             pa.set_memory_pool(usual)
         peaks.append(pool.max_memory())

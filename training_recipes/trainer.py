@@ -1,0 +1,180 @@
+"""What both recipes add to a TRL trainer: greedy validation by the metric, and strict loading of checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from scale_vqa_eval.files import atomic_write
+from scale_vqa_eval.questions import Question
+from scale_vqa_eval.scale_vqa_acc.parsing import parse_batch
+from scale_vqa_eval.scale_vqa_acc.summary import gold_codes, summarise
+from training_recipes.checkpoints import load_weights
+from training_recipes.rows import questions_of
+
+METRICS: Final = ("accuracy", "reward", "format_rate", "unparsed_rate")
+"""What a validation during training logs, under ``eval_``."""
+GREEDY: Final = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+GREEDY_UNSET: Final = {"temperature": None, "top_p": None, "top_k": None}
+"""Sampling values of a validation: all are set, so that a checkpoint's generation config cannot change the answers."""
+
+
+class RecipeTrainer:
+    """Mixed in before ``GRPOTrainer`` or ``SFTTrainer``.
+
+    ``evaluate`` answers the validation rows greedily and scores them with ``scale_vqa_acc``, so that
+    ``metric_for_best_model: accuracy``, ``load_best_model_at_end`` and early stopping work as in any trainer.
+
+    Attributes:
+        validation_tokens: maximum tokens of a validation answer.
+        blind: train and validate without images.
+    """
+
+    validation_tokens: int = 1024
+    blind: bool = False
+
+    def evaluate(
+        self: Any, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Returns and logs the figures of ``METRICS``, under ``eval_``."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        answers = greedy_answers(self, rows, self.validation_tokens, self.blind)
+        full = figures(rows, answers)
+        full["unparsed_rate"] = full["unparsed"]["rate"]
+        metrics = {f"{metric_key_prefix}_{name}": float(full[name]) for name in METRICS}
+        if self.is_world_process_zero():
+            path = Path(self.args.output_dir, "validation", f"answers-{self.state.global_step:06d}.jsonl")
+            write_answers(path, rows, answers)
+        # logged without the table of training completions, which belongs to training steps
+        table, was_training = getattr(self, "log_completions", False), self.model.training
+        self.log_completions = False
+        self.model.eval()
+        self.log(dict(metrics))
+        self.model.train(was_training)
+        self.log_completions = table
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._loads_complete_models() and model is None:
+            load_weights(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
+    def _load_best_model(self: Any) -> None:
+        if self._loads_complete_models():
+            load_weights(self.model, self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()  # type: ignore[misc]
+
+    def _loads_complete_models(self: Any) -> bool:
+        """Adapters and sharded weights are left to the trainer: their names are those in memory."""
+        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled or hasattr(self.model, "peft_config"))
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Writes nothing: TRL's draft has no licence; cards are made from ``training_metadata.json``."""
+
+
+def encoded(processor: Any, rows: Sequence[Mapping[str, Any]], blind: bool = False) -> Any:
+    """Returns what the processor makes of the prompts of some trainer rows, padded on the left.
+
+    ``blind`` leaves out the images and their placeholders; the text stays the same.
+    """
+    return processor.apply_chat_template(
+        [_with_images(row, blind) for row in rows],
+        tokenize=True,
+        return_dict=True,
+        add_generation_prompt=True,
+        processor_kwargs={"padding": True, "padding_side": "left", "return_tensors": "pt"},
+    )
+
+
+def _with_images(row: Mapping[str, Any], blind: bool) -> list[dict[str, Any]]:
+    images = iter(row["images"])
+    return [
+        {
+            "role": message["role"],
+            "content": [
+                part if part["type"] == "text" else {"type": "image", "image": next(images)}
+                for part in message["content"]
+                if part["type"] == "text" or not blind
+            ],
+        }
+        for message in row["prompt"]
+    ]
+
+
+def greedy_answers(trainer: Any, rows: Any, tokens: int, blind: bool = False) -> list[str]:
+    """Answers every row greedily, the rows split over the processes; every process gets all answers.
+
+    Args:
+        trainer: a trainer whose model generates; its per-device evaluation batch size is used.
+        rows: trainer rows.
+        tokens: maximum new tokens.
+        blind: leave the images out.
+    """
+    import torch
+    from accelerate.utils import gather_object
+    from trl.models import unwrap_model_for_generation
+
+    accelerator, processor, model = trainer.accelerator, trainer.processing_class, trainer.model_wrapped
+    size, world = trainer.args.per_device_eval_batch_size, accelerator.num_processes
+    mine = list(range(accelerator.process_index, len(rows), world))
+    # sharded weights are gathered in step, so every process generates equally often: one without rows repeats one
+    rounds = math.ceil(math.ceil(len(rows) / world) / size)
+    was_training, found = model.training, []
+    model.eval()
+    with (
+        unwrap_model_for_generation(
+            model, accelerator, gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs
+        ) as unwrapped,
+        torch.no_grad(),
+    ):
+        for start in range(0, rounds * size, size):
+            indices = mine[start : start + size]
+            inputs = encoded(processor, [rows[index] for index in indices or [0]], blind).to(accelerator.device)
+            output = unwrapped.generate(**inputs, max_new_tokens=tokens, **GREEDY, **GREEDY_UNSET)
+            texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            found += list(zip(indices, texts, strict=False))
+    model.train(was_training)
+    gathered = dict(gather_object(found))
+    return [gathered[index] for index in range(len(rows))]
+
+
+def figures(rows: Any, answers: Sequence[str], blind: Sequence[str] | None = None) -> dict[str, Any]:
+    """Returns what ``scale_vqa_acc`` says of the answers: accuracy, interval, by dimension, beside blind ones."""
+    questions = questions_of(rows)
+    counts = np.array([len(question.options) for question in questions])
+    return summarise(
+        parse_batch(list(answers), "reference", counts),
+        gold_codes([question.answer for question in questions], counts),
+        dimension=[question.dimension for question in questions] if "dimension" in rows.column_names else None,
+        cluster=[question.cluster for question in questions],
+        group=_complete_groups(questions),
+        blind=None if blind is None else parse_batch(list(blind), "reference", counts),
+        options=counts,
+    )
+
+
+def _complete_groups(questions: Sequence[Question]) -> list[str | None] | None:
+    """Returns each question's exchange group, or None without groups or if ``validation_limit`` split one.
+
+    A group has one question for each of its options; a part of one is right too easily.
+    """
+    groups = [question.group for question in questions]
+    sizes = Counter(group for group in groups if group)
+    complete = all(sizes[question.group] == len(question.options) for question in questions if question.group)
+    return groups if sizes and complete else None
+
+
+def write_answers(path: Path, rows: Any, answers: Sequence[str]) -> None:
+    """Writes the answers as a predictions file that ``scale-vqa score`` reads."""
+    ids = rows.with_format(None)["id"]
+    lines = [json.dumps({"id": name, "response": text}) + "\n" for name, text in zip(ids, answers, strict=True)]
+    atomic_write(path, "".join(lines))
