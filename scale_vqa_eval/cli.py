@@ -6,7 +6,6 @@ import importlib
 import os
 import re
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
@@ -142,6 +141,8 @@ def _print_problems(problems: Sequence[Problem]) -> None:
     if len(problems) > 1:
         click.echo(f"{len(problems)} problems; nothing was written", err=True)
     if cut:
+        import tempfile
+
         with tempfile.NamedTemporaryFile("w", prefix="scale-vqa-problems-", suffix=".txt", delete=False) as report:
             report.writelines(f"{problem}\n".encode("utf-8", "backslashreplace").decode() for problem in problems)
         click.echo(f"all of them, a line each: {report.name}", err=True)

@@ -28,6 +28,7 @@ SHARD_BYTES: Final = 500_000_000
 PARQUET: Final[dict[str, Any]] = {
     "compression": "snappy",
     "write_page_index": True,
+    "write_page_checksum": True,
     # a dictionary page that holds a row group's images stores an image once that the questions of a path share
     "dictionary_pagesize_limit": 64 * 2**20,
 }
