@@ -160,6 +160,10 @@ def exclusive_output(path: str | Path, flag: str = "--out") -> Iterator[Path]:
     from filelock import FileLock, Timeout
 
     real = Path(os.path.realpath(path))
+    if real.is_symlink():
+        raise InputError(
+            Problem(str(path), "an output file or folder", "a symlink that leads to itself", f"fix {flag}")
+        )
     if real in _HELD:
         yield real
         return
