@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 SLIDES ?=
 RELEASE ?=
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench fuzz clean
 
 demo: # first, so that make alone runs it
 
@@ -17,6 +17,11 @@ demo: $(VENV)/demo.done
 
 test: $(VENV)/test.done
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# the readers on EXAMPLES damaged files of each kind; the tests take 60
+EXAMPLES ?= 20000
+fuzz: $(VENV)/test.done
+	SCALE_VQA_FUZZ=$(EXAMPLES) $(BIN)/python -m pytest -q $$(git ls-files 'tests/*/test_fuzz_*.py')
 
 lint: $(VENV)/test.done
 	$(BIN)/ruff check .

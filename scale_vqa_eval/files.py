@@ -161,9 +161,8 @@ def exclusive_output(path: str | Path, flag: str = "--out") -> Iterator[Path]:
 
     real = Path(os.path.realpath(path))
     if real.is_symlink():
-        raise InputError(
-            Problem(str(path), "an output file or folder", "a symlink that leads to itself", f"fix {flag}")
-        )
+        found = "a symlink that leads to itself"
+        raise InputError(Problem(str(path), "an output file or folder", found, f"name another {flag}"))
     if real in _HELD:
         yield real
         return

@@ -135,12 +135,14 @@ def release_configs(folder: Path) -> dict[str, dict[str, list[Path]]]:
     try:
         configs = head(card.read_text(encoding="utf-8-sig")).get("configs") or []
         found = {
-            entry["config_name"]: {item["split"]: _matches(folder, item["path"]) for item in entry["data_files"]}
+            str(entry["config_name"]): {
+                str(one["split"]): _matches(folder, one["path"]) for one in entry["data_files"]
+            }
             for entry in sorted(configs, key=lambda entry: not entry.get("default", False))
         }
     except InputError as error:
         raise InputError([Problem(str(card), one.expected, one.found, hint) for one in error.problems]) from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, NotImplementedError, OSError) as error:
         raise InputError(Problem(str(card), "YAML with configs and data_files", preview(error), hint)) from error
     if not found:
         raise InputError(Problem(str(card), "YAML configs in the head of the card", "none", hint))
