@@ -136,7 +136,7 @@ def release_configs(folder: Path) -> dict[str, dict[str, list[Path]]]:
         configs = head(card.read_text(encoding="utf-8-sig")).get("configs") or []
         found = {
             str(entry["config_name"]): {
-                str(one["split"]): _matches(folder, one["path"]) for one in entry["data_files"]
+                str(files["split"]): _matches(folder, files["path"]) for files in entry["data_files"]
             }
             for entry in sorted(configs, key=lambda entry: not entry.get("default", False))
         }
