@@ -1,0 +1,296 @@
+"""The card of a release folder, completed from its rows, its audits and the report of a curation run.
+
+The folder's builder writes a card that loads: configs, features, where each config comes from. The rest (the licence,
+the audit, the uses of the rows) is written here in marked sections; ``configs``, ``dataset_info`` and all text outside
+of the marks stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import pyarrow.parquet as pq
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from model_card.cards.text import FILE, FOLDER, merged_card, read_object, render, repo_option, stated_licence
+from scale_vqa_eval import __version__
+from scale_vqa_eval.audit.defects import KINDS
+from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.files import atomic_write
+from scale_vqa_eval.questions import Question, read_questions
+from scale_vqa_eval.release_folder.card import head, read_notes
+from scale_vqa_eval.release_folder.read import release_configs
+from scale_vqa_eval.schema import CONFIGS, LETTERS
+from scale_vqa_eval.scoring.score import dimension_order, questions_digest
+from scale_vqa_eval.text import interval, percent
+
+AUTHORS: Final = "Scale-VQA release"
+"""Prefix of the source of rows that come from the authors' files, or were made of those."""
+_MAX_IDS: Final = 2  # of a defect, in the card
+_AUDIT_FIELDS: Final = ("n", "verdict", "strongest", "probes", "dimensions", "null_check", "defects", "provenance")
+_REPORT_FIELDS: Final = (
+    "format",
+    "input",
+    "questions",
+    "rounds",
+    "costs",
+    "outcomes",
+    "models",
+    "blind",
+    "provenance",
+)
+_REPORT_FORMAT: Final = 1
+_SIZES: Final = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+DatasetSlice = tuple[str, str | None]
+"""Config and split; None for all splits of the config."""
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """One split of a config, counted from its rows.
+
+    Attributes:
+        letters: number of right answers per letter, A first.
+        dimensions: dimension -> questions.
+        groups: number of exchange groups.
+        sources: sources that the rows name, each once.
+    """
+
+    config: str
+    split: str
+    n: int
+    patients: int
+    slides: int
+    letters: tuple[int, ...]
+    dimensions: Mapping[str, int]
+    groups: int
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AuditFacts:
+    """An audit and the rows it is of.
+
+    Attributes:
+        rows: ``config`` or ``config, split``; configs with the same texts share an audit.
+        report: content of the audit's JSON.
+        heuristic: the strongest probe that is not fitted.
+        defects: kind -> ids, in the order of ``KINDS``.
+    """
+
+    rows: str
+    report: Mapping[str, Any]
+    heuristic: Mapping[str, Any]
+    defects: Mapping[str, Sequence[str]]
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--license", metavar="ID", help="Licence id of the Hub: apache-2.0, cc-by-4.0, other, ...")
+@click.option("--license-name", metavar="NAME", help="Its name, where the licence is `other`.")
+@click.option("--license-link", metavar="URL", help="Its text, where the licence is `other`.")
+@click.option("--audit", "audits", multiple=True, type=FILE, metavar="FILE", help="`audit --json`; repeatable.")
+@click.option("--curation", type=FILE, metavar="FILE", help="The report of a curation run.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="[default: FOLDER/README.md]")
+@click.option("--croissant", is_flag=True, help="Write FOLDER/croissant.json too; needs --repo.")
+@click.option("--repo", callback=repo_option, metavar="ORG/NAME", help="Hub id under which the folder is published.")
+def dataset(
+    folder: Path,
+    audits: tuple[Path, ...],
+    curation: Path | None,
+    out: Path | None,
+    croissant: bool,
+    repo: str | None,
+    **licence: str | None,
+) -> None:
+    """Complete the card of the release FOLDER: splits, audit, known defects, uses, licence.
+
+    Every config needs an audit of its rows: scale-vqa audit FOLDER --config NAME --json FILE.
+    """
+    from model_card.cards import croissant as metadata
+
+    if croissant and not repo:
+        raise click.UsageError("--croissant needs --repo ORG/NAME: the metadata names where the data is")
+    out = out or folder / "README.md"
+    files = {out: dataset_card(folder, licence, audits, curation)}
+    stated = stated_licence(licence, head(files[out]), str(out), [])
+    if croissant and repo and stated:
+        files[folder / metadata.NAME] = metadata.croissant(folder, repo, stated)
+    for path, text in files.items():
+        atomic_write(path, text, "name another --out")
+        click.echo(str(path))
+
+
+def dataset_card(
+    folder: Path, licence: Mapping[str, str | None], audits: Sequence[Path], curation: Path | None = None
+) -> str:
+    """Returns the completed card of a release folder.
+
+    Args:
+        folder: the release folder.
+        licence: ``license``, ``license_name``, ``license_link`` as given; the card's own is the default.
+        audits: files of ``scale-vqa audit --json`` that cover every config.
+        curation: the report of a curation run.
+
+    Raises:
+        InputError: naming every fact that is missing at once.
+    """
+    path = folder / "README.md"
+    facts, slices = split_facts(folder)
+    old = path.read_text(encoding="utf-8")
+    problems: list[Problem] = []
+    stated = stated_licence(licence, head(old), str(path), problems)
+    notes = read_notes(path)
+    configs = list(dict.fromkeys(part.config for part in facts))
+    for config in configs:
+        if notes.get(config, "") in ("", "No account was given when this config was written."):
+            expected, hint = "a note on where its rows come from", "write it between the marks"
+            problems.append(Problem(f"{path}, config {config}", expected, "none", hint))
+    audited = _read_audits(audits, slices, problems)
+    curated = None if curation is None else _read_curation(curation, slices, problems)
+    if problems or stated is None:
+        raise InputError(problems)
+    rows = sum(part.n for part in facts)
+    size = next((name for bound, name in _SIZES if rows < bound), "n>1M")
+    authors = {part.config for part in facts if any(source.startswith(AUTHORS) for source in part.sources)}
+    new = render(
+        DatasetCard,
+        DatasetCardData(**stated.yaml(), size_categories=[size], tags=["leakage-audited"]),
+        "dataset_card.md.j2",
+        facts=facts,
+        audits=audited,
+        curation=curated,
+        kinds=KINDS,
+        max_ids=_MAX_IDS,
+        licence=stated,
+        authors_rows=[config for config in configs if config in authors],
+        version=__version__,
+    )
+    return merged_card(old, new, "## Citation", keep=("configs", "dataset_info"))
+
+
+def split_facts(folder: Path) -> tuple[list[SplitFacts], dict[str, list[DatasetSlice]]]:
+    """Counts every split of a folder.
+
+    Returns:
+        The counts, and data hash -> the slices of the data with it.
+    """
+    facts: list[SplitFacts] = []
+    slices: dict[str, list[DatasetSlice]] = {}
+    for config, splits in release_configs(folder).items():
+        everything: list[Question] = []
+        for split, files in splits.items():
+            questions = read_questions(folder, split, config)
+            slices.setdefault(questions_digest(questions), []).append((config, split))
+            facts.append(_counted(config, split, questions, files))
+            everything += questions
+        slices.setdefault(questions_digest(everything), []).append((config, None))
+    return facts, slices
+
+
+def _counted(config: str, split: str, questions: Sequence[Question], files: Sequence[Path]) -> SplitFacts:
+    dimensions = Counter(question.dimension or "none" for question in questions)
+    letters = Counter(question.answer for question in questions)
+    options = max(len(question.options) for question in questions)
+    columns = [pq.read_table(file, columns=["source"]) for file in files if "source" in pq.read_schema(file).names]
+    return SplitFacts(
+        config=config,
+        split=split,
+        n=len(questions),
+        patients=len({question.cluster for question in questions}),
+        slides=len({question.slide for question in questions}),
+        letters=tuple(letters[index] for index in range(min(options, len(LETTERS)))),
+        dimensions=dict(sorted(dimensions.items(), key=lambda item: dimension_order(item[0]))),
+        groups=len({question.group for question in questions if question.group}),
+        sources=tuple(sorted({one for table in columns for one in table["source"].unique().to_pylist() if one})),
+    )
+
+
+def _read_audits(
+    paths: Sequence[Path], slices: Mapping[str, Sequence[DatasetSlice]], problems: list[Problem]
+) -> list[AuditFacts]:
+    """Reads audits and finds by the data hash which rows each is of.
+
+    Adds a problem for an audit of other rows, and for every config without an audit of all its rows.
+    """
+    audits: list[AuditFacts] = []
+    covered: set[DatasetSlice] = set()
+    for path in paths:
+        try:
+            report = read_object(path, "an audit", "run `scale-vqa audit --json`", _AUDIT_FIELDS)
+        except InputError as error:
+            problems.extend(error.problems)
+            continue
+        of = slices.get(report["provenance"].get("data_hash"), ())
+        if not of:
+            expected, hint = "an audit of rows of this folder", "run the audit again on this folder"
+            problems.append(Problem(str(path), expected, "the data hash of other rows", hint))
+            continue
+        covered.update(of)
+        configs = [config for config, split in of if split is None]
+        splits = [f"{config}, {split}" for config, split in of if split is not None and config not in configs]
+        heuristic = max((probe for probe in report["probes"] if not probe["trained"]), key=lambda p: p["accuracy"])
+        audits.append(AuditFacts(" and ".join([*configs, *splits]), report, heuristic, _defects(report)))
+    everything = [one for group in slices.values() for one in group]
+    for config in dict.fromkeys(config for config, _ in everything):
+        splits_of = {one for one in everything if one[0] == config and one[1] is not None}
+        if (config, None) not in covered and not splits_of <= covered:
+            hint = f"scale-vqa audit FOLDER --config {config} --json audit-{config}.json, and name it with --audit"
+            problems.append(Problem(f"config {config}", "an audit of its rows", "none", hint))
+    order = list(dict.fromkeys([*CONFIGS, *(config for config, _ in everything)]))
+    return sorted(audits, key=lambda audit: order.index(audit.rows.split(",")[0].split(" and ")[0]))
+
+
+def _defects(report: Mapping[str, Any]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    for defect in report["defects"]:
+        found.setdefault(str(defect["kind"]), []).append(str(defect["id"]))
+    return {kind: ids for kind, ids in found.items() if ids}
+
+
+def _read_curation(path: Path, hashes: Mapping[str, object], problems: list[Problem]) -> dict[str, Any] | None:
+    """Reads the report of a curation run.
+
+    Returns:
+        ``rows`` of (name, value) as the card shows them, and ``same_rows``: whether the report is of rows that the
+        folder has now; a review or a control may have changed them.
+    """
+    try:
+        report = read_object(path, "a curation report", "take the one that `scale-vqa curate` wrote", _REPORT_FIELDS)
+    except InputError as error:
+        problems.extend(error.problems)
+        return None
+    if report["format"] != _REPORT_FORMAT:
+        expected, hint = f"a curation report of format {_REPORT_FORMAT}", "use the version of scale-vqa that wrote it"
+        problems.append(Problem(str(path), expected, preview(report["format"]), hint))
+        return None
+    return {"rows": list(_curation_rows(report)), "same_rows": report["provenance"].get("data_hash") in hashes}
+
+
+def _curation_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name in ("paths", "slides", "patients"):
+        if name in report["input"]:
+            yield f"captioned {name}", str(report["input"][name])
+    by_dimension = ", ".join(f"{name} {count}" for name, count in report["questions"]["by_dimension"].items())
+    yield "questions", f"{report['questions']['n']} ({by_dimension})"
+    for role, model in report["models"].items():
+        models = model if isinstance(model, list) else [model]
+        yield f"model, {role}", ", ".join(str(one.get("model")) for one in models)
+    for one in report["rounds"]:
+        counts = (f"{name} {one[name]}" for name in ("judged", "passed", "dropped") if name in one)
+        yield f"screening, round {one.get('round')}", ", ".join(counts)
+    for reason, count in report["outcomes"].get("dropped", {}).items():
+        yield f"dropped, {reason}", str(count)
+    yield "options flagged as contradicting their captions", str(len(report.get("contradictions", [])))
+    blind = report["blind"]["ensemble"]
+    accuracy = f"{percent(blind['accuracy'])}% ({interval((blind['ci_low'], blind['ci_high']))})"
+    yield "blind accuracy at the end, ensemble", f"{accuracy}, verdict {report['blind']['verdict']}"
+    total = report["costs"]["total"]
+    names = [name for name in ("calls", "prompt_tokens", "completion_tokens", "cost") if name in total]
+    yield "calls to models", ", ".join(f"{name.replace('_', ' ')} {total[name]:g}" for name in names)
