@@ -80,7 +80,7 @@ def build_metric(out: Path) -> Path:
 
 def build_model(out: Path, dataset: Path) -> Path:
     """Makes a tiny random model, prepares its weights, scores it with and without images, writes its card."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "helpers"))
     from tiny_qwen import make_tiny_qwen
 
     checkpoint, folder = make_tiny_qwen(out / "checkpoint"), out / "model"

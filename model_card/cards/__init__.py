@@ -10,8 +10,8 @@ card: Final = LazyGroup(
     name="card",
     help="""Write the card of a dataset, a model or the metric from the files that measured it.
 
-    A missing fact is an error that names it, never a blank. Sections that you wrote by hand stay: only the text between
-    the marks of this command is replaced.
+    A missing fact is an error that names it, never a blank. Sections that you wrote by hand stay: only the text
+    between the marks of this command is replaced.
     """,
     table={
         "dataset": ("model_card.cards.dataset", "dataset", "Complete the card of a release folder."),

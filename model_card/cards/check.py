@@ -1,4 +1,4 @@
-"""Whether a card may be published: a valid head, every section, a citation, no local path, no blank, no false claim."""
+"""Whether a card may be published: valid head, every section, a citation, no local path, no blank, no false claim."""
 
 from __future__ import annotations
 

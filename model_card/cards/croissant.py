@@ -60,9 +60,7 @@ def croissant(folder: Path, repo: str, licence: Licence) -> str:
         for split, files in splits.items():
             name, parquet = f"{config}/{split}", f"{config}/{split}-files"
             pattern = f"{config}/{split}-*.parquet"
-            distribution.append(
-                mlc.FileSet(id=parquet, name=parquet, encoding_formats=[_PARQUET], includes=[pattern])
-            )
+            distribution.append(mlc.FileSet(id=parquet, name=parquet, encoding_formats=[_PARQUET], includes=[pattern]))
             records.append(mlc.RecordSet(id=name, name=name, fields=list(_fields(mlc, name, files[0]))))
     metadata = mlc.Metadata(
         name=repo.split("/")[-1],
@@ -81,7 +79,7 @@ def croissant(folder: Path, repo: str, licence: Licence) -> str:
 
 
 def check_croissant(path: Path) -> list[Problem]:
-    """Returns what is wrong with a Croissant file: errors of ``mlcroissant``, and files that differ from their hash."""
+    """Returns what is wrong with a Croissant file: errors of ``mlcroissant``, files that differ from their hash."""
     import mlcroissant as mlc
 
     try:

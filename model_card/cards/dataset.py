@@ -8,8 +8,7 @@ of the marks stay as they are.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +26,6 @@ from scale_vqa_eval.release_folder.card import head, read_notes
 from scale_vqa_eval.release_folder.read import release_configs
 from scale_vqa_eval.schema import CONFIGS, LETTERS
 from scale_vqa_eval.scoring.score import dimension_order, questions_digest
-from scale_vqa_eval.text import interval, percent
 
 AUTHORS: Final = "Scale-VQA release"
 """Prefix of the source of rows that come from the authors' files, or were made of those."""
@@ -49,45 +47,6 @@ _SIZES: Final = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"),
 
 DatasetSlice = tuple[str, str | None]
 """Config and split; None for all splits of the config."""
-
-
-@dataclass(frozen=True)
-class SplitFacts:
-    """One split of a config, counted from its rows.
-
-    Attributes:
-        letters: number of right answers per letter, A first.
-        dimensions: dimension -> questions.
-        groups: number of exchange groups.
-        sources: sources that the rows name, each once.
-    """
-
-    config: str
-    split: str
-    n: int
-    patients: int
-    slides: int
-    letters: tuple[int, ...]
-    dimensions: Mapping[str, int]
-    groups: int
-    sources: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class AuditFacts:
-    """An audit and the rows it is of.
-
-    Attributes:
-        rows: ``config`` or ``config, split``; configs with the same texts share an audit.
-        report: content of the audit's JSON.
-        heuristic: the strongest probe that is not fitted.
-        defects: kind -> ids, in the order of ``KINDS``.
-    """
-
-    rows: str
-    report: Mapping[str, Any]
-    heuristic: Mapping[str, Any]
-    defects: Mapping[str, Sequence[str]]
 
 
 @click.command()
@@ -147,25 +106,26 @@ def dataset_card(
     problems: list[Problem] = []
     stated = stated_licence(licence, head(old), str(path), problems)
     notes = read_notes(path)
-    configs = list(dict.fromkeys(part.config for part in facts))
+    configs = list(dict.fromkeys(part["config"] for part in facts))
     for config in configs:
         if notes.get(config, "") in ("", "No account was given when this config was written."):
             expected, hint = "a note on where its rows come from", "write it between the marks"
             problems.append(Problem(f"{path}, config {config}", expected, "none", hint))
     audited = _read_audits(audits, slices, problems)
-    curated = None if curation is None else _read_curation(curation, slices, problems)
+    report = None if curation is None else _read_curation(curation, problems)
     if problems or stated is None:
         raise InputError(problems)
-    rows = sum(part.n for part in facts)
+    rows = sum(part["n"] for part in facts)
     size = next((name for bound, name in _SIZES if rows < bound), "n>1M")
-    authors = {part.config for part in facts if any(source.startswith(AUTHORS) for source in part.sources)}
+    authors = {part["config"] for part in facts if any(one.startswith(AUTHORS) for one in part["sources"])}
     new = render(
         DatasetCard,
         DatasetCardData(**stated.yaml(), size_categories=[size], tags=["leakage-audited"]),
         "dataset_card.md.j2",
         facts=facts,
         audits=audited,
-        curation=curated,
+        curation=report,
+        same_rows=report is not None and report["provenance"].get("data_hash") in slices,
         kinds=KINDS,
         max_ids=_MAX_IDS,
         licence=stated,
@@ -175,13 +135,13 @@ def dataset_card(
     return merged_card(old, new, "## Citation", keep=("configs", "dataset_info"))
 
 
-def split_facts(folder: Path) -> tuple[list[SplitFacts], dict[str, list[DatasetSlice]]]:
+def split_facts(folder: Path) -> tuple[list[dict[str, Any]], dict[str, list[DatasetSlice]]]:
     """Counts every split of a folder.
 
     Returns:
         The counts, and data hash -> the slices of the data with it.
     """
-    facts: list[SplitFacts] = []
+    facts: list[dict[str, Any]] = []
     slices: dict[str, list[DatasetSlice]] = {}
     for config, splits in release_configs(folder).items():
         everything: list[Question] = []
@@ -194,32 +154,37 @@ def split_facts(folder: Path) -> tuple[list[SplitFacts], dict[str, list[DatasetS
     return facts, slices
 
 
-def _counted(config: str, split: str, questions: Sequence[Question], files: Sequence[Path]) -> SplitFacts:
+def _counted(config: str, split: str, questions: Sequence[Question], files: Sequence[Path]) -> dict[str, Any]:
+    """Returns the counts of a split: right answers per letter (A first), questions per dimension, sources."""
     dimensions = Counter(question.dimension or "none" for question in questions)
     letters = Counter(question.answer for question in questions)
     options = max(len(question.options) for question in questions)
     columns = [pq.read_table(file, columns=["source"]) for file in files if "source" in pq.read_schema(file).names]
-    return SplitFacts(
-        config=config,
-        split=split,
-        n=len(questions),
-        patients=len({question.cluster for question in questions}),
-        slides=len({question.slide for question in questions}),
-        letters=tuple(letters[index] for index in range(min(options, len(LETTERS)))),
-        dimensions=dict(sorted(dimensions.items(), key=lambda item: dimension_order(item[0]))),
-        groups=len({question.group for question in questions if question.group}),
-        sources=tuple(sorted({one for table in columns for one in table["source"].unique().to_pylist() if one})),
-    )
+    return {
+        "config": config,
+        "split": split,
+        "n": len(questions),
+        "patients": len({question.cluster for question in questions}),
+        "slides": len({question.slide for question in questions}),
+        "letters": [letters[index] for index in range(min(options, len(LETTERS)))],
+        "dimensions": dict(sorted(dimensions.items(), key=lambda item: dimension_order(item[0]))),
+        "groups": len({question.group for question in questions if question.group}),
+        "sources": sorted({one for table in columns for one in table["source"].unique().to_pylist() if one}),
+    }
 
 
 def _read_audits(
     paths: Sequence[Path], slices: Mapping[str, Sequence[DatasetSlice]], problems: list[Problem]
-) -> list[AuditFacts]:
-    """Reads audits and finds by the data hash which rows each is of.
+) -> list[dict[str, Any]]:
+    """Reads audits and finds by the data hash which rows each is of; configs with the same texts share an audit.
 
     Adds a problem for an audit of other rows, and for every config without an audit of all its rows.
+
+    Returns:
+        ``rows`` (config, or config and split), ``report``, ``heuristic`` (the strongest probe that is not fitted) and
+        ``defects`` (kind -> ids) of each.
     """
-    audits: list[AuditFacts] = []
+    audits: list[dict[str, Any]] = []
     covered: set[DatasetSlice] = set()
     for path in paths:
         try:
@@ -236,7 +201,8 @@ def _read_audits(
         configs = [config for config, split in of if split is None]
         splits = [f"{config}, {split}" for config, split in of if split is not None and config not in configs]
         heuristic = max((probe for probe in report["probes"] if not probe["trained"]), key=lambda p: p["accuracy"])
-        audits.append(AuditFacts(" and ".join([*configs, *splits]), report, heuristic, _defects(report)))
+        rows = " and ".join([*configs, *splits])
+        audits.append({"rows": rows, "report": report, "heuristic": heuristic, "defects": _defects(report)})
     everything = [one for group in slices.values() for one in group]
     for config in dict.fromkeys(config for config, _ in everything):
         splits_of = {one for one in everything if one[0] == config and one[1] is not None}
@@ -244,7 +210,7 @@ def _read_audits(
             hint = f"scale-vqa audit FOLDER --config {config} --json audit-{config}.json, and name it with --audit"
             problems.append(Problem(f"config {config}", "an audit of its rows", "none", hint))
     order = list(dict.fromkeys([*CONFIGS, *(config for config, _ in everything)]))
-    return sorted(audits, key=lambda audit: order.index(audit.rows.split(",")[0].split(" and ")[0]))
+    return sorted(audits, key=lambda audit: order.index(audit["rows"].split(",")[0].split(" and ")[0]))
 
 
 def _defects(report: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -254,13 +220,7 @@ def _defects(report: Mapping[str, Any]) -> dict[str, list[str]]:
     return {kind: ids for kind, ids in found.items() if ids}
 
 
-def _read_curation(path: Path, hashes: Mapping[str, object], problems: list[Problem]) -> dict[str, Any] | None:
-    """Reads the report of a curation run.
-
-    Returns:
-        ``rows`` of (name, value) as the card shows them, and ``same_rows``: whether the report is of rows that the
-        folder has now; a review or a control may have changed them.
-    """
+def _read_curation(path: Path, problems: list[Problem]) -> dict[str, Any] | None:
     try:
         report = read_object(path, "a curation report", "take the one that `scale-vqa curate` wrote", _REPORT_FIELDS)
     except InputError as error:
@@ -270,27 +230,4 @@ def _read_curation(path: Path, hashes: Mapping[str, object], problems: list[Prob
         expected, hint = f"a curation report of format {_REPORT_FORMAT}", "use the version of scale-vqa that wrote it"
         problems.append(Problem(str(path), expected, preview(report["format"]), hint))
         return None
-    return {"rows": list(_curation_rows(report)), "same_rows": report["provenance"].get("data_hash") in hashes}
-
-
-def _curation_rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name in ("paths", "slides", "patients"):
-        if name in report["input"]:
-            yield f"captioned {name}", str(report["input"][name])
-    by_dimension = ", ".join(f"{name} {count}" for name, count in report["questions"]["by_dimension"].items())
-    yield "questions", f"{report['questions']['n']} ({by_dimension})"
-    for role, model in report["models"].items():
-        models = model if isinstance(model, list) else [model]
-        yield f"model, {role}", ", ".join(str(one.get("model")) for one in models)
-    for one in report["rounds"]:
-        counts = (f"{name} {one[name]}" for name in ("judged", "passed", "dropped") if name in one)
-        yield f"screening, round {one.get('round')}", ", ".join(counts)
-    for reason, count in report["outcomes"].get("dropped", {}).items():
-        yield f"dropped, {reason}", str(count)
-    yield "options flagged as contradicting their captions", str(len(report.get("contradictions", [])))
-    blind = report["blind"]["ensemble"]
-    accuracy = f"{percent(blind['accuracy'])}% ({interval((blind['ci_low'], blind['ci_high']))})"
-    yield "blind accuracy at the end, ensemble", f"{accuracy}, verdict {report['blind']['verdict']}"
-    total = report["costs"]["total"]
-    names = [name for name in ("calls", "prompt_tokens", "completion_tokens", "cost") if name in total]
-    yield "calls to models", ", ".join(f"{name.replace('_', ' ')} {total[name]:g}" for name in names)
+    return report

@@ -6,7 +6,6 @@ import json
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -16,40 +15,17 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from model_card.cards.results import Score, entries_yaml, model_index, one_system, read_scores
-from model_card.cards.text import FILE, Licence, merged_card, read_object, render, stated_licence
+from model_card.cards.results import entries_yaml, model_index, one_system, read_scores
+from model_card.cards.text import FILE, merged_card, read_object, render, stated_licence
 from scale_vqa_eval import __version__
 from scale_vqa_eval.audit.published import read_published
 from scale_vqa_eval.errors import InputError, Problem, preview, validated
 from scale_vqa_eval.files import atomic_write, parse_yaml
-from scale_vqa_eval.predict.prompt import Prompt, filled
+from scale_vqa_eval.predict.prompts import Prompt, filled
 from scale_vqa_eval.release_folder.card import marked_sections
 from scale_vqa_eval.schema import DIMENSIONS, MAGNIFICATION, VIEWS
 from scale_vqa_eval.text import percent
 
-SETTINGS: Final = (
-    "optim",
-    "lr_scheduler_type",
-    "warmup_ratio",
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "num_generations",
-    "num_iterations",
-    "beta",
-    "epsilon",
-    "epsilon_high",
-    "loss_type",
-    "scale_rewards",
-    "temperature",
-    "top_p",
-    "max_completion_length",
-    "max_length",
-    "bf16",
-    "fp16",
-    "gradient_checkpointing",
-)
-"""Trainer settings that the card shows, of those in the run's ``config``."""
 _HUB_ID: Final = r"[\w][\w.-]*/[\w.-]+"
 _IMAGE_PARTS: Final = {
     "transformers": '{"type": "image", "image": image}',
@@ -57,7 +33,7 @@ _IMAGE_PARTS: Final = {
 }
 
 Text = Annotated[str, StringConstraints(min_length=1)]
-HubId = Annotated[str, StringConstraints(pattern=rf"\A{_HUB_ID}\Z")]
+HubId = Annotated[str, StringConstraints(pattern=rf"^{_HUB_ID}$")]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -131,52 +107,23 @@ class TrainingRecord(BaseModel):
     epochs: Amount | None = None
     config: dict[str, Any] | None = None
 
-    def settings(self) -> list[tuple[str, str]]:
-        """Returns (name, value) of the recipe as the card shows it."""
-        batch = self.per_device_batch * self.gradient_accumulation * self.world_size
-        how = f"{self.per_device_batch} per device x {self.gradient_accumulation} accumulated x {self.world_size}"
-        rows = [
-            ("method", self.method),
-            ("LoRA", {True: "yes", False: "no", None: None}[self.lora]),
-            ("parameters trained", self.trained_parameters),
-            ("optimiser steps", self.steps),
-            ("epochs", self.epochs),
-            ("batch", f"{batch} ({how} processes)"),
-            ("learning rate", self.learning_rate),
-            ("seed", self.seed),
-            *((name, (self.config or {}).get(name)) for name in SETTINGS),
-        ]
-        as_text = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in rows}
-        return [(name, str(value)) for name, value in as_text.items() if value is not None]
 
+def footprint(devices: int, seconds: float, power_w: float, pue: float, carbon_g_per_kwh: float) -> dict[str, float]:
+    """Returns device hours, energy and emissions of a training run.
 
-@dataclass(frozen=True)
-class Footprint:
-    """Energy and emissions of a training run.
+    energy = devices x hours x power per device x PUE; emissions = energy x carbon intensity (Lacoste et al. 2019,
+    arXiv:1910.09700). Power that was not measured is the board's limit, an upper bound: the facts say which.
 
-    Attributes:
-        device_hours: hours of all devices together.
-        kwh: energy of the devices, with the overhead of the building.
-        co2_kg: carbon dioxide equivalent.
+    >>> footprint(8, 36_000.0, power_w=700.0, pue=1.1, carbon_g_per_kwh=400.0)
+    {'device_hours': 80.0, 'kwh': 61.6, 'co2_kg': 24.64}
     """
-
-    device_hours: float
-    kwh: float
-    co2_kg: float
-
-    @classmethod
-    def of(cls, devices: int, seconds: float, power_w: float, pue: float, carbon_g_per_kwh: float) -> Footprint:
-        """Computes energy and emissions.
-
-        energy = devices x hours x power per device x PUE; emissions = energy x carbon intensity (Lacoste et al. 2019,
-        arXiv:1910.09700). Power that was not measured is the board's limit, an upper bound: the facts say which.
-
-        >>> Footprint.of(8, 36_000.0, power_w=700.0, pue=1.1, carbon_g_per_kwh=400.0)
-        Footprint(device_hours=80.0, kwh=61.6, co2_kg=24.64)
-        """
-        hours = devices * seconds / 3600
-        kwh = hours * power_w / 1000 * pue
-        return cls(hours, round(kwh, 6), round(kwh * carbon_g_per_kwh / 1000, 6))
+    hours = devices * seconds / 3600
+    kwh = hours * power_w / 1000 * pue
+    return {
+        "device_hours": hours,
+        "kwh": round(kwh, 6),
+        "co2_kg": round(kwh * carbon_g_per_kwh / 1000, 6),
+    }
 
 
 @click.command()
@@ -234,21 +181,21 @@ def model_card(
         InputError: naming every fact that is missing at once.
     """
     problems: list[Problem] = []
-    facts = _read_facts(facts_file, problems)
-    training = _read_training(training_file, problems)
-    licence = stated_licence(facts, {}, str(facts_file), problems)
+    raw_facts = _read_facts(facts_file, problems)
+    raw_training = _read_training(training_file, problems)
+    licence = stated_licence(raw_facts, {}, str(facts_file), problems)
     scores, others = read_scores(results, problems), read_scores(transfer, problems)
     if not results:
         hint = "scale-vqa score --json, then --results"
         problems.append(Problem("results", "at least one results file", "none", hint))
-    own = facts_file.parent / facts["prompt"] if isinstance(facts.get("prompt"), str) else None
+    own = facts_file.parent / raw_facts["prompt"] if isinstance(raw_facts.get("prompt"), str) else None
     prompt = one_system([*scores, *others], problems, own) if scores else None
-    if prompt is not None and _other_prompt(training, prompt):
-        found = f"trained with {training['prompt_id']}, evaluated with {prompt.id}@{prompt.version}"
+    if prompt is not None and _other_prompt(raw_training, prompt):
+        found = f"trained with {raw_training.get('prompt_id')}, evaluated with {prompt.id}@{prompt.version}"
         expected = "one prompt in training and evaluation"
         problems.append(Problem("the prompt", expected, found, "evaluate with the prompt of the training"))
-    base = facts.get("base_model") or training.get("base_model")
-    if base and not re.fullmatch(_HUB_ID, str(base)):
+    base = str(raw_facts.get("base_model") or raw_training.get("base_model") or "")
+    if base and not re.fullmatch(_HUB_ID, base):
         hint = "name the base model's Hub id as base_model in the facts"
         problems.append(Problem(str(training_file), "a Hub id as base_model", preview(base), hint))
     if old is not None and not marked_sections(old):
@@ -256,26 +203,10 @@ def model_card(
         problems.append(Problem("the card that is there", "one that this command wrote", found, "move it away"))
     if problems or licence is None or prompt is None:
         raise InputError(problems)
-    return _rendered(
-        ModelFacts(**facts), TrainingRecord(**training), licence, str(base), scores, others, prompt, published, old, adapter
-    )
-
-
-def _rendered(
-    facts: ModelFacts,
-    training: TrainingRecord,
-    licence: Licence,
-    base: str,
-    scores: Sequence[Score],
-    transfer: Sequence[Score],
-    prompt: Prompt,
-    published: bool,
-    old: str | None,
-    adapter: bool,
-) -> tuple[str, str]:
-    cost = Footprint.of(training.world_size, training.seconds, facts.power_w, facts.pue, facts.carbon_g_per_kwh)
+    facts, training = ModelFacts(**raw_facts), TrainingRecord(**raw_training)
+    cost = footprint(training.world_size, training.seconds, facts.power_w, facts.pue, facts.carbon_g_per_kwh)
     emissions = {
-        "emissions": round(1000 * cost.co2_kg, 3),
+        "emissions": round(1000 * cost["co2_kg"], 3),
         "source": facts.carbon_source,
         "training_type": "fine-tuning",
         "hardware_used": f"{training.device} ({training.world_size} processes)",
@@ -306,10 +237,9 @@ def _rendered(
         facts=facts,
         licence=licence,
         training=training,
-        recipe=training.settings(),
         base=base,
         scores=scores,
-        transfer=transfer,
+        transfer=others,
         published=_published() if published else None,
         prompt=prompt,
         snippets=snippets(facts.repo, prompt, scores[0].asked["sampling"]),
@@ -318,6 +248,7 @@ def _rendered(
         no_gain_shown=unproven,
         version=__version__,
         reported=lambda share: percent(share, 2),
+        number=lambda value: f"{value:.6g}" if isinstance(value, float) else str(value),
         local=lambda name: not re.fullmatch(_HUB_ID, str(name)),
     )
     return text if old is None else merged_card(old, text), entries_yaml(scores, facts.dataset)

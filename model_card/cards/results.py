@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_
 
 from model_card.cards.text import dump_yaml
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.predict.prompt import Prompt, load_prompt
+from scale_vqa_eval.predict.prompts import Prompt, load_prompt
 from scale_vqa_eval.scoring.blind_control import control_problems
 from scale_vqa_eval.scoring.results import read_results
 

@@ -207,7 +207,9 @@ def dump_yaml(value: Any) -> str:
 
 
 @click.command()
-@click.option("--folder", type=FOLDER, default=METRIC_FOLDER, help="[default: the metric of this package]", metavar="DIR")
+@click.option(
+    "--folder", type=FOLDER, default=METRIC_FOLDER, help="[default: the metric of this package]", metavar="DIR"
+)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The README to write.")
 def metric(folder: Path, out: Path) -> None:
     """Write the card of the metric's Space: its README with a computed example and a citation."""
@@ -225,7 +227,9 @@ def metric_card(folder: Path) -> str:
 
     path = folder / "README.md"
     if not path.is_file():
-        raise InputError(Problem(str(folder), "the folder of a metric, with a README.md", "none", "name scale_vqa_acc"))
+        raise InputError(
+            Problem(str(folder), "the folder of a metric, with a README.md", "none", "name scale_vqa_acc")
+        )
     old = path.read_text(encoding="utf-8")
     front, hint = head(old), "a Space needs it: add it"
     if missing := [name for name in _SPACE_FIELDS if not front.get(name)]:

@@ -12,7 +12,6 @@ part was generated then. So, for each part:
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,7 +20,7 @@ from model_card.cards.check import by_config
 from model_card.cards.text import dump_yaml
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import sha256_json
-from scale_vqa_eval.release_folder.card import body, head
+from scale_vqa_eval.release_folder.card import body, by_heading, head
 
 _BY_CONFIG: Final = ("configs", "dataset_info")
 
@@ -105,33 +104,7 @@ def _parts(text: str, whose: str) -> dict[CardPart, Any]:
             parts |= {(key, config): entry for config, entry in by_config(value).items()}
         else:
             parts["yaml", str(key)] = value
-    return parts | {("section", heading): section for heading, section in _sections(body(text)).items()}
-
-
-def _sections(text: str) -> dict[str, str]:
-    """Returns the text under each second-level heading, in order; lines inside of fenced code are not headings.
-
-    A fence that is left open is closed: in Markdown it runs to the end, and would swallow the text put after it.
-    """
-    sections: dict[str, list[str]] = {"": []}
-    heading, fence = "", ""
-    for line in text.splitlines(keepends=True):
-        opening = re.match(r" {0,3}(`{3,}(?!.*`)|~{3,})", line)
-        closing = re.match(r" {0,3}(`{3,}|~{3,})\s*$", line)
-        if opening and not fence:
-            fence = opening.group(1)
-        elif fence and closing and closing.group(1).startswith(fence):
-            fence = ""
-        if not fence and (found := re.match(r"##\s+(.+?)\s*#*\s*$", line)):
-            heading, number = found.group(1), 1
-            while heading in sections:
-                number += 1
-                heading = f"{found.group(1)} ({number})"
-            sections[heading] = []
-        sections[heading].append(line)
-    if fence:
-        sections[heading] = ["".join(sections[heading]).rstrip("\n"), f"\n{fence}\n"]
-    return {heading: "".join(lines) for heading, lines in sections.items() if "".join(lines).strip()}
+    return parts | {("section", heading): section for heading, section in by_heading(body(text)).items()}
 
 
 def _digest(value: Any) -> str:

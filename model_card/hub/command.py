@@ -44,9 +44,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--tag", callback=_tag, default=f"v{__version__}", show_default=True, help="Tag of this version."
         ),
         click.option("--delete", multiple=True, metavar="PATTERN", help="Delete these files that only the Hub has."),
-        click.option(
-            "--replace", multiple=True, metavar="PART", help="Overwrite a part of the card that was kept."
-        ),
+        click.option("--replace", multiple=True, metavar="PART", help="Overwrite a part of the card that was kept."),
         click.option("--allow", multiple=True, metavar="MARK", help="Accept one finding of the scan, by its mark."),
         click.option("--incomplete-card", is_flag=True, help="Publish a card with gaps that it does not admit."),
         click.option("--no-verify", is_flag=True, help="Do not download it again; it counts as not verified."),

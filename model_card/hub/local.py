@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from model_card.cards.check import check_card
-from model_card.hub.scan import OWN_SECRET, Finding, LocalSecrets, ScanReport, finding, scan_file
+from model_card.hub.contents import ScanReport
+from model_card.hub.scan import OWN_SECRET, Finding, LocalSecrets, finding, scan_file
 from model_card.weights import check_weights
 from scale_vqa_eval.errors import InputError, Problem
 

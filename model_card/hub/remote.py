@@ -312,9 +312,7 @@ class HubRepository:
                     raise
                 return None  # a server that lists none
         numbers = [
-            one.num
-            for one in found
-            if one.is_pull_request and one.title == title and one.status in ("open", "draft")
+            one.num for one in found if one.is_pull_request and one.title == title and one.status in ("open", "draft")
         ]
         return f"refs/pr/{min(numbers)}" if numbers else None
 

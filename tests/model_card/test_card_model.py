@@ -18,8 +18,8 @@ from click.testing import CliRunner, Result
 from predict_release import picture
 from tiny_qwen import make_tiny_qwen
 
-from model_card.card_check import check_card
-from model_card.card_command import card
+from model_card.cards import card
+from model_card.cards.check import check_card
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.predict.prompts import Prompt, load_prompt
 from scale_vqa_eval.release_folder.card import head, marked_sections
@@ -103,7 +103,7 @@ def test_cost_and_recipe_are_computed_from_the_run(results: dict[str, Path], tmp
     assert "| batch | 64 (4 a device x 2 accumulated x 8 processes) |" in parts["training"]
     assert "| beta | 0.01 |" in parts["training"] and "not_shown" not in parts["training"]
     assert "of *ours*" not in parts["cost"], "what others wrote is escaped"
-    assert "huggingface.co/org/base), no revision noted." in parts["training"], "what is not known is said, not blank"
+    assert "huggingface.co/org/base), no revision stated." in parts["training"], "what is not known is said, not blank"
     hostile = TRAINING | {"train_split": "a`<script>", "base_model_revision": "v1`<b>"}
     training = marked_sections(made(tmp_path, "--results", results["control"], training=hostile))["training"]
     assert "<script>" not in training and "<b>" not in training and "revision v1" in training
@@ -240,7 +240,7 @@ def predicted(model: Path, out: Path) -> str:
 def test_every_prompt_makes_a_snippet_that_asks_its_words(model: Path) -> None:
     from PIL import Image
 
-    from model_card.snippets import snippets
+    from model_card.cards.model import snippets
 
     odd = Prompt(
         "odd",

@@ -22,7 +22,7 @@ def published_once(publisher: Publisher) -> bool:
 
 
 @pytest.mark.parametrize(
-    "fault",
+    "problem",
     [
         HubFault("GET .*/revision/main", "drop"),
         HubFault("POST /api/repos/create", "drop after"),

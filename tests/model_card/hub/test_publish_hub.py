@@ -13,8 +13,8 @@ from hub_server import READ_ONLY, TOKEN
 from paths import ROOT
 from publish_runs import REPO, TAG, Publisher
 
-from model_card.croissant import croissant
-from model_card.licence import Licence
+from model_card.cards.croissant import croissant
+from model_card.cards.text import Licence
 from scale_vqa_eval.release_folder.card import marked_sections
 from scale_vqa_eval.schema import METRIC_FOLDER
 
@@ -216,7 +216,7 @@ def test_a_version_that_was_published_stays_as_it_is(publisher: Publisher) -> No
     assert again.returncode == 1, "main holds every file by now, the old tag does not"
     publisher.repository().change(files={"README.md": None})
     card = publisher.run("--yes", "--no-verify", "--tag", "v9.1")
-    assert card.returncode == 0 and "it stands at" in card.stdout
+    assert card.returncode == 0 and "it remains at" in card.stdout
 
 
 def test_one_pull_request_however_often(publisher: Publisher) -> None:
@@ -258,12 +258,12 @@ def test_private_is_not_made_public(publisher: Publisher) -> None:
 @pytest.mark.parametrize(
     ("arguments", "env", "status", "says"),
     [
-        ((), {"HF_TOKEN": "", "HF_TOKEN_PATH": "/nonexistent"}, 2, "hf auth login"),
+        (("--yes",), {"HF_TOKEN": "", "HF_TOKEN_PATH": "/nonexistent"}, 2, "hf auth login"),
         ((), {"HF_TOKEN": "hf_" + "x" * 34}, 1, "log in again"),
         (("--yes",), {"HF_TOKEN": READ_ONLY}, 1, "write access"),
         ((), {"HF_HOME": "/dev/null/home"}, 1, "HF_HOME"),
-        ((), {"HF_HUB_OFFLINE": "1"}, 1, "HF_HUB_OFFLINE"),
-        ((), {"HF_ENDPOINT": "http://127.0.0.1:9"}, 1, "cannot reach http://127.0.0.1:9"),
+        (("--yes",), {"HF_HUB_OFFLINE": "1"}, 1, "HF_HUB_OFFLINE"),
+        (("--yes",), {"HF_ENDPOINT": "http://127.0.0.1:9"}, 1, "cannot reach http://127.0.0.1:9"),
         (("--tag", "../v1"), {}, 2, "a tag is"),
     ],
 )
@@ -276,6 +276,27 @@ def test_one_clear_error(
     assert len([line for line in done.stderr.splitlines() if line.lower().startswith("error")]) == 1
     for secret in (TOKEN, READ_ONLY, env.get("HF_TOKEN") or TOKEN):
         assert secret not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        ({"HF_TOKEN": "", "HF_TOKEN_PATH": "/nonexistent"}, "no token, and there is no public repository"),
+        ({"HF_HUB_OFFLINE": "1"}, "offline mode is on"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot reach http://127.0.0.1:9"),
+    ],
+)
+def test_the_plan_and_the_scan_need_neither_token_nor_network(
+    publisher: Publisher, env: dict[str, str], says: str
+) -> None:
+    done = publisher.run_alone(**env)
+    assert done.returncode == 0, done.stderr
+    assert f"NOT READ: {says}" in done.stdout.replace("reading org/scale-vqa: ", "") and "scan: 4 files" in done.stdout
+    assert "unknown" in done.stdout and "nothing was sent" in done.stdout
+    assert not list(publisher.home.rglob("*.json")), "what was not read is not noted as seen"
+    (publisher.folder / "notes.txt").write_text("see /home/anna/slides\n")
+    refused = publisher.run_alone(**env)
+    assert refused.returncode == 1 and "no local path" in refused.stderr
 
 
 @pytest.mark.parametrize("repo", ["scale-vqa", "org/a/b", "org/..", "org/a--b", "-org/a", "org/a b", "https://x/y"])
@@ -293,7 +314,7 @@ def test_the_token_is_never_shown(publisher: Publisher) -> None:
     assert "hf_***" in done.stderr, "the server said it, and it was masked"
     code = f"""
 import sys, logging, warnings
-from model_card.publish.masking import mask_streams
+from model_card.hub.command import mask_streams
 logging.basicConfig(level=0)
 mask_streams({TOKEN!r})
 print({TOKEN!r}); logging.error({TOKEN!r}); warnings.warn({TOKEN!r})

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from model_card.publish.findings import OWN_SECRET, problems_of
-from model_card.publish.inventory import LARGEST, list_files
-from model_card.publish.kinds import KINDS
-from model_card.publish.scan import Own, scan_file, scan_text
+from model_card.hub import scan
+from model_card.hub.contents import ScanReport
+from model_card.hub.local import KINDS, LARGEST, list_files
+from model_card.hub.scan import OWN_SECRET, Finding, LocalSecrets, problems_of, scan_text
 
-NOBODY = Own((), ())
+NOBODY = LocalSecrets((), ())
 # put together here, so that no scanner takes this file for a leak
 SECRETS = {
     "hub": "hf_" + "AbCdEfGhIjKlMnOpQrStUvWxYz01234567",
@@ -50,6 +50,10 @@ HARMLESS = [
     "arXiv:2606.17412, n/a 10/40/200x, 95% interval 0.1/0.2, s3://bucket/data/x",
     '{"image_path": "SLIDE/rois/10_Y_X.jpg", "token": null}',
 ]
+
+
+def scan_file(name: str, path: Path, own: LocalSecrets) -> list[Finding]:
+    return scan.scan_file(name, path, own, ScanReport())
 
 
 def kinds(found: list) -> set[str]:
@@ -102,7 +106,7 @@ def test_any_text_can_be_scanned(text: str) -> None:
 
 
 def test_own_secrets_are_found_in_the_bytes_of_images_and_cannot_be_allowed(tmp_path: Path) -> None:
-    own = Own((TOKEN, "a-password-of-mine"), (str(tmp_path),))
+    own = LocalSecrets((TOKEN, "a-password-of-mine"), (str(tmp_path),))
     buffer = io.BytesIO()
     exif = Image.Exif()
     exif[0x010E] = f"scanned with {TOKEN} by /home/anna/scanner"

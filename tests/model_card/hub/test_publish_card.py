@@ -7,8 +7,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_card.publish.card_merge import card_metadata, merge_cards
+from model_card.hub.card_merge import merge_cards
 from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.release_folder.card import head as card_metadata
 
 FIRST = """---
 license: other
@@ -114,8 +115,8 @@ fronts = st.dictionaries(st.sampled_from(["license", "tags", "language"]), st.in
 
 
 def card_of(front: dict, parts: dict) -> str:
-    head = f"---\n{yaml.safe_dump(front)}---\n\n" if front else ""
-    return head + "".join(f"## {name}\n\n{text}\n\n" for name, text in parts.items())
+    front_text = f"---\n{yaml.safe_dump(front)}---\n\n" if front else ""
+    return front_text + "".join(f"## {name}\n\n{text}\n\n" for name, text in parts.items())
 
 
 @settings(deadline=None)
