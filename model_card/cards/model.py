@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from model_card.cards.results import entries_yaml, model_index, one_system, read_scores
 from model_card.cards.text import FILE, merged_card, read_object, render, stated_licence
 from scale_vqa_eval import __version__
-from scale_vqa_eval.audit.published import read_published
+from scale_vqa_eval.audit.reported_scores import read_reported_scores
 from scale_vqa_eval.errors import InputError, Problem, preview, validated
 from scale_vqa_eval.files import atomic_write, parse_yaml
 from scale_vqa_eval.predict.prompts import Prompt, filled
@@ -326,7 +326,7 @@ def _other_prompt(training: Mapping[str, Any], prompt: Prompt) -> bool:
 def _published() -> dict[str, Any]:
     """Returns what the authors reported: by dimension on the test split, and on other benchmarks."""
     with as_file(files("model_card") / "published_transfer.yaml") as path:
-        return {"scores": read_published("scale-vqa-test"), "transfer": read_published(path)}
+        return {"scores": read_reported_scores("scale-vqa-test"), "transfer": read_reported_scores(path)}
 
 
 def _named(values: tuple[str, ...], option: str) -> list[tuple[str | None, Path]]:
