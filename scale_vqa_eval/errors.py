@@ -58,13 +58,11 @@ def preview(value: object, limit: int = 80) -> str:
     """
     if isinstance(value, str):
         text = repr(value) if value.isprintable() else ascii(value)
-    elif isinstance(value, dict | list | tuple | set | frozenset):
-        text = _SHORT.repr(value)
     else:
         try:
-            text = repr(value)
-        except ValueError:  # an integer of more than 4,300 digits
-            text = f"a {type(value).__name__} too long to show"
+            text = (_SHORT.repr if isinstance(value, dict | list | tuple | set | frozenset) else repr)(value)
+        except ValueError:  # it holds an integer of more than 4,300 digits
+            text = f"a {type(value).__name__} that is too long to show"
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
 
 

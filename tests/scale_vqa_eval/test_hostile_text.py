@@ -124,9 +124,10 @@ def test_a_malformed_name_is_one_error(name: str, tmp_path: Path, monkeypatch: p
     assert len(caught.value.problems) == 1
 
 
-@pytest.mark.parametrize("value", [int(HUGE[:4000]) ** 2, [int(HUGE[:4000]) ** 2] * 3, {"k": [[[[[["deep"]]]]]] * 99}])
-def test_previews_are_short_and_quick(value: object) -> None:
-    assert len(preview(value)) < 120
+def test_previews_are_short_and_quick() -> None:
+    long = int(HUGE[:4000]) ** 2
+    for value in (long, [long] * 3, {"k": [[[[[["deep"]]]]]] * 99}, ["x" * 10**6] * 10**6):
+        assert len(preview(value)) < 120
 
 
 def test_json_is_read_with_its_line() -> None:
