@@ -203,6 +203,7 @@ class LLMSession:
 
     def __init__(self, url: str, settings: ChatSettings) -> None:
         self.name, self.settings, self.sent = endpoint_name(url), settings, 0
+        self._no_key = "" if os.environ.get(settings.api_key_env) else f" (${settings.api_key_env} is not set)"
         key, address = api_key(settings.api_key_env), httpx.URL(url.rstrip("/"))
         self._secrets = (key, unquote(address.password))
         self._gap = 60.0 / settings.per_minute if settings.per_minute else 0.0
@@ -288,7 +289,9 @@ class LLMSession:
     def _masked(self, result: CallResult) -> CallResult:
         if result.failure is None:
             return result
-        return CallResult(failure=masked(result.failure, *self._secrets), fatal=result.fatal, refused=result.refused)
+        failure = masked(result.failure, *self._secrets)
+        failure += self._no_key if failure.startswith(("status 401", "status 403")) else ""
+        return CallResult(failure=failure, fatal=result.fatal, refused=result.refused)
 
 
 def _proxy_problem(error: Exception) -> Problem:

@@ -353,8 +353,10 @@ def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
         assert converted is not None
-        return converted
-    return image.convert("RGB")
+    else:
+        converted = image.convert("RGB")
+    converted.info.pop("icc_profile", None)  # saving would write it
+    return converted
 
 
 @lru_cache(maxsize=64)
