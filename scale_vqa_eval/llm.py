@@ -212,7 +212,7 @@ class LLMSession:
             self._http = httpx.AsyncClient(
                 auth=(address.username, address.password) if address.userinfo else None,
                 headers={} if address.userinfo else {"Authorization": f"Bearer {key}"},
-                timeout=settings.timeout,
+                timeout=httpx.Timeout(settings.timeout, connect=min(settings.timeout, 30.0)),
                 follow_redirects=True,
                 limits=httpx.Limits(max_connections=None),
             )
@@ -265,7 +265,8 @@ class LLMSession:
     async def _once(self, body: Mapping[str, Any], key: str) -> tuple[CallResult, float | None]:
         """Sends one request; returns its result, and how long to wait at least before a retry, None for no retry."""
         try:
-            reply = await self._send("POST", "/chat/completions", json=body, headers={"Idempotency-Key": key})
+            headers = {"Idempotency-Key": key, "Content-Type": "application/json"}
+            reply = await self._send("POST", "/chat/completions", content=json.dumps(body), headers=headers)
             result = self._masked(read_reply(reply.content, reply.status_code))
         except httpx.TimeoutException:
             return CallResult(failure="timeout: no answer in time, at every try"), 0.0
