@@ -173,7 +173,6 @@ _EXTRA_OF: Final = {
     "peft": "train",
     "accelerate": "train",
     "gradio": "curate",
-    "ray": "curate",
     "detect_secrets": "publish",
     "mlcroissant": "publish",
     "safetensors": "publish",

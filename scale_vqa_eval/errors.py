@@ -111,11 +111,13 @@ def validated(model: type[M], raw: object, location: str) -> M:
                     for inner in cause.problems
                 ]
             elif one["type"] == "extra_forbidden":
-                known = ", ".join(_known_keys(model, one["loc"][:-1]))
-                problems.append(Problem(where, f"one of {known}", preview(one["loc"][-1]), "correct the key"))
+                known = _known_keys(model, one["loc"][:-1])
+                hint = did_you_mean(one["loc"][-1], known)
+                problems.append(Problem(where, f"one of {', '.join(known)}", preview(one["loc"][-1]), hint))
             elif one["type"] == "missing":
                 problems.append(Problem(where, f"a value for {one['loc'][-1]}", "none", "add it"))
             else:
+                message = "a mapping of keys to values" if one["type"] in ("model_type", "dict_type") else message
                 problems.append(Problem(where, message, preview(one["input"]), "correct it"))
         raise InputError(problems) from error
 

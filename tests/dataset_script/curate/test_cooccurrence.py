@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from dataset_script.curate.features.decompose import Feature
-from dataset_script.curate.questions.companions import companions
-from dataset_script.curate.questions.drafts import Draft
-from dataset_script.curate.questions.items import Place
-from dataset_script.curate.questions.options import assemble
+from dataset_script.curate.candidates import Candidate
+from dataset_script.curate.captions import CaptionedPath, CaptionFeature
+from dataset_script.curate.cooccurrence import find_implications
+from dataset_script.curate.distractors import build_options
 
 GROWTH = ("solid nests", "fused glands", "single files", "papillary fronds")
 TYPE = dict(zip(GROWTH, ("medullary", "tubular", "lobular", "papillary"), strict=True))
@@ -38,22 +37,22 @@ def lines(paths: int, seed: int, patients: int | None = None, noise: float = 0.0
 
 
 def test_what_follows_from_another_finding_is_found_and_nothing_else() -> None:
-    found = companions(*lines(80, 1))
+    found = find_implications(*lines(80, 1))
     assert found == {(("growth pattern", _words(value)), "tumour type") for value in GROWTH} | {
         (("tumour type", _words(value)), "growth pattern") for value in TYPE.values()
     }
-    assert companions(*lines(80, 1, noise=1.0)) == frozenset()
+    assert find_implications(*lines(80, 1, noise=1.0)) == frozenset()
 
 
 def test_chance_is_not_taken_for_a_rule() -> None:
-    false = sum(bool(companions(*lines(60, seed, noise=1.0))) for seed in range(40))
+    false = sum(bool(find_implications(*lines(60, seed, noise=1.0))) for seed in range(40))
     assert false <= 4, "one per cent a pair of aspects, three pairs"
 
 
 def test_many_regions_of_two_patients_are_no_evidence() -> None:
-    assert companions(*lines(80, 2, patients=2)) == frozenset()
-    assert companions([], {}) == frozenset()
-    assert companions([{"path": "p", "features": []}], {"p": "P"}) == frozenset()
+    assert find_implications(*lines(80, 2, patients=2)) == frozenset()
+    assert find_implications([], {}) == frozenset()
+    assert find_implications([{"path": "p", "features": []}], {"p": "P"}) == frozenset()
 
 
 def test_they_are_crossed_neither_as_the_right_nor_as_the_wrong_finding() -> None:
@@ -64,22 +63,25 @@ def test_they_are_crossed_neither_as_the_right_nor_as_the_wrong_finding() -> Non
         if number % 3 == 0:
             row["features"][0]["value"] = "mixed sheets" if number % 2 else "cribriform plates"
             row["features"][2]["value"] = rng.choice(["apocrine", "mucinous"])
-    apart = companions(rows, patient_of)
-    drafts, places = [], {}
+    apart = find_implications(rows, patient_of)
+    drafts = []
     for row in rows:
         key = row["path"]
-        growth, stroma, kind = (Feature(**one) for one in row["features"])
+        growth, stroma, kind = (CaptionFeature(**one) for one in row["features"])
         other = kind if int(key[1:]) % 4 else stroma
-        places[key] = Place(key, patient_of[key], key, "train", (growth.value, stroma.value, kind.value))
-        drafts.append(Draft(f"{key}::type_E", key, "type_E", "free", f"{key}?", growth, other, ("", ""), "A holds."))
-    found = assemble(drafts, places, 1, apart=apart)
+        texts = tuple((f.scale, f.value) for f in (growth, stroma, kind))
+        path = CaptionedPath(key, patient_of[key], key, texts, (), "train")
+        drafts.append(
+            Candidate(f"{key}::type_E", path, "type_E", "free", f"{key}?", growth, other, ("", ""), "A holds.")
+        )
+    found = build_options(drafts, 1, implied=apart)
     implied = {value for (aspect, value), _ in apart if aspect == "growth pattern"}
     assert implied == {_words(value) for value in GROWTH}
-    crossed = [item for item in found.items if item.draft.second.aspect == "tumour type"]
+    crossed = [item for item in found.candidates if item.second.aspect == "tumour type"]
     assert len(crossed) >= 10
     for item in crossed:
         assert not {_words(value) for value in item.values[0]} & implied
-    with_stroma = [item for item in found.items if item.draft.second.aspect == "stroma"]
+    with_stroma = [item for item in found.candidates if item.second.aspect == "stroma"]
     assert {_words(value) for item in with_stroma for value in item.values[0]} & implied, "elsewhere it may be asked"
     refused = {row for row, why in found.refused.items() if why == "go-together"}
     assert refused == {
@@ -88,6 +90,6 @@ def test_they_are_crossed_neither_as_the_right_nor_as_the_wrong_finding() -> Non
 
 
 def _words(value: str) -> tuple[str, ...]:
-    from dataset_script.curate.features.containment import words
+    from dataset_script.curate.grounding import stems
 
-    return tuple(words(value))
+    return stems(value)

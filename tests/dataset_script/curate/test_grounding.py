@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset_script.curate.asking.replies import BadReply
-from dataset_script.curate.features.captions import CaptionedPath
-from dataset_script.curate.features.containment import instruction_in, stands_in
-from dataset_script.curate.features.decompose import read_features
+from dataset_script.curate.captions import CaptionedPath
+from dataset_script.curate.decompose import read_features
+from dataset_script.curate.grounding import grounded_in, instruction_in
+from dataset_script.curate.roles import BadReply
 
 CAPTION = "Glands are round, with open lumens. No mitoses are seen; the stroma is loose but not inflamed."
 PATH = CaptionedPath("S", "P", "p", (("low_mag", CAPTION), ("mid_mag", "Crypts branch.")), ())
@@ -31,8 +31,8 @@ PATH = CaptionedPath("S", "P", "p", (("low_mag", CAPTION), ("mid_mag", "Crypts b
         ("the", "empty"),
     ],
 )
-def test_a_value_stands_in_a_caption_by_its_words_and_its_denial(value: str, verdict: str | None) -> None:
-    assert stands_in(value, CAPTION) == verdict
+def test_a_value_is_grounded_in_a_caption_by_its_words_and_its_denial(value: str, verdict: str | None) -> None:
+    assert grounded_in(value, CAPTION) == verdict
 
 
 @given(
@@ -40,8 +40,8 @@ def test_a_value_stands_in_a_caption_by_its_words_and_its_denial(value: str, ver
 )
 def test_words_that_a_caption_lacks_never_stand_in_it(words: list[str]) -> None:
     caption = " ".join(words) + " are seen."
-    assert stands_in(" ".join(reversed(words)), caption) is None
-    assert stands_in(" ".join([*words, "mucin"]), caption) == "not-in-caption"
+    assert grounded_in(" ".join(reversed(words)), caption) is None
+    assert grounded_in(" ".join([*words, "mucin"]), caption) == "not-in-caption"
 
 
 def feature(scale: str, aspect: str, value: str) -> dict[str, str]:
