@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from scale_vqa_eval.controls.exchange import exchange
+from scale_vqa_eval.controls.exchange import PairRules, exchange
 from scale_vqa_eval.controls.validity import ValidityLimits, compatible, gold_problem
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.text import same_text
@@ -77,7 +77,7 @@ def measured(name: str, questions: Sequence[Question]) -> dict[str, Any]:
     start = time.perf_counter()
     peer = first_come(questions, limits)
     middle = time.perf_counter()
-    found = exchange(questions, limits=limits)
+    found = exchange(PairRules(questions, limits))
     end = time.perf_counter()
     return {
         "corpus": name,

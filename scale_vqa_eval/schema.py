@@ -43,7 +43,8 @@ MAGNIFICATION: Final[dict[str, str]] = {"low_mag": "10x", "mid_mag": "40x", "hig
 
 CONFIGS: Final[dict[str, str]] = {
     "default": "the benchmark as released",
-    "exchange": "groups of four with identical text: text-only accuracy is exactly 25%",
+    "block_exchange": "groups of four with identical text, which a text-only reader of the whole file cannot beat",
+    "exchange": "groups of four with identical text: text-only accuracy of items asked one by one is exactly 25%",
     "screened": "what is left after pruning by image-free probes",
     "grounding": "questions made from slide geometry, options are images",
     "phantom": "procedural slides with known truth: for tests, teaching and learning curves only",

@@ -1,4 +1,4 @@
-"""``scale-vqa control``: the exchange split and the screened split."""
+"""``scale-vqa control``: splits on which a text-only reader is at chance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from scale_vqa_eval.audit.battery import FAMILIES
-from scale_vqa_eval.controls.exchange import case_similarity, exchange
+from scale_vqa_eval.controls.block_exchange import block_exchange
+from scale_vqa_eval.controls.exchange import PairRules, case_similarity, exchange
 from scale_vqa_eval.controls.row_edits import (
     ControlSource,
     RowEdit,
@@ -55,7 +56,7 @@ def _out(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
 
 @click.command()
 @click.argument("data")
-@click.option("--method", type=click.Choice(["exchange", "screened"]), required=True)
+@click.option("--method", type=click.Choice(["block-exchange", "exchange", "screened"]), required=True)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -70,30 +71,32 @@ def _out(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
 @click.option(
     "--max-jaccard",
     type=click.FloatRange(0, 1, min_open=True),
-    help=f"exchange: token Jaccard of two right answers of a group is below this.  "
+    help=f"exchanges: token Jaccard of two right answers of a group is below this.  "
     f"[default: {ValidityLimits().max_jaccard}]",
 )
 @click.option(
     "--rationales",
     type=click.Choice(["drop", "keep"]),
-    help="exchange: drop all, or keep those that name no letter and no option.  [default: drop]",
+    help="exchanges: drop all, or keep those that name no letter and no option.  [default: drop]",
 )
 @click.option(
     "--allow-unknown-patients",
     is_flag=True,
-    help="exchange: count a question without patient and slide as a patient of its own.",
+    help="exchanges: count a question without patient and slide as a patient of its own.",
 )
-@click.option("--no-audit", is_flag=True, help="exchange: leave the audit before and after out of report and card.")
+@click.option("--no-audit", is_flag=True, help="exchanges: leave the audit before and after out of report and card.")
 @click.option("--no-hold-out", is_flag=True, help="screened: do not prune again without each family of probes.")
 def control(data: str, method: str, out: Path, report_path: Path | None, **options: Any) -> None:
-    """Make the exchange or the screened split of DATA.
+    """Make a split of DATA on which a text-only reader is at chance.
 
     DATA is a release folder, a Hub id, a Parquet file, or a JSON list, JSONL or CSV with question, options, answer.
-    exchange: groups of four items with one text, of which each option is right for exactly one.
+    block-exchange (recommended): groups of four items with one text, of which each option is right for exactly one,
+    arranged so that a reader of the whole file is at chance too. exchange: more groups, for items asked one by one.
     screened: the questions on which no image-free probe is off chance. With a release folder as --out, DATA is a
     release folder too (often the same), and the new config has its images.
     """
     _check_options(method, options)
+    config_name = method.replace("-", "_")
     to_folder = out.suffix.lower() not in ROW_FILES
     if to_folder:
         check_out(out)
@@ -105,7 +108,8 @@ def control(data: str, method: str, out: Path, report_path: Path | None, **optio
         "split": options["split"],
         "seed": options["seed"],
     }
-    make = _exchange if method == "exchange" else _screened
+    settings["method"] = method
+    make = _screened if method == "screened" else _exchange
     kept, report = make(data, source, settings, options, to_folder or report_path is not None)
     as_json = json.dumps(report, ensure_ascii=True, indent=2) + "\n"
     if report_path is not None:
@@ -113,19 +117,20 @@ def control(data: str, method: str, out: Path, report_path: Path | None, **optio
     if not report.get("reached", True):
         raise InputError(_not_reached(data, report))
     if to_folder:
-        images = add_config(Path(data), options["config"], out, method, _by_split(source, kept), note(report), as_json)
+        images = add_config(
+            Path(data), options["config"], out, config_name, _by_split(source, kept), note(report), as_json
+        )
         if not images:
-            click.echo(f"config {options['config']} has no images, so {method} has none", err=True)
+            click.echo(f"config {options['config']} has no images, so {config_name} has none", err=True)
     else:
         write_rows(out, [authors_row(source.questions[row], source.rows[row], kept[row]) for row in sorted(kept)])
     click.echo(f"{out}: {method}: {report['kept']} of {report['questions']} questions{_detail(report)}")
 
 
 def _check_options(method: str, options: dict[str, Any]) -> None:
-    foreign = {
-        "exchange": ("no_hold_out",),
-        "screened": ("max_jaccard", "rationales", "allow_unknown_patients", "no_audit"),
-    }[method]
+    foreign = ("no_hold_out",)
+    if method == "screened":
+        foreign = ("max_jaccard", "rationales", "allow_unknown_patients", "no_audit")
     given = [f"--{name.replace('_', '-')}" for name in foreign if options[name]]
     if given:
         raise click.UsageError(f"{', '.join(given)} does not go with --method {method}")
@@ -153,8 +158,10 @@ def _exchange(
         raise InputError(Problem(data, "a patient or slide for every question: a group has four", found, hint))
     limits = ValidityLimits(max_jaccard=options["max_jaccard"] or ValidityLimits().max_jaccard)
     similarity = case_similarity(questions, source.organs, source.views)
+    pairs = PairRules(questions, limits, similarity)
+    group = block_exchange if settings["method"] == "block-exchange" else exchange
     with tqdm(total=len(questions), desc="questions grouped", disable=None) as bar:
-        found_groups = exchange(questions, options["seed"], limits, similarity, bar.update)
+        found_groups = group(pairs, options["seed"], bar.update)
     if not found_groups.groups:
         reasons: Counter[str] = Counter()
         for part in found_groups.parts.values():
@@ -170,7 +177,9 @@ def _exchange(
         audit = {name: audited(some, options["seed"]) for name, some in (("before", questions), ("after", grouped))}
     kept_if = "kept where they name no letter and no option" if options["rationales"] == "keep" else "dropped"
     settings = {**settings, "rationales": kept_if, "unknown_patients": unknown}
-    return edits, exchange_report(questions, found_groups, limits, settings, audit, any(source.views))
+    return edits, exchange_report(
+        settings.pop("method"), questions, found_groups, limits, settings, audit, any(source.views)
+    )
 
 
 def _screened(
@@ -245,7 +254,7 @@ def _not_reached(data: str, report: dict[str, Any]) -> list[Problem]:
 
 
 def _detail(report: dict[str, Any]) -> str:
-    if report["method"] == "exchange":
+    if report["method"] != "screened":
         return f" in {report['groups']} groups of four (at most {report['bound']} are possible)"
     ceiling = max(part["audit"]["after"]["ceiling"] for part in report["splits"])
     return f"; no image-free probe is off chance, none above {100 * ceiling:.0f}% (95% upper ends)"

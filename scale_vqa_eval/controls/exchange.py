@@ -45,12 +45,16 @@ class QuestionGroup(ExchangeGroup[int]):
         same_views: whether all four have images for the same views.
         doubtful: pairs (row, other row) whose gold may be true for the other: it is close to what the release calls
             right in the same dimension for another region of the other's patient.
+        block: name of the block of four slides in a block exchange, else empty.
+        quadruple: name of the quadruple of paths in a block exchange, else empty.
     """
 
     stem: str
     likeness: float
     same_views: bool
     doubtful: tuple[tuple[int, int], ...]
+    block: str = ""
+    quadruple: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +81,12 @@ class ExchangeResult:
     Attributes:
         groups: in the order of their first rows.
         parts: (split, dimension) -> counts; None in place of a name that the file does not give.
+        bound: no more groups than this can be made under the same limits.
     """
 
     groups: tuple[QuestionGroup, ...]
     parts: dict[tuple[str | None, str | None], PartCounts]
-
-    @property
-    def bound(self) -> int:
-        """Upper bound of the number of groups."""
-        return sum(part.bound for part in self.parts.values())
+    bound: int
 
 
 @dataclass(frozen=True)
@@ -143,24 +144,18 @@ def case_similarity(
 
 
 def exchange(
-    questions: Sequence[Question],
-    seed: int = 42,
-    limits: ValidityLimits | None = None,
-    similarity: CaseSimilarity | None = None,
-    progress: Callable[[int], object] = lambda items: None,
+    pairs: PairRules, seed: int = 42, progress: Callable[[int], object] = lambda items: None
 ) -> ExchangeResult:
     """Groups questions for exchange: as many groups as can be found, and among those the safest and hardest.
 
     Groups never straddle splits, dimensions or question texts.
 
     Args:
-        questions: any questions; their right answers become the options, whatever their number of options.
+        pairs: the questions, whose right answers become the options, and which of them may share a group.
         seed: of the search and of the order of the options.
-        limits: on how similar the right answers of a group may be.
-        similarity: what is known of the cases; by default ``case_similarity(questions)``.
         progress: called with the number of questions that were processed.
     """
-    pairs = PairRules(questions, limits or ValidityLimits(), similarity or case_similarity(questions))
+    questions = pairs.questions
     tally: dict[tuple[str | None, str | None], Counter[str]] = defaultdict(Counter)
     found: list[QuestionGroup] = []
     for (split, dimension, _), rows in _same_text(questions).items():
@@ -171,10 +166,8 @@ def exchange(
         part[LEFT_OVER] += len(usable) - GROUP_SIZE * len(groups)
         found += groups
         progress(len(rows))
-    return ExchangeResult(
-        named("exchange", questions, found, seed),
-        {key: part_counts(counts) for key, counts in sorted(tally.items(), key=str)},
-    )
+    parts = {key: part_counts(counts) for key, counts in sorted(tally.items(), key=str)}
+    return ExchangeResult(named("exchange", questions, found, seed), parts, sum(part.bound for part in parts.values()))
 
 
 def part_counts(counts: Counter[str]) -> PartCounts:
@@ -188,15 +181,17 @@ def named(
 ) -> tuple[QuestionGroup, ...]:
     """Numbers groups in the order of their first rows, and draws the order of their options.
 
-    The order is drawn by the seed and the ids of the rows, whatever else is in the file.
+    The order is drawn by the seed from the option texts alone: were it drawn from the rows, a reader who knows the
+    seed could draw it again and read the answers off it.
     """
     numbers: Counter[str | None] = Counter()
     result = []
     for group in sorted(groups, key=lambda group: sorted(group.members)):
         split = questions[group.members[0]].split
         numbers[split] += 1
-        order = sorted(group.members)
-        random.Random("\0".join([str(seed), *(questions[row].id for row in order)])).shuffle(order)
+        golds = {row: questions[row].options[questions[row].answer] for row in group.members}
+        order = sorted(group.members, key=lambda row: golds[row])
+        random.Random("\0".join([str(seed), *(golds[row] for row in order)])).shuffle(order)
         name = "-".join([prefix, *([split] if split else []), f"{numbers[split]:05d}"])
         result.append(replace(group, name=name, members=tuple(order)))
     return tuple(result)
@@ -205,8 +200,21 @@ def named(
 class PairRules:
     """Which two questions may share a group, and which of those pairs are preferred."""
 
-    def __init__(self, questions: Sequence[Question], limits: ValidityLimits, similarity: CaseSimilarity) -> None:
-        self.questions, self.limits, self.similarity = questions, limits, similarity
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        limits: ValidityLimits | None = None,
+        similarity: CaseSimilarity | None = None,
+    ) -> None:
+        """Reads what the release calls right for whom.
+
+        Args:
+            questions: n questions.
+            limits: on how similar the right answers of a group may be.
+            similarity: what is known of the cases; by default ``case_similarity(questions)``.
+        """
+        self.questions, self.limits = questions, limits or ValidityLimits()
+        self.similarity = similarity or case_similarity(questions)
         self.golds = [question.options[question.answer] for question in questions]
         self._by_path: dict[tuple[str, ...], set[str]] = defaultdict(set)
         self._by_patient: dict[tuple[str, str | None], set[str]] = defaultdict(set)
@@ -214,9 +222,13 @@ class PairRules:
             self._by_path[_path(question)].add(gold)
             self._by_patient[question.cluster, question.dimension].add(gold)
 
+    def problem(self, row: int) -> str | None:
+        """Returns why a row can be in no group, or None."""
+        return gold_problem(self.questions[row])
+
     def usable(self, rows: Sequence[int], lost: Counter[str]) -> Items:
         """Returns the rows of one text that can be in a group at all; counts the others in ``lost``."""
-        problems = {row: gold_problem(self.questions[row]) for row in rows}
+        problems = {row: self.problem(row) for row in rows}
         lost.update(problem for problem in problems.values() if problem is not None)
         kept = [row for row, problem in problems.items() if problem is None]
         patients = {self.questions[row].cluster for row in kept}
@@ -234,6 +246,10 @@ class PairRules:
     def patients(self, rows: Items) -> list[str]:
         """Returns the patient of each row."""
         return [self.questions[row].cluster for row in rows.tolist()]
+
+    def ambiguity(self, rows: Items) -> Weights:
+        """Returns (n, n): estimated probability, 0 to 1, that one's gold may be true for the other as well."""
+        return np.where(self.doubtful(rows), 0.5, 0.0)
 
     def doubtful(self, rows: Items) -> Matrix:
         """Returns (n, n): one's gold is close to what is called right elsewhere in the other's patient."""
@@ -274,20 +290,22 @@ def _packed_portion(pairs: PairRules, rows: Items, seed: int, stem: str) -> tupl
     doubtful = pairs.doubtful(rows)
     weight = likeness - DOUBT * doubtful - UNLIKE_VIEWS * unlike_views
     packing = pack(pairs.allowed(rows), weight, pairs.patients(rows), seed)
-    groups = []
-    for group in packing.groups:
-        six = list(combinations(group, 2))
-        groups.append(
-            QuestionGroup(
-                "",
-                tuple(rows[list(group)].tolist()),
-                stem,
-                float(np.mean([likeness[pair] for pair in six])),
-                not any(unlike_views[pair] for pair in six),
-                tuple((int(rows[left]), int(rows[right])) for left, right in six if doubtful[left, right]),
-            )
-        )
-    return groups, packing.bound
+    return [described_group(pairs, rows[list(group)], stem) for group in packing.groups], packing.bound
+
+
+def described_group(pairs: PairRules, rows: Items, stem: str) -> QuestionGroup:
+    """Returns a group, without a name yet, of four rows."""
+    likeness, unlike_views = pairs.similarity.between(rows), pairs.similarity.unlike_views(rows)
+    doubtful = pairs.doubtful(rows)
+    six = list(combinations(range(GROUP_SIZE), 2))
+    return QuestionGroup(
+        "",
+        tuple(rows.tolist()),
+        stem,
+        float(np.mean([likeness[pair] for pair in six])),
+        not any(unlike_views[pair] for pair in six),
+        tuple((int(rows[left]), int(rows[right])) for left, right in six if doubtful[left, right]),
+    )
 
 
 def _same_text(questions: Sequence[Question]) -> dict[tuple[str | None, str | None, str], list[int]]:

@@ -51,6 +51,7 @@ class RowEdit:
         rationale: the rationale that is kept, or None.
         group: exchange group.
         sources: for each option the id of the row whose right answer it is.
+        place: ``block`` and ``quadruple`` of a block exchange; else empty.
     """
 
     question: str
@@ -59,6 +60,7 @@ class RowEdit:
     rationale: str | None
     group: str
     sources: tuple[str, ...]
+    place: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def authors_row(question: Question, row: Mapping[str, Any], edit: RowEdit | None
         result["options"] = dict(zip(LETTERS, edit.options, strict=False))
         result["answer"] = LETTERS[edit.answer]
         result["rationale"] = edit.rationale
-        extra["group"] = edit.group
+        extra |= {"group": edit.group, **dict(edit.place)}
         extra["option_sources"] = dict(zip(LETTERS, edit.sources, strict=False))
     return result
 
@@ -139,7 +141,8 @@ def exchange_edits(
             rationale = questions[row].rationale if keep_rationales else None
             kept = rationale if rationale is not None and independent_of_options(rationale) else None
             ids = tuple(source.id for source in sources)
-            edits[row] = RowEdit(group.stem, options, index, kept, group.name, ids)
+            place = (("block", group.block), ("quadruple", group.quadruple)) if group.block else ()
+            edits[row] = RowEdit(group.stem, options, index, kept, group.name, ids, place)
     return edits
 
 

@@ -87,6 +87,7 @@ def _interval(probe: ProbeAccuracy | Accuracy) -> dict[str, float]:
 
 
 def exchange_report(
+    method: str,
     questions: Sequence[Question],
     found: ExchangeResult,
     limits: ValidityLimits,
@@ -94,9 +95,10 @@ def exchange_report(
     audit: dict[str, Any] | None,
     views_known: bool,
 ) -> dict[str, Any]:
-    """Returns the report of an exchange.
+    """Returns the report of an exchange or a block exchange.
 
     Args:
+        method: ``exchange`` or ``block-exchange``.
         questions: the questions that were grouped.
         found: the groups.
         limits: what they kept to.
@@ -105,8 +107,12 @@ def exchange_report(
         views_known: whether the file tells which views a question has.
     """
     members = GROUP_SIZE * len(found.groups)
+    blocks: dict[str, dict[str, list[str]]] = {}
+    for group in found.groups:
+        if group.block:
+            blocks.setdefault(group.block, {}).setdefault(group.quadruple, []).append(group.name)
     return {
-        "method": "exchange",
+        "method": method,
         "version": __version__,
         **settings,
         "limits": asdict(limits),
@@ -127,6 +133,7 @@ def exchange_report(
             for group in found.groups
             for one, other in group.doubtful
         ],
+        "blocks": blocks,
         "members": {group.name: [questions[row].id for row in group.members] for group in found.groups},
         "audit": audit,
         "expert_review": NOT_CONFIRMED,
@@ -189,7 +196,7 @@ def note(report: dict[str, Any]) -> str:
     )
     environment.filters["percent"] = lambda share: f"{percent(share)}%"
     environment.filters["cell"] = lambda text: " ".join(str(text).replace("|", "/").split())
-    return environment.get_template(f"{report['method']}_note.md.j2").render(report=report).strip()
+    return environment.get_template(f"{report['method'].replace('-', '_')}_note.md.j2").render(report=report).strip()
 
 
 def _why(pruned: ScreenedRows, after: dict[str, Any] | None) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from PIL import Image, ImageOps
@@ -51,18 +51,23 @@ def ablated(
     return list(items), []
 
 
-class BlankImages(ImageSource):
+@dataclass(frozen=True)
+class BlankImages:
     """The images of another source, each replaced by a uniform one of the same size as shown.
 
     An image that cannot be read stays as it is, so that its question fails as it would with images.
     """
 
-    def __init__(self, source: ImageSource) -> None:
-        super().__init__()
-        self._source = source
+    source: ImageSource
+
+    def views(self, row: int) -> list[str]:
+        return self.source.views(row)
+
+    def options(self, row: int) -> int:
+        return self.source.options(row)
 
     def read(self, image: ImageRef) -> bytes:
-        content = self._source.read(image)
+        content = self.source.read(image)
         try:
             with Image.open(io.BytesIO(content)) as original:
                 size = ImageOps.exif_transpose(original).size

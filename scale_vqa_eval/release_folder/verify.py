@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import sha256_file, sha256_json
+from scale_vqa_eval.release_folder.card import CONTROLS
 from scale_vqa_eval.release_folder.read import release_configs
 from scale_vqa_eval.release_folder.write import row_features
 from scale_vqa_eval.schema import CONFIGS, VIEWS
@@ -59,7 +60,7 @@ def has_images(config: str, shards: Shards) -> bool:
     A control takes over the columns of the rows it was made of, so its own files are asked; whether any other config
     has its image columns is checked by ``check_columns``.
     """
-    if config not in ("exchange", "screened"):
+    if config not in CONTROLS:
         return config != "text"
     return any(view in pq.read_schema(file).names for files in shards.values() for file in files for view in VIEWS)
 

@@ -23,7 +23,7 @@ from scale_vqa_eval.scoring.score import (
 REMOVED: Final = ("no-low", "no-mid", "no-high", "shuffled")
 """Ablations whose accuracy is subtracted from that of the run with all images."""
 NO_BLIND: Final = "no blind control"
-_CONFIG_ORDER: Final = (DEFAULT, "screened", "exchange")
+_CONFIG_ORDER: Final = (DEFAULT, "screened", "block_exchange", "exchange")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scale_vqa_eval.controls.exchange import TOO_FEW_PATIENTS, TOO_FEW_ROWS, ExchangeResult, exchange
+from scale_vqa_eval.controls.exchange import TOO_FEW_PATIENTS, TOO_FEW_ROWS, ExchangeResult, PairRules, exchange
 from scale_vqa_eval.controls.exchange_group import ExchangeGroup, find_exchange_groups
 from scale_vqa_eval.controls.group_packing import capacity_bound
 from scale_vqa_eval.controls.row_edits import RowEdit, exchange_edits, independent_of_options
@@ -65,7 +65,7 @@ def blind_readers(seed: int) -> dict[str, Callable[[str, tuple[str, ...]], int]]
 @settings(max_examples=30, deadline=None)
 def test_every_function_of_the_text_is_right_on_exactly_one_of_four(seed: int, rows: int, patients: int) -> None:
     questions = corpus(seed, rows, patients)
-    preview = as_shown(questions, exchange_edits(questions, exchange(questions, seed).groups))
+    preview = as_shown(questions, exchange_edits(questions, exchange(PairRules(questions), seed).groups))
     for read in blind_readers(seed).values():
         right: Counter[str] = Counter()
         for question, options, gold, group in preview:
@@ -78,7 +78,7 @@ def test_every_function_of_the_text_is_right_on_exactly_one_of_four(seed: int, r
 def test_groups_are_valid(seed: int) -> None:
     questions = corpus(seed)
     limits = ValidityLimits(max_jaccard=0.2)
-    found = exchange(questions, seed, limits)
+    found = exchange(PairRules(questions, limits), seed)
     edits = exchange_edits(questions, found.groups)
     assert len(edits) == 4 * len(found.groups)  # no row is in two groups
     for group in found.groups:
@@ -107,13 +107,13 @@ def test_a_known_optimum_is_found(sizes: list[int], seed: int) -> None:
         Question(f"{row}", "Which?", (f"gold{row} only", f"other{row} here"), 0, None, slide, slide, f"p{row}")
         for row, slide in enumerate(slides)
     ]
-    found = exchange(questions, seed, ValidityLimits(max_jaccard=0.9, max_containment=2))
+    found = exchange(PairRules(questions, ValidityLimits(max_jaccard=0.9, max_containment=2)), seed)
     assert len(found.groups) == found.bound == capacity_bound(sizes)
 
 
 def test_more_rows_than_one_block() -> None:
     questions = corpus(1, rows=1300, patients=40, stems=1)
-    found = exchange(questions)
+    found = exchange(PairRules(questions))
     assert found.bound - 3 <= len(found.groups) <= found.bound == 325
     assert len(exchange_edits(questions, found.groups)) == 4 * len(found.groups)
 
@@ -130,7 +130,7 @@ def test_every_question_is_accounted_for() -> None:
         ),
         *(Question(f"one{row}", "One patient?", (f"a{row}", "b"), 0, "Diagnosis", "s", "s") for row in range(5)),
     ]
-    found = exchange(questions)
+    found = exchange(PairRules(questions))
     for part in found.parts.values():
         assert part.questions == 4 * part.groups + sum(part.lost.values())
     lost = found.parts[None, "Diagnosis"].lost
@@ -143,7 +143,7 @@ def test_groups_stay_within_a_split_and_a_dimension() -> None:
     for row, question in enumerate(corpus(5, rows=80, patients=20, stems=1)):
         split = "val" if row % 2 else "test"
         questions.append(dataclasses.replace(question, split=split, dimension="AB"[row % 4 // 2]))
-    found = exchange(questions)
+    found = exchange(PairRules(questions))
     assert {len({(questions[row].split, questions[row].dimension) for row in g.members}) for g in found.groups} == {1}
     assert {group.name.rsplit("-", 1)[0] for group in found.groups} == {"exchange-val", "exchange-test"}
     assert len({group.name for group in found.groups}) == len(found.groups) >= 12
@@ -155,13 +155,13 @@ def test_spellings_of_one_text_become_one() -> None:
         Question(f"{row}", stem, (f"alpha{row} beta{row}", "x"), 0, None, f"s{row}", f"s{row}")
         for row, stem in enumerate(stems)
     ]
-    edits = exchange_edits(questions, exchange(questions).groups)
+    edits = exchange_edits(questions, exchange(PairRules(questions)).groups)
     assert [edits[row].question for row in range(4)] == ["Which fits?"] * 4
 
 
 def test_seed_decides_and_repeats() -> None:
     questions = corpus(9)
-    first = [exchange_edits(questions, exchange(questions, seed).groups) for seed in (1, 1, 2)]
+    first = [exchange_edits(questions, exchange(PairRules(questions), seed).groups) for seed in (1, 1, 2)]
     assert first[0] == first[1] != first[2]
 
 
@@ -172,7 +172,7 @@ def test_alike_tissue_is_preferred() -> None:
                  rationale="glandular mucosa crypts" if row % 2 else "glial astrocytes neuropil")
         for row in range(8)
     ]  # fmt: skip
-    found = exchange(questions)
+    found = exchange(PairRules(questions))
     assert sorted(sorted(row % 2 for row in group.members) for group in found.groups) == [[0] * 4, [1] * 4]
 
 
@@ -183,10 +183,10 @@ def test_groups_of_the_same_views_and_without_doubt_are_preferred() -> None:
                  images=both if row % 2 else one)
         for row in range(8)
     ]  # fmt: skip
-    assert all(group.same_views for group in exchange(questions).groups)
+    assert all(group.same_views for group in exchange(PairRules(questions)).groups)
     # the first's patient has another region whose right answer is nearly that of the second
     elsewhere = Question("x", "Another text?", ("gold1 only1 seen", "y"), 0, None, "s0", "s0", "px")
-    groups = exchange([*questions, elsewhere]).groups
+    groups = exchange(PairRules([*questions, elsewhere])).groups
     assert not any({0, 1} <= set(group.members) for group in groups)
     assert not any(group.doubtful for group in groups)
 
@@ -208,7 +208,7 @@ def test_rationales_that_may_stay(rationale: str, kept: bool) -> None:
 @pytest.fixture(scope="module")
 def released(shared: Path) -> tuple[list[Question], ExchangeResult]:
     questions = read_questions(shared / "scale_vqa" / "val.json")
-    return questions, exchange(questions)
+    return questions, exchange(PairRules(questions))
 
 
 def test_released_val_gives_48_groups_in_all_dimensions(released: tuple[list[Question], ExchangeResult]) -> None:
@@ -243,7 +243,7 @@ def test_an_item_is_a_member_once() -> None:
 
 def test_groups_are_found_by_their_text() -> None:
     questions = corpus(4)
-    groups = exchange(questions).groups
+    groups = exchange(PairRules(questions)).groups
     edits = exchange_edits(questions, groups)
     rows = [
         dataclasses.replace(questions[row], question=edit.question, options=edit.options, answer=edit.answer)

@@ -1,0 +1,1 @@
+"""Letters, duplicates, contradictions, the release folder, its audit and the report."""

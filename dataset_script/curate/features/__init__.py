@@ -1,0 +1,1 @@
+"""Captions, and the atomic features that a model finds in them."""
