@@ -65,6 +65,8 @@ def browser_image(content: bytes, location: str) -> tuple[bytes, str]:
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before the import: the page calls nobody
 
 
+Updates = dict[Any, Any]
+"""Gradio component -> its new value."""
 STAGES: Final = {"Review": "review", "Adjudicate open disagreements": "adjudication"}
 KEYS: Final = (
     "<kbd>a</kbd> accept <kbd>r</kbd> reject <kbd>e</kbd> edit <kbd>n</kbd> later <kbd>p</kbd> back "
@@ -114,70 +116,54 @@ def build_page(session: ReviewSession) -> gr.Blocks:
                     cancel = gr.Button("Cancel (Esc)", elem_id="cancel")
             gr.HTML(KEYS, elem_id="keys", apply_default_css=False)
         fields = [*texts, answer]
-        preview = [viewer, entrance, work, panel, message, reason, verdicts, editor, *fields]
+        outputs = [viewer, entrance, work, panel, message, reason, verdicts, editor, *fields]
+        visible, hidden = gr.update(visible=True), gr.update(visible=False)
 
-        def show(now: ReviewerState, note: str = "") -> list[Any]:
-            """Returns the values of ``shown`` for a viewer."""
-            opened, closed = gr.update(visible=True), gr.update(visible=False)
-            return [
-                *(now, gr.update(visible=False), gr.update(visible=True), render_item(session, now)),
-                *(render_note(note, next(turns), done=True), "", opened, closed, *_field_values(session, now, most)),
-            ]
+        # an action returns the components that change; all others stay as they are
+        def show(now: ReviewerState, note: str = "") -> Updates:
+            return {
+                **{viewer: now, entrance: hidden, work: visible, panel: render_item(session, now)},
+                **{message: render_note(note, next(turns), done=True), reason: "", verdicts: visible, editor: hidden},
+                **dict(zip(fields, _field_values(session, now, most), strict=False)),
+            }
 
-        def refused(error: InputError, now: ReviewerState | None) -> list[Any]:
-            """Returns the values of ``shown`` that leave all as it is and say what was wrong."""
-            said = "; ".join(f"expected {one.expected}, found {one.found}: {one.hint}" for one in error.problems)
-            needs = "reason" if any("a reason" in one.expected for one in error.problems) else None
-            return [
-                now,
-                *[gr.skip()] * 3,
-                render_note(said, next(turns), needs=needs),
-                *[gr.skip()] * (3 + len(fields)),
-            ]
-
-        def left(note: str) -> list[Any]:
-            """Returns the values of ``shown`` that ask for the name again, as a long absence has undone the viewer."""
-            opened, closed = gr.update(visible=True), gr.update(visible=False)
-            return [
-                *(None, opened, closed, "", render_note(note, next(turns), needs="reviewer")),
-                *[gr.skip()] * (3 + len(fields)),
-            ]
-
-        def guarded(action: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-            def run(now: ReviewerState | None, *values: Any) -> list[Any]:
-                if now is None and action is not enter:
-                    return left(
-                        "Not saved: this page was away for too long. Give your name again; the log has the rest."
-                    )
+        def guarded(action: Callable[..., Updates]) -> Callable[..., Updates]:
+            def run(now: ReviewerState | None, *values: Any) -> Updates:
+                if now is None and action is not enter:  # the browser was away so long that its state is gone
+                    note = "Not saved: this page was away for too long. Give your name again; the log has the rest."
+                    asked = render_note(note, next(turns), needs="reviewer")
+                    return {entrance: visible, work: hidden, panel: "", message: asked}
                 try:
                     return action(now, *values)
                 except InputError as error:
-                    return refused(error, now)
+                    note = "; ".join(
+                        f"expected {one.expected}, found {one.found}: {one.hint}" for one in error.problems
+                    )
+                    needs = "reason" if any("a reason" in one.expected for one in error.problems) else None
+                    return {message: render_note(note, next(turns), needs=needs)}
 
             return run
 
-        def enter(now: ReviewerState | None, name: str, stage: str) -> list[Any]:
+        def enter(now: ReviewerState | None, name: str, stage: str) -> Updates:
             return show(session.advance(ReviewerState(checked_name(name or ""), STAGES[stage])))
 
-        def decide(verdict: str) -> Callable[..., list[Any]]:
-            def run(now: ReviewerState, reason: str, *values: Any) -> list[Any]:
+        def decide(verdict: str) -> Callable[..., Updates]:
+            def run(now: ReviewerState, reason: str, *values: Any) -> Updates:
                 edit = _edit(session, now, values) if verdict == "edit" else None
-                key = now.at
                 own = session.own(now)
                 after = session.decide(now, verdict, reason or "", edit)
                 instead = f" in place of your {own.verdict}" if own is not None else ""
-                return show(after, f"Saved: {verdict}{instead}, {key[1]}" if key else "")
+                return show(after, f"Saved: {verdict}{instead}, {now.at[1]}" if now.at else "")
 
             return run
 
-        def open_editor(now: ReviewerState) -> list[Any]:
+        def open_editor(now: ReviewerState) -> Updates:
             note = render_note("Edit, give a reason, save.", next(turns), done=True, needs="edit-question")
             # with the editor open, Accept and the like would lose the new text
-            swapped = [gr.update(visible=now.at is None), gr.update(visible=now.at is not None)]
-            return [now, *[gr.skip()] * 3, note, gr.skip(), *swapped, *[gr.skip()] * len(fields)]
+            return {message: note, verdicts: hidden, editor: visible} if now.at is not None else {message: note}
 
         def on(button: gr.Button, action: Callable[..., list[Any]], *inputs: Any) -> None:
-            button.click(guarded(action), [viewer, *inputs], preview, show_progress="hidden", api_visibility="private")
+            button.click(guarded(action), [viewer, *inputs], outputs, show_progress="hidden", api_visibility="private")
 
         on(start, enter, name, stage)
         on(buttons["accept"], decide("accept"), reason)
@@ -190,29 +176,14 @@ def build_page(session: ReviewSession) -> gr.Blocks:
     return page
 
 
-def page_style() -> str:
-    """Returns the page's CSS."""
-    return _asset("page.css")
-
-
-def page_head() -> str:
-    """Returns what goes into the page's head: its script, and that the address goes to nobody."""
-    return f'<meta name="referrer" content="no-referrer"><script>{_asset("page.js")}</script>'
-
-
-def page_theme() -> gr.themes.Base:
-    """Returns a theme with fonts of the machine, so that none is fetched."""
-    return gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-
-
 def _asset(name: str) -> str:
     return files("dataset_script.review").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _field_values(session: ReviewSession, now: ReviewerState, most: int) -> list[Any]:
-    """Returns what the editor's fields hold: the text, or, in adjudication, a reviewer's edit of it."""
+    """Returns the values of the editor's fields: the text, or in adjudication a reviewer's edit of it."""
     if now.at is None:
-        return [gr.skip()] * (most + 3)
+        return []
     question = session.data.items[now.at].question
     edit: dict[str, Any] = {}
     if now.stage == "adjudication":
@@ -279,9 +250,10 @@ def application(session: ReviewSession, token: str, port: int) -> ASGIApp:
         max_file_size=MAX_UPLOAD,
         ssr_mode=False,
         mcp_server=False,
-        theme=page_theme(),
-        css=page_style(),
-        head=page_head(),
+        # fonts of the machine: the page fetches nothing
+        theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css=_asset("page.css"),
+        head=f'<meta name="referrer" content="no-referrer"><script>{_asset("page.js")}</script>',
     )
     return require_token(app, token, port)
 

@@ -31,7 +31,8 @@ def render_item(session: ReviewSession, viewer: ReviewerState) -> str:
         viewer=viewer,
         done=done,
         waiting=waiting,
-        item=_facts(question, item),
+        item=question,
+        row=next((one.row for one in (*item.views, *item.option_images)), 0),
         views=_views(session, item),
         # a grounding question shows the views that its kind asks about
         missing=[
@@ -69,19 +70,6 @@ def render_note(text: str, turn: int, done: bool = False, needs: str | None = No
         needs: the field that has to be filled, if any.
     """
     return _template("note.html.j2").render(text=text, turn=turn, done=done, needs=needs)
-
-
-def _facts(question: Question, item: VisualQuestion) -> dict[str, Any]:
-    row = (item.views or item.option_images)[0].row if item.views or item.option_images else 0
-    return {
-        "row": row,
-        "id": question.id,
-        "split": question.split,
-        "dimension": question.dimension,
-        "slide": question.slide,
-        "question": question.question,
-        "rationale": question.rationale,
-    }
 
 
 def _views(session: ReviewSession, item: VisualQuestion) -> list[dict[str, Any]]:
