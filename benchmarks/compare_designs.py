@@ -25,13 +25,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 from phantom_captions import caption_plans, caption_row
 from scripted_roles import serving
 
-from dataset_script.curate.asking.settings import Settings, read_settings
-from dataset_script.curate.construction.build import audited, finished
-from dataset_script.curate.features.decompose import Feature
-from dataset_script.curate.pipeline import Run, decompose, generate, places, plan, read_items, screen
-from dataset_script.curate.questions.contrasts import contrast_pool
-from dataset_script.curate.questions.drafts import UNCROSSED, Draft
-from dataset_script.curate.questions.items import Item, Place, spelled
+from dataset_script.curate.candidates import UNCROSSED, Candidate, without_capital
+from dataset_script.curate.captions import CaptionFeature
+from dataset_script.curate.distractors import distractor_pool
+from dataset_script.curate.pipeline import CurationRun, decompose, generate, plan, read_candidates, screen
+from dataset_script.curate.report import audited, finished
+from dataset_script.curate.settings import CurationSettings, read_settings
 from dataset_script.curate.work import open_work, write_lines
 from scale_vqa_eval.files import write_json
 from scale_vqa_eval.questions import Question
@@ -41,25 +40,25 @@ DESIGNS: Final = {
     "one feature changed": "the published constraint: each wrong option differs from the right one by one feature",
     "crossed": "2x2 product of two features, before screening",
     "crossed, screened": "the same after the rounds of the pipeline",
-    "of these, outside of exchange sets": "without those whose blind accuracy is 25% by construction",
+    "of these, outside of exchange groups": "without those whose blind accuracy is 25% by construction",
 }
 SHOWN: Final = ("medoid", "geometry", "words", "characters", "ensemble")
 
 
 def one_change(
-    drafts: Sequence[Draft], features: Mapping[str, Sequence[Feature]], location: Mapping[str, Place], seed: int
+    drafts: Sequence[Candidate], features: Mapping[str, Sequence[CaptionFeature]], seed: int
 ) -> list[Question]:
     """Returns the questions of drafts with options by the published constraint; letters balanced by draw."""
     findings: dict[str, list[str]] = {}
     for some in features.values():
         for one in some:
             findings.setdefault(one.aspect, []).append(one.value)
-    pools = {aspect: contrast_pool(found, f"{seed}:{aspect}") for aspect, found in sorted(findings.items())}
+    pools = {aspect: distractor_pool(found, f"{seed}:{aspect}") for aspect, found in sorted(findings.items())}
     questions = []
     for draft in drafts:
         rng = random.Random(f"{seed}:{draft.id}")
         taken = {draft.first.aspect, draft.second.aspect, UNCROSSED}
-        rest = [one for one in features[draft.path] if one.aspect not in taken]
+        rest = [one for one in features[draft.path.key] if one.aspect not in taken]
         if not rest:
             continue
         right = [draft.first, draft.second, rng.choice(rest)]
@@ -69,8 +68,7 @@ def one_change(
         values = [one.value for one in right]
         texts = [values, *([*values[:at], str(wrong[at]), *values[at + 1 :]] for at in range(3))]
         order = rng.sample(range(4), 4)
-        options = tuple("; ".join(spelled(value) for value in texts[number]) for number in order)
-        place = location[draft.path]
+        options = tuple("; ".join(without_capital(value) for value in texts[number]) for number in order)
         questions.append(
             Question(
                 draft.id,
@@ -78,10 +76,10 @@ def one_change(
                 options,
                 order.index(0),
                 QUESTION_TYPES[draft.question_type],
-                place.slide,
-                place.patient,
-                place.path_id,
-                split=place.split,
+                draft.path.slide,
+                draft.path.patient,
+                draft.path.path_id,
+                split=draft.path.split,
             )
         )
     return questions
@@ -94,24 +92,24 @@ def compare(slides: int, seed: int, out: Path, repeats: int = 4) -> dict[str, An
     write_lines(captions, (caption_row(one) for one in caption_plans(slides, seed)))
     with serving() as url:
         settings = _settings(out / "curate.yaml", url, seed, repeats)
-        run = Run(settings, open_work(out / "work", captions, settings))
+        run = CurationRun(settings, open_work(out / "work", captions, settings))
         decompose(run)
         generate(run)
         account = screen(run)
-    location = places(run, plan(run)[0])
-    features = {row["path"]: [Feature(**one) for one in row["features"]] for row in run.work.rows("features")}
-    drafts = sorted((Draft.from_row(row) for row in run.work.rows("drafts")), key=lambda one: one.id)
+    paths = plan(run).paths
+    features = {row["path"]: [CaptionFeature(**one) for one in row["features"]] for row in run.work.rows("features")}
+    drafts = sorted((Candidate.from_row(row, paths) for row in run.work.rows("drafts")), key=lambda one: one.id)
     crossed, screened = (
-        _questions(list(read_items(run.work.root / name, location)), settings)
+        _questions(read_candidates(run.work.root / name, paths), settings)
         for name in ("items.jsonl", "screened.jsonl")
     )
     loose = [question for question in screened if question.group is None]
-    pools = (one_change(drafts, features, location, seed), crossed, screened, loose)
+    pools = (one_change(drafts, features, seed), crossed, screened, loose)
     designs = [_row(name, pool, seed) for name, pool in zip(DESIGNS, pools, strict=True)]
     return {"slides": slides, "seed": seed, "designs": designs, "rounds": len(account["rounds"])}
 
 
-def _settings(file: Path, url: str, seed: int, repeats: int) -> Settings:
+def _settings(file: Path, url: str, seed: int, repeats: int) -> CurationSettings:
     roles: dict[str, Any] = {name: {"base_url": url, "model": name} for name in ("decompose", "generate", "analyse")}
     roles["adversary"] = [
         {"name": name, "base_url": url, "model": name, "repeats": repeats} for name in ("medoid", "longest")
@@ -120,8 +118,8 @@ def _settings(file: Path, url: str, seed: int, repeats: int) -> Settings:
     return read_settings(file)
 
 
-def _questions(items: Sequence[Item], settings: Settings) -> list[Question]:
-    return [item.question() for item in finished(items, {}, settings)[0]]
+def _questions(candidates: Sequence[Candidate], settings: CurationSettings) -> list[Question]:
+    return [one.to_question() for one in finished(candidates, {}, settings)[0]]
 
 
 def _row(name: str, questions: Sequence[Question], seed: int) -> dict[str, Any]:

@@ -16,15 +16,14 @@ from collections.abc import Sequence
 
 import click
 
-from dataset_script.curate.features.decompose import Feature
-from dataset_script.curate.questions.drafts import Draft
-from dataset_script.curate.questions.items import Item, Place
-from dataset_script.curate.questions.options import assemble
+from dataset_script.curate.candidates import Candidate
+from dataset_script.curate.captions import CaptionedPath, CaptionFeature
+from dataset_script.curate.distractors import build_options
 
 ASPECTS = ("growth pattern", "nuclei")
 
 
-def corpus(paths: int, findings: int, seed: int) -> tuple[list[Draft], dict[str, Place]]:
+def corpus(paths: int, findings: int, seed: int) -> list[Candidate]:
     """Free questions, one a path; finding number r of an aspect is right in proportion to 1 / (r + 2)."""
     rng = random.Random(seed)
     letters = "bcdfghjklmnprstvz"
@@ -36,19 +35,21 @@ def corpus(paths: int, findings: int, seed: int) -> tuple[list[Draft], dict[str,
         for aspect in ASPECTS
     ]
     weights = [1 / (rank + 2) for rank in range(findings)]
-    drafts, places = [], {}
+    drafts = []
     for number in range(paths):
         values = [rng.choices(some, weights)[0] for some in names]
         key = f"slide-{number // 4}::{number % 4}"
-        places[key] = Place(f"slide-{number // 4}", f"slide-{number // 4}", str(number % 4), "train", tuple(values))
+        texts = tuple(zip(("low_mag", "high_mag"), values, strict=True))
+        slide = f"slide-{number // 4}"
+        path = CaptionedPath(slide, slide, str(number % 4), texts, (), "train")
         first, second = (
-            Feature(f"{scale}-1", scale, aspect, value)
+            CaptionFeature(f"{scale}-1", scale, aspect, value)
             for scale, aspect, value in zip(("low_mag", "high_mag"), ASPECTS, values, strict=True)
         )
         drafts.append(
-            Draft(f"{key}::type_A", key, "type_A", "free", "What is seen?", first, second, ("", ""), "Seen.")
+            Candidate(f"{key}::type_A", path, "type_A", "free", "What is seen?", first, second, ("", ""), "Seen.")
         )
-    return drafts, places
+    return drafts
 
 
 def commonest(pairs: Sequence[tuple[tuple[str, str], tuple[str, str]]]) -> float:
@@ -64,7 +65,7 @@ def commonest(pairs: Sequence[tuple[tuple[str, str], tuple[str, str]]]) -> float
     return right / len(pairs)
 
 
-def free_draw(drafts: Sequence[Draft], seed: int) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+def free_draw(drafts: Sequence[Candidate], seed: int) -> list[tuple[tuple[str, str], tuple[str, str]]]:
     """The peer: any other finding of the aspect, each as likely as any."""
     rng = random.Random(seed)
     known = [sorted({half(draft) for draft in drafts}) for half in (_first, _second)]
@@ -78,16 +79,16 @@ def free_draw(drafts: Sequence[Draft], seed: int) -> list[tuple[tuple[str, str],
     return pairs
 
 
-def _first(draft: Draft) -> str:
+def _first(draft: Candidate) -> str:
     return draft.first.value
 
 
-def _second(draft: Draft) -> str:
+def _second(draft: Candidate) -> str:
     return draft.second.value
 
 
-def _pairs(items: Sequence[Item]) -> list[tuple[tuple[str, str], tuple[str, str]]]:
-    return [(item.values[0], item.values[1]) for item in items]
+def _pairs(items: Sequence[Candidate]) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    return [one.values for one in items if one.values is not None]
 
 
 @click.command()
@@ -99,18 +100,18 @@ def main(paths: tuple[int, ...], findings: int, seed: int) -> None:
     click.echo("| questions | balanced (%) | free draw (%) | given back | seconds | peer's seconds | kB a question |")
     click.echo("|---|---|---|---|---|---|---|")
     for count in paths:
-        drafts, places = corpus(count, findings, seed)
+        drafts = corpus(count, findings, seed)
         start = time.perf_counter()
-        found = assemble(drafts, places, seed)
+        found = build_options(drafts, seed)
         middle = time.perf_counter()
         peer = free_draw(drafts, seed)
         end = time.perf_counter()
         tracemalloc.start()
-        kept = assemble(drafts, places, seed)
-        size = tracemalloc.get_traced_memory()[1] / max(1, len(kept.items)) / 1024
+        kept = build_options(drafts, seed)
+        size = tracemalloc.get_traced_memory()[1] / max(1, len(kept.candidates)) / 1024
         tracemalloc.stop()
         click.echo(
-            f"| {count} | {100 * commonest(_pairs(found.items)):.1f} | {100 * commonest(peer):.1f} "
+            f"| {count} | {100 * commonest(_pairs(found.candidates)):.1f} | {100 * commonest(peer):.1f} "
             f"| {len(found.refused)} | {middle - start:.1f} | {end - middle:.1f} | {size:.1f} |"
         )
 

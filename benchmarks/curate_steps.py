@@ -40,9 +40,11 @@ async def _answered(session: Any, model: str, messages: Any, sampling: Mapping[s
 
 def _run(step: str, folder: str, out: Any) -> None:
     """Runs one step and sends seconds, peak memory (MB), and that of the bare process."""
-    from dataset_script.curate import pipeline
-    from dataset_script.curate.asking.settings import read_settings
-    from dataset_script.curate.screening import rounds  # noqa: F401  imported before the bare process is measured
+    from dataset_script.curate import (
+        pipeline,
+        screening,  # noqa: F401  imported before the bare process is measured
+    )
+    from dataset_script.curate.settings import read_settings
     from dataset_script.curate.work import open_work
     from scale_vqa_eval.llm import LLMSession
 
@@ -52,7 +54,7 @@ def _run(step: str, folder: str, out: Any) -> None:
     bare = _peak()
     start = time.perf_counter()
     work = open_work(root / "work", root / "captions.jsonl", settings)
-    run = pipeline.Run(settings, work, progress=False)
+    run = pipeline.CurationRun(settings, work, progress=False)
     if step != "open":
         {"decompose": pipeline.decompose, "generate": pipeline.generate, "screen": pipeline.screen}[step](run)
     out.send((time.perf_counter() - start, _peak(), bare))

@@ -73,7 +73,7 @@ def main() -> None:
             folder, store = Path(name) / "weights", Path(name) / "hub"
             folder.mkdir()
             make_weights(folder, size)
-            code = SERVE.format(tests=str(ROOT / "tests"), store=str(store))
+            code = SERVE.format(tests=str(ROOT / "tests" / "helpers"), store=str(store))
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             with subprocess.Popen([sys.executable, "-c", code], **pipes) as server:
                 url = server.stdout.readline().strip()

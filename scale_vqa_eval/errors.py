@@ -58,13 +58,11 @@ def preview(value: object, limit: int = 80) -> str:
     """
     if isinstance(value, str):
         text = repr(value) if value.isprintable() else ascii(value)
-    elif isinstance(value, dict | list | tuple | set | frozenset):
-        text = _SHORT.repr(value)
     else:
         try:
-            text = repr(value)
-        except ValueError:  # an integer of more than 4,300 digits
-            text = f"a {type(value).__name__} too long to show"
+            text = (_SHORT.repr if isinstance(value, dict | list | tuple | set | frozenset) else repr)(value)
+        except ValueError:  # it holds an integer of more than 4,300 digits
+            text = f"a {type(value).__name__} that is too long to show"
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
 
 
@@ -113,11 +111,13 @@ def validated(model: type[M], raw: object, location: str) -> M:
                     for inner in cause.problems
                 ]
             elif one["type"] == "extra_forbidden":
-                known = ", ".join(_known_keys(model, one["loc"][:-1]))
-                problems.append(Problem(where, f"one of {known}", preview(one["loc"][-1]), "correct the key"))
+                known = _known_keys(model, one["loc"][:-1])
+                hint = did_you_mean(one["loc"][-1], known)
+                problems.append(Problem(where, f"one of {', '.join(known)}", preview(one["loc"][-1]), hint))
             elif one["type"] == "missing":
                 problems.append(Problem(where, f"a value for {one['loc'][-1]}", "none", "add it"))
             else:
+                message = "a mapping of keys to values" if one["type"] in ("model_type", "dict_type") else message
                 problems.append(Problem(where, message, preview(one["input"]), "correct it"))
         raise InputError(problems) from error
 

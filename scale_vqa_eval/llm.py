@@ -203,6 +203,7 @@ class LLMSession:
 
     def __init__(self, url: str, settings: ChatSettings) -> None:
         self.name, self.settings, self.sent = endpoint_name(url), settings, 0
+        self._no_key = "" if os.environ.get(settings.api_key_env) else f" (${settings.api_key_env} is not set)"
         key, address = api_key(settings.api_key_env), httpx.URL(url.rstrip("/"))
         self._secrets = (key, unquote(address.password))
         self._gap = 60.0 / settings.per_minute if settings.per_minute else 0.0
@@ -211,7 +212,7 @@ class LLMSession:
             self._http = httpx.AsyncClient(
                 auth=(address.username, address.password) if address.userinfo else None,
                 headers={} if address.userinfo else {"Authorization": f"Bearer {key}"},
-                timeout=settings.timeout,
+                timeout=httpx.Timeout(settings.timeout, connect=min(settings.timeout, 30.0)),
                 follow_redirects=True,
                 limits=httpx.Limits(max_connections=None),
             )
@@ -264,7 +265,8 @@ class LLMSession:
     async def _once(self, body: Mapping[str, Any], key: str) -> tuple[CallResult, float | None]:
         """Sends one request; returns its result, and how long to wait at least before a retry, None for no retry."""
         try:
-            reply = await self._send("POST", "/chat/completions", json=body, headers={"Idempotency-Key": key})
+            headers = {"Idempotency-Key": key, "Content-Type": "application/json"}
+            reply = await self._send("POST", "/chat/completions", content=json.dumps(body), headers=headers)
             result = self._masked(read_reply(reply.content, reply.status_code))
         except httpx.TimeoutException:
             return CallResult(failure="timeout: no answer in time, at every try"), 0.0
@@ -288,7 +290,9 @@ class LLMSession:
     def _masked(self, result: CallResult) -> CallResult:
         if result.failure is None:
             return result
-        return CallResult(failure=masked(result.failure, *self._secrets), fatal=result.fatal, refused=result.refused)
+        failure = masked(result.failure, *self._secrets)
+        failure += self._no_key if failure.startswith(("status 401", "status 403")) else ""
+        return CallResult(failure=failure, fatal=result.fatal, refused=result.refused)
 
 
 def _proxy_problem(error: Exception) -> Problem:

@@ -1,7 +1,7 @@
 """Rewards of a response: the published one, bit for bit, a strict one, and two optional terms.
 
-Reference reward of ScaleReasoner-R1 (arXiv:2606.17412): 0.8 * accuracy + 0.2 * format. The parsing rules are those of
-the metric, so what training rewards is what scoring counts.
+Reference reward of ScaleReasoner-R1 (arXiv:2606.17412): 0.8 * accuracy + 0.2 * format. Responses are parsed by the
+rules of the metric, so training rewards what scoring counts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scale_vqa_eval.scale_vqa_acc.parsing import (
 from scale_vqa_eval.schema import LETTERS, MAGNIFICATION, VIEWS
 
 _WORDS: Final = {"low_mag": "low(?:est)?", "mid_mag": "mid(?:dle)?|medium|intermediate", "high_mag": "high(?:est)?"}
-_SPOKEN_OF: Final = {
+_SCALE_NAMES: Final = {
     view: re.compile(
         rf"(?<![\d.]){MAGNIFICATION[view][:-1]}\s?[x\u00d7](?!\w)"
         rf"|\b(?:{_WORDS[view]})[\s-]*(?:mag(?:nification)?|power|view|scale)\b",
@@ -37,13 +37,13 @@ def compute_score(response: object, answer: str | int, mode: Mode = "reference",
     """Returns 0.8 * accuracy + 0.2 * format, 0 to 1.
 
     Args:
-        response: the model's text; what is no text earns 0.
+        response: the model's text; anything else earns 0.
         answer: gold letter, or its 0-based index.
         mode: ``reference``, the published rule, or ``strict``.
-        options: number of options of the question; only ``strict`` looks at it.
+        options: number of options of the question; used by ``strict`` only.
 
     Raises:
-        ValueError: where the gold answer is missing, or neither letter nor index.
+        ValueError: if the gold answer is neither a letter nor an index.
 
     >>> compute_score("<think>Glands.</think> <answer>B</answer>", "B")
     1.0
@@ -58,16 +58,16 @@ def compute_score(response: object, answer: str | int, mode: Mode = "reference",
 
 
 def accuracy_reward(response: object, answer: str | int, mode: Mode = "reference", options: int = 4) -> float:
-    """Returns 1.0 where the letter that the response gives is the gold one, else 0.0."""
+    """Returns 1.0 if the letter of the response is the gold letter, else 0.0."""
     letter = parse_response(response, mode, options).letter
-    return 1.0 if letter is not None and letter == _gold(answer) else 0.0
+    return 1.0 if letter is not None and letter == _gold_letter(answer) else 0.0
 
 
 def format_reward(response: object, mode: Mode = "reference", options: int = 4) -> float:
-    """Returns 1.0 where the response keeps the format, else 0.0.
+    """Returns 1.0 if the response keeps the format, else 0.0.
 
     ``reference``: a think block, one answer block that ends in a single letter (any of A-Z), nothing after it.
-    ``strict``: in addition the letter has to be found by the strict rule.
+    ``strict``: in addition the letter must be found by the strict rule.
     """
     kept = keeps_format(response)
     if mode == "strict":
@@ -76,17 +76,16 @@ def format_reward(response: object, mode: Mode = "reference", options: int = 4) 
 
 
 def structure_reward(response: object, views: Iterable[str]) -> float:
-    """Returns how far the reasoning speaks of the scales that are shown, and of no other, 0 to 1.
+    """Returns how well the scales named in the reasoning match the scales shown, 0 to 1 (Jaccard).
 
-    The size of the intersection of scales shown and scales named in the think blocks, over that of their union
-    (Jaccard). A scale is named by its magnification (``40x``) or in words (``mid power``, ``intermediate
-    magnification``); comparatives ("at higher power") name none. PathScale-R1 (arXiv:2607.23794) has the idea; the
-    rule is ours. It reads words: a model can learn to say them without looking, so give it a small weight and watch
-    accuracy without images.
+    A scale is named in a think block by its magnification (``40x``) or in words (``mid power``, ``intermediate
+    magnification``); comparatives ("at higher power") name none. The idea is that of PathScale-R1 (arXiv:2607.23794),
+    the rule is ours. It reads words: a model can learn to say them without looking, so give it a small weight and
+    watch accuracy without images.
 
     Args:
-        response: the model's text; what is no text earns 0.
-        views: columns that were shown, ``low_mag`` and so on; others are passed over.
+        response: the model's text; anything else earns 0.
+        views: columns that were shown, ``low_mag`` and so on; other names are ignored.
 
     >>> structure_reward("<think>Nests at 10x, atypia at high power.</think>", ["low_mag", "high_mag"])
     1.0
@@ -96,13 +95,13 @@ def structure_reward(response: object, views: Iterable[str]) -> float:
     thought = " ".join(_think_blocks(response)) if isinstance(response, str) else ""
     if not thought.strip():
         return 0.0
-    named = {view for view, spoken_of in _SPOKEN_OF.items() if spoken_of.search(thought)}
-    there = set(views) & set(VIEWS)
-    return len(named & there) / len(named | there) if named | there else 1.0
+    named = {view for view, pattern in _SCALE_NAMES.items() if pattern.search(thought)}
+    shown = set(views) & set(VIEWS)
+    return len(named & shown) / len(named | shown) if named | shown else 1.0
 
 
 def _think_blocks(response: str) -> list[str]:
-    """Returns what stands inside the closed think blocks; linear in the length of the response."""
+    """Returns the texts inside closed think blocks; linear in the length of the response."""
     blocks, start = [], response.find(THINK)
     while start >= 0 and (end := response.find(END_THINK, start)) >= 0:
         blocks.append(response[start + len(THINK) : end])
@@ -113,19 +112,18 @@ def _think_blocks(response: str) -> list[str]:
 def visual_gain_reward(
     response: object, answer: str | int, blind: Sequence[float], mode: Mode = "reference", options: int = 4
 ) -> float:
-    """Returns accuracy less the probability that a reader without images gives the same letter, -1 to 1.
+    """Returns accuracy minus the probability that a text-only model gives the same letter, -1 to 1.
 
-    A right answer that a blind reader gives too earns little, one that only the image can tell earns 1; the shortcut
-    that is wrong is punished, another error is not. Ours. Where advantages are normalised within the rollouts of one
-    question, what is the same for all of them cancels: there the term tells wrong letters apart, and to weigh
-    questions against each other advantages must be scaled over the batch.
+    A right answer that a text-only model gives too earns little, one that only the image can tell earns 1; the wrong
+    answer that the text suggests is punished. Ours. Advantages that are normalised within the rollouts of one question
+    cancel what all of them share: to weigh questions against each other, scale advantages over the batch.
 
     Args:
         response: the model's text; without a letter it earns 0.
         answer: gold letter, or its 0-based index.
-        blind: probability of each option for the blind reader, such as the shares among blind rollouts.
+        blind: probability of each option for the text-only model, such as its shares among blind rollouts.
         mode: rule by which the letter is read.
-        options: number of options; only ``strict`` looks at it.
+        options: number of options; used by ``strict`` only.
 
     >>> visual_gain_reward("<answer>B</answer>", "B", [0.1, 0.7, 0.1, 0.1])
     0.30000000000000004
@@ -135,18 +133,18 @@ def visual_gain_reward(
     letter = parse_response(response, mode, options).letter
     if letter is None:
         return 0.0
-    place = LETTERS.index(letter)
-    accuracy = 1.0 if letter == _gold(answer) else 0.0
-    return accuracy - (blind[place] if place < len(blind) else 0.0)
+    index = LETTERS.index(letter)
+    accuracy = 1.0 if letter == _gold_letter(answer) else 0.0
+    return accuracy - (blind[index] if index < len(blind) else 0.0)
 
 
-def _gold(answer: object) -> str:
-    """Returns the gold letter, upper case; a gold that no response could give is an error, not a reward of 0.2."""
+def _gold_letter(answer: object) -> str:
+    """Returns the gold letter, upper case; a gold answer that no response could give is an error, not a low reward."""
     if isinstance(answer, str) and len(letter := answer.strip().upper()) == 1 and letter in LETTERS:
         return letter
     if not isinstance(answer, str | bool):
-        with contextlib.suppress(TypeError):  # no index
-            place = operator.index(answer)  # type: ignore[arg-type]
-            if 0 <= place < len(LETTERS):
-                return LETTERS[place]
+        with contextlib.suppress(TypeError):  # not an index
+            index = operator.index(answer)  # type: ignore[arg-type]
+            if 0 <= index < len(LETTERS):
+                return LETTERS[index]
     raise ValueError(f"the gold answer must be a letter or an index from 0 to {len(LETTERS) - 1}, got {answer!r}")

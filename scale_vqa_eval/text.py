@@ -174,9 +174,7 @@ def restore_thoughts(text: str, reasoning: str | None = None) -> str:
     >>> restore_thoughts("Glands fuse.</think> <answer>B</answer>")
     '<think>Glands fuse.</think> <answer>B</answer>'
     """
-    opening, closing = text.find("<think>"), text.find("</think>")
-    if closing >= 0 and not 0 <= opening < closing:
-        return f"<think>{text}"
-    if reasoning and closing < 0:
+    if reasoning and reasoning.strip() not in text:
         return f"<think>{reasoning}</think>\n{text}"
-    return text
+    opening, closing = text.find("<think>"), text.find("</think>")
+    return f"<think>{text}" if closing >= 0 and not 0 <= opening < closing else text

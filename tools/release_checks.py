@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from datasets import Features
 from tqdm import tqdm
 
-from model_card.card_check import Kind, check_card
-from model_card.croissant import NAME, check_croissant
+from model_card.cards.check import CardKind, check_card
+from model_card.cards.croissant import NAME, check_croissant
 from scale_vqa_eval.release_folder.card import head
 from scale_vqa_eval.release_folder.read import release_configs
 
@@ -40,7 +40,7 @@ EXAMPLE = {
 }
 
 
-def card_problems(folder: Path, kind: Kind) -> list[str]:
+def card_problems(folder: Path, kind: CardKind) -> list[str]:
     """Checks YAML, sections, citation, blanks and paths of a card."""
     return [str(problem) for problem in check_card(folder, kind)]
 
@@ -100,10 +100,11 @@ def loading_problems(folder: Path, home: Path) -> list[str]:
 
 def publish_problems(folder: Path, kind: str) -> list[str]:
     """Runs the scan of ``scale-vqa publish``: secrets, paths of this machine, files that do not belong."""
-    from model_card.publish.kinds import KINDS
-    from model_card.publish.plan import Wish, read_local
+    from model_card.hub.local import KINDS, PublishRequest, read_local
 
-    local = read_local(Wish(KINDS[kind], "release-check/x", folder, "v0"), "", lambda total: tqdm(disable=True))
+    local = read_local(
+        PublishRequest(KINDS[kind], "release-check/x", folder, "v0"), "", lambda total: tqdm(disable=True)
+    )
     return [str(finding.problem()) for finding in local.findings]
 
 

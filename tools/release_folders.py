@@ -80,7 +80,8 @@ def build_metric(out: Path) -> Path:
 
 def build_model(out: Path, dataset: Path) -> Path:
     """Makes a tiny random model, prepares its weights, scores it with and without images, writes its card."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+    from carded_runs import answer_by_letters
     from tiny_qwen import make_tiny_qwen
 
     checkpoint, folder = make_tiny_qwen(out / "checkpoint"), out / "model"
@@ -89,6 +90,8 @@ def build_model(out: Path, dataset: Path) -> Path:
     asked += ("--backend", "transformers", "--model", folder)
     run("predict", *asked, "--out", out / "seen.jsonl")
     run("predict", *asked, "--ablate", "blind", "--out", out / "blind.jsonl")
+    for name in ("seen.jsonl", "blind.jsonl"):
+        answer_by_letters(out / name)
     scored = ("--data", dataset, "--config", CONFIG, "--split", "test", "--json", out / "results.json")
     run("score", out / "seen.jsonl", "--blind", out / "blind.jsonl", *scored)
     (out / "facts.yaml").write_text(yaml.safe_dump(FACTS), encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from scale_vqa_eval.rewards import compute_score as reference_score
+from scale_vqa_eval.text import restore_thoughts
 
 SOURCE = "scale-vqa"
 """``data_source`` of the rows that ``verl_export`` writes."""
@@ -21,4 +22,4 @@ def compute_score(data_source: str, solution_str: str, ground_truth: str, extra_
     """
     if data_source != SOURCE:
         raise ValueError(f"data_source must be {SOURCE!r}, got {data_source!r}: its reward is another rule")
-    return reference_score(solution_str, ground_truth)
+    return reference_score(restore_thoughts(solution_str), ground_truth)

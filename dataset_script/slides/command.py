@@ -126,7 +126,7 @@ def slides(
     from dataset_script.slides.build import build_slides
     from dataset_script.slides.build_report import summary_lines
     from dataset_script.slides.slide_files import find_slides, read_patients
-    from scale_vqa_eval.release_folder.write import check_out
+    from scale_vqa_eval.release_folder.write import check_out, exclusive_release
 
     check_out(out)  # fail before hours of reading, not after
     found = find_slides(places)
@@ -136,7 +136,8 @@ def slides(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers > cores:
         click.echo(f"--workers {workers}: this machine has {cores} cores", err=True)
-    report = build_slides(found.slides, named, settings, out, workers, lambda line: click.echo(line, err=True))
+    with exclusive_release(out):  # the work folder beside it is one for all builds of this folder
+        report = build_slides(found.slides, named, settings, out, workers, lambda line: click.echo(line, err=True))
     for line in summary_lines(report):
         click.echo(line, err=True)
     parts = ", ".join(f"{split} {count}" for split, count in report.splits.items())

@@ -1,33 +1,41 @@
-"""Reads results files and published figures into the lines of the leaderboard."""
+"""The lines of the leaderboard: results files, each read by itself, and published figures."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
+from scale_vqa_eval.audit.reported_scores import read_reported_scores
+from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.files import inside_root
+from scale_vqa_eval.schema import CONFIGS, DIMENSIONS, GROUNDING_KINDS
+from scale_vqa_eval.scoring.blind_control import control_problems
+from scale_vqa_eval.scoring.results import read_results
+from scale_vqa_eval.text import one_line
 
 NO_BLIND: Final = "no blind control"
+NO_GAIN: Final = "no visual gain shown"
 PUBLISHED: Final = "published"
 UPLOADED: Final = "uploaded"
 MAX_FILE: Final = 20_000_000
+_OTHER_DIMENSIONS: Final = {"grounding": frozenset(GROUNDING_KINDS), "phantom": None}
+"""Config -> its dimensions; None for any. All other configs have those of the benchmark."""
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Line:
+class BoardLine:
     """One model on one set of questions; shares are 0 to 1, None is unknown.
 
     Attributes:
-        model: name, with the prompt where it is noted.
-        questions: which questions: config, split, hash; of published figures what they were measured on.
+        model: name, with the prompt if it is stated.
+        questions: config, split and data hash; for published figures what they were measured on.
         source: file, or where figures were published.
-        marks: what has to stand beside the name.
+        ranked: whether a valid blind control shows that the images raised the accuracy.
+        marks: warnings shown beside the name.
     """
 
     model: str
@@ -44,6 +52,7 @@ class Line:
     n: int | None = None
     patients: int | None = None
     unparsed: float | None = None
+    ranked: bool = False
     marks: tuple[str, ...] = ()
 
 
@@ -51,7 +60,7 @@ class Line:
 class Board:
     """All lines, and what was left out with the reason."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[BoardLine, ...]
     left_out: tuple[str, ...]
 
     def sets(self) -> list[str]:
@@ -61,103 +70,99 @@ class Board:
         return sorted(dict.fromkeys(names), key=lambda name: (name in published, -names.count(name), name))
 
 
-def read_board(folder: Path, published: Path | None, uploads: Iterable[Path] = ()) -> Board:
-    """Reads every ``*.json`` below a folder, further files, and published figures.
+def read_board(folder: Path, uploads: Iterable[Path] = ()) -> Board:
+    """Reads every ``*.json`` below a folder, uploaded files, and the published figures.
 
-    A file that is no results file, that is of an ablation, or that leaves the folder through a link is left out and
-    named.
+    Each file is read by itself. One that is not a results file, has an invalid blind control, or leaves the folder
+    through a link is left out and named, whatever it contains.
     """
-    lines: list[Line] = []
+    lines: list[BoardLine] = []
     left_out: list[str] = []
-    root = folder.resolve()
-    places = [(path, path.relative_to(folder).as_posix(), ()) for path in sorted(folder.rglob("*.json"))]
-    places += [(path, path.name, (UPLOADED,)) for path in uploads]  # type: ignore[misc]
-    for path, name, marks in places:
+    files = [(path, path.relative_to(folder).as_posix(), ()) for path in sorted(folder.rglob("*.json"))]
+    for path, name, marks in [*files, *((path, path.name, (UPLOADED,)) for path in uploads)]:
         try:
-            if not marks and not path.resolve().is_relative_to(root):
+            if not marks and inside_root(folder, name) is None:
                 raise ValueError("it is a link out of the folder")
             lines.append(results_line(path, name, marks))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            said = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
-            left_out.append(f"{name}: {' '.join(said.split())[:200]}")
-    if published is not None:
-        lines += published_lines(published)
-    return Board(tuple(lines), tuple(left_out))
+        except InputError as error:
+            first = error.problems[0]
+            left_out.append(_plain(f"{name}: expected {first.expected}, found {first.found}", 300))
+        except Exception as error:  # a file of a stranger: whatever is wrong with it, the others stay
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+            left_out.append(_plain(f"{name}: {reason}", 300))
+    return Board((*lines, *published_lines()), tuple(left_out))
 
 
-def results_line(path: Path, name: str, marks: tuple[str, ...] = ()) -> Line:
+def results_line(path: Path, name: str, marks: tuple[str, ...] = ()) -> BoardLine:
     """Returns the line of one results file.
 
     Raises:
-        ValueError, KeyError, TypeError: where it is none, or is a run with something taken away.
+        InputError, ValueError, KeyError, TypeError: if it is not a results file, a run without all images, a run whose
+            blind control is invalid, or labelled with a config that it is not of.
     """
-    if path.stat().st_size > MAX_FILE:
-        raise ValueError("the file is too large for a results file")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or not {"accuracy", "by_dimension", "provenance"} <= content.keys():
-        raise ValueError("it is no results file of `scale-vqa score --json`")
+    if not path.is_file() or path.stat().st_size > MAX_FILE:
+        raise ValueError(f"it is not a plain file of at most {MAX_FILE:,} bytes")
+    content = read_results(path)
     about = content["provenance"]
     if about.get("ablation") not in (None, ""):
         raise ValueError(f"it is the run of an ablation ({str(about['ablation'])[:40]}), not of all images")
+    if problems := control_problems(name, content):
+        raise InputError(problems)
+    by_dimension = {_plain(key): _share(part["accuracy"]) for key, part in content["by_dimension"].items()}
+    config, split = str(about.get("config") or "default"), about.get("split") or "all splits"
+    own = _OTHER_DIMENSIONS.get(config, frozenset(DIMENSIONS)) if config in CONFIGS else None
+    if own is not None and (strange := sorted(by_dimension.keys() - own)):
+        raise ValueError(f"it is labelled {config}, which has no questions of {', '.join(strange)[:80]}")
     blind = content.get("blind")
-    if blind and (why := _no_control(about)):
-        raise ValueError(why)
+    if blind and not about.get("blind"):
+        raise ValueError("its blind control states nothing of itself")
+    gain_interval = _interval(blind.get("gain_interval"), -1.0) if blind else None
+    ranked = gain_interval is not None and gain_interval[0] > 0
     prompt = f" ({about['prompt_id']})" if about.get("prompt_id") else ""
-    config, split = about.get("config") or "default", about.get("split") or "all splits"
-    return Line(
-        model=f"{about.get('model') or Path(name).stem}{prompt}",
-        questions=f"{config}, {split}, {str(about.get('data_hash') or 'no data hash')[:12]}",
-        source=name,
+    return BoardLine(
+        model=_plain(f"{about.get('model') or Path(name).stem}{prompt}"),
+        questions=_plain(f"{config}, {split}, {str(about.get('data_hash') or 'no data hash')[:12]}"),
+        source=_plain(name),
         accuracy=_share(content["accuracy"]),
         interval=_interval(content.get("interval")),
         blind=_share(blind["accuracy"]) if blind else None,
         blind_interval=_interval(blind.get("interval")) if blind else None,
         gain=_number(content["visual_gain"], -1.0) if blind else None,
-        gain_interval=_interval(blind.get("gain_interval"), -1.0) if blind else None,
-        adjusted=_optional(content.get("leakage_adjusted_accuracy")) if blind else None,
-        by_dimension={str(key): _share(part["accuracy"]) for key, part in content["by_dimension"].items()},
+        gain_interval=gain_interval,
+        adjusted=_adjusted(content.get("leakage_adjusted_accuracy")) if blind else None,
+        by_dimension=by_dimension,
         n=_count(content.get("n")),
         patients=_count(content.get("clusters")) if content.get("clustered") else None,
         unparsed=_share(content["unparsed"]["rate"]) if content.get("unparsed") else None,
-        marks=marks if blind else (*marks, NO_BLIND),
+        ranked=ranked,
+        marks=(*marks, *([NO_BLIND] if not blind else [] if ranked else [NO_GAIN])),
     )
 
 
-def _no_control(about: Mapping[str, Any]) -> str:
-    """Returns why a blind run is no control, by its own account; empty where nothing speaks against it."""
-    blind = about.get("blind") or {}
-    alike = ("model", "prompt_id", "sampling")
-    noted = any(blind.get(name) is not None for name in (*alike, "backend", "ablation"))
-    if noted and blind.get("ablation") != "blind":
-        return f"its blind control notes the ablation {str(blind.get('ablation'))[:40]}, not blind"
-    for name in alike:
-        if None not in (about.get(name), blind.get(name)) and about[name] != blind[name]:
-            return f"its blind control has another {name}"
-    return ""
-
-
-def published_lines(path: Path) -> list[Line]:
-    """Returns the lines of published figures, in per cent in the file."""
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    data, source = str(content.get("data", "not said")), str(content.get("source", "not said"))
+def published_lines() -> list[BoardLine]:
+    """Returns the lines of the figures that others published."""
+    content = read_reported_scores("scale-vqa-test")
     return [
-        Line(
-            model=str(model),
-            questions=f"published: {data}",
-            source=source,
-            accuracy=_share(row["all"] / 100),
-            by_dimension={str(part): _share(value / 100) for part, value in row.items() if part != "all"},
+        BoardLine(
+            model=model,
+            questions=f"published: {content['data']}",
+            source=str(content["source"]),
+            accuracy=row["all"],
+            by_dimension={part: value for part, value in row.items() if part != "all"},
             marks=(PUBLISHED, NO_BLIND),
         )
         for model, row in content["models"].items()
     ]
 
 
-def _number(value: Any, least: float = 0.0, most: float = 1.0) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"expected a number, found {str(value)[:40]!r}")
-    if not least - 1e-9 <= value <= most + 1e-9:
-        raise ValueError(f"expected a share of {least:g} to {most:g}, found {value:g}")
+def _plain(text: Any, limit: int = 200) -> str:
+    """Returns a text of a stranger on one line, control characters and surrogates shown as their codes."""
+    return one_line(str(text)[:limit])
+
+
+def _number(value: Any, minimum: float = 0.0, maximum: float = 1.0) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not minimum - 1e-9 <= value <= maximum + 1e-9:
+        raise ValueError(f"expected a share of {minimum:g} to {maximum:g}, found {value!r:.40}")
     return float(value)
 
 
@@ -165,19 +170,19 @@ def _share(value: Any) -> float:
     return _number(value)
 
 
-def _optional(value: Any) -> float | None:
-    """Leakage-adjusted accuracy may be far below 0 where the blind run is nearly always right."""
+def _adjusted(value: Any) -> float | None:
+    """Leakage-adjusted accuracy is far below 0 if the blind run is nearly always right."""
     return None if value is None else _number(value, -1e6)
 
 
-def _interval(value: Any, least: float = 0.0) -> Interval | None:
+def _interval(value: Any, minimum: float = 0.0) -> Interval | None:
     if value is None or None in value:
         return None
-    low, high = (_number(end, least) for end in value)
+    low, high = (_number(end, minimum) for end in value)
     return low, high
 
 
 def _count(value: Any) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise ValueError(f"expected a count, found {str(value)[:40]!r}")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10**12):
+        raise ValueError("expected a count")
     return value

@@ -60,6 +60,8 @@ def _line(sample: EvalSample) -> dict[str, Any]:
         reason = "no response"
     if reason is None and output.stop_reason == "model_length":  # Inspect gives the server's refusal as the text
         reason = output.completion
+    if reason is None and output.stop_reason == "content_filter":
+        reason = f"refusal: {output.completion or 'finish reason content_filter'}"
     if reason is not None:
         return {"id": identity, "response": None, "error": reason.strip()[-REASON_KEPT:]}
     return {"id": identity, "response": response_text(output.message), "finish": output.stop_reason}

@@ -33,6 +33,7 @@ from scale_vqa_eval.predict.prompts import Prompt, load_prompt
 from scale_vqa_eval.predict.requests import Request, VisualQuestion, read_visual_questions
 from scale_vqa_eval.scale_vqa_acc.parsing import MODES, Mode, parse_response
 from scale_vqa_eval.scoring.score import questions_digest
+from scale_vqa_eval.text import restore_thoughts
 
 NO_DIMENSION: Final = "none"
 
@@ -132,19 +133,16 @@ def answer_letter(mode: Mode = "reference") -> Scorer:
 
 
 def response_text(message: ChatMessageAssistant) -> str:
-    """Returns a response with its thoughts: Inspect takes the first ``<think>`` block out of the text.
+    """Returns a response with its thoughts, by the rule of ``predict``: Inspect takes them out of the text.
 
-    It is put back in front; where other text stood before it, that text now follows.
+    They are put back in front; text that came before them now follows.
     """
     if isinstance(message.content, str):
-        return message.content
-    parts = []
-    for part in message.content:
-        if isinstance(part, ContentReasoning):
-            parts.append(f"<think>{part.reasoning}</think>\n")
-        elif isinstance(part, ContentText):
-            parts.append(part.text)
-    return "".join(parts)
+        return restore_thoughts(message.content)
+    text = "".join(part.text for part in message.content if isinstance(part, ContentText))
+    return restore_thoughts(
+        text, "".join(part.reasoning for part in message.content if isinstance(part, ContentReasoning))
+    )
 
 
 def _from_here(name: str) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from PIL import Image, ImageOps
@@ -51,23 +51,18 @@ def ablated(
     return list(items), []
 
 
-@dataclass(frozen=True)
-class BlankImages:
+class BlankImages(ImageSource):
     """The images of another source, each replaced by a uniform one of the same size as shown.
 
     An image that cannot be read stays as it is, so that its question fails as it would with images.
     """
 
-    source: ImageSource
-
-    def views(self, row: int) -> list[str]:
-        return self.source.views(row)
-
-    def options(self, row: int) -> int:
-        return self.source.options(row)
+    def __init__(self, source: ImageSource) -> None:
+        super().__init__()
+        self._source = source
 
     def read(self, image: ImageRef) -> bytes:
-        content = self.source.read(image)
+        content = self._source.read(image)
         try:
             with Image.open(io.BytesIO(content)) as original:
                 size = ImageOps.exif_transpose(original).size

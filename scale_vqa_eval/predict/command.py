@@ -102,15 +102,15 @@ def predict(**given: Any) -> int:
     bounds = Bounds(minimum, maximum)
     config = InferenceConfig(given["model"], prompt, sampling, bounds, shown, given["structured"], given["options"])
     backend = _backend(given)
-    plan = RunPlan(
+    result = run(
+        backend,
+        config,
         requests_by_path(asked, circular=ablation == "circular"),
+        given["out"],
         _provenance(given, config, items, source) | backend.identity(config),
-        {"scale-vqa": __version__, "python": platform.python_version(), **backend.versions()},
-        given["retry_failed"],
-        given["allow_failures"],
-        given["limit"],
+        **{name: given[name] for name in ("retry_failed", "allow_failures", "limit")},
     )
-    return _report(run(backend, config, given["out"], plan), given["out"], given["allow_failures"])
+    return _report(result, given["out"], given["allow_failures"])
 
 
 def _backend(given: dict[str, Any]) -> Backend:
@@ -185,27 +185,6 @@ def _report(result: RunResult, out: Path, allow_failures: bool) -> int:
 
 
 @dataclass(frozen=True)
-class RunPlan:
-    """What a run asks, and what it may do about questions that failed.
-
-    Attributes:
-        paths: one list per path of all requests that are to be answered in the end.
-        provenance: everything that an answer depends on.
-        versions: of the packages used.
-        retry_failed: ask the failed ones again, and nothing else.
-        allow_failures: write failed ones as null responses, once nothing else is left.
-        limit: maximum of requests to ask now; None for all.
-    """
-
-    paths: Sequence[Sequence[Request]]
-    provenance: Mapping[str, Any]
-    versions: Mapping[str, str]
-    retry_failed: bool = False
-    allow_failures: bool = False
-    limit: int | None = None
-
-
-@dataclass(frozen=True)
 class RunResult:
     """How a run ended: answered, failed with their reasons, and not asked yet.
 
@@ -259,8 +238,27 @@ class _AnswerKeeper:
         self.bar.update()
 
 
-def run(backend: Backend, config: InferenceConfig, out: Path, plan: RunPlan) -> RunResult:
+def run(
+    backend: Backend,
+    config: InferenceConfig,
+    all_paths: Sequence[Sequence[Request]],
+    out: Path,
+    provenance: Mapping[str, Any],
+    retry_failed: bool = False,
+    allow_failures: bool = False,
+    limit: int | None = None,
+) -> RunResult:
     """Asks what the predictions file does not hold yet; returns once everything that can be asked is.
+
+    Args:
+        backend: how the model is reached.
+        config: how it is asked.
+        all_paths: one list per path of all requests that are to be answered in the end.
+        out: the predictions file.
+        provenance: everything that an answer depends on.
+        retry_failed: ask the failed ones again, and nothing else.
+        allow_failures: write failed ones as null responses, once nothing else is left.
+        limit: maximum of requests to ask now; None for all.
 
     Raises:
         InputError: where the file holds another run, or the model cannot be asked; nothing is asked then.
@@ -269,40 +267,33 @@ def run(backend: Backend, config: InferenceConfig, out: Path, plan: RunPlan) -> 
 
     from scale_vqa_eval.predict.predictions_file import PredictionsFile
 
-    requests = [request for path in plan.paths for request in path]
-    with PredictionsFile(out, plan.provenance, plan.versions, requests) as file:
+    requests = [request for path in all_paths for request in path]
+    versions = {"scale-vqa": __version__, "python": platform.python_version(), **backend.versions()}
+    with PredictionsFile(out, provenance, versions, requests) as file:
         for note in file.notes:
             click.echo(note, err=True)
-        paths = _unanswered(plan, file)
+        paths, chosen = [], 0
+        for path in all_paths:
+            open_requests = [
+                request
+                for request in path
+                if request.key not in file.answered and (request.key in file.failures) == retry_failed
+            ]
+            open_requests = open_requests[: None if limit is None else limit - chosen]
+            chosen += len(open_requests)
+            paths += [open_requests] if open_requests else []
         counted = (0, 0)
         if paths:
             for warning in backend.check(config, paths):
                 click.echo(f"warning: {warning}", err=True)
             title = f"{config.model} ({len(file.answered)} done)"
-            with tqdm(total=sum(map(len, paths)), desc=title, unit="question") as bar:
+            with tqdm(total=chosen, desc=title, unit="question") as bar:
                 keeper = _AnswerKeeper(file, bar)
                 backend.run(config, paths, keeper)
             counted = (keeper.prompt_tokens, keeper.cached_tokens)
         left = len(requests) - len(file.answered) - len(file.failures)
-        if plan.allow_failures and not left:
+        if allow_failures and not left:
             file.accept_failures()
         if len(file.answered) == len(requests):
             file.sort_and_rewrite()
         return RunResult(len(file.answered), dict(file.failures), left, *counted)
-
-
-def _unanswered(plan: RunPlan, file: PredictionsFile) -> list[list[Request]]:
-    """Returns what is to be asked now, by path."""
-    paths, left = [], plan.limit
-    for path in plan.paths:
-        chosen = [
-            request
-            for request in path
-            if request.key not in file.answered and (request.key in file.failures) == plan.retry_failed
-        ]
-        if left is not None:
-            chosen = chosen[:left]
-            left -= len(chosen)
-        if chosen:
-            paths.append(chosen)
-    return paths

@@ -18,7 +18,7 @@ from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
@@ -52,20 +52,30 @@ class ImageRef:
         return f"row {self.row + 1}, {column}"
 
 
-class ImageSource(Protocol):
-    """Says which images a row has and returns their bytes."""
+class ImageSource:
+    """Says which images a row has and returns their bytes. This base class has none: for questions asked blind.
+
+    Args:
+        present: view -> whether each row has it; ``option_images`` -> how many each row has.
+    """
+
+    def __init__(self, present: Mapping[str, Sequence[Any]] | None = None) -> None:
+        self._present = present or {}
 
     def views(self, row: int) -> list[str]:
-        """Views of the row, in scale order."""
+        """Returns the views of a row, in scale order."""
+        return [view for view in VIEWS if view in self._present and self._present[view][row]]
 
     def options(self, row: int) -> int:
-        """Number of option images of the row."""
+        """Returns the number of option images of a row."""
+        return int(self._present[OPTION_IMAGES][row] or 0) if OPTION_IMAGES in self._present else 0
 
     def read(self, image: ImageRef) -> bytes:
-        """The image's original bytes; raises InputError where they cannot be read."""
+        """Returns an image's original bytes; raises InputError where they cannot be read."""
+        raise InputError(Problem(image.name, "no image", "one", "this is a defect of the program: report it"))
 
 
-class ParquetImages:
+class ParquetImages(ImageSource):
     """Images embedded in Parquet files; only the row groups in use are held in memory.
 
     Args:
@@ -78,28 +88,19 @@ class ParquetImages:
 
         self._files = [pq.ParquetFile(path) for path in files]
         self._paths = list(files)
-        self._kept = kept
         groups = [(f, g) for f, file in enumerate(self._files) for g in range(file.metadata.num_row_groups)]
         sizes = [self._files[f].metadata.row_group(g).num_rows for f, g in groups]
         self._groups, self._starts = groups, [0, *accumulate(sizes)]
+        self._rows = range(self._starts[-1]) if kept is None else kept
         self._cache: OrderedDict[tuple[int, str], Any] = OrderedDict()
-        self._present = {name: self._presence(name) for name in (*VIEWS, OPTION_IMAGES)}
-
-    def views(self, row: int) -> list[str]:
-        return [view for view in VIEWS if (flags := self._present[view]) is not None and flags[self._row(row)]]
-
-    def options(self, row: int) -> int:
-        counts = self._present[OPTION_IMAGES]
-        return int(counts[self._row(row)] or 0) if counts is not None else 0
+        found = {name: self._presence(name) for name in (*VIEWS, OPTION_IMAGES)}
+        super().__init__({name: [flags[row] for row in self._rows] for name, flags in found.items() if flags})
 
     def read(self, image: ImageRef) -> bytes:
-        row = self._row(image.row)
+        row = self._rows[image.row]
         group = bisect_right(self._starts, row) - 1
         value = self._column(group, image.column)[row - self._starts[group]].as_py()
         return embedded_bytes(value, image, str(self._paths[self._groups[group][0]]))
-
-    def _row(self, row: int) -> int:
-        return row if self._kept is None else self._kept[row]
 
     def _column(self, group: int, name: str) -> Any:
         """Returns one column of one row group; the groups used last are kept."""
@@ -112,32 +113,30 @@ class ParquetImages:
         self._cache.move_to_end(key)
         return self._cache[key]
 
-    def _presence(self, name: str) -> list[Any] | None:
+    def _presence(self, name: str) -> list[Any]:
         """Returns per row whether a view exists, or how many option images; only the images' names are read."""
         import pyarrow as pa
 
         found: list[Any] = []
         for path, file in zip(self._paths, self._files, strict=True):
             if name not in file.schema_arrow.names:
-                return None
+                return []
             kind = file.schema_arrow.field(name).type
-            if pa.types.is_null(kind):
-                found += [None if name == OPTION_IMAGES else False] * file.metadata.num_rows
-                continue
             kind = kind.value_type if name == OPTION_IMAGES and hasattr(kind, "value_type") else kind
-            empty = pa.types.is_null(kind)  # lists that are all empty
-            if not empty and (not pa.types.is_struct(kind) or {"bytes", "path"} - {field.name for field in kind}):
+            if pa.types.is_null(kind):  # what pandas writes of a column, or of lists, without any value
+                found += [0] * file.metadata.num_rows
+                continue
+            if not pa.types.is_struct(kind) or {"bytes", "path"} - {field.name for field in kind}:
                 expected, hint = "images as {bytes, path}", "write the column with datasets' Image feature"
                 raise InputError(Problem(f"{path}, {name}", expected, preview(str(kind)), hint))
-            # the leaf of a list is called element, item or array_element, depending on the writer
-            leaves = (file.schema.column(index).path for index in range(len(file.schema)))
-            own = [leaf for leaf in leaves if leaf == name or leaf.startswith(f"{name}.")]
-            leaf = next((leaf for leaf in own if leaf.endswith(".path")), own[0])
+            # the element of a list is called element, item or array_element, depending on the writer
+            leaves = [file.schema.column(index).path for index in range(len(file.schema))]
+            leaf = next(leaf for leaf in leaves if leaf.startswith(f"{name}.") and leaf.endswith(".path"))
             found += image_presence(file.read(columns=[leaf]).column(0), name)
         return found
 
 
-class HubImages:
+class HubImages(ImageSource):
     """Images of a data set loaded by ``datasets``: memory-mapped, any row at once."""
 
     def __init__(self, name: str, split: str | None, config: str | None) -> None:
@@ -147,19 +146,13 @@ class HubImages:
         data = data if split is not None else concatenate_datasets(list(data.values()))
         self._name, self._table = name, data.data
         names = [column for column in (*VIEWS, OPTION_IMAGES) if column in data.column_names]
-        self._present = {column: image_presence(self._table.column(column), column) for column in names}
-
-    def views(self, row: int) -> list[str]:
-        return [view for view in VIEWS if view in self._present and self._present[view][row]]
-
-    def options(self, row: int) -> int:
-        return int(self._present[OPTION_IMAGES][row] or 0) if OPTION_IMAGES in self._present else 0
+        super().__init__({column: image_presence(self._table.column(column), column) for column in names})
 
     def read(self, image: ImageRef) -> bytes:
         return embedded_bytes(self._table.column(image.column)[image.row].as_py(), image, self._name)
 
 
-class FileImages:
+class FileImages(ImageSource):
     """Images that a question file names by paths below a root; no path may leave it.
 
     Args:
@@ -170,52 +163,27 @@ class FileImages:
     def __init__(self, root: Path, questions: Sequence[Question]) -> None:
         self._root = root.resolve()
         self._paths = [dict(question.images) for question in questions]
-        problems = [
-            Problem(f"{question.id}, image_path", f"views {', '.join(VIEWS)}", preview(view), "rename the view")
-            for question in questions
-            for view, _ in question.images
-            if view not in VIEWS
-        ]
-        missing = [problem for row in range(len(questions)) for problem in self._missing(row, questions[row].id)]
-        named = sum(map(len, self._paths))
+        super().__init__({view: [bool(paths.get(view)) for paths in self._paths] for view in VIEWS})
+        expected, named = f"an image file inside of {self._root}", 0
+        hint = "name the images' folder by --images, or ask --ablate blind"
+        problems: list[Problem] = []
+        missing: list[Problem] = []
+        for question in questions:
+            for view, text in question.images:
+                named += 1
+                file = inside_root(self._root, str(text))
+                if view not in VIEWS:
+                    known = f"views {', '.join(VIEWS)}"
+                    problems.append(Problem(f"{question.id}, image_path", known, preview(view), "rename the view"))
+                elif file is None or not file.is_file():
+                    missing.append(Problem(f"{question.id}, {view}", expected, preview(text), hint))
         if len(missing) == named > 1:  # the folder is wrong, not some files
-            first = missing[0]
-            missing = [Problem(str(root), f"{named} image files", f"none, the first {first.found}", first.hint)]
+            missing = [Problem(str(root), f"{named} image files", f"none, the first {missing[0].found}", hint)]
         if problems or missing:
             raise InputError(problems + missing)
 
-    def views(self, row: int) -> list[str]:
-        return [view for view in VIEWS if self._paths[row].get(view)]
-
-    def options(self, row: int) -> int:
-        return 0
-
     def read(self, image: ImageRef) -> bytes:
         return (self._root / self._paths[image.row][image.column]).read_bytes()
-
-    def _missing(self, row: int, name: str) -> list[Problem]:
-        problems = []
-        for view, text in self._paths[row].items():
-            file = inside_root(self._root, str(text))
-            if file is None or not file.is_file():
-                hint = "name the images' folder by --images, or ask --ablate blind"
-                problems.append(
-                    Problem(f"{name}, {view}", f"an image file inside of {self._root}", preview(text), hint)
-                )
-        return problems
-
-
-class NoImages:
-    """Questions that are asked without images."""
-
-    def views(self, row: int) -> list[str]:
-        return []
-
-    def options(self, row: int) -> int:
-        return 0
-
-    def read(self, image: ImageRef) -> bytes:
-        raise InputError(Problem(image.name, "no image", "one", "this is a defect of the program: report it"))
 
 
 def open_images(
@@ -353,8 +321,10 @@ def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
         assert converted is not None
-        return converted
-    return image.convert("RGB")
+    else:
+        converted = image.convert("RGB")
+    converted.info.pop("icc_profile", None)  # saving would write it
+    return converted
 
 
 @lru_cache(maxsize=64)

@@ -51,17 +51,23 @@ _HINTS: Final = (
 """Pattern of an error that every question, or the largest, would meet -> how to fix it."""
 
 
-@dataclass(frozen=True)
+_NEUTRAL_SAMPLING: Final = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+"""Sent to vLLM servers, which otherwise take these values from the model's generation config."""
+
+
+@dataclass
 class OpenAIBackend:
     """A server.
 
     Attributes:
         url: base address, such as ``http://localhost:8000/v1``.
         settings: how it is asked; ``sampling`` is not used, as it comes from the run.
+        own_fields: fields that this kind of server takes beside the usual ones; ``check`` sets them.
     """
 
     url: str
     settings: ChatSettings = field(default_factory=lambda: ChatSettings(concurrency=16, retries=4, timeout=600.0))
+    own_fields: dict[str, Any] = field(default_factory=dict)
 
     def identity(self, config: InferenceConfig) -> dict[str, Any]:
         """Nothing: the same model may move to another address."""
@@ -95,6 +101,8 @@ class _Preflight:
             models = await session.models() or {}
             listed = models.get(self.config.model) or models.get(f"{self.config.model}:latest") or {}
             self.names = ", ".join(sorted(models)[:5])
+            if any(entry.get("owned_by") == "vllm" for entry in models.values()):
+                self.backend.own_fields = dict(_NEUTRAL_SAMPLING)
             notes = []
             if models and not listed:
                 notes.append(
@@ -113,7 +121,7 @@ class _Preflight:
 
     async def _asked(self, session: LLMSession, request: Request) -> CallResult:
         """Asks for one token, then for a whole answer where the server refuses to give so few."""
-        messages, body = self.config.server_messages(request), request_body(self.config, request, 0)
+        messages, body = self.config.server_messages(request), request_body(self.backend, self.config, request, 0)
         limit = "max_completion_tokens" if "max_completion_tokens" in self.config.options else "max_tokens"
         result = await session.ask(self.config.model, messages, body | {limit: 1}, "check")
         failure = result.failure or ""
@@ -130,12 +138,11 @@ class _Preflight:
             return shown
         hint = self._hint(result)
         if hint is None:
-            other = min(
-                (request for path in self.paths for request in path),
-                key=lambda request: (request.image_count, request.key[0]),
-            )
-            second = await self._asked(session, other)
-            if other is self.largest or second.failure is None or second.refused:
+            others = [request for path in self.paths for request in path if request is not self.largest]
+            if not others:
+                return shown
+            second = await self._asked(session, min(others, key=lambda request: (request.image_count, request.key[0])))
+            if second.failure is None or second.refused:
                 return shown
             hint = "start the server, or correct --base-url" if _UNREACHABLE.match(failure) else "see the server's log"
         asked = f"an answer to {self.largest.item.question.id} with {self.largest.image_count} images"
@@ -160,10 +167,11 @@ class _Preflight:
         return next((hint for pattern, hint in _HINTS if re.search(pattern, failure, re.IGNORECASE)), None)
 
 
-def request_body(config: InferenceConfig, request: Request, sample: int) -> dict[str, Any]:
+def request_body(backend: OpenAIBackend, config: InferenceConfig, request: Request, sample: int) -> dict[str, Any]:
     """Returns the fields of a request beside model and messages; the user's --option values come last and win."""
     sampling = config.sampling
     body: dict[str, Any] = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens}
+    body |= backend.own_fields
     if sampling.temperature > 0:
         body |= {"top_p": sampling.top_p, "seed": sampling.seed + sample}
     if config.structured:
@@ -234,7 +242,7 @@ class _QuestionRun:
             return
         results = []
         for sample in range(self.config.sampling.n):
-            body = request_body(self.config, request, sample)
+            body = request_body(self.backend, self.config, request, sample)
             key = hashlib.sha256(repr((request.key, sample, self.config.model, body)).encode()).hexdigest()
             results.append(await session.ask(self.config.model, messages, body, key, retry_malformed=True))
         failed = next((result for result in results if result.failure is not None), None)

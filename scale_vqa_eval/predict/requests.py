@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from scale_vqa_eval.errors import InputError, Problem
-from scale_vqa_eval.predict.images import OPTION_IMAGES, ImageRef, ImageSource, NoImages, open_images
+from scale_vqa_eval.predict.images import OPTION_IMAGES, ImageRef, ImageSource, open_images
 from scale_vqa_eval.predict.prompts import Prompt, filled
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.schema import LETTERS, MAGNIFICATION
@@ -124,7 +124,7 @@ def read_visual_questions(
     if twice:
         found = f"{len(twice)} ids in more than one split, the first {twice[0]!r}"
         raise InputError(Problem(data, "an id of its own for every question", found, "name one split by --split"))
-    source = NoImages() if blind else open_images(data, split, config, questions, images)
+    source = ImageSource() if blind else open_images(data, split, config, questions, images)
     items = [_visual_question(row, question, source) for row, question in enumerate(questions)]
     if not blind and not any(item.images for item in items):
         hint = (

@@ -170,22 +170,35 @@ def own_words(old: str, new: str) -> str:
     >>> own_words("# T\\n\\n## Columns\\nx\\n\\n## Thanks\\nTo all.\\n", "## Columns\\n")
     '## Thanks\\nTo all.'
     """
-    known = set(_by_heading(new))
-    kept = [text for heading, text in _by_heading(_SECTION.sub("", old)).items() if heading not in known]
+    known = {"", *by_heading(new)}
+    kept = [text.strip() for heading, text in by_heading(_SECTION.sub("", old)).items() if heading not in known]
     return "\n\n".join(kept)
 
 
-def _by_heading(text: str) -> dict[str, str]:
-    """Returns heading of the second level -> its section; lines inside fences are not headings."""
-    found: dict[str, list[str]] = {}
-    heading, fenced = "", False
-    for line in text.splitlines():
-        fenced ^= line.lstrip().startswith("```")
-        if line.startswith("## ") and not fenced:
-            heading = line.strip()
-        if heading:
-            found.setdefault(heading, []).append(line)
-    return {heading: "\n".join(lines).strip() for heading, lines in found.items()}
+def by_heading(text: str) -> dict[str, str]:
+    """Returns second-level heading -> its section, in order, ``""`` for the text before; fenced code has no headings.
+
+    A fence that is left open is closed: in Markdown it runs to the end, and would swallow the text put after it.
+    """
+    sections: dict[str, list[str]] = {"": []}
+    heading, fence = "", ""
+    for line in text.splitlines(keepends=True):
+        opening = re.match(r" {0,3}(`{3,}(?!.*`)|~{3,})", line)
+        closing = re.match(r" {0,3}(`{3,}|~{3,})\s*$", line)
+        if opening and not fence:
+            fence = opening.group(1)
+        elif fence and closing and closing.group(1).startswith(fence):
+            fence = ""
+        if not fence and (found := re.match(r"##\s+(.+?)\s*#*\s*$", line)):
+            heading, number = found.group(1), 1
+            while heading in sections:
+                number += 1
+                heading = f"{found.group(1)} ({number})"
+            sections[heading] = []
+        sections[heading].append(line)
+    if fence:
+        sections[heading] = ["".join(sections[heading]).rstrip("\n"), f"\n{fence}\n"]
+    return {heading: "".join(lines) for heading, lines in sections.items() if "".join(lines).strip()}
 
 
 def kept_facts(old: Mapping[str, Any], written: Mapping[str, Any], placeholder: str) -> dict[str, Any]:

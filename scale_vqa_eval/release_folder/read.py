@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import stat
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -189,19 +190,23 @@ def read_records(data: str | Path, split: str | None = None, config: str | None 
     """
     data = resolve_data(data)
     path = Path(data)
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # ValueError: a NUL byte; OSError: also a name that is too long
+        mode = 0
+    if stat.S_ISDIR(mode):
         files = release_files(path, config)
         for name in _chosen(data, split, files):
             for file in files[name]:
                 yield from _parquet(file, name)
-    elif path.is_file():
+    elif stat.S_ISREG(mode):
         records = _file(path)
         yield from records if split is None else _of_split(data, split, list(records))
     elif data == DATASET_NAME or (HUB_ID.fullmatch(data) and not path.suffix):
         yield from _hub(data, split, config)
     else:
-        found = "a pipe, socket or device" if path.exists() else "nothing there"
-        raise InputError(Problem(data, "a file, a release folder or a Hub id", found, "check the name"))
+        found = "a pipe, socket or device" if mode else "nothing there"
+        raise InputError(Problem(data[:400], "a file, a release folder or a Hub id", found, "check the name"))
 
 
 def _chosen(data: str, split: str | None, names: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -64,6 +64,7 @@ def write_release(
     notes: Mapping[str, str],
     files: Mapping[str, bytes] | None = None,
     drop: Set[str] = frozenset(),
+    finish: Callable[[Path], None] | None = None,
 ) -> Path:
     """Writes configs into a release folder; configs that the folder already has and ``tables`` does not name stay.
 
@@ -76,6 +77,7 @@ def write_release(
         notes: config -> Markdown paragraph for the card: where the rows come from, seed, limits, what was reported.
         files: further files, ``<config>/<name>`` -> content, that lie beside the Parquet of a config.
         drop: configs that the folder may have and that no longer hold, such as splits made from older rows.
+        finish: called with the hidden folder once it is complete and loads; adds files that describe it.
 
     Returns:
         The path of the folder.
@@ -98,6 +100,9 @@ def write_release(
                 write_shards(staging / config, split, schema, made)
         for name, content in (files or {}).items():
             (staging / name).write_bytes(content)
+        if finish is not None:
+            write_card(staging, notes, previous=Path(out) / "README.md")
+            finish(staging)
     return Path(out).absolute()
 
 

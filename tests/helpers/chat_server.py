@@ -8,7 +8,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,6 +40,9 @@ class Trouble:
     dead: bool = False
     latency: float = 0.0
     key: str | None = None
+    models: tuple[str, ...] = (MODEL,)
+    script: Callable[[dict[str, Any], str], tuple[int, Any] | None] | None = None
+    """Body and path of a request -> status and reply (JSON, or bytes as they are), None for the usual answer."""
     hosted: bool = False
     """Takes ``max_completion_tokens`` and temperature 1 alone, and refuses to be cut short: a model that reasons."""
 
@@ -75,14 +78,17 @@ def chat_server(trouble: Trouble | None = None) -> Iterator[Server]:
             self.wfile.write(content)
 
         def do_GET(self) -> None:
-            card = {
-                "id": MODEL,
-                "object": "model",
-                "created": 0,
-                "owned_by": "t",
-                "max_model_len": state.trouble.context,
-            }
-            self.send(200, json.dumps({"object": "list", "data": [card]}).encode())
+            if state.trouble.script and (scripted := state.trouble.script({}, self.path)):
+                self.send_any(*scripted)
+                return
+            cards = [
+                {"id": name, "object": "model", "owned_by": "t", "max_model_len": state.trouble.context}
+                for name in state.trouble.models
+            ]
+            self.send(200, json.dumps({"object": "list", "data": cards}).encode())
+
+        def send_any(self, status: int, reply: Any) -> None:
+            self.send(status, reply if isinstance(reply, bytes) else json.dumps(reply).encode())
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -100,6 +106,9 @@ def chat_server(trouble: Trouble | None = None) -> Iterator[Server]:
         def answer(self, body: dict[str, Any], roll: float) -> None:
             trouble = state.trouble
             time.sleep(trouble.latency)
+            if trouble.script and (scripted := trouble.script(body, self.path)):
+                self.send_any(*scripted)
+                return
             parts = body["messages"][-1]["content"]
             images = sum(part["type"] == "image_url" for part in parts)
             problem = None

@@ -25,8 +25,8 @@ from typing import Any, Final
 
 import click
 
-from dataset_script.curate.features.decompose import Feature
-from dataset_script.curate.questions.drafts import pair_problem
+from dataset_script.curate.candidates import pair_problem
+from dataset_script.curate.captions import CaptionFeature
 from dataset_script.phantom.facts import SIGNS
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scoring.baselines import longest, medoid
@@ -66,7 +66,7 @@ _NAMED: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = MappingProxyType(
         "mitoses": ("mitoses", {"many": "many mitoses", "zero": "no mitosis"}),
     }
 )
-"""Feature of a phantom -> the aspect, and value -> the phrase in its caption's own words."""
+"""CaptionFeature of a phantom -> the aspect, and value -> the phrase in its caption's own words."""
 
 _SUMMARY: Final = re.compile(r"of (\w+) type, grade (\w+)\.")
 _FREE: Final = (
@@ -99,7 +99,8 @@ def drafted(data: Mapping[str, Any]) -> dict[str, Any]:
     rng = _rng(data)
     kind = data["question_type"].split(":")[0]
     features = [
-        Feature(one["id"], one["id"].rpartition("-")[0], one["aspect"], one["value"]) for one in data["features"]
+        CaptionFeature(one["id"], one["id"].rpartition("-")[0], one["aspect"], one["value"])
+        for one in data["features"]
     ]
     pairs = [
         (first, second)

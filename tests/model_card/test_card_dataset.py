@@ -15,10 +15,10 @@ from loading_data import write_folder
 from PIL import Image
 from predict_release import rows
 
-from model_card.card_check import check_card
-from model_card.card_command import card
-from model_card.croissant import check_croissant, croissant
-from model_card.licence import Licence
+from model_card.cards import card
+from model_card.cards.check import check_card
+from model_card.cards.croissant import check_croissant, croissant
+from model_card.cards.text import Licence
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.release_folder.card import head, marked_sections
 from scale_vqa_eval.release_folder.write import write_release
@@ -65,7 +65,7 @@ def test_facts_come_from_the_files(work: Path) -> None:
     for kind in {defect["kind"] for defect in report["defects"]}:
         number = sum(defect["kind"] == kind for defect in report["defects"])
         assert f"| {number} |" in parts["defects"]
-    assert "Not for: diagnosis" in parts["uses"] and "the configs `default` hold text of theirs" in parts["licence"]
+    assert "Not for: diagnosis" in parts["uses"] and "the configs `default` contain their text" in parts["licence"]
     assert "- `default`, source of the rows: Scale-VQA release" in parts["splits"]
     assert "- `text`, source of the rows: not named" in parts["splits"]
     assert check_card(work / "scale-vqa", "dataset") == []
@@ -114,7 +114,7 @@ def test_everything_that_is_missing_is_named_at_once(work: Path) -> None:
     expected = "\n".join(str(problem) for problem in error.value.problems)
     for part in ("a licence", "config default: expected an audit", "config text, expected"):
         assert part in expected or part.replace(", ", ": ") in expected
-    assert "the data hash of others" in expected and "an account of where its rows come from" in expected
+    assert "the data hash of other rows" in expected and "a note on where its rows come from" in expected
     assert path.read_text() == before
 
 
@@ -192,7 +192,8 @@ def test_croissant_reads_the_rows_and_tells_changed_files(work: Path) -> None:
     assert [row["default/test/high_mag"] is None for row in found] == views and any(views)
     shard = next((work / "scale-vqa/default").glob("*.parquet"))
     shard.write_bytes(shard.read_bytes() + b" ")
-    assert "that of other bytes" in str(check_croissant(path)[0])
+    assert "the SHA-256 of the folder's Parquet files" in str(check_croissant(path)[0])
+    assert shard.name in str(check_croissant(path)[0])
 
 
 def test_hostile_names_are_text(work: Path) -> None:

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from click.testing import CliRunner, Result
 from predict_release import picture
 from tiny_qwen import make_tiny_qwen
 
-from model_card.card_check import check_card
-from model_card.card_command import card
+from model_card.cards import card
+from model_card.cards.check import check_card
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.predict.prompts import Prompt, load_prompt
 from scale_vqa_eval.release_folder.card import head, marked_sections
@@ -100,10 +99,10 @@ def test_cost_and_recipe_are_computed_from_the_run(results: dict[str, Path], tmp
     parts = marked_sections(text)
     assert "16 device hours x 65 W" in parts["cost"] and "= 1.04 kWh" in parts["cost"]
     assert head(text)["co2_eq_emissions"]["emissions"] == 416.0
-    assert "| batch | 64 (4 a device x 2 accumulated x 8 processes) |" in parts["training"]
+    assert "| batch | 64 (4 per device x 2 accumulated x 8 processes) |" in parts["training"]
     assert "| beta | 0.01 |" in parts["training"] and "not_shown" not in parts["training"]
     assert "of *ours*" not in parts["cost"], "what others wrote is escaped"
-    assert "huggingface.co/org/base), no revision noted." in parts["training"], "what is not known is said, not blank"
+    assert "huggingface.co/org/base), no revision stated." in parts["training"], "what is not known is said, not blank"
     hostile = TRAINING | {"train_split": "a`<script>", "base_model_revision": "v1`<b>"}
     training = marked_sections(made(tmp_path, "--results", results["control"], training=hostile))["training"]
     assert "<script>" not in training and "<b>" not in training and "revision v1" in training
@@ -140,7 +139,13 @@ def test_all_that_is_missing_is_named_at_once(results: dict[str, Path], tmp_path
     training = {key: value for key, value in TRAINING.items() if key != "seed"} | {"base_model": "/home/x/base"}
     facts.pop("base_model")
     found = problems(tmp_path, facts=facts, training=training)
-    for part in ("a licence", "power_w: a number", "'typo'", "seed: a whole number", "a Hub id as base_model"):
+    for part in (
+        "a licence",
+        "power_w: expected a value",
+        "'typo'",
+        "seed: expected a value",
+        "a Hub id as base_model",
+    ):
         assert part in found
     assert "at least one results file" in found
     found = problems(tmp_path, "--results", results["control"], training=TRAINING | {"prompt_id": "letter-only"})
@@ -159,12 +164,12 @@ def test_results_of_other_runs_are_refused(results: dict[str, Path], tmp_path: P
     for name, change in {"images": {"ablation": None}, "another": {"model": "org/other"}}.items():
         about = content["provenance"] | {"blind": noted | change}
         (tmp_path / name).write_text(json.dumps(content | {"provenance": about}))
-    assert "a blind control that saw no image" in problems(tmp_path, "--results", tmp_path / "images")
+    assert "a run that notes the ablation blind" in problems(tmp_path, "--results", tmp_path / "images")
     assert "a blind control with the same model" in problems(tmp_path, "--transfer", f"X={tmp_path / 'another'}")
     assert "ablation blind" in problems(tmp_path, "--results", tmp_path / "ablated")
     assert "the config of the questions" in problems(tmp_path, "--results", tmp_path / "nameless")
     assert "prompt published@1 as it is here" in problems(tmp_path, "--results", tmp_path / "reworded")
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(asdict(load_prompt("letter-only"))))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(load_prompt("letter-only").model_dump()))
     found = problems(tmp_path, "--results", results["control"], facts=FACTS | {"prompt": "mine.yaml"})
     assert "prompt published@1 as it is here" in found, "other words than the runs noted"
     twice = ("--results", results["control"], "--results", f"other={tmp_path / 'reworded'}")
@@ -240,17 +245,16 @@ def predicted(model: Path, out: Path) -> str:
 def test_every_prompt_makes_a_snippet_that_asks_its_words(model: Path) -> None:
     from PIL import Image
 
-    from model_card.snippets import snippets
+    from model_card.cards.model import snippets
 
     odd = Prompt(
-        "odd",
-        1,
-        "",
-        '{question} "x" {y}\n{options}',
-        "({letter}) {text}",
-        "{letter}",
-        None,
-        "{view}, {magnification}:",
+        id="odd",
+        version=1,
+        provenance="",
+        user='{question} "x" [y]\n{options}',
+        option="({letter}) {text}",
+        answer="<answer>{letter}</answer>",
+        view_label="{view}, {magnification}:",
     )
     sampling = {"max_tokens": 8, "temperature": 0.7, "top_p": 0.9}
     for prompt in (odd, load_prompt("letter-only"), load_prompt("published")):

@@ -258,7 +258,13 @@ def test_what_is_missing_or_no_hub_id_is_named(metric_space: str, browser: Any, 
 def results(model: str, accuracy: float, blind: float | None, /, **more: Any) -> dict[str, Any]:
     """Returns a results file as ``score --json`` writes it, as far as a leaderboard reads it."""
     part = {"accuracy": accuracy, "interval": [accuracy - 0.05, min(1.0, accuracy + 0.05)]}
-    beside = {"accuracy": blind, "interval": [0.2, 0.4], "gain_interval": [-0.1, 0.2]} if blind is not None else None
+    beside, control = None, {}
+    if blind is not None:
+        ends = [round(accuracy - blind + by, 4) for by in (-0.06, 0.06)]
+        beside = {"accuracy": blind, "interval": [blind - 0.05, blind + 0.05], "gain_interval": ends}
+        beside = {key: one if key == "accuracy" else [min(end, 1.0) for end in one] for key, one in beside.items()}
+        control = {"blind": {"model": model, "ablation": "blind"}}
+    about = {"model": model, "config": "default", "split": "test", "data_hash": "ab" * 32}
     return {
         **part,
         "by_dimension": {"Diagnosis": part},
@@ -269,7 +275,7 @@ def results(model: str, accuracy: float, blind: float | None, /, **more: Any) ->
         "blind": beside,
         "visual_gain": None if blind is None else accuracy - blind,
         "leakage_adjusted_accuracy": None if blind in (None, 1.0) else (accuracy - blind) / (1 - blind),
-        "provenance": {"model": model, "config": "default", "split": "test", "data_hash": "ab" * 32, **more},
+        "provenance": {**about, **control, **more},
     }
 
 
@@ -288,11 +294,16 @@ def board_page(space: Callable[..., str], tmp_path_factory: pytest.TempPathFacto
         "broken.json": {"accuracy": "<b>high</b>", "by_dimension": {}, "provenance": {}},
         "other.json": [1, 2],
         "beyond.json": results("beyond", 7.0, None),
+        "silent.json": results("silent", 0.9, 0.1, blind={}),
+        "mislabelled.json": results("phantom", 0.9, 0.1) | {"by_dimension": {"zoom-in": {"accuracy": 0.9}}},
     }
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content))
     (folder / "cut.json").write_text('{"accuracy": 0.5')
+    (folder / "digits.json").write_text(json.dumps(results("digits", 0.5, 0.3) | {"accuracy": 10**400}))
+    (folder / "surrogate.json").write_text(json.dumps(results("lone \ud800", 0.4, 0.4)))
+    (folder / "deep.json").write_text("[" * 100_000)
     (folder / "link.json").symlink_to(data / "gold.json")
     return space(LEADERBOARD, RESULTS_DIR=str(folder)), folder
 
@@ -300,7 +311,6 @@ def board_page(space: Callable[..., str], tmp_path_factory: pytest.TempPathFacto
 def test_the_leaderboard_ranks_with_the_blind_column(board_page: tuple[str, Path], browser: Any) -> None:
     page = opened(browser, board_page[0])
     page.wait_for_selector("#board table >> nth=1")
-    shot(page, "space-leaderboard")
     mine = "#board table:has(caption:text('default, test'))"
     head, *lines = table(page, mine)
     assert head[:6] == ["#", "model", "accuracy", "blind", "visual gain", "leakage-adjusted"]
@@ -311,7 +321,9 @@ def test_the_leaderboard_ranks_with_the_blind_column(board_page: tuple[str, Path
     assert control[3:6] == ["no blind control", "not run", "not run"] and "no blind control" in control[1]
     assert next(line for line in lines if "always" in line[1])[5] == "undefined"
     assert any(HOSTILE in name for name in names), "a name is shown as text"
-    for order, first in (("accuracy", "always right blind"), ("visual gain", "seeing")):
+    assert any("lone \\u{D800}" in name for name in names), "a lone surrogate is shown as its code"
+    assert [line[0] for line in lines] == ["1", *["\u2013"] * (len(lines) - 1)], "one model is shown to use images"
+    for order, first in (("accuracy", "seeing"), ("visual gain", "seeing")):
         page.get_by_label(order, exact=True).check()
         page.wait_for_function(
             "first => document.querySelector('#board tbody tr td:nth-child(2)').innerText.startsWith(first) || "
@@ -322,11 +334,15 @@ def test_the_leaderboard_ranks_with_the_blind_column(board_page: tuple[str, Path
     out = page.inner_text("#board .out")
     for name, why in {
         "blind.json": "ablation (blind)",
-        "images.json": "notes the ablation None, not blind",
-        "another.json": "another model",
-        "broken.json": "expected a number",
-        "other.json": "no results file",
+        "images.json": "expected a run that notes the ablation blind",
+        "another.json": "expected a blind control with the same model",
+        "silent.json": "states nothing of itself",
+        "mislabelled.json": "labelled default, which has no questions of zoom-in",
+        "broken.json": "expected a share of 0 to 1",
+        "other.json": "expected a results file",
         "beyond.json": "found 7",
+        "digits.json": "expected a share of 0 to 1",
+        "deep.json": "",
         "cut.json": "Expecting",
         "link.json": "a link out of the folder",
     }.items():
@@ -336,9 +352,23 @@ def test_the_leaderboard_ranks_with_the_blind_column(board_page: tuple[str, Path
     page.context.close()
 
 
+def test_plain_runs_are_ranked_and_make_the_figure_of_the_docs(
+    space: Callable[..., str], browser: Any, tmp_path: Path
+) -> None:
+    runs = (("model A", 0.61, 0.31), ("model B", 0.55, 0.33), ("model C", 0.58, 0.55), ("model D", 0.52, None))
+    for name, accuracy, blind in runs:
+        (tmp_path / f"{name[-1].lower()}.json").write_text(json.dumps(results(name, accuracy, blind)))
+    page = opened(browser, space(LEADERBOARD, RESULTS_DIR=str(tmp_path)))
+    page.wait_for_selector("#board table >> nth=1")
+    _, *lines = table(page, "#board table:has(caption:text('default, test'))")
+    assert [line[0] for line in lines] == ["1", "2", "\u2013", "\u2013"]
+    assert "no visual gain shown" in lines[2][1] and "no blind control" in lines[3][1]
+    shot(page, "space_leaderboard")
+    page.context.close()
+
+
 def test_published_figures_are_marked_and_those_of_the_audit(board_page: tuple[str, Path], browser: Any) -> None:
     source = ROOT / "scale_vqa_eval" / "audit" / "templates" / "scale_vqa_test_scores.yaml"
-    assert (LEADERBOARD / "published.yaml").read_bytes() == source.read_bytes(), "copy the file again"
     page = opened(browser, board_page[0])
     page.wait_for_selector("#board caption:text('published')")
     page.get_by_label("Dimensions").check()

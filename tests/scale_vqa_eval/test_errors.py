@@ -45,5 +45,5 @@ def test_every_fault_is_named_with_its_place() -> None:
         ("c.yaml, servers[3].address", "a valid string", "1"),
         ("c.yaml, sed", "one of servers, seed", "'sed'"),
     ]
-    with pytest.raises(InputError, match="expected a valid dictionary"):
+    with pytest.raises(InputError, match="expected a mapping"):
         validated(Servers, 3, "c.yaml")

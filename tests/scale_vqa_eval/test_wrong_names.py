@@ -46,9 +46,9 @@ STATED = [(suffix, "row") for suffix in (".json", ".jsonl", ".csv", ".parquet")]
 STATED += [(suffix, "extra") for suffix in (".json", ".jsonl", ".parquet")]
 
 
-def problem(tmp_path: Path, data: Path, split: str) -> Problem:
+def problem(tmp_path: Path, data: Path, split: str, config: str | None = None) -> Problem:
     with pytest.raises(InputError) as caught:
-        read_questions(data, split)
+        read_questions(data, split, config)
     (found,) = caught.value.problems
     assert found.location == str(data)
     return found
@@ -87,7 +87,7 @@ def test_a_release_folder(tmp_path: Path) -> None:
     ]
     tables = {"text": {"val": release, "test": release}, "phantom": {"test": release}}
     folder = write_release(tmp_path / "d", tables, {})
-    found = problem(tmp_path, folder, "tests")
+    found = problem(tmp_path, folder, "tests", "text")
     assert (found.expected, found.hint) == ("a split that it has (val, test)", "did you mean 'test'?")
     with pytest.raises(InputError) as caught:
         read_questions(folder, config="phanton")

@@ -145,12 +145,13 @@ def test_the_scan_of_publishing_is_part_of_the_check(tmp_path: Path) -> None:
     assert len(release_checks.publish_problems(folder, "dataset")) >= 2
 
 
-def test_docstring_examples_of_the_room_run() -> None:
+def test_docstring_examples_of_the_package_run() -> None:
     import doctest
     import importlib
 
     results = []
-    for file in sorted((ROOT / "model_card").glob("*.py")):
+    for file in sorted((ROOT / "model_card").rglob("*.py")):
         if ">>>" in file.read_text():
-            results.append(doctest.testmod(importlib.import_module(f"model_card.{file.stem}")))
+            name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+            results.append(doctest.testmod(importlib.import_module(name)))
     assert sum(result.attempted for result in results) > 5 and not any(result.failed for result in results)

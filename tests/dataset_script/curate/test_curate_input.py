@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 from curate_inputs import write_config, write_input
 
-from dataset_script.curate.asking.settings import read_settings
+from dataset_script.curate.captions import PATH_VIEW, read_paths
 from dataset_script.curate.command import curate
-from dataset_script.curate.features.captions import PATH_VIEW, read_paths
+from dataset_script.curate.settings import read_settings
 from dataset_script.curate.work import open_work
 from scale_vqa_eval.errors import InputError
 
@@ -41,18 +41,18 @@ def test_every_path_is_read_and_a_high_view_may_be_absent_in_each_way(tmp_path: 
     ("spoil", "expected"),
     [
         (lambda row: row.pop("wsi_name"), "wsi_name"),
-        (lambda row: row.update(paths=[]), "list of paths"),
+        (lambda row: row.update(paths=[]), "at least 1 item"),
         (lambda row: row["paths"][0].pop("path_id"), "path_id"),
         (lambda row: row["paths"][1].update(path_id="path-1"), "path_id of its own"),
-        (lambda row: row["paths"][0].update(low_mag=None), "caption"),
-        (lambda row: row["paths"][0]["mid_mag"].update(caption=" "), "caption"),
-        (lambda row: row["paths"][0]["high_mag"].update(caption=3), "caption"),
+        (lambda row: row["paths"][0].update(low_mag=None), "a mapping"),
+        (lambda row: row["paths"][0]["mid_mag"].update(caption=" "), "at least 1 character"),
+        (lambda row: row["paths"][0]["high_mag"].update(caption=3), "a valid string"),
         (lambda row: row["paths"][0]["high_mag"].update(image_path="../../etc/passwd"), "a file inside"),
         (lambda row: row["paths"][0]["high_mag"].update(image_path="/etc/passwd"), "a file inside"),
         (lambda row: row["paths"][0]["high_mag"].update(image_path="none.png"), "a file inside"),
-        (lambda row: row["paths"][0].update(path_summary=["x"]), "text or null"),
-        (lambda row: row.update(patient_id=["P1"]), "a name or null"),
-        (lambda row: row.update(patient_id=" "), "a name or null"),
+        (lambda row: row["paths"][0].update(path_summary=["x"]), "a valid string"),
+        (lambda row: row.update(patient_id=["P1"]), "a name or a number"),
+        (lambda row: row.update(patient_id=" "), "a name or a number"),
     ],
 )
 def test_what_breaks_the_format_is_refused_with_its_place(tmp_path: Path, spoil: Any, expected: str) -> None:

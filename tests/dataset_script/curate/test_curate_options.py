@@ -11,15 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset_script.curate.asking.replies import BadReply
-from dataset_script.curate.construction.cleaning import contradictions, without_duplicates
-from dataset_script.curate.construction.letters import balanced, rationale_of, remap_letters
-from dataset_script.curate.features.captions import CaptionedPath
-from dataset_script.curate.features.decompose import Feature
-from dataset_script.curate.questions.contrasts import balanced_matrix, contrast_pool, likeness
-from dataset_script.curate.questions.drafts import Draft, Order, read_draft
-from dataset_script.curate.questions.items import Item, Place, named_combination
-from dataset_script.curate.questions.options import assemble
+from dataset_script.curate.answer_balance import balanced, named_combination, rationale_of, remap_letters
+from dataset_script.curate.candidates import Candidate, QuestionSpec
+from dataset_script.curate.captions import CaptionedPath, CaptionFeature
+from dataset_script.curate.deduplicate import contradictions, without_duplicates
+from dataset_script.curate.distractors import balanced_matrix, build_options, distractor_pool, similarity
+from dataset_script.curate.generate import read_candidate
+from dataset_script.curate.roles import BadReply
 from scale_vqa_eval.audit.clusters import exchange_sets
 from scale_vqa_eval.audit.defects import named_right
 
@@ -31,7 +29,7 @@ NUCLEI = ("small nuclei", "large nuclei", "spindle nuclei")
 @given(st.lists(st.integers(1, 30), min_size=2, max_size=12))
 def test_of_any_two_findings_each_is_right_as_often(counts: list[int]) -> None:
     values = [f"finding{chr(97 + number)} seen" for number in range(len(counts))]
-    matrix = balanced_matrix(likeness(values), np.array(counts, dtype=float))
+    matrix = balanced_matrix(similarity(values), np.array(counts, dtype=float))
     assert np.allclose(matrix, matrix.T)
     assert np.all(np.diag(matrix) == 0)
     assert np.all(matrix.sum(axis=1) <= np.array(counts) * (1 + 1e-6))
@@ -40,7 +38,7 @@ def test_of_any_two_findings_each_is_right_as_often(counts: list[int]) -> None:
 
 
 def test_a_finding_that_is_nearly_always_right_is_asked_less() -> None:
-    pool = contrast_pool(["solid nests"] * 90 + ["open glands"] * 10, "s")
+    pool = distractor_pool(["solid nests"] * 90 + ["open glands"] * 10, "s")
     rng = random.Random(1)
     common = [pool.draw("solid nests", rng) for _ in range(2000)]
     rare = [pool.draw("open glands", rng) for _ in range(200)]
@@ -49,71 +47,70 @@ def test_a_finding_that_is_nearly_always_right_is_asked_less() -> None:
 
 
 def test_a_finding_and_what_contains_it_are_never_set_against_each_other() -> None:
-    pool = contrast_pool(["glands", "open glands", "solid nests"], "s")
+    pool = distractor_pool(["glands", "open glands", "solid nests"], "s")
     assert pool.others("glands") == ["solid nests"]
     assert pool.draw("open glands", random.Random(0), ["solid nests"]) is None
 
 
-def pool_of(count: int, seed: int, form: str = "A1") -> tuple[list[Draft], dict[str, Place]]:
+def pool_of(count: int, seed: int, form: str = "A1") -> list[Candidate]:
     rng = random.Random(seed)
-    drafts, places = [], {}
+    drafts = []
     for number in range(count):
         first, second = rng.choice(GROWTH), rng.choice(NUCLEI)
         key = f"slide-{number // 2}::p{number % 2}"
-        places[key] = Place(f"slide-{number // 2}", f"slide-{number // 2}", f"p{number % 2}", "train", (first, second))
+        texts = (("low_mag", first), ("high_mag", second))
+        path = CaptionedPath(f"slide-{number // 2}", f"slide-{number // 2}", f"p{number % 2}", texts, (), "train")
         drafts.append(
-            Draft(
+            Candidate(
                 f"{key}::type_A",
-                key,
+                path,
                 "type_A",
                 form,
                 "Which findings correspond?" if form == "A1" else f"Which holds in field {number}?",
-                Feature("low_mag-1", "low_mag", "growth pattern", first),
-                Feature("high_mag-1", "high_mag", "nuclei", second),
+                CaptionFeature("low_mag-1", "low_mag", "growth pattern", first),
+                CaptionFeature("high_mag-1", "high_mag", "nuclei", second),
                 ("", ""),
                 f"A is right: {first} and {second}; options B and C miss one.",
             )
         )
-    return drafts, places
+    return drafts
 
 
 def test_template_questions_form_exchange_sets_in_which_every_option_is_right_once() -> None:
-    drafts, places = pool_of(60, 3)
-    found = assemble(drafts, places, 1)
-    sets: dict[str, list[Item]] = defaultdict(list)
-    for item in found.items:
+    drafts = pool_of(60, 3)
+    found = build_options(drafts, 1)
+    sets: dict[str, list[Candidate]] = defaultdict(list)
+    for item in found.candidates:
         if item.group:
             sets[item.group].append(item)
     assert len(sets) >= 8
     for members in sets.values():
-        assert len({(item.draft.question, item.options) for item in members}) == 1
+        assert len({(item.question, item.options) for item in members}) == 1
         assert sorted(item.answer for item in members) == [0, 1, 2, 3]
-        assert len({item.place.patient for item in members}) == 4
+        assert len({item.path.patient for item in members}) == 4
         for item in members:
             gold = item.options[item.answer]
-            assert item.draft.first.value in gold and item.draft.second.value in gold
-    final = balanced(found.items, 1)
-    seen = exchange_sets([item.question() for item in final]) >= 0
+            assert item.first.value in gold and item.second.value in gold
+    final = balanced(found.candidates, 1)
+    seen = exchange_sets([item.to_question() for item in final]) >= 0
     assert seen.tolist() == [item.group is not None for item in final]
 
 
 def test_free_questions_state_what_the_path_shows_and_three_that_it_does_not() -> None:
-    drafts, places = pool_of(60, 4, form="free")
-    found = assemble(drafts, places, 1)
-    assert len(found.items) + len(found.refused) == 60 and len(found.items) > 50
-    for item in found.items:
+    drafts = pool_of(60, 4, form="free")
+    found = build_options(drafts, 1)
+    assert len(found.candidates) + len(found.refused) == 60 and len(found.candidates) > 50
+    for item in found.candidates:
         assert item.group is None
-        holding = [
-            option for option in item.options if item.draft.first.value in option and item.draft.second.value in option
-        ]
+        holding = [option for option in item.options if item.first.value in option and item.second.value in option]
         assert holding == [item.options[item.answer]]
         assert len(set(item.options)) == 4
-    assert contradictions(found.items) == []
+    assert contradictions(found.candidates) == []
 
 
 def test_letters_are_even_in_each_split_and_dimension_and_rationales_follow() -> None:
-    drafts, places = pool_of(61, 5, form="free")
-    final = balanced(assemble(drafts, places, 1).items, 7)
+    drafts = pool_of(61, 5, form="free")
+    final = balanced(build_options(drafts, 1).candidates, 7)
     counts = Counter(item.answer for item in final)
     assert max(counts.values()) - min(counts.values()) <= 1
     for item in final:
@@ -152,36 +149,40 @@ def test_bare_letters_at_the_head_of_a_clause_follow_their_options() -> None:
 
 
 def test_duplicates_on_the_same_images_go_and_templates_on_others_stay() -> None:
-    drafts, places = pool_of(8, 6, form="free")
-    items = assemble(drafts, places, 1).items
-    path = items[0].draft.path
-    copy = replace(items[0], draft=replace(items[0].draft, id="copy"))
-    near = replace(copy, draft=replace(copy.draft, id="near", question=copy.draft.question + " Well?"))
-    elsewhere = replace(copy, draft=replace(copy.draft, id="elsewhere", path=items[-1].draft.path))
+    drafts = pool_of(8, 6, form="free")
+    items = build_options(drafts, 1).candidates
+    path = items[0].path
+    copy = replace(items[0], id="copy")
+    near = replace(copy, id="near", question=copy.question + " Well?")
+    elsewhere = replace(copy, id="elsewhere", path=items[-1].path)
     kept, gone = without_duplicates([*items, copy, near, elsewhere], {}, 0.9)
     assert {(row, kind) for row, kind, _ in gone} == {("near", "near-duplicate"), (items[0].id, "duplicate")}
     assert "elsewhere" in {item.id for item in kept}
-    _, gone = without_duplicates([items[0], elsewhere], {items[-1].draft.path: path}, 0.9)
+    _, gone = without_duplicates([items[0], elsewhere], {items[-1].path.key: path.key}, 0.9)
     assert [kind for _, kind, _ in gone] == ["duplicate"]
 
 
 def test_an_option_that_its_own_captions_contradict_is_flagged() -> None:
-    drafts, places = pool_of(8, 6, form="free")
-    item = assemble(drafts, places, 1).items[0]
+    drafts = pool_of(8, 6, form="free")
+    item = build_options(drafts, 1).candidates[0]
+    assert item.values is not None
     wrong = item.values[0][1]
-    told = replace(item, place=replace(item.place, texts=(*item.place.texts, f"There are {wrong} at the edge.")))
-    denied = replace(item, place=replace(item.place, texts=(*item.place.texts, f"No {item.draft.second.value}.")))
+
+    def with_text(text: str) -> Candidate:
+        return replace(item, path=replace(item.path, texts=(*item.path.texts, ("mid_mag", text))))
+
+    stated, denied = with_text(f"There are {wrong} at the edge."), with_text(f"No {item.second.value}.")
     assert contradictions([item]) == []
-    flags = contradictions([told])
+    flags = contradictions([stated])
     assert flags[0]["finding"] == wrong and len(flags[0]["options"]) == 2
     assert "denies" in contradictions([denied])[0]["why"]
 
 
 PATH = CaptionedPath("S", "S", "p", (("low_mag", "x"), ("high_mag", "y")), ())
 FEATURES = (
-    Feature("low_mag-1", "low_mag", "growth pattern", "solid nests"),
-    Feature("low_mag-2", "low_mag", "stroma", "loose stroma"),
-    Feature("high_mag-1", "high_mag", "nuclei", "large nuclei"),
+    CaptionFeature("low_mag-1", "low_mag", "growth pattern", "solid nests"),
+    CaptionFeature("low_mag-2", "low_mag", "stroma", "loose stroma"),
+    CaptionFeature("high_mag-1", "high_mag", "nuclei", "large nuclei"),
 )
 
 
@@ -214,10 +215,10 @@ def draft_reply(**changes: object) -> dict[str, object]:
 )
 def test_a_draft_that_breaks_a_rule_is_named(changes: dict[str, object], outcome: str) -> None:
     with pytest.raises(BadReply) as refused:
-        read_draft(draft_reply(**changes), Order("row", PATH, FEATURES, "type_A", "free"))
+        read_candidate(draft_reply(**changes), QuestionSpec("row", PATH, FEATURES, "type_A", "free"))
     assert refused.value.outcome == outcome
 
 
 def test_a_template_question_is_the_templates_whatever_the_model_writes() -> None:
-    draft = read_draft(draft_reply(question="Solid nests?"), Order("row", PATH, FEATURES, "type_A", "A1"))
+    draft = read_candidate(draft_reply(question="Solid nests?"), QuestionSpec("row", PATH, FEATURES, "type_A", "A1"))
     assert draft.question.startswith("Which finding at the first magnification")

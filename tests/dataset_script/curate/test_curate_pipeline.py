@@ -30,7 +30,7 @@ from curate_inputs import (
 from scripted_roles import answer
 from small_models import smollm
 
-from dataset_script.curate.construction.report import constraints
+from dataset_script.curate.report import constraints
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.release_folder.write import folder_digest
@@ -152,6 +152,22 @@ def test_the_steps_one_by_one_on_the_same_work_folder_ask_nothing_and_give_the_s
         assert (tmp_path / "out").exists() == (step == "construct")
     assert len(server.bodies) == asked
     assert folder_digest(tmp_path / "out") == folder_digest(out)
+
+
+def test_a_run_that_is_killed_at_its_end_leaves_no_folder_without_audit_and_report(
+    captions: Path, curated: tuple[Path, Path, ChatEndpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, config, _ = curated
+    started: list[Path] = []
+
+    def killed(path: Path, audit: Mapping[str, Any]) -> None:
+        started.append(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scale_vqa_eval.audit.page.write_page", killed)
+    work = str(out.parent / "out.curation")
+    done = run(captions, tmp_path / "out", config, "--step", "construct", "--work", work)
+    assert done.exit_code == 1 and started and not (tmp_path / "out").exists()
 
 
 def test_a_step_whose_input_is_not_there_says_which_comes_first(few: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import resource
 import signal
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 from chat_server import MODEL, Server, Trouble, chat_server, expected_response
 from click.testing import CliRunner, Result
+from PIL import Image
 from predict_release import make_release
 
 from scale_vqa_eval.errors import InputError
@@ -252,6 +255,36 @@ def test_blind_differs_by_the_images_alone(release: Path, tmp_path: Path) -> Non
     blind = body_of(release, tmp_path, "--ablate", "blind")[0]["messages"]
     assert [part for part in seen[1]["content"] if part["type"] == "text"] == blind[1]["content"]
     assert seen[0] == blind[0]
+
+
+def test_guess_is_blind_with_a_prompt_that_says_so(release: Path, tmp_path: Path) -> None:
+    blind = body_of(release, tmp_path, "--ablate", "blind")[0]["messages"]
+    guess = body_of(release, tmp_path, "--ablate", "guess", "--n", "1")[0]["messages"]
+    told = guess[1]["content"][0]["text"]
+    assert len(guess[1]["content"]) == 1 and guess[0] == blind[0]
+    assert told.startswith(blind[1]["content"][0]["text"]) and told.endswith("always choose one.")
+    heads = [
+        json.loads((tmp_path / name).read_text().splitlines()[0])["provenance"] for name in ("2.jsonl", "4.jsonl")
+    ]
+    assert [head["ablation"] for head in heads] == ["blind", "guess"]
+    assert [head["prompt_id"] for head in heads] == ["published@1", "published-guess@1"]
+    assert heads[0]["prompt_hash"] != heads[1]["prompt_hash"] and heads[1]["images_hash"] is None
+
+
+def test_blank_shows_uniform_images_of_the_same_sizes(release: Path, tmp_path: Path) -> None:
+    def images(body: dict[str, Any]) -> list[Image.Image]:
+        parts = [part for part in body["messages"][1]["content"] if part["type"] == "image_url"]
+        return [Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].split(",")[1]))) for part in parts]
+
+    seen, blank = body_of(release, tmp_path)[0], body_of(release, tmp_path, "--ablate", "blank")[0]
+    assert [image.size for image in images(blank)] == [image.size for image in images(seen)]
+    assert {image.getextrema() for image in images(blank)} == {((128, 128),) * 3}
+    assert seen["messages"][1]["content"][-1] == blank["messages"][1]["content"][-1]
+    heads = [
+        json.loads((tmp_path / name).read_text().splitlines()[0])["provenance"] for name in ("0.jsonl", "2.jsonl")
+    ]
+    assert [head["ablation"] for head in heads] == [None, "blank"]
+    assert heads[0]["images_hash"] == heads[1]["images_hash"], "the images that were taken away are still named"
 
 
 def test_circular_asks_every_turn_and_is_scored(release: Path, tmp_path: Path) -> None:

@@ -1,0 +1,169 @@
+"""The input of the curation: JSON Lines, one slide a line, with captioned paths through its magnifications."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
+
+from dataset_script.image_files import check_images
+from scale_vqa_eval.errors import InputError, Problem, preview, validated
+from scale_vqa_eval.schema import VIEWS, patient_of
+
+PATH_VIEW: Final = "path"
+"""Name of the text across scales (description and summary), beside the names of the views."""
+SCALES: Final = (*VIEWS, PATH_VIEW)
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionedPath:
+    """A diagnostic path: nested views of a slide, each with an expert's caption.
+
+    Attributes:
+        slide: slide name.
+        patient: ``patient_id`` of the line, or the patient that the slide's name gives.
+        path_id: name of the path on its slide.
+        texts: view -> caption; under ``PATH_VIEW`` the description and the summary, if there are any.
+        images: view -> path of the image below the image root.
+        split: train, val or test; empty until splits are drawn.
+    """
+
+    slide: str
+    patient: str
+    path_id: str
+    texts: tuple[tuple[str, str], ...]
+    images: tuple[tuple[str, str], ...]
+    split: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name of the path in every file of the work folder."""
+        return f"{self.slide}::{self.path_id}"
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The texts without the names of their views."""
+        return tuple(text for _, text in self.texts)
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionFeature:
+    """One finding of a path, in the words of its caption.
+
+    Attributes:
+        id: name within its path, such as ``low_mag-1``.
+        scale: the view whose caption states it, or ``path`` for the text across scales.
+        aspect: one of the names in the prompt.
+        value: the phrase.
+    """
+
+    id: str
+    scale: str
+    aspect: str
+    value: str
+
+
+def _as_name(value: Any) -> str:
+    name = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    if not name:
+        raise ValueError("a name or a number")
+    return name
+
+
+def _absent_as_none(value: Any) -> Any:
+    absent = isinstance(value, Mapping) and value.get("image_path") is None and not value.get("caption")
+    return None if absent else value
+
+
+_Name = Annotated[str, BeforeValidator(_as_name)]
+_Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class _View(BaseModel):
+    caption: _Text
+    image_path: _Text
+
+
+class _Path(BaseModel):
+    path_id: _Name
+    low_mag: _View
+    mid_mag: _View
+    high_mag: Annotated[_View | None, BeforeValidator(_absent_as_none)] = None
+    path_description: str | None = None
+    path_summary: str | None = None
+
+
+class _Slide(BaseModel):
+    wsi_name: _Text
+    patient_id: _Name | None = None
+    paths: list[_Path] = Field(min_length=1)
+
+
+def read_paths(file: Path, images: Path | None = None) -> list[CaptionedPath]:
+    """Reads every path of a captions file, in order.
+
+    Args:
+        file: JSON Lines; a line has ``wsi_name``, ``paths`` and possibly ``patient_id``.
+        images: folder that image paths are relative to; if given, every image is checked as those of a release are.
+
+    Raises:
+        InputError: with every problem of the file.
+    """
+    problems: list[Problem] = []
+    patients: dict[str, str] = {}
+    paths: dict[str, CaptionedPath] = {}
+    for location, slide in _slides(file, problems):
+        patient = slide.patient_id or patient_of(slide.wsi_name)
+        expected = patients.setdefault(slide.wsi_name, patient)
+        if expected != patient:
+            hint = "give the slide one patient"
+            problems.append(Problem(f"{location}, patient_id", f"{expected!r}, as above", patient, hint))
+        for number, raw in enumerate(slide.paths):
+            path = _path(slide.wsi_name, patient, raw)
+            if path.key in paths:
+                where, found = f"{location}, paths[{number}]", f"the name of another one: {preview(path.path_id)}"
+                problems.append(Problem(where, "a path_id of its own on its slide", found, "rename one"))
+            paths[path.key] = path
+    if images is not None:
+        problems += check_images(images, [(path.key, name) for path in paths.values() for _, name in path.images])
+    if not paths and not problems:
+        problems.append(Problem(str(file), "at least one slide with a path", "none", "add captions"))
+    if problems:
+        raise InputError(problems)
+    return list(paths.values())
+
+
+def _path(slide: str, patient: str, raw: _Path) -> CaptionedPath:
+    views = [(view, getattr(raw, view)) for view in VIEWS if getattr(raw, view) is not None]
+    texts = [(view, found.caption) for view, found in views]
+    across = [text.strip() for text in (raw.path_description, raw.path_summary) if text and text.strip()]
+    if across:
+        texts.append((PATH_VIEW, "\n".join(across)))
+    images = tuple((view, found.image_path) for view, found in views)
+    return CaptionedPath(slide, patient, raw.path_id, tuple(texts), images)
+
+
+def _slides(file: Path, problems: list[Problem]) -> Iterator[tuple[str, _Slide]]:
+    """Yields (location, slide) of every valid line; the problems of the others are appended to ``problems``."""
+    with file.open(encoding="utf-8-sig") as lines:
+        try:
+            for number, line in enumerate(lines, 1):
+                location = f"{file}, line {number}"
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                    if not isinstance(row, Mapping):
+                        raise ValueError(preview(row))
+                    yield location, validated(_Slide, row, location)
+                except InputError as error:
+                    problems += error.problems
+                except (ValueError, RecursionError) as error:
+                    expected, hint = "one JSON object a line", "write the object of each slide on a line of its own"
+                    problems.append(Problem(location, expected, str(error), hint))
+        except UnicodeDecodeError as error:
+            problems.append(Problem(str(file), "UTF-8 text", preview(str(error)), "save the file as UTF-8"))

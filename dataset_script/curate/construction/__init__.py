@@ -1,1 +1,0 @@
-"""Letters, duplicates, contradictions, the release folder, its audit and the report."""

@@ -1,0 +1,288 @@
+"""Step 2, the part of code: options, with distractors that are right on other paths, so that words say nothing.
+
+A wrong finding that a model invents is never right anywhere, and a fitted reader learns that. Here every wrong finding
+is right elsewhere. If it was drawn freely, the commoner of two findings would still be the likelier one, so pairs are
+drawn in *detailed balance*: of the questions with {a, a'}, as many have a right as have a' right, in expectation. With
+n_i questions whose right finding is i, a symmetric matrix M with row sums n_i is computed (M = d W d, Sinkhorn's
+scaling of a symmetric similarity W with an empty diagonal; Knight 2008, SIAM J. Matrix Anal. Appl. 30:261), and i gets
+j with probability M_ij / n_i. A finding that is right in more than half of the questions has no such matrix: part of
+its questions get no distractor and are to ask about something else.
+
+Counts that differ by chance alone are left alone. W prefers findings with as many words and letters, which deny or
+affirm alike.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from dataset_script.curate.candidates import Candidate
+from dataset_script.curate.captions import CaptionFeature
+from dataset_script.curate.cooccurrence import Implication
+from dataset_script.curate.exchange_planning import PlannedGroup, group_candidates
+from dataset_script.curate.grounding import content, denies, may_hold, stems
+
+FloatArray = npt.NDArray[np.float64]
+GroupTexts = Set[tuple[str, tuple[str, ...]]]
+MAX_VALUES: Final = 1500
+"""An aspect with more distinct values is cut into runs of this length, ordered by number of words and letters."""
+LETTERS_APART: Final = 4.0
+WORDS_APART: Final = 0.7
+STEPS: Final = 400
+REDRAWS: Final = 12
+DEVIATIONS: Final = 2.0
+"""A count fewer standard deviations (of a Poisson count) from the mean than this is taken for chance."""
+
+
+@dataclass(frozen=True)
+class DistractorPool:
+    """The right findings of one question type and aspect, and the probability with which each is set against each.
+
+    Attributes:
+        values: distinct findings as phrases.
+        index: stems of a finding -> its index in ``values``.
+        chance: index -> (indices, probabilities); what is missing to 1 is the chance of no distractor.
+    """
+
+    values: tuple[str, ...]
+    index: dict[tuple[str, ...], int]
+    chance: tuple[tuple[npt.NDArray[np.int64], FloatArray], ...]
+
+    def draw(self, value: str, rng: random.Random, refused: Sequence[str] = ()) -> str | None:
+        """Draws the distractor of a finding, or None if the finding is too common or has no other to set against it.
+
+        Args:
+            value: the right finding.
+            rng: local generator.
+            refused: phrases that must not be drawn, because they may be true of the region as well.
+        """
+        at = self.index.get(stems(value))
+        if at is None:
+            return None
+        others, chances = self.chance[at]
+        if rng.random() >= chances.sum():
+            return None
+        banned = {stems(phrase) for phrase in refused}
+        allowed = [
+            (other, chance)
+            for other, chance in zip(others.tolist(), chances.tolist(), strict=True)
+            if chance > 0 and stems(self.values[other]) not in banned
+        ]
+        if not allowed:
+            return None
+        drawn = rng.choices([other for other, _ in allowed], [chance for _, chance in allowed])[0]
+        return self.values[drawn]
+
+    def others(self, value: str) -> list[str]:
+        """Returns every finding that may be set against a finding."""
+        at = self.index.get(stems(value))
+        return [] if at is None else [self.values[other] for other in self.chance[at][0].tolist()]
+
+
+def distractor_pool(findings: Sequence[str], seed: str) -> DistractorPool:
+    """Builds the pool of the right findings of one question type and aspect.
+
+    Args:
+        findings: the right finding of each question, repeats included.
+        seed: decides how many questions of a too common finding get no distractor.
+    """
+    spellings: dict[tuple[str, ...], list[str]] = {}
+    for phrase in findings:
+        spellings.setdefault(stems(phrase), []).append(phrase)
+    keys = sorted(spellings, key=lambda key: (len(key), len(" ".join(key)), key))
+    values = tuple(min(spellings[key], key=lambda phrase: (-spellings[key].count(phrase), phrase)) for key in keys)
+    chance: list[tuple[npt.NDArray[np.int64], FloatArray]] = []
+    for start in range(0, len(keys), MAX_VALUES):
+        run = keys[start : start + MAX_VALUES]
+        counts = evened(np.array([len(spellings[key]) for key in run], dtype=np.float64))
+        balanced = balanced_matrix(similarity(values[start : start + MAX_VALUES]), counts)
+        kept = _kept_share(balanced.sum(axis=1), counts, seed)
+        for row in range(len(run)):
+            others = np.flatnonzero(balanced[row] > 0)
+            chance.append((others + start, balanced[row, others] / max(balanced[row].sum(), 1e-300) * kept[row]))
+    return DistractorPool(values, {key: number for number, key in enumerate(keys)}, tuple(chance))
+
+
+def evened(counts: FloatArray) -> FloatArray:
+    """Returns the counts with those that chance explains set to their mean.
+
+    What is uneven by chance alone must stay so: evened out to the last question, the answers that a reader knows would
+    give away those that it does not know, and a fitted probe would be wrong more often than a guess.
+    """
+    mean = counts.mean() if len(counts) else 0.0
+    by_chance = np.abs(counts - mean) < DEVIATIONS * np.sqrt(max(mean, 1e-9))
+    return np.asarray(np.where(by_chance, mean, counts))
+
+
+def similarity(values: Sequence[str]) -> FloatArray:
+    """Returns (n, n) symmetric weights: how well two findings match as opposites; 0 for those that cannot be."""
+    words_of = [content(value) for value in values]
+    sizes = np.array([[len(stems(value)), len(value), denies(value)] for value in values], dtype=np.float64)
+    gaps = np.abs(sizes[:, None, :] - sizes[None, :, :])
+    weights = np.exp(-gaps[:, :, 0] / WORDS_APART - gaps[:, :, 1] / LETTERS_APART - 3.0 * gaps[:, :, 2]) + 1e-4
+    for row, own in enumerate(words_of):
+        for column in range(row + 1):
+            other = words_of[column]
+            opposites = own == other and sizes[row, 2] != sizes[column, 2]  # a finding and its denial
+            if (own <= other or other <= own) and not opposites:
+                weights[row, column] = weights[column, row] = 0.0
+    return np.asarray(weights)
+
+
+def balanced_matrix(weights: FloatArray, counts: FloatArray) -> FloatArray:
+    """Returns the symmetric (n, n) matrix d W d whose row sums are ``counts``, or less where that is impossible."""
+    if len(counts) < 2:
+        return np.zeros_like(weights)
+    scale = np.sqrt(counts)
+    for _ in range(STEPS):
+        sums = weights @ scale
+        scale = np.where(sums > 0, np.sqrt(scale * counts / np.maximum(sums, 1e-300)), 0.0)
+    matrix = weights * scale[:, None] * scale[None, :]
+    for _ in range(50):
+        fit = np.minimum(1.0, counts / np.maximum(matrix.sum(axis=1), 1e-300))
+        matrix = matrix * np.minimum(fit[:, None], fit[None, :])
+    return np.asarray(matrix)
+
+
+def _kept_share(sums: FloatArray, counts: FloatArray, seed: str) -> FloatArray:
+    """Returns the share of each finding's questions that get a distractor.
+
+    For a finding that is too common, the number is drawn as a fair coin would have drawn it: with exact balance, a
+    reader who knows some answers could work out the others.
+    """
+    rng = np.random.default_rng(list(seed.encode()))
+    jitter = rng.normal(size=len(counts)) * np.sqrt(np.maximum(sums, 0.0) / 2) / np.maximum(counts, 1.0)
+    kept = sums / np.maximum(counts, 1e-300)
+    return np.asarray(np.where(kept > 0.98, 1.0, np.clip(kept + jitter, 0.0, 1.0)) * (sums > 0))
+
+
+@dataclass(frozen=True)
+class BuiltOptions:
+    """Candidates with options, and row id -> why one got none: ``too-common``, ``no-contrast`` or ``go-together``."""
+
+    candidates: list[Candidate]
+    refused: dict[str, str]
+
+
+def build_options(
+    written: Sequence[Candidate],
+    seed: int,
+    known: Sequence[Candidate] = (),
+    exchange_groups: bool = True,
+    planned: Sequence[PlannedGroup] = (),
+    linked: Mapping[str, str] | None = None,
+    implied: Set[Implication] = frozenset(),
+) -> BuiltOptions:
+    """Builds the options of candidates that a model has written.
+
+    Args:
+        written: candidates without options.
+        seed: of everything drawn.
+        known: candidates that have options: they do not change, and their findings count in the pools.
+        exchange_groups: make exchange groups of the template questions among ``written``.
+        planned: the groups that the questions were written for.
+        linked: patient -> the patient that stands for it in a group, because they share an image.
+        implied: findings that are not crossed with an aspect outside of groups: they imply one of its findings.
+
+    The findings of exchange groups are in no pool: each is right there as often as wrong, and the others have to be
+    balanced among themselves.
+    """
+    built = group_candidates(written, seed, planned, linked or {}) if exchange_groups else []
+    grouped = {one.id for one in built}
+    refused = {one.id: "go-together" for one in written if one.id not in grouped and _occur_together(one, implied)}
+    single = [one for one in written if one.id not in grouped and one.id not in refused]
+    findings: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for one in sorted([*(one for one in known if one.group is None), *single], key=lambda one: one.id):
+        for feature in (one.first, one.second):
+            findings[one.question_type, feature.aspect].append(feature.value)
+    pools = {key: distractor_pool(values, f"{seed}:{key}") for key, values in findings.items()}
+    group_texts = {(one.question, one.options) for one in (*known, *built) if one.group is not None}
+    for one in single:
+        found = _with_options(one, pools, seed, group_texts, implied)
+        if isinstance(found, str):
+            refused[one.id] = found
+        else:
+            built.append(found)
+    return BuiltOptions(sorted(built, key=lambda one: one.id), refused)
+
+
+def _with_options(
+    candidate: Candidate,
+    pools: Mapping[tuple[str, str], DistractorPool],
+    seed: int,
+    group_texts: GroupTexts,
+    implied: Set[Implication],
+) -> Candidate | str:
+    """Returns a candidate with its options, or why it gets none."""
+    rng = random.Random(f"{seed}:{candidate.id}:{candidate.version}")
+    first, second = candidate.first, candidate.second
+    wrong = []
+    for feature, other, named in ((first, second, candidate.contrasts[0]), (second, first, candidate.contrasts[1])):
+        pool = pools[candidate.question_type, feature.aspect]
+        found = _wrong_value(candidate, feature, other, named, pool, implied, rng)
+        if found is None:
+            return "too-common" if pool.others(feature.value) else "no-contrast"
+        wrong.append(found)
+    values = ((first.value, wrong[0][0]), (second.value, wrong[1][0]))
+    ordered = [
+        replace(candidate, values=values, sources=(wrong[0][1], wrong[1][1]), order=order)
+        for order in permutations(range(4))
+    ]
+    rng.shuffle(ordered)
+    return unlike_groups(ordered, group_texts)
+
+
+def unlike_groups(ordered: Sequence[Candidate], group_texts: GroupTexts) -> Candidate:
+    """Returns the first order of a candidate's options in which its text is not that of an exchange group.
+
+    A question with the very text of a group would make it a group of five, in which options are right unequally often.
+    """
+    return next((one for one in ordered if (one.question, one.options) not in group_texts), ordered[0])
+
+
+def _wrong_value(
+    candidate: Candidate,
+    feature: CaptionFeature,
+    other: CaptionFeature,
+    named: str,
+    pool: DistractorPool,
+    implied: Set[Implication],
+    rng: random.Random,
+) -> tuple[str, str] | None:
+    """Returns the wrong value of a feature and its source; a value that the path's captions state is not wrong."""
+    own = {stems(feature.value), stems(other.value)}
+
+    def fits(value: str) -> bool:
+        wrong = stems(value) not in own and not may_hold(value, candidate.path.captions)
+        return wrong and not _implies(feature.aspect, value, other, implied)
+
+    refused: list[str] = []
+    for _ in range(REDRAWS):
+        drawn = pool.draw(feature.value, rng, refused)
+        if drawn is None:
+            break
+        if fits(drawn):
+            return drawn, "corpus"
+        refused.append(drawn)
+    if any(value not in refused for value in pool.others(feature.value)):
+        return None  # too common: the model's own value would unbalance it again
+    return (named, "model") if named and content(named) and fits(named) else None
+
+
+def _implies(aspect: str, value: str, other: CaptionFeature, implied: Set[Implication]) -> bool:
+    return ((aspect, stems(value)), other.aspect) in implied
+
+
+def _occur_together(candidate: Candidate, implied: Set[Implication]) -> bool:
+    first, second = candidate.first, candidate.second
+    return _implies(first.aspect, first.value, second, implied) or _implies(
+        second.aspect, second.value, first, implied
+    )

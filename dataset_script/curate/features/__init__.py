@@ -1,1 +1,0 @@
-"""Captions, and the atomic features that a model finds in them."""

@@ -1,0 +1,239 @@
+"""Step 2, the model's part: a question of a given type, and the two features of the path that its options cross."""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from dataset_script.curate.candidates import Candidate, FeaturePair, QuestionSpec, has_pair, pair_problem
+from dataset_script.curate.captions import PATH_VIEW, CaptionedPath, CaptionFeature
+from dataset_script.curate.grounding import content, instruction_in, stems
+from dataset_script.curate.roles import (
+    BadReply,
+    RoleClient,
+    RoleTask,
+    TaskResult,
+    chat_messages,
+    load_prompt,
+    object_schema,
+    text_field,
+)
+from dataset_script.splits import patient_splits
+from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.schema import MAGNIFICATION, QUESTION_TYPES, row_id
+
+FREE: Final = "free"
+_NAMES_THE_TASK: Final = re.compile(
+    r"\b(?:feature|finding|observation)s?[\s-]+lists?\b|\bcaptions?\b|\bJSON\b", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class QuestionPlan:
+    """Which questions are asked of which path, before any model is asked.
+
+    Attributes:
+        paths: path key -> the path with its split.
+        forms: path key -> question type -> id of a template, or ``free``.
+        linked: patient -> the first of the patients that share an image with it; only of those who share one.
+    """
+
+    paths: Mapping[str, CaptionedPath]
+    forms: Mapping[str, Mapping[str, str]]
+    linked: Mapping[str, str]
+
+    @property
+    def linked_groups(self) -> list[list[str]]:
+        """The groups of patients that share a split because they share an image."""
+        groups: dict[str, list[str]] = {}
+        for patient, first in sorted(self.linked.items()):
+            groups.setdefault(first, []).append(patient)
+        return [members for _, members in sorted(groups.items())]
+
+
+def plan_questions(paths: Sequence[CaptionedPath], seed: int, linked: Mapping[str, str]) -> QuestionPlan:
+    """Plans every path: half of the questions of each split and type from templates, half of those from either.
+
+    The order of the input does not matter.
+
+    Args:
+        paths: every path of the input.
+        seed: of splits and forms.
+        linked: patient -> the patient whose split it shares, because they share an image.
+    """
+    together = {path.key: linked.get(path.patient, path.patient) for path in paths}
+    splits = patient_splits(Counter(together.values()), seed)
+    with_split = {path.key: replace(path, split=splits[together[path.key]]) for path in paths}
+    keys: dict[str, list[str]] = {}
+    for key in sorted(with_split):
+        keys.setdefault(with_split[key].split, []).append(key)
+    forms: dict[str, dict[str, str]] = {key: {} for key in with_split}
+    for number, (question_type, about) in enumerate(load_prompt("generate")["types"].items()):
+        names = [template["id"] for template in about["templates"]]
+        cycle = [names[0], FREE, names[1], FREE]
+        for split, members in sorted(keys.items()):
+            order = members.copy()
+            random.Random(f"{seed}:{split}:{question_type}").shuffle(order)
+            for index, key in enumerate(order, number):  # with odd counts, types begin at different forms
+                forms[key][question_type] = cycle[index % len(cycle)]
+    assert all(set(found) == set(QUESTION_TYPES) for found in forms.values())
+    return QuestionPlan(with_split, forms, linked)
+
+
+def template_text(question_type: str, form: str) -> str | None:
+    """Returns the fixed question of a template, or None for a free question."""
+    templates = load_prompt("generate")["types"][question_type]["templates"]
+    return next((one["text"] for one in templates if one["id"] == form), None)
+
+
+def specs_of(
+    plan: QuestionPlan, keys: Sequence[str], features: Mapping[str, Any], pairs: Mapping[str, FeaturePair]
+) -> list[QuestionSpec]:
+    """Returns the specs of some paths: one question per type; none for a path whose decomposition was lost.
+
+    Args:
+        plan: the plan of all paths.
+        keys: the paths.
+        features: path key -> its row of the decompose step.
+        pairs: row id -> the two features that the question is to join, of questions planned for exchange groups.
+
+    Raises:
+        InputError: if a path has not been decomposed.
+    """
+    specs = []
+    for key in keys:
+        if key not in features:
+            found = "none: the captions have changed since"
+            problem = Problem(f"path {key}", "features of the decompose step", found, "run --step decompose")
+            raise InputError(problem)
+        if features[key]["lost"]:
+            continue
+        path, found_features = plan.paths[key], tuple(CaptionFeature(**one) for one in features[key]["features"])
+        for question_type, form in plan.forms[key].items():
+            row = row_id(path.slide, path.path_id, question_type)
+            specs.append(QuestionSpec(row, path, found_features, question_type, form, pair=pairs.get(row)))
+    return specs
+
+
+def reply_schema() -> dict[str, Any]:
+    """Returns the JSON schema of a reply."""
+    text = {"type": "string"}
+    half = object_schema({"feature": text, "contrast": text})
+    return object_schema({"question": text, "first": half, "second": half, "rationale": text})
+
+
+def write_candidates(specs: Sequence[QuestionSpec], client: RoleClient, tries: int) -> list[TaskResult[Candidate]]:
+    """Asks for questions; a spec without two features that its type joins fails as ``no-feature`` without a call."""
+    results: dict[str, TaskResult[Candidate]] = {}
+    tasks = []
+    for spec in specs:
+        if has_pair(spec.usable(), spec.question_type):
+            tasks.append(RoleTask(spec.id, _request(spec), functools.partial(read_candidate, spec=spec)))
+        else:
+            why = f"no two features that a question of {spec.question_type} can join"
+            results[spec.id] = TaskResult(spec.id, None, (("no-feature", why),))
+    results |= {result.label: result for result in client.solve(tasks, tries)}
+    return [results[spec.id] for spec in specs]
+
+
+def _request(spec: QuestionSpec) -> tuple[Mapping[str, str], ...]:
+    prompt = load_prompt("generate")
+    about = prompt["types"][spec.question_type]
+    named = [prompt["pair"].format(first=spec.pair[0].id, second=spec.pair[1].id)] if spec.pair else []
+    data: dict[str, Any] = {
+        "question_type": f"{spec.question_type}: {about['aim']}",
+        "constraints": [*prompt["constraints"], about["constraint"], *named, *spec.constraints],
+        "question": template_text(spec.question_type, spec.form) or "write one of your own",
+        "features": [
+            {"id": one.id, "scale": MAGNIFICATION.get(one.scale, one.scale), "aspect": one.aspect, "value": one.value}
+            for one in spec.usable()
+        ],
+    }
+    across = dict(spec.path.texts).get(PATH_VIEW)
+    if spec.question_type == "type_E" and across:
+        data["text_across_scales"] = across
+    if spec.version:
+        data["attempt"] = spec.version + 1  # makes it another request: the cache holds the reply that was rejected
+    return chat_messages(prompt["system"], data)
+
+
+def read_candidate(value: Mapping[str, Any], spec: QuestionSpec) -> Candidate:
+    """Reads a reply and checks it against the rules of its type.
+
+    Raises:
+        BadReply: with the outcome that names what is wrong.
+    """
+    _check_no_options(value)
+    halves = [value.get(name) for name in ("first", "second")]
+    if not all(isinstance(half, Mapping) for half in halves):
+        raise BadReply("schema", "first and second are objects with feature and contrast")
+    known = {one.id: one for one in spec.usable()}
+    chosen, contrasts = [], []
+    for half in halves:
+        named = text_field(half, "feature", 200)
+        if named not in known:
+            raise BadReply("answer-no-option", f"{named!r} is not one of the features that were given")
+        chosen.append(known[named])
+        contrasts.append(text_field(half, "contrast", 200, required=False).strip(" .;,"))
+    first, second = chosen
+    if spec.pair is not None and (first, second) != spec.pair:
+        raise BadReply("wrong-pair", f"the first is {spec.pair[0].id} and the second {spec.pair[1].id}")
+    problem = pair_problem(first, second, spec.question_type, list(known.values()))
+    if problem is not None:
+        raise BadReply("wrong-scales", problem)
+    for one, contrast in zip(chosen, contrasts, strict=True):
+        if contrast and stems(contrast) == stems(one.value):
+            raise BadReply("identical-options", f"the contrast of {one.id} is the finding itself")
+    fixed = template_text(spec.question_type, spec.form)
+    question = fixed or text_field(value, "question", 600)
+    if fixed is None:
+        _check_question(question, chosen)
+    rationale = text_field(value, "rationale", 1500)
+    if _NAMES_THE_TASK.search(rationale):
+        raise BadReply("feature-list", "the rationale refers to the text that it was made from, not to the image")
+    found = next((hit for text in (question, rationale, *contrasts) if (hit := instruction_in(text))), None)
+    if found is not None:
+        raise BadReply("schema", f"a text that reads as an instruction: {found}")
+    return Candidate(
+        id=spec.id,
+        path=spec.path,
+        question_type=spec.question_type,
+        form=spec.form,
+        question=question,
+        first=first,
+        second=second,
+        contrasts=(contrasts[0], contrasts[1]),
+        rationale=rationale,
+        version=spec.version,
+        constraint=spec.constraint,
+    )
+
+
+def _check_no_options(value: Mapping[str, Any]) -> None:
+    """Refuses a reply that brings options, which code builds; names what is wrong with them."""
+    raw = value.get("options")
+    options = list(raw.values()) if isinstance(raw, Mapping) else raw
+    if not isinstance(options, list) or not options:
+        return
+    different = len({stems(str(option)) for option in options})
+    if different < len(options):
+        raise BadReply("identical-options", f"{len(options) - different + 1} options of the reply are the same")
+    answer = value.get("answer")
+    letters = [str(key).upper() for key in raw] if isinstance(raw, Mapping) else list("ABCDEFGHIJ"[: len(options)])
+    if answer is not None and str(answer).strip().upper() not in letters:
+        raise BadReply("answer-no-option", f"the answer {str(answer)[:40]!r} is not one of {', '.join(letters)}")
+    raise BadReply("schema", "options are built by the program: name two features instead")
+
+
+def _check_question(question: str, chosen: Sequence[CaptionFeature]) -> None:
+    if _NAMES_THE_TASK.search(question):
+        raise BadReply("feature-list", "the question refers to the text that it was made from, not to the image")
+    for one in chosen:
+        named = (content(one.value) - content(one.aspect)).intersection(stems(question))
+        if named:
+            raise BadReply("stem-names-answer", f"{', '.join(sorted(named))} of {one.id}")

@@ -1,1 +1,0 @@
-"""Drafts by a model, options by our code."""

@@ -1,0 +1,295 @@
+"""Step 4: the questions that passed become a release folder with its audit and the curation report."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jinja2 import Environment, PackageLoader
+
+from dataset_script.curate.answer_balance import balanced, rationale_of
+from dataset_script.curate.candidates import Candidate
+from dataset_script.curate.deduplicate import contradictions, without_duplicates
+from dataset_script.curate.roles import OUTCOMES, prompt_ids
+from dataset_script.curate.settings import CurationSettings, RoleSettings
+from dataset_script.curate.work import add_reports
+from dataset_script.image_files import inside
+from dataset_script.splits import SPLITS
+from scale_vqa_eval import __version__
+from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.files import atomic_write, write_json
+from scale_vqa_eval.llm import endpoint_name
+from scale_vqa_eval.questions import Question
+from scale_vqa_eval.release_folder.write import write_release
+from scale_vqa_eval.schema import LETTERS
+from scale_vqa_eval.scoring.score import questions_digest
+from scale_vqa_eval.text import markdown, percent
+
+FORMAT: Final = 1
+"""Increased when a field of ``curation_report.json`` changes its meaning or is removed."""
+REASONS: Final = {
+    **OUTCOMES,
+    "leaks-in-the-last-round": "text-only readers still found the answer in the last round",
+    "too-common": "its finding is right in most questions of its kind, so that no wrong one balances it",
+    "go-together": "one of its findings is hardly ever stated without the other, so that it gives that away",
+    "no-contrast": "no other region has a finding to set against it, and the model named none of use",
+    "duplicate": "another row has the same question on the same images",
+    "near-duplicate": "another row has nearly the same question on the same images",
+}
+CONFIGS: Final = frozenset({"default", "text", "exchange", "screened"})
+"""Configs of the release folder that a curation replaces."""
+
+
+def finished(
+    candidates: Sequence[Candidate], twins: Mapping[str, str], settings: CurationSettings
+) -> tuple[list[Candidate], list[tuple[str, str, str]]]:
+    """Returns the questions in their final form, and what was removed as a duplicate."""
+    kept, removed = without_duplicates(candidates, twins, settings.near_duplicate)
+    return balanced(kept, settings.seed), removed
+
+
+def write_curated_release(
+    candidates: Sequence[Candidate],
+    root: Path,
+    twins: Mapping[str, str],
+    out: Path,
+    settings: CurationSettings,
+    steps: Mapping[str, Any],
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes the release folder with ``audit.json``, ``audit.html``, ``curation_report.json`` and ``.md``.
+
+    The folder takes the place of ``out`` in one rename, its audit and report included.
+
+    Args:
+        candidates: the questions that passed the screening.
+        root: the image root.
+        twins: path key -> the path whose images it repeats.
+        out: the release folder.
+        settings: of the curation.
+        steps: step -> its report.
+        about: ``input`` and ``linked_patients`` of the report.
+
+    Raises:
+        InputError: if no question is left, or ``out`` is not a release folder.
+    """
+    from scale_vqa_eval.audit.overlap import find_overlap
+    from scale_vqa_eval.audit.page import write_page
+
+    final, removed = finished(candidates, twins, settings)
+    if not final:
+        hint = "see the outcomes in screened.json of the work folder"
+        raise InputError(Problem(str(out), "at least one question that passed", "none", hint))
+    questions = [one.to_question(rationale_of(one)) for one in final]
+    construction = {
+        "duplicates": [list(one) for one in removed],
+        "contradictions": contradictions(final),
+        "letters": _letters(questions),
+        "exchange_sets": len({one.group for one in final if one.group}),
+    }
+    tables: dict[str, dict[str, Iterator[dict[str, Any]]]] = {"default": {}, "text": {}, "exchange": {}}
+    for split in SPLITS:
+        members = [one for one in final if one.path.split == split]
+        grouped = [one for one in members if one.group]
+        for config, some, images in (("default", members, root), ("text", members, None), ("exchange", grouped, root)):
+            if some:
+                tables[config][split] = _rows(some, images, settings)
+    tables = {config: splits for config, splits in tables.items() if splits}
+    audit = audited(questions, settings.seed)
+    note = _card_note(questions, steps, construction, audit, settings)
+    report: dict[str, Any] = {}
+
+    def add_reports_to(folder: Path) -> None:
+        provenance = audit["provenance"] | {"data": out.name, "split": None, "config": "default"}
+        checked = audit | {"overlap": find_overlap(str(folder), "default"), "provenance": provenance}
+        write_json(folder / "audit.json", checked)
+        write_page(folder / "audit.html", checked)
+        report.update(curation_report(questions, steps, construction, checked, settings, about))
+        write_json(folder / "curation_report.json", report)
+        atomic_write(folder / "curation_report.md", as_markdown(report))
+
+    notes = {config: note for config in tables}
+    write_release(out, tables, notes, drop=CONFIGS, finish=add_reports_to)
+    return report
+
+
+def audited(questions: Sequence[Question], seed: int) -> dict[str, Any]:
+    """Returns the audit of questions, as ``scale-vqa audit`` makes it."""
+    from scale_vqa_eval.audit.report import audit_questions
+
+    return audit_questions(questions, seed) | {"chat": [], "published": {}}
+
+
+def _rows(candidates: Sequence[Candidate], root: Path | None, settings: CurationSettings) -> Iterator[dict[str, Any]]:
+    """Yields rows of the release folder, with images if a root is given."""
+    for one in candidates:
+        question = one.to_question()
+        row: dict[str, Any] = {
+            "id": one.id,
+            "question": question.question,
+            "options": list(question.options),
+            "answer": question.letter,
+            "rationale": rationale_of(one),
+            "dimension": question.dimension,
+            "wsi_name": question.slide,
+            "patient_id": question.patient,
+            "path_id": question.path_id,
+            "source": settings.source,
+            "group": one.group,
+        }
+        for view, name in one.path.images if root is not None else ():
+            file = inside(root, name) if root is not None else None
+            if not isinstance(file, Path):
+                raise InputError(Problem(f"{one.id}, {view}", f"a file inside {root}", str(file), "restore it"))
+            row[view] = {"bytes": file.read_bytes(), "path": name}
+        yield row
+
+
+def _letters(questions: Sequence[Question]) -> dict[str, dict[str, int]]:
+    """Returns split/dimension -> how often each letter is right."""
+    cells: dict[str, Counter[str]] = {}
+    for question in questions:
+        cells.setdefault(f"{question.split}/{question.dimension}", Counter())[question.letter] += 1
+    return {name: {letter: counts[letter] for letter in LETTERS[:4]} for name, counts in sorted(cells.items())}
+
+
+def curation_report(
+    questions: Sequence[Question],
+    steps: Mapping[str, Any],
+    construction: Mapping[str, Any],
+    audit: Mapping[str, Any],
+    settings: CurationSettings,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Returns the report as plain values: the contract of ``curation_report.json``.
+
+    Keys: ``format``, ``input``, ``questions`` (number by split and dimension), ``blind`` (accuracy without images),
+    ``steps``, ``rounds``, ``constraints`` (which helped), ``costs`` by role and in total, ``outcomes``, ``dropped``
+    (row or path, reason, detail), ``contradictions``, ``prompts``, ``models``, ``settings``, ``provenance``.
+    """
+    reports = {**steps, "construct": construction}
+    lists = ("lost", "rounds", "duplicates", "contradictions")
+    dropped = [
+        {"step": step, "id": row, "reason": reason, "detail": detail}
+        for step, report in reports.items()
+        for row, reason, detail in report.get("lost", report.get("duplicates", ()))
+    ]
+    report = {
+        "format": FORMAT,
+        "input": about["input"],
+        "questions": {
+            "n": len(questions),
+            "by_split": dict(sorted(Counter(str(one.split) for one in questions).items())),
+            "by_dimension": dict(sorted(Counter(str(one.dimension) for one in questions).items())),
+        },
+        "blind": _blind(audit),
+        "steps": {
+            step: {name: value for name, value in report.items() if name not in lists}
+            for step, report in reports.items()
+        },
+        "rounds": steps["screen"]["rounds"],
+        "constraints": constraints(steps["screen"]["rounds"]),
+        "costs": _costs(steps),
+        "outcomes": _outcomes(steps) | {"dropped": dict(sorted(Counter(one["reason"] for one in dropped).items()))},
+        "dropped": dropped,
+        "contradictions": construction["contradictions"],
+        "linked_patients": about["linked_patients"],
+        "prompts": prompt_ids(),
+        "models": _models(settings),
+        "settings": settings.model_dump(exclude={"roles", "paths_per_shard", "source"}),
+        "provenance": {
+            "data_hash": questions_digest(questions),
+            "versions": {"scale-vqa": __version__, "numpy": np.__version__, "python": platform.python_version()},
+        },
+    }
+    # rounded, so that the last bits of a sum do not change the bytes of a report
+    text = json.dumps(report, default=lambda number: number.item())
+    rounded: dict[str, Any] = json.loads(text, parse_float=lambda number: round(float(number), 6))
+    return rounded
+
+
+def as_markdown(report: Mapping[str, Any]) -> str:
+    """Renders a report for people; texts of a model or of the input become neither markup nor HTML."""
+    environment = Environment(
+        loader=PackageLoader("dataset_script.curate", "templates"), trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["percent"] = lambda share: "-" if share is None else percent(share)
+    environment.filters["cell"] = lambda text: markdown(str(text)[:200])
+    return environment.get_template("curation_report.md.j2").render(report=report, reasons=REASONS)
+
+
+def _blind(audit: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the accuracy without images: the ensemble, fixed beforehand, the strongest probe, and the verdict."""
+    ensemble = next(probe for probe in audit["probes"] if probe["name"] == "ensemble")
+    keys = ("name", "accuracy", "ci_low", "ci_high")
+    return {
+        "verdict": audit["verdict"],
+        "unresolved": audit["unresolved"],
+        "ensemble": {key: ensemble[key] for key in keys},
+        "strongest": {key: audit["strongest"][key] for key in keys},
+        "chance": audit["chance"],
+    }
+
+
+def constraints(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | int | None]]:
+    """Returns cause -> questions rewritten under its constraint, how many passed the next readers, and the share."""
+    total = add_reports(one["constraints"] for one in rounds)
+    return {
+        name: {**counts, "helped": counts["passed"] / counts["made"] if counts["made"] else None}
+        for name, counts in sorted(total.items())
+    }
+
+
+def _costs(steps: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns role -> calls, tokens and money of all steps, and ``total``; resumed runs included."""
+    first = {name: steps[name]["spent"] for name in ("decompose", "generate")}
+    spent = add_reports([first, *(one["spent"] for one in steps["screen"]["rounds"])])
+    return {**spent, "total": add_reports(spent.values())}
+
+
+def _outcomes(steps: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns role -> failed tries by name, and the adversaries' unread answers."""
+    rewriting = [one["outcomes"]["tries"] for one in steps["screen"]["rounds"] if "outcomes" in one]
+    return {
+        "decompose": steps["decompose"]["outcomes"]["tries"],
+        "features_rejected": steps["decompose"]["rejected"],
+        "generate": add_reports([steps["generate"]["outcomes"]["tries"], *rewriting]),
+        "adversaries": {one["name"]: one["unread"] for one in steps["screen"]["adversaries"]},
+    }
+
+
+def _models(settings: CurationSettings) -> dict[str, Any]:
+    def about(role: RoleSettings) -> dict[str, Any]:
+        return {"endpoint": endpoint_name(role.base_url), "model": role.model, "sampling": role.sampling}
+
+    singles = {name: about(getattr(settings.roles, name)) for name in ("decompose", "generate", "analyse")}
+    several = [{"name": one.name, **about(one), "repeats": one.repeats} for one in settings.roles.adversary]
+    return {**singles, "adversary": several}
+
+
+def _card_note(
+    questions: Sequence[Question],
+    steps: Mapping[str, Any],
+    construction: Mapping[str, Any],
+    audit: Mapping[str, Any],
+    settings: CurationSettings,
+) -> str:
+    """Returns the paragraph of the dataset card."""
+    found = _blind(audit)["ensemble"]
+    slides, patients = ({getattr(one, name) for one in questions} for name in ("slide", "patient"))
+    rounds = len(steps["screen"]["rounds"])
+    return (
+        f"{len(questions)} questions on {len(slides)} slides of {len(patients)} patients, curated from captions "
+        f"(source: {settings.source}): features, questions and analyses by language models, options crossed by "
+        f"program, screened in {rounds} rounds by {len(settings.roles.adversary)} text-only readers and the audit's "
+        f"probes. Without images, an ensemble fitted to the other patients' answers reaches "
+        f"{percent(found['accuracy'])}% (95% interval {percent(found['ci_low'])} to {percent(found['ci_high'])}; "
+        f"chance 25%). {construction['exchange_sets']} exchange groups. {len(construction['contradictions'])} options "
+        "are flagged as contradicting their own captions. **No pathologist has confirmed these questions yet**; "
+        "`curation_report.json` has every step."
+    )

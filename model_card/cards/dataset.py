@@ -1,0 +1,233 @@
+"""The card of a release folder, completed from its rows, its audits and the report of a curation run.
+
+The folder's builder writes a card that loads: configs, features, where each config comes from. The rest (the licence,
+the audit, the uses of the rows) is written here in marked sections; ``configs``, ``dataset_info`` and all text outside
+of the marks stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import pyarrow.parquet as pq
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from model_card.cards.text import FILE, FOLDER, merged_card, read_object, render, repo_option, stated_licence
+from scale_vqa_eval import __version__
+from scale_vqa_eval.audit.defects import KINDS
+from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.files import atomic_write
+from scale_vqa_eval.questions import Question, read_questions
+from scale_vqa_eval.release_folder.card import head, read_notes
+from scale_vqa_eval.release_folder.read import release_configs
+from scale_vqa_eval.schema import CONFIGS, LETTERS
+from scale_vqa_eval.scoring.score import dimension_order, questions_digest
+
+AUTHORS: Final = "Scale-VQA release"
+"""Prefix of the source of rows that come from the authors' files, or were made of those."""
+_MAX_IDS: Final = 2  # of a defect, in the card
+_AUDIT_FIELDS: Final = ("n", "verdict", "strongest", "probes", "dimensions", "null_check", "defects", "provenance")
+_REPORT_FIELDS: Final = (
+    "format",
+    "input",
+    "questions",
+    "rounds",
+    "costs",
+    "outcomes",
+    "models",
+    "blind",
+    "provenance",
+)
+_REPORT_FORMAT: Final = 1
+_SIZES: Final = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+DatasetSlice = tuple[str, str | None]
+"""Config and split; None for all splits of the config."""
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--license", metavar="ID", help="Licence id of the Hub: apache-2.0, cc-by-4.0, other, ...")
+@click.option("--license-name", metavar="NAME", help="Its name, where the licence is `other`.")
+@click.option("--license-link", metavar="URL", help="Its text, where the licence is `other`.")
+@click.option("--audit", "audits", multiple=True, type=FILE, metavar="FILE", help="`audit --json`; repeatable.")
+@click.option("--curation", type=FILE, metavar="FILE", help="The report of a curation run.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="[default: FOLDER/README.md]")
+@click.option("--croissant", is_flag=True, help="Write FOLDER/croissant.json too; needs --repo.")
+@click.option("--repo", callback=repo_option, metavar="ORG/NAME", help="Hub id under which the folder is published.")
+def dataset(
+    folder: Path,
+    audits: tuple[Path, ...],
+    curation: Path | None,
+    out: Path | None,
+    croissant: bool,
+    repo: str | None,
+    **licence: str | None,
+) -> None:
+    """Complete the card of the release FOLDER: splits, audit, known defects, uses, licence.
+
+    Every config needs an audit of its rows: scale-vqa audit FOLDER --config NAME --json FILE.
+    """
+    from model_card.cards import croissant as metadata
+
+    if croissant and not repo:
+        raise click.UsageError("--croissant needs --repo ORG/NAME: the metadata names where the data is")
+    out = out or folder / "README.md"
+    files = {out: dataset_card(folder, licence, audits, curation)}
+    stated = stated_licence(licence, head(files[out]), str(out), [])
+    if croissant and repo and stated:
+        files[folder / metadata.NAME] = metadata.croissant(folder, repo, stated)
+    for path, text in files.items():
+        atomic_write(path, text, "name another --out")
+        click.echo(str(path))
+
+
+def dataset_card(
+    folder: Path, licence: Mapping[str, str | None], audits: Sequence[Path], curation: Path | None = None
+) -> str:
+    """Returns the completed card of a release folder.
+
+    Args:
+        folder: the release folder.
+        licence: ``license``, ``license_name``, ``license_link`` as given; the card's own is the default.
+        audits: files of ``scale-vqa audit --json`` that cover every config.
+        curation: the report of a curation run.
+
+    Raises:
+        InputError: naming every fact that is missing at once.
+    """
+    path = folder / "README.md"
+    facts, slices = split_facts(folder)
+    old = path.read_text(encoding="utf-8")
+    problems: list[Problem] = []
+    stated = stated_licence(licence, head(old), str(path), problems)
+    notes = read_notes(path)
+    configs = list(dict.fromkeys(part["config"] for part in facts))
+    for config in configs:
+        if notes.get(config, "") in ("", "No account was given when this config was written."):
+            expected, hint = "a note on where its rows come from", "write it between the marks"
+            problems.append(Problem(f"{path}, config {config}", expected, "none", hint))
+    audited = _read_audits(audits, slices, problems)
+    report = None if curation is None else _read_curation(curation, problems)
+    if problems or stated is None:
+        raise InputError(problems)
+    rows = sum(part["n"] for part in facts)
+    size = next((name for bound, name in _SIZES if rows < bound), "n>1M")
+    authors = {part["config"] for part in facts if any(one.startswith(AUTHORS) for one in part["sources"])}
+    new = render(
+        DatasetCard,
+        DatasetCardData(**stated.yaml(), size_categories=[size], tags=["leakage-audited"]),
+        "dataset_card.md.j2",
+        facts=facts,
+        audits=audited,
+        curation=report,
+        same_rows=report is not None and report["provenance"].get("data_hash") in slices,
+        kinds=KINDS,
+        max_ids=_MAX_IDS,
+        licence=stated,
+        authors_rows=[config for config in configs if config in authors],
+        version=__version__,
+    )
+    return merged_card(old, new, "## Citation", keep=("configs", "dataset_info"))
+
+
+def split_facts(folder: Path) -> tuple[list[dict[str, Any]], dict[str, list[DatasetSlice]]]:
+    """Counts every split of a folder.
+
+    Returns:
+        The counts, and data hash -> the slices of the data with it.
+    """
+    facts: list[dict[str, Any]] = []
+    slices: dict[str, list[DatasetSlice]] = {}
+    for config, splits in release_configs(folder).items():
+        everything: list[Question] = []
+        for split, files in splits.items():
+            questions = read_questions(folder, split, config)
+            slices.setdefault(questions_digest(questions), []).append((config, split))
+            facts.append(_counted(config, split, questions, files))
+            everything += questions
+        slices.setdefault(questions_digest(everything), []).append((config, None))
+    return facts, slices
+
+
+def _counted(config: str, split: str, questions: Sequence[Question], files: Sequence[Path]) -> dict[str, Any]:
+    """Returns the counts of a split: right answers per letter (A first), questions per dimension, sources."""
+    dimensions = Counter(question.dimension or "none" for question in questions)
+    letters = Counter(question.answer for question in questions)
+    options = max(len(question.options) for question in questions)
+    columns = [pq.read_table(file, columns=["source"]) for file in files if "source" in pq.read_schema(file).names]
+    return {
+        "config": config,
+        "split": split,
+        "n": len(questions),
+        "patients": len({question.cluster for question in questions}),
+        "slides": len({question.slide for question in questions}),
+        "letters": [letters[index] for index in range(min(options, len(LETTERS)))],
+        "dimensions": dict(sorted(dimensions.items(), key=lambda item: dimension_order(item[0]))),
+        "groups": len({question.group for question in questions if question.group}),
+        "sources": sorted({one for table in columns for one in table["source"].unique().to_pylist() if one}),
+    }
+
+
+def _read_audits(
+    paths: Sequence[Path], slices: Mapping[str, Sequence[DatasetSlice]], problems: list[Problem]
+) -> list[dict[str, Any]]:
+    """Reads audits and finds by the data hash which rows each is of; configs with the same texts share an audit.
+
+    Adds a problem for an audit of other rows, and for every config without an audit of all its rows.
+
+    Returns:
+        ``rows`` (config, or config and split), ``report``, ``heuristic`` (the strongest probe that is not fitted) and
+        ``defects`` (kind -> ids) of each.
+    """
+    audits: list[dict[str, Any]] = []
+    covered: set[DatasetSlice] = set()
+    for path in paths:
+        try:
+            report = read_object(path, "an audit", "run `scale-vqa audit --json`", _AUDIT_FIELDS)
+        except InputError as error:
+            problems.extend(error.problems)
+            continue
+        of = slices.get(report["provenance"].get("data_hash"), ())
+        if not of:
+            expected, hint = "an audit of rows of this folder", "run the audit again on this folder"
+            problems.append(Problem(str(path), expected, "the data hash of other rows", hint))
+            continue
+        covered.update(of)
+        configs = [config for config, split in of if split is None]
+        splits = [f"{config}, {split}" for config, split in of if split is not None and config not in configs]
+        heuristic = max((probe for probe in report["probes"] if not probe["trained"]), key=lambda p: p["accuracy"])
+        rows = " and ".join([*configs, *splits])
+        audits.append({"rows": rows, "report": report, "heuristic": heuristic, "defects": _defects(report)})
+    everything = [one for group in slices.values() for one in group]
+    for config in dict.fromkeys(config for config, _ in everything):
+        splits_of = {one for one in everything if one[0] == config and one[1] is not None}
+        if (config, None) not in covered and not splits_of <= covered:
+            hint = f"scale-vqa audit FOLDER --config {config} --json audit-{config}.json, and name it with --audit"
+            problems.append(Problem(f"config {config}", "an audit of its rows", "none", hint))
+    order = list(dict.fromkeys([*CONFIGS, *(config for config, _ in everything)]))
+    return sorted(audits, key=lambda audit: order.index(audit["rows"].split(",")[0].split(" and ")[0]))
+
+
+def _defects(report: Mapping[str, Any]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    for defect in report["defects"]:
+        found.setdefault(str(defect["kind"]), []).append(str(defect["id"]))
+    return {kind: ids for kind, ids in found.items() if ids}
+
+
+def _read_curation(path: Path, problems: list[Problem]) -> dict[str, Any] | None:
+    try:
+        report = read_object(path, "a curation report", "take the one that `scale-vqa curate` wrote", _REPORT_FIELDS)
+    except InputError as error:
+        problems.extend(error.problems)
+        return None
+    if report["format"] != _REPORT_FORMAT:
+        expected, hint = f"a curation report of format {_REPORT_FORMAT}", "use the version of scale-vqa that wrote it"
+        problems.append(Problem(str(path), expected, preview(report["format"]), hint))
+        return None
+    return report

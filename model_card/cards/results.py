@@ -1,0 +1,176 @@
+"""Scores for a model's card: results files read and checked, and the two forms in which the Hub reads scores.
+
+These are ``model-index`` in the card's head and ``.eval_results/*.yaml``. Each score appears with its blind control or
+is marked as having none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
+
+from model_card.cards.text import dump_yaml
+from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.predict.prompts import Prompt, load_prompt
+from scale_vqa_eval.scoring.blind_control import control_problems
+from scale_vqa_eval.scoring.results import read_results
+
+NO_CONTROL: Final = "no blind control: does not show that images were used"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One results file.
+
+    Attributes:
+        name: config of the data, or the name of another benchmark.
+        content: what ``scale-vqa score --json`` wrote.
+    """
+
+    name: str
+    content: Mapping[str, Any]
+
+    @property
+    def split(self) -> str:
+        """Split that was scored; ``all`` if none was named."""
+        return self.content["provenance"].get("split") or "all"
+
+    @property
+    def blind(self) -> Mapping[str, Any] | None:
+        """Figures of the blind control, or None."""
+        return self.content.get("blind")
+
+    @property
+    def asked(self) -> Mapping[str, Any]:
+        """How the model was asked: prompt, sampling, backend, weights."""
+        provenance = self.content["provenance"]
+        return {**provenance, **(provenance.get("predicted_with") or {})}
+
+
+def read_scores(named: Sequence[tuple[str | None, Path]], problems: list[Problem]) -> list[Score]:
+    """Reads results files of runs with all images.
+
+    Args:
+        named: name (None: the config that the file states) and file.
+        problems: added to: an ablated run, an unknown config, a second result of a split, an invalid blind control.
+    """
+    scores: dict[tuple[str, str], Score] = {}
+    for name, path in named:
+        try:
+            content = read_results(path)
+        except InputError as error:
+            problems.extend(error.problems)
+            continue
+        provenance = content["provenance"]
+        problems += control_problems(str(path), content)
+        score = Score(name or provenance.get("config") or "", content)
+        if provenance.get("ablation"):
+            hint = "give the run with images, scored with --blind"
+            problems.append(Problem(str(path), "a run with all images", f"ablation {provenance['ablation']}", hint))
+        elif not score.name:
+            hint = "score with --config, or write NAME=FILE"
+            problems.append(Problem(str(path), "the config of the questions", "none stated", hint))
+        elif (score.name, score.split) in scores:
+            found = f"a second one of {score.name}"
+            problems.append(Problem(str(path), "one result per config and split", found, "give one"))
+        else:
+            scores[score.name, score.split] = score
+    return list(scores.values())
+
+
+def one_system(scores: Sequence[Score], problems: list[Problem], prompt_file: Path | None = None) -> Prompt | None:
+    """Returns the prompt of all scores; adds a problem unless they are of one model, asked in one way.
+
+    The prompt's words are read from ``prompt_file``, else from this package by the id that the runs state. Another
+    hash is a problem, because the card prints the words.
+    """
+    for field, expected in (
+        ("prompt_id", "one prompt"),
+        ("prompt_hash", "one prompt"),
+        ("model_sha256", "the same weights"),
+        ("sampling", "one way of sampling"),
+    ):
+        values = sorted({repr(score.asked.get(field)) for score in scores})
+        if len(values) > 1:
+            found = preview(", ".join(values), 160)
+            problems.append(Problem("the results", f"{expected} in all runs ({field})", found, "run those again"))
+            return None
+    asked = scores[0].asked
+    if missing := [field for field in ("prompt_id", "sampling") if not asked.get(field)]:
+        hint = "score predictions that `scale-vqa predict` wrote"
+        problems.append(Problem("the results", "prompt and sampling of the run", f"no {', no '.join(missing)}", hint))
+        return None
+    id_, digest = str(asked["prompt_id"]), asked.get("prompt_hash")
+    try:
+        prompt = load_prompt(str(prompt_file or id_.split("@")[0]))
+    except InputError as error:
+        problems.extend(error.problems)
+        return None
+    if digest not in (None, prompt.digest):
+        hint = "use the version of scale-vqa that made the runs, or run them again"
+        problems.append(Problem("the results", f"prompt {id_} as it is here ({prompt.digest})", str(digest), hint))
+        return None
+    return prompt
+
+
+def model_index(scores: Sequence[Score], dataset: str) -> list[EvalResult]:
+    """Returns the figures of all scores for ``model-index``, in per cent: overall and by dimension.
+
+    A blind accuracy is a result of its own beside each figure that has one; a figure without says so in its name.
+
+    Args:
+        scores: on configs of the dataset.
+        dataset: its Hub id.
+    """
+    return [result for score in scores for result in _results(score, dataset)]
+
+
+def entries_yaml(scores: Sequence[Score], dataset: str) -> str:
+    """Returns the content of ``.eval_results/scale-vqa.yaml``: one entry per score, its blind control in the notes."""
+    entries = []
+    for score in scores:
+        low, high = (_percent(end) for end in score.content["interval"])
+        control = NO_CONTROL
+        if score.blind is not None:
+            control = f"blind control (no images) {_percent(score.blind['accuracy'])}"
+        notes = f"95% interval {low} to {high}, {score.content['clusters']} patients; {control}"
+        task, value = f"{score.name}_{score.split}", _percent(score.content["accuracy"])
+        entries.append(EvalResultEntry(dataset_id=dataset, task_id=task, value=value, notes=notes))
+    return dump_yaml(eval_result_entries_to_yaml(entries))
+
+
+def _results(score: Score, dataset: str) -> Iterator[EvalResult]:
+    def result(kind: str, name: str, value: float, args: dict[str, Any] | None) -> EvalResult:
+        return EvalResult(
+            task_type="visual-question-answering",
+            dataset_type=dataset,
+            dataset_name=f"Scale-VQA ({score.name})",
+            dataset_config=score.name,
+            dataset_split=score.split,
+            metric_type=kind,
+            metric_name=name,
+            metric_value=_percent(value),
+            metric_args=args,
+            verified=False,
+        )
+
+    parts: dict[str, Mapping[str, Any]] = {"": score.content, **score.content["by_dimension"]}
+    for name, part in parts.items():
+        blind = part.get("blind_accuracy") if name else (score.blind or {}).get("accuracy")
+        of = f", {name}" if name else ""
+        interval = [_percent(end) for end in part["interval"]]
+        args = {"interval_95": interval, "n": part["n"], "patients": part["clusters"]}
+        if blind is None:
+            yield result("accuracy", f"Accuracy (%){of} [{NO_CONTROL}]", part["accuracy"], args)
+            continue
+        args |= {"blind_accuracy": _percent(blind)}
+        yield result("accuracy", f"Accuracy (%){of}", part["accuracy"], args)
+        yield result("blind_accuracy", f"Blind accuracy (%), no images{of}", blind, None)
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 2)

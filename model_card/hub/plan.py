@@ -1,0 +1,271 @@
+"""The plan of a publication: every file with its hash, what would change on the Hub, and what forbids it."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import click
+
+from model_card.cards.check import dataset_info_problems, mixed_files
+from model_card.cards.croissant import NAME as CROISSANT
+from model_card.cards.croissant import hash_problems
+from model_card.hub.card_merge import MergedCard, merge_cards
+from model_card.hub.local import CARD, MANIFEST, LocalFile, LocalRelease, PublishRequest
+from model_card.hub.remote import INITIAL, HubRepository, HubUnreachable, RemoteSnapshot, RemoteState
+from model_card.hub.scan import problems_of, scan_text
+from scale_vqa_eval.errors import InputError, Problem
+
+_CARD_FILES: Final = frozenset({CARD, MANIFEST})
+
+
+@dataclass(frozen=True)
+class PublishPlan:
+    """What would be done.
+
+    Attributes:
+        local: the folder.
+        remote: the repository as it was found.
+        files: all files of the publication, with the merged card and the manifest.
+        deletes: files of the remote that ``--delete`` names.
+        card: the merged card.
+    """
+
+    request: PublishRequest
+    local: LocalRelease
+    remote: RemoteState
+    files: tuple[LocalFile, ...]
+    deletes: tuple[str, ...]
+    card: MergedCard
+
+    @property
+    def undeclared(self) -> tuple[Problem, ...]:
+        """Gaps of the card for which ``--yes`` refuses."""
+        return () if self.request.incomplete_card else self.local.undeclared
+
+    @property
+    def private(self) -> bool:
+        """Whether the repository is private, or will be."""
+        return self.request.private if self.remote.private is None else self.remote.private
+
+    @property
+    def only_remote(self) -> list[str]:
+        """Files that only the remote has and that stay."""
+        return sorted(self.remote.files.keys() - {file.path for file in self.files} - set(self.deletes))
+
+    def pending(self, now: RemoteState) -> tuple[list[LocalFile], list[str]]:
+        """Returns the files that a remote does not hold yet, and the deletions that are still to be made."""
+        files = [file for file in self.files if file.path not in now.files or not now.files[file.path].holds(file)]
+        return files, [path for path in self.deletes if path in now.files]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns the table of files: path, size, sha256 and change (new, changed, same, delete, kept or unknown)."""
+        rows: list[dict[str, Any]] = []
+        for file in self.files:
+            there = self.remote.files.get(file.path)
+            change = "new" if there is None else "same" if there.holds(file) else "changed"
+            change = "unknown" if self.remote.not_read else change
+            rows.append({"path": file.path, "size": file.size, "sha256": file.sha256, "change": change})
+        for paths, change in ((self.deletes, "delete"), (self.only_remote, "kept")):
+            for path in paths:
+                remote = self.remote.files[path]
+                rows.append({"path": path, "size": remote.size, "sha256": remote.sha256, "change": change})
+        return rows
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the plan for machines."""
+        request, remote = self.request, self.remote
+        return {
+            "kind": request.kind.name,
+            "repo": request.repo,
+            "tag": None if request.pr else request.tag,
+            "private": self.private,
+            "pull_request": request.pr,
+            "remote": {
+                "exists": None if remote.not_read else remote.exists,
+                "commit": remote.commit,
+                "not_read": remote.not_read or None,
+            },
+            "files": self.rows(),
+            "left_out": [{"path": path, "why": why} for path, why in self.local.left_out],
+            "card": {
+                "kept": list(self.card.kept),
+                "only_remote": list(self.card.added),
+                "gaps": [str(gap) for gap in self.local.gaps],
+                "undeclared": [str(gap) for gap in self.undeclared],
+            },
+            "scan": self.local.scanned.as_json(),
+            "findings": [],
+            "accepted": [asdict(one) for one in self.local.accepted],
+        }
+
+    def table(self) -> str:
+        """Returns what would change, file by file, and which parts of the remote's card stay."""
+        request, remote, local = self.request, self.remote, self.local
+        state = f"at {(remote.commit or 'no commit')[:12]}" if remote.exists else "is not there yet"
+        state = f"NOT READ: {remote.not_read}" if remote.not_read else state
+        target = "as a pull request" if request.pr else f"tag {request.tag}"
+        visibility = "private" if self.private else "public"
+        lines = [f"{request.kind.name} {request.repo} ({visibility}, {state}) from {request.folder}, {target}", ""]
+        lines.append(f"{'':8}  {'size':>9}  {'sha256':12}  file")
+        for row in self.rows():
+            size, digest = size_text(row["size"]), (row["sha256"] or "")[:12]
+            lines.append(f"{row['change']:8}  {size:>9}  {digest:12}  {_printable(row['path'])}")
+        lines += [f"{'left out':8}  {'':9}  {'':12}  {_printable(path)} ({why})" for path, why in local.left_out]
+        files, deletes = self.pending(remote)
+        total = size_text(sum(file.size for file in files))
+        lines += ["", f"{len(files)} files ({total}) to send, {len(deletes)} to delete"]
+        if self.card.kept:
+            lines.append(f"card: kept from the Hub, because somebody wrote it there: {'; '.join(self.card.kept)}")
+        if self.card.added:
+            lines.append(f"card: only on the Hub, and kept: {'; '.join(self.card.added)}")
+        if local.gaps:
+            then = "published as it is"
+            if self.undeclared:
+                then = f"--yes REFUSES {len(self.undeclared)} of them"
+            elif not request.incomplete_card:
+                then += ", because the card says so itself"
+            lines.append(f"card: INCOMPLETE, {len(local.gaps)} things are missing or wrong; {then}:")
+            lines += [f"  {gap}" for gap in local.gaps]
+        accepted = f", {len(local.accepted)} findings accepted by --allow" if local.accepted else ""
+        return "\n".join([*lines, *local.scanned.lines(accepted)])
+
+
+def make_plan(
+    request: PublishRequest,
+    local: LocalRelease,
+    repository: HubRepository,
+    seen: RemoteSnapshot | None,
+    may_skip_hub: bool,
+) -> PublishPlan:
+    """Compares the folder with the Hub.
+
+    Args:
+        request: what the user asked for.
+        local: the folder, free of findings.
+        repository: the repository to publish to.
+        seen: what an earlier run saw there.
+        may_skip_hub: plan without the Hub if it cannot be reached or the repository cannot be seen.
+
+    Raises:
+        InputError: if the plan would publish in a public repository what was to be private, move a tag, leave files
+            on the Hub that would be loaded together with the new ones, or publish a false ``dataset_info``.
+    """
+    try:
+        remote = repository.read()
+    except HubUnreachable as error:
+        if not may_skip_hub:
+            raise
+        remote = RemoteState(not_read=error.message)
+    if request.private and remote.private is False:
+        hint = "make it private in its settings on the Hub, or publish without --private"
+        raise InputError(Problem(request.repo, "a private repository, as --private says", "a public one", hint))
+    ours = {file.path: file for file in local.files}
+    text = ours[CARD].text()
+    merged = merge_cards(text, *_card_on_hub(repository, remote, seen), request.replace)
+    if merged.text != text:
+        found = [one for one in scan_text(CARD, merged.text, local.secrets) if one.mark not in request.allow]
+        if found:
+            raise InputError(problems_of(found))
+        ours[CARD] = LocalFile.of(CARD, merged.text.encode())
+    ours[MANIFEST] = _manifest(ours, merged)
+    removable = sorted(remote.files.keys() - ours.keys() - {".gitattributes"})
+    deletes = tuple(path for path in removable if _matches(path, request.delete))
+    for pattern in request.delete:
+        if not any(fnmatch.fnmatchcase(path, pattern) for path in deletes):
+            click.echo(f"--delete {pattern}: no file that only the Hub has matches", err=True)
+    files = tuple(ours[path] for path in sorted(ours))
+    plan = PublishPlan(request, local, repository.compare(remote, files), files, deletes, merged)
+    problems = [*_tag_problems(plan, repository), *_claim_problems(plan)]
+    if problems:
+        raise InputError(problems)
+    return plan
+
+
+def _card_on_hub(
+    repository: HubRepository, remote: RemoteState, seen: RemoteSnapshot | None
+) -> tuple[str | None, Mapping[str, str]]:
+    """Returns the remote's card and the digests of its parts as generated at the last publication."""
+    made_by_us = seen is not None and seen.commit is None and remote.files.keys() <= INITIAL
+    if remote.commit is None or CARD not in remote.files or made_by_us:
+        return None, {}
+    card = repository.text(CARD, remote.commit)
+    if MANIFEST not in remote.files:
+        return card, {}
+    try:
+        generated = json.loads(repository.text(MANIFEST, remote.commit)).get("card", {})
+        return card, {str(name): str(digest) for name, digest in generated.items()}
+    except (ValueError, AttributeError):
+        click.echo(f"{MANIFEST} on the Hub cannot be read: what differs in the card counts as hand-written", err=True)
+        return card, {}
+
+
+def _manifest(files: Mapping[str, LocalFile], card: MergedCard) -> LocalFile:
+    listed = {path: {"size": file.size, "sha256": file.sha256} for path, file in sorted(files.items())}
+    content = {"made_by": "scale-vqa publish", "files": listed, "card": dict(sorted(card.generated.items()))}
+    return LocalFile.of(MANIFEST, (json.dumps(content, indent=1, ensure_ascii=True) + "\n").encode())
+
+
+def _tag_problems(plan: PublishPlan, repository: HubRepository) -> list[Problem]:
+    """Refuses other data under an existing tag: the card may change, the files that are loaded may not."""
+    request, remote = plan.request, plan.remote
+    tagged = remote.tags.get(request.tag)
+    if tagged is None or request.pr:
+        return []
+    state = remote if tagged == remote.commit else repository.compare(repository.read(tagged), plan.files)
+    files, deletes = plan.pending(state)
+    other = [*deletes, *(file.path for file in files if file.path not in _CARD_FILES)]
+    if not other:
+        return []
+    found = f"one that is set for other files: {', '.join(other[:3])}"
+    hint = "a published version keeps its files: make release VERSION=..., or give another --tag"
+    location = f"tag {request.tag} of {request.repo}"
+    return [Problem(location, "a version that is not published yet", found, hint)]
+
+
+def _claim_problems(plan: PublishPlan) -> list[Problem]:
+    """Returns where the card or Croissant metadata would be false, or old files would be loaded with new ones."""
+    on_hub = frozenset(plan.only_remote)
+    problems: list[Problem] = []
+    if plan.request.kind.name == "dataset":
+        sources = {file.path: file.content for file in plan.files if not isinstance(file.content, bytes)}
+        hashes = {file.path: file.sha256 for file in plan.files if file.path.endswith(".parquet")}
+        for file in plan.files:
+            if file.path == CROISSANT:
+                problems += hash_problems(CROISSANT, file.text(), hashes)
+        kept = frozenset((*plan.card.kept, *plan.card.added))
+        problems += dataset_info_problems(plan.card.text, sources, on_hub, kept)
+        mixed = mixed_files(plan.card.text, sources, on_hub)
+    else:
+        mixed = [path for path in sorted(on_hub) if _matches(path, plan.request.kind.loaded)]
+    if mixed:
+        found = f"{len(mixed)} that only the Hub has would be read with them, such as {mixed[0]}"
+        hint = f"--delete '{mixed[0]}' (a pattern) removes them"
+        problems.append(Problem(plan.request.repo, "files of this publication alone", found, hint))
+    return problems
+
+
+def _matches(path: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def size_text(size: int) -> str:
+    """Formats bytes in units of 1000.
+
+    >>> size_text(0), size_text(999), size_text(1_500_000)
+    ('0 B', '999 B', '1.5 MB')
+    """
+    value, unit = float(size), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _printable(path: str) -> str:
+    """Escapes control characters: a file's name comes from a folder or the Hub."""
+    return path if path.isprintable() else ascii(path)

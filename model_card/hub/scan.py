@@ -1,0 +1,296 @@
+"""Scans what would be published for what must not be: secrets, and paths of this machine.
+
+The formats of secrets are those of detect-secrets (its plug-ins with regular expressions, without their look-ups on
+the network) and some that it lacks. Strings that are merely random are not looked for: hashes, row ids and
+vocabularies are full of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import hashlib
+import importlib
+import inspect
+import itertools
+import json
+import os
+import pkgutil
+import re
+import tempfile
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from model_card.hub.contents import VOCABULARIES, Batch, ScanReport, TextPart, read_contents, without_escapes
+from scale_vqa_eval.errors import Problem
+
+OWN_SECRET: Final = "own secret"
+"""Kind of the finding that no ``--allow`` accepts: a secret of the user who publishes."""
+_BREAK: Final = "\n\0\n"  # between texts that are searched together; no rule matches across it
+_MAX_KEYWORD_LINE: Final = 2000
+_SECRET_HINT: Final = "remove it and revoke it: a secret that was once in a file may have been copied"
+_PATH_HINT: Final = "write a relative path or a name in its place"
+_SECRET_KEY: Final = re.compile(r"pass|pwd|secret|token|key|auth|cred|wandb|aws|login|cookie|bearer", re.IGNORECASE)
+
+_RULES: Final = {
+    "Hugging Face token": r"\b(?:hf|api_org)_[A-Za-z0-9]{30,}\b",
+    "Google API key": r"\bAIza[0-9A-Za-z_-]{35}\b",
+    "OpenAI key": r"\bsk-(?:proj-|svcacct-|admin-)?[A-Za-z0-9_-]{40,}",
+    "Anthropic key": r"\bsk-ant-[A-Za-z0-9_-]{24,}",
+    "private key": r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----",
+    "GitHub token": r"\bgithub_pat_[A-Za-z0-9_]{40,}",
+    "npm token": r"\bnpm_[A-Za-z0-9]{36}\b",
+    "Replicate token": r"\br8_[A-Za-z0-9]{30,}\b",
+    "Groq key": r"\bgsk_[A-Za-z0-9]{40,}\b",
+    "NVIDIA key": r"\bnvapi-[A-Za-z0-9_-]{40,}",
+    "Weights & Biases key": (
+        r"(?i)\bwandb_v1_[A-Za-z0-9_]{20,}|wandb[^\n]{0,40}?(?<![0-9a-f])([0-9a-f]{40})(?![0-9a-f])"
+    ),
+    "AWS secret key": (
+        r"(?i)(?:aws|amazon|secret)[\w .-]{0,30}?(?:key|secret)\w{0,10}[\"'\s]*[:=>]{1,2}\s*[\"']?"
+        r"([A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])"
+    ),
+    "AWS secret key beside its id": (
+        r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b[^\0]{0,100}?(?<![A-Za-z0-9/+=])(?=[^\0]{0,39}[/+g-z])"
+        r"([A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])"
+    ),
+    "Bearer header": r"(?i)\bbearer\s+(?=[^\s\"']*\d)([A-Za-z0-9._~+/-]{20,}=*)",
+    "netrc password": r"(?i)\bmachine\s+\S+\s+login\s+\S+\s+password\s+(\S{4,})",
+}
+_BASIC: Final = re.compile(r"(?i)\bbasic\s+([A-Za-z0-9+/]{8,}={0,2})(?![A-Za-z0-9+/=])")
+# addresses are not secrets, and these three take most of the time to find keys of one provider
+_LEFT_OUT: Final = {"IPPublicDetector", "IbmCloudIamDetector", "IbmCosHmacDetector", "SoftlayerDetector"}
+# two or three capitals and a word: common in any vocabulary
+_TOO_LOOSE: Final = {"ArtifactoryDetector"}
+
+_ROOTS: Final = (
+    "home|Users|root|mnt|media|scratch|data|datasets|work|workspace|srv|opt|var|tmp|private|Volumes|gpfs|lustre|nfs|"
+    "cluster|storage|export|dbfs|kaggle|content|mount|project|projects|groups|net"
+)
+_LOCAL_PATH: Final = re.compile(
+    rf"(?<![\w.:/~$}}>)-])/(?:{_ROOTS})/[\w.@+~-]+(?:/[^\s\"'`<>|,;)\]\\]*)?"
+    r"|\bfile://+[^\s\"'`<>)]+"
+    r"|(?<![A-Za-z0-9])[A-Za-z]:(?:\\\\?|/)(?:Users|Documents and Settings|home|data|temp)(?:\\\\?|/)[^\s\"'`<>|]*"
+    r"|(?<![\w/])~/[\w.][^\s\"'`<>|,;)]*"
+)
+_WHOLE_PATH: Final = re.compile(
+    r"/[^/\s]+(?:/[^/\s]+)+/?|[A-Za-z]:[\\/][^\n]+|\\\\[\w.-]+\\[^\n\\]+(?:\\[^\n\\]+)*|file://\S+"
+)
+"""A value that is nothing but an absolute path, whatever its root."""
+
+_ANCHORED: Final = re.compile(
+    rb"hf_[A-Za-z0-9]{34}(?![A-Za-z0-9])|(?:AKIA|ASIA)[0-9A-Z]{16}(?![0-9A-Z])|ghp_[A-Za-z0-9]{36}"
+    rb"|github_pat_[A-Za-z0-9_]{40,}|glpat-[A-Za-z0-9_-]{20}|-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY"
+    rb"|AIza[0-9A-Za-z_-]{35}|sk-ant-[A-Za-z0-9_-]{24,}"
+)
+_ANCHORED_PATH: Final = re.compile(
+    rb"(?<![\w.:/])/(?:home|Users|root|scratch|mnt)/[\w.@+-]{2,}(?:/[\w.@+ -]+)*|[A-Za-z]:\\Users\\[\w.@+-]{2,}"
+)
+# literals come first: they are found at the speed of memory, and are rare by chance
+_RAW: Final = (
+    ((b"hf_", b"AKIA", b"ASIA", b"ghp_", b"github_pat_", b"glpat-", b"PRIVATE KEY", b"AIza", b"sk-ant-"), _ANCHORED),
+    ((b"/home/", b"/Users/", b"/root/", b"\\Users\\", b"/scratch/", b"/mnt/"), _ANCHORED_PATH),
+)
+
+
+@dataclass(frozen=True, order=True)
+class Finding:
+    """One thing that forbids publishing.
+
+    Attributes:
+        file: path in the release.
+        place: line, key, or column and rows; empty for the file as a whole.
+        kind: ``secret``, ``own secret``, ``local path``, ``outside``, ``hidden``, ``unexpected`` or ``too large``.
+        what: what was found; a secret is masked.
+        hint: how to fix it.
+        mark: short digest of file, kind and value; ``--allow MARK`` accepts exactly this finding.
+    """
+
+    file: str
+    place: str
+    kind: str
+    what: str
+    hint: str
+    mark: str
+
+    def problem(self) -> Problem:
+        """Returns the finding as a problem."""
+        location = f"{self.file}, {self.place}" if self.place else self.file
+        accept = "" if self.kind == OWN_SECRET else f" (or, if that is wrong, accept it: --allow {self.mark})"
+        return Problem(location, f"no {self.kind} in what is published", self.what, self.hint + accept)
+
+
+def finding(file: str, place: str, kind: str, value: str, what: str, hint: str) -> Finding:
+    """Returns a finding; ``value`` goes into its mark alone, ``what`` is displayed."""
+    mark = hashlib.sha256("\0".join((file, kind, value)).encode("utf-8", "surrogatepass")).hexdigest()[:10]
+    return Finding(file, place, kind, what, hint, mark)
+
+
+def problems_of(findings: Sequence[Finding], limit: int = 10) -> list[Problem]:
+    """Returns findings as problems: at most ``limit`` of a file, then how many more there are."""
+    problems = []
+    for name, group in itertools.groupby(findings, key=lambda one: one.file):
+        found = list(group)
+        problems += [one.problem() for one in found[:limit]]
+        if more := found[limit:]:
+            kinds = ", ".join(sorted({one.kind for one in more}))
+            problems.append(Problem(name, "no more", f"{len(more)} more ({kinds})", "--json lists them all"))
+    return problems
+
+
+def masked(secret: str) -> str:
+    """Returns enough of a secret to find it, and no more.
+
+    >>> masked("ghp_0123456789abcdef"), masked("short")
+    ('ghp_... (20 characters)', '... (5 characters)')
+    """
+    return f"{secret[:4] if len(secret) >= 16 else ''}... ({len(secret)} characters)"
+
+
+@dataclass(frozen=True)
+class LocalSecrets:
+    """What is private about this machine and its user.
+
+    Attributes:
+        secrets: the token, and values of environment variables that are named like secrets.
+        places: absolute paths of this machine, longest first.
+    """
+
+    secrets: tuple[str, ...]
+    places: tuple[str, ...]
+
+    @classmethod
+    def of(cls, folder: Path, token: str | None) -> LocalSecrets:
+        """Returns the secrets of this process and the paths around a folder."""
+        named = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE)
+        values = {value for name, value in os.environ.items() if named.search(name) and len(value) >= 12}
+        values = {value for value in values if not Path(value).exists()} | ({token} if token else set())
+        places = {str(folder.absolute()), str(folder.resolve().parent), str(Path.home()), str(Path.cwd())}
+        places = {place for place in places | {tempfile.gettempdir()} if place.count("/") + place.count("\\") > 1}
+        return cls(tuple(sorted(values)), tuple(sorted(places, key=len, reverse=True)))
+
+
+def scan_file(name: str, path: Path, own: LocalSecrets, report: ScanReport) -> list[Finding]:
+    """Returns what must not be published of one file, each value once, secrets first.
+
+    Raises:
+        OSError, pyarrow.ArrowInvalid: if the file cannot be read as its name says.
+    """
+    found = [one for batch in read_contents(name, path, report) for one in _in_batch(name, batch, own)]
+    unique = {one.mark: one for one in reversed(found)}  # the first place of each value
+    return sorted(unique.values(), key=lambda one: (one.kind != OWN_SECRET, one.kind != "secret", one.place))
+
+
+def scan_text(name: str, text: str, own: LocalSecrets) -> list[Finding]:
+    """Returns what must not be published of a text, such as a merged card."""
+    found = _in_batch(name, Batch([TextPart("", text)]), own)
+    return sorted({one.mark: one for one in found}.values())
+
+
+def _in_batch(name: str, batch: Batch, own: LocalSecrets) -> Iterator[Finding]:
+    """Searches all texts of a batch as one text, and the bytes for literals."""
+    paths = Path(name).name not in VOCABULARIES
+    parts = [part for part in batch.parts if part.text]
+    if paths:
+        # rules that need the name of a field see it before its value
+        named = [part for part in parts if len(part.text) <= _MAX_KEYWORD_LINE and _SECRET_KEY.search(part.key)]
+        parts += [TextPart(part.place, f'{part.key} = "{part.text}"') for part in named]
+    starts = list(itertools.accumulate((len(part.text) + len(_BREAK) for part in parts), initial=0))
+    text = _BREAK.join(part.text for part in parts)
+
+    def place(position: int) -> str:
+        part = parts[index := bisect_right(starts, position) - 1]
+        line = part.text.count("\n", 0, position - starts[index]) + 1
+        return part.place or f"line {line}"
+
+    plain = without_escapes(text)
+    for variant in (text,) if plain == text else (text, plain):
+        for kind, value, start in _in_text(variant, own, paths):
+            yield _found(name, place(start), kind, value)
+    for part in parts if paths else ():
+        if (part.text[0] in "/\\f" or part.text[1:2] == ":") and _WHOLE_PATH.fullmatch(part.text):
+            yield _found(name, part.place or "line 1", "local path", part.text)
+    for where, content in batch.raw:
+        for secret in own.secrets:
+            if secret.encode() in content:
+                yield _found(name, where, OWN_SECRET, secret)
+        for (literals, pattern), kind in zip(_RAW, ("secret", "local path"), strict=True):
+            if (paths or kind == "secret") and any(literal in content for literal in literals):
+                for match in pattern.finditer(content):
+                    yield _found(name, where, kind, match.group().decode("ascii", "replace"))
+
+
+def _in_text(text: str, own: LocalSecrets, paths: bool) -> Iterator[tuple[str, str, int]]:
+    """Yields (kind, value, position)."""
+    for secret in own.secrets:
+        if (start := text.find(secret)) >= 0:
+            yield OWN_SECRET, secret, start
+    for pattern in secret_patterns():
+        for match in pattern.finditer(text):
+            yield "secret", match[match.lastindex or 0], match.start(match.lastindex or 0)
+    for match in _BASIC.finditer(text):
+        if _is_login(match[1]):
+            yield "secret", match[1], match.start(1)
+    if paths:
+        for match in _LOCAL_PATH.finditer(text):
+            yield "local path", match.group(), match.start()
+        for own_place in own.places:
+            for match in re.finditer(re.escape(own_place) + r"(?![\w-])", text):
+                yield "local path", own_place, match.start()
+        start = 0
+        for line in text.splitlines(keepends=True):
+            if len(line) <= _MAX_KEYWORD_LINE and _SECRET_KEY.search(line):
+                for value in _keyword_detector()(line):
+                    # a word or a placeholder is not a secret
+                    if len(value) >= 8 and re.search(r"\d", value) and not re.search(r"[<>{}$\s()]", value):
+                        yield "secret", value, start
+            start += len(line)
+
+
+def _is_login(text: str) -> bool:
+    """Whether a text is the base64 form of ``user:password``."""
+    try:
+        decoded = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return False
+    return b":" in decoded and all(32 <= byte < 127 for byte in decoded)
+
+
+@functools.cache
+def secret_patterns() -> tuple[re.Pattern[str], ...]:
+    """Returns the regular expressions of all known formats of secrets; a last group, if any, is the secret.
+
+    Raises:
+        ModuleNotFoundError: if detect-secrets is not installed (extra ``publish``).
+    """
+    import detect_secrets.plugins as plugins
+    from detect_secrets.plugins.base import RegexBasedDetector
+
+    found = [re.compile(text) for text in _RULES.values()]
+    for info in sorted(pkgutil.iter_modules(plugins.__path__), key=lambda info: info.name):
+        module = importlib.import_module(f"{plugins.__name__}.{info.name}")
+        for name, plugin in sorted(vars(module).items()):
+            concrete = inspect.isclass(plugin) and not inspect.isabstract(plugin)
+            if concrete and issubclass(plugin, RegexBasedDetector) and name not in _LEFT_OUT | _TOO_LOOSE:
+                found += plugin().denylist
+    return tuple(found)
+
+
+@functools.cache
+def _keyword_detector() -> Callable[[str], Any]:
+    """Returns detect-secrets' search for ``password = "..."`` and the like."""
+    from detect_secrets.plugins.keyword import KeywordDetector
+
+    return KeywordDetector().analyze_string
+
+
+def _found(name: str, place: str, kind: str, value: str) -> Finding:
+    if kind == "local path":
+        shortened = json.dumps(value if len(value) <= 80 else f"{value[:80]}...")
+        return finding(name, place, kind, value, f"the path {shortened}", _PATH_HINT)
+    what = f"{'your own secret' if kind == OWN_SECRET else 'what looks like a secret'}, {masked(value)}"
+    return finding(name, place, kind, value, what, _SECRET_HINT)
