@@ -61,6 +61,7 @@ _RULES: Final = {
     "Bearer header": r"(?i)\bbearer\s+(?=[^\s\"']*\d)([A-Za-z0-9._~+/-]{20,}=*)",
     "netrc password": r"(?i)\bmachine\s+\S+\s+login\s+\S+\s+password\s+(\S{4,})",
 }
+_NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]")
 _BASIC: Final = re.compile(r"(?i)\bbasic\s+([A-Za-z0-9+/]{8,}={0,2})(?![A-Za-z0-9+/=])")
 # addresses are not secrets, and these three take most of the time to find keys of one provider
 _LEFT_OUT: Final = {"IPPublicDetector", "IbmCloudIamDetector", "IbmCosHmacDetector", "SoftlayerDetector"}
@@ -229,8 +230,9 @@ def _in_text(text: str, own: LocalSecrets, paths: bool) -> Iterator[tuple[str, s
     for secret in own.secrets:
         if (start := text.find(secret)) >= 0:
             yield OWN_SECRET, secret, start
+    ascii_text = _NOT_ASCII.sub(" ", text)  # a key ends where a letter with an accent begins
     for pattern in secret_patterns():
-        for match in pattern.finditer(text):
+        for match in pattern.finditer(ascii_text):
             yield "secret", match[match.lastindex or 0], match.start(match.lastindex or 0)
     for match in _BASIC.finditer(text):
         if _is_login(match[1]):

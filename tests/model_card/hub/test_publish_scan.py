@@ -13,6 +13,7 @@ from hub_server import TOKEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from model_card.hub import scan
 from model_card.hub.contents import ScanReport
@@ -32,6 +33,13 @@ SECRETS = {
     "anthropic": "sk-ant-" + "api03-abcdefghijklmnopqrstuvwxyz0123",
     "openai": "sk-proj-" + "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGH",
     "url": "https://user:" + "S3cretPass@example.org/data",
+    "npm": "npm_" + "0123456789abcdefghijABCDEFGHIJ456789",
+    "replicate": "r8_" + "0123456789abcdefghijABCDEFGHIJ4567890",
+    "groq": "gsk_" + "0123456789abcdefghijABCDEFGHIJ4567890123456789abcdef",
+    "wandb": "wandb login " + "0123456789abcdef0123456789abcdef01234567",
+    "bearer": "Authorization: Bearer " + "0123456789abcdefghijABCDEFGHIJ",
+    "basic": "Authorization: Basic " + "YW5uYTpob3JzZTRiYXR0ZXJ5",
+    "netrc": "machine api.example.org login anna password " + "horse4battery",
     "keyword": 'password = "' + "correct4horse9battery" + '"',
 }
 PATHS = [
@@ -70,6 +78,56 @@ def test_a_secret_is_found_in_text_and_masked(name: str, tmp_path: Path) -> None
     assert {one.place for one in found} == {"line 2"}
     value = secret.split('"')[1] if '"' in secret else secret
     assert value not in " ".join(str(problem) for problem in problems_of(found))
+
+
+@pytest.mark.parametrize("before", ["\n", "\t", "caf\u00e9 ", '"', "\\n"])
+@pytest.mark.parametrize("name", ["hub", "github", "npm", "google"])
+def test_a_secret_behind_an_escaped_character_is_found(name: str, before: str, tmp_path: Path) -> None:
+    value = f"x{before}{SECRETS[name]}\u00e9"
+    (tmp_path / "a.json").write_text(json.dumps({"a": [{"note": value}]}))
+    (tmp_path / "b.json").write_text(json.dumps({"inner": json.dumps({value: 1})}))
+    (tmp_path / "a.jsonl").write_text(json.dumps({"note": value}) + "\n")
+    (tmp_path / "a.txt").write_text(json.dumps(value))
+    (tmp_path / "c.json").write_text(json.dumps({"note": value}) + "not JSON")
+    pq.write_table(pa.table({"text": [json.dumps({"note": value})]}), tmp_path / "a.parquet")
+    for path in sorted(tmp_path.iterdir()):
+        found = scan_file(path.name, path, NOBODY)
+        assert kinds(found) == {"secret"}, path.name
+        assert len(found) == 1 and SECRETS[name] not in str(found[0].problem())
+
+
+def test_what_parquet_and_pictures_hold_besides_values_is_read(tmp_path: Path) -> None:
+    key = SECRETS["hub"]
+    picture, info = io.BytesIO(), PngInfo()
+    info.add_text("Comment", f"by {key}", zip=True)
+    Image.new("RGB", (8, 8)).save(picture, "PNG", pnginfo=info)
+    field = pa.field("a", pa.string(), metadata={"note": key})
+    pairs = pa.array([[("x", key)]], pa.map_(pa.string(), pa.string()))
+    tables = {
+        "column name": pa.table({key: ["x"]}),
+        "field metadata": pa.table({"a": ["x"]}, schema=pa.schema([field])),
+        "map": pa.table({"a": pairs}),
+        "view": pa.table({"a": pa.array([f"a\n{key}"], pa.string_view())}),
+        "UTF-16": pa.table({"a": [f"see {key}".encode("utf-16-le")]}),
+        "picture": pa.table({"a": [picture.getvalue()]}),
+    }
+    for name, table in tables.items():
+        pq.write_table(table, tmp_path / "a.parquet")
+        assert kinds(scan_file("a.parquet", tmp_path / "a.parquet", NOBODY)) == {"secret"}, name
+    (tmp_path / "a.png").write_bytes(picture.getvalue())
+    (tmp_path / "a.txt").write_text(f"see {key}", encoding="utf-16")
+    for name in ("a.png", "a.txt"):
+        assert kinds(scan_file(name, tmp_path / name, NOBODY)) == {"secret"}, name
+
+
+def test_the_report_says_how_files_were_read(tmp_path: Path) -> None:
+    report = ScanReport()
+    for name, text in (("a.json", "{}"), ("b.json", "{"), ("a.md", "# A"), ("c.yaml", "a: [")):
+        (tmp_path / name).write_text(text)
+        scan.scan_file(name, tmp_path / name, NOBODY, report)
+    assert report.read == {"JSON": 1, "text": 3}
+    assert [note.split(" was ")[0] for note in report.notes] == ["b.json", "c.yaml"]
+    assert any("not looked for" in line for line in report.lines(""))
 
 
 @pytest.mark.parametrize("path", PATHS)
