@@ -1,7 +1,10 @@
 """Statistics of questions that come in clusters: many questions of one patient are not many patients.
 
-Miller, "Adding error bars to evals" (2024, arXiv:2411.00640) for clustered standard errors, paired differences and
-power; Korn & Graubard (1998, Survey Methodology 24:193) for proportions whose clustered variance is zero.
+Sources: Miller 2024, "Adding error bars to evals" (arXiv:2411.00640) for clustered standard errors, paired differences
+and power; Bell & McCaffrey 2002 and Pustejovsky & Tipton 2018 (J. Bus. Econ. Stat. 36:672) for the CR2 variance and
+its Satterthwaite degrees of freedom; Korn & Graubard 1998 (Survey Methodology 24:193) for proportions without
+clustered variance; Aronow, Samii & Assenova 2015 (Political Analysis 23:564) for units that share members.
+``benchmarks/coverage.py`` simulates the coverage of every interval.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
+from scipy import sparse, special
 
 Alternative = Literal["greater", "less", "two-sided"]
 Codes = npt.NDArray[np.int64]
 Clusters = Sequence[Hashable] | npt.NDArray[Any]
+Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,13 @@ class ClusteredInterval:
 
     Attributes:
         mean: mean over items.
-        standard_error: clustered standard error; nan where there is one cluster only.
+        standard_error: clustered standard error; nan with one cluster.
         ci_low: lower end of the interval.
         ci_high: upper end.
         n: items.
         clusters: clusters.
         effective_n: independent items that would give the same standard error, at most ``n``.
-        method: ``t`` | ``clopper-pearson`` (clustered variance zero) | ``undefined`` (one cluster: the interval is
+        method: ``logit`` | ``clopper-pearson`` (no clustered variance) | ``undefined`` (one cluster: the interval is
             the whole scale, as nothing is known of the spread between clusters).
     """
 
@@ -68,15 +72,6 @@ class PairedDifference:
         return _without_nan(asdict(self))
 
 
-@dataclass(frozen=True)
-class McNemar:
-    """Discordant items of two models and the exact two-sided p-value; items are taken as independent."""
-
-    only_a: int
-    only_b: int
-    p_value: float
-
-
 def cluster_codes(clusters: Clusters) -> tuple[Codes, int]:
     """Numbers the clusters.
 
@@ -88,7 +83,7 @@ def cluster_codes(clusters: Clusters) -> tuple[Codes, int]:
         codes (n,) and the number of clusters that occur.
 
     Raises:
-        ValueError: where a cluster is missing (None, nan, an empty name, a negative number).
+        ValueError: if a cluster is missing (None, nan, an empty name, a negative number).
     """
     if isinstance(clusters, np.ndarray) and clusters.dtype.kind in "iu":
         if clusters.size and clusters.min() < 0:
@@ -107,7 +102,7 @@ def cluster_codes(clusters: Clusters) -> tuple[Codes, int]:
 
 
 def clustered_standard_error(values: npt.ArrayLike, codes: Codes, clusters: int) -> float:
-    """Returns sqrt(C/(C-1) * sum over clusters of (sum of residuals)^2) / n; nan where C is 1.
+    """Returns sqrt(C/(C-1) * sum over clusters of (sum of residuals)^2) / n; nan if C is 1.
 
     Miller 2024, eq. 4, with the small-sample factor C/(C-1).
     """
@@ -118,37 +113,87 @@ def clustered_standard_error(values: npt.ArrayLike, codes: Codes, clusters: int)
     return float(math.sqrt(clusters / (clusters - 1) * float(sums @ sums)) / data.size)
 
 
-def clustered_interval(correct: npt.ArrayLike, clusters: Clusters, level: float = 0.95) -> ClusteredInterval:
-    """Mean of ``correct`` with a clustered standard error and a t-interval at C-1 degrees of freedom.
+def clustered_interval(
+    correct: npt.ArrayLike,
+    clusters: Clusters,
+    level: float = 0.95,
+    weights: npt.ArrayLike | None = None,
+    strata: Codes | None = None,
+) -> ClusteredInterval:
+    """Mean of ``correct`` with its CR2 standard error and a logit interval.
 
-    The interval is clipped to [0, 1]. Where the clustered variance is zero (all right, all wrong) a t-interval would
-    have no width, however few the clusters; there Clopper-Pearson with the clusters as the sample is taken. With one
-    cluster nothing is known and the interval is [0, 1].
+    The interval is logit(m) +- t * SE / (m (1 - m)), transformed back. t has the smaller of two degrees of freedom:
+    Satterthwaite's, and 2 V^2 / var(V) of the variance estimate V from the spread of the clusters' contributions, so
+    that a variance that rests on one or two clusters is not trusted. The interval is never wider than Clopper-Pearson
+    with the effective number of clusters as the sample, which is also what is left without clustered variance (all
+    right, all wrong).
 
     Args:
         correct: (n,) values in [0, 1].
         clusters: (n,) cluster of each item, names or codes as ``cluster_codes`` takes them.
         level: confidence level.
+        weights: (n,) positive weights of a weighted mean (a ratio estimate), or None.
+        strata: (n,) codes of strata; the mean is then that of the strata's means.
 
     Raises:
-        ValueError: where there is no item, a length differs, a value lies outside [0, 1] or a cluster is missing.
+        ValueError: if there is no item, a length differs, a value lies outside [0, 1] or a cluster is missing.
 
     >>> interval = clustered_interval([1, 1, 0, 1, 0, 0], ["a", "a", "b", "b", "c", "c"])
     >>> round(interval.mean, 3), round(interval.standard_error, 3), interval.clusters
     (0.5, 0.289, 3)
     """
     values, codes, count = _checked(correct, clusters, 0.0, 1.0)
-    mean, n = float(values.mean()), int(values.size)
-    error = clustered_standard_error(values, codes, count)
+    n = int(values.size)
+    weight = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
+    if weight.shape != values.shape or not (weight > 0).all():
+        raise ValueError("weights must be positive, one for each value")
+    groups = np.zeros(n, np.int64) if strata is None else strata
+    sizes = np.bincount(groups, weights=weight)
+    weight = weight / sizes[groups] / np.count_nonzero(sizes)
+    centre = np.bincount(groups, weights=weight * values) * np.count_nonzero(sizes)
+    mean, residuals = float(weight @ values), values - centre[groups]
+    present = np.bincount(codes) > 0
+    sums, shares, squares = (
+        np.bincount(codes, weights=part)[present] for part in (weight * residuals, weight, weight**2)
+    )
+    trials = 1.0 / float(shares @ shares)
     if count < 2:
-        return ClusteredInterval(mean, error, 0.0, 1.0, n, count, 1.0, "undefined")
-    if _is_zero(error):
-        low, high = clopper_pearson(mean, count, level)
-        return ClusteredInterval(mean, 0.0, low, high, n, count, float(min(n, count)), "clopper-pearson")
-    half = float(special.stdtrit(count - 1, 0.5 + level / 2.0)) * error
-    independent = float(values.var(ddof=1)) / error**2
-    low, high = max(0.0, mean - half), min(1.0, mean + half)
-    return ClusteredInterval(mean, error, low, high, n, count, min(float(n), independent), "t")
+        return ClusteredInterval(mean, math.nan, 0.0, 1.0, n, count, 1.0, "undefined")
+    variance, df = _cr2(sums, shares, squares)
+    if variance < 1e-24:
+        low, high = clopper_pearson(mean, trials, level)
+        return ClusteredInterval(mean, 0.0, low, high, n, count, min(float(n), trials), "clopper-pearson")
+    low, high = _logit_interval(mean, variance, df, trials, level)
+    independent = float(weight @ residuals**2) * n / (n - 1) / variance
+    return ClusteredInterval(mean, math.sqrt(variance), low, high, n, count, min(float(n), independent), "logit")
+
+
+def overlapping_interval(
+    right: npt.ArrayLike, members: Sequence[Clusters], level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of the share of groups that are right, where a patient may be a member of many groups.
+
+    The variance sums the products of residuals over all pairs of groups that share a patient. The number of disjoint
+    groups, patients / members of a group, takes the place of the number of clusters.
+
+    Args:
+        right: (g,) 1.0 for a group with all items right, else 0.0.
+        members: patients of each group.
+        level: confidence level.
+    """
+    values = np.asarray(right, dtype=np.float64)
+    codes, count = cluster_codes([patient for group in members for patient in group])
+    rows = np.repeat(np.arange(values.size), [len(group) for group in members])
+    incidence = sparse.csr_matrix((np.ones(rows.size), (rows, codes)), shape=(values.size, count))
+    incidence.data[:] = 1.0
+    shared = (incidence @ incidence.T) > 0
+    per_group = float(np.diff(incidence.indptr).mean())
+    trials = max(1.0, min(float(values.size), count / per_group))
+    residuals = values - values.mean()
+    variance = max(float(residuals @ (shared @ residuals)), float(residuals @ residuals)) / values.size**2
+    if variance < 1e-24 or trials <= 1.0:
+        return clopper_pearson(float(values.mean()), trials, level) if trials > 1.0 else (0.0, 1.0)
+    return _logit_interval(float(values.mean()), variance * trials / (trials - 1.0), trials - 1.0, trials, level)
 
 
 def p_value_against(
@@ -166,8 +211,8 @@ def p_value_against(
         alternative: ``greater`` (default), ``less`` or ``two-sided``.
 
     Returns:
-        The p-value; 1.0 with one cluster. Where the clustered variance is zero: the binomial tail with the clusters
-        as the sample, in line with ``clustered_interval``.
+        The p-value; 1.0 with one cluster. Without clustered variance: the binomial tail with the clusters as the
+        sample, in line with ``clustered_interval``.
     """
     values, codes, count = _checked(correct, clusters, 0.0, 1.0)
     expected = np.broadcast_to(np.asarray(chance, dtype=np.float64), values.shape)
@@ -189,9 +234,9 @@ def paired_difference(
 ) -> PairedDifference:
     """Mean of a - b over the same items, clustered; two-sided p by t at C-1 degrees (Miller 2024, section 4).
 
-    Where the differences have no clustered variance the interval comes from Clopper-Pearson over clusters: of the
-    rate of discordant clusters where the models never differ, else of the difference mapped to [0, 1]. With one
-    cluster the interval is [-1, 1] and p is 1.
+    If the differences have no clustered variance the interval comes from Clopper-Pearson over clusters: of the rate
+    of discordant clusters if the models never differ, else of the difference mapped to [0, 1]. With one cluster the
+    interval is [-1, 1] and p is 1.
 
     Raises:
         ValueError: as ``clustered_interval``.
@@ -215,31 +260,14 @@ def paired_difference(
     return PairedDifference(mean, error, max(-1.0, mean - half), min(1.0, mean + half), p_value, n, count, "t")
 
 
-def mcnemar_exact(correct_a: npt.ArrayLike, correct_b: npt.ArrayLike) -> McNemar:
-    """Exact two-sided McNemar test: binomial(only_a + only_b, 1/2) (McNemar 1947). It ignores clusters.
-
-    >>> round(mcnemar_exact([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]).p_value, 6)
-    0.0625
-    """
-    left, right = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
-    if left.shape != right.shape:
-        raise ValueError(f"McNemar needs the same items: {left.size} against {right.size}")
-    only_a, only_b = int((left & ~right).sum()), int((right & ~left).sum())
-    total = only_a + only_b
-    if total == 0:
-        return McNemar(0, 0, 1.0)
-    return McNemar(only_a, only_b, min(1.0, 2.0 * _binomial_tail(max(only_a, only_b) / total, total, 0.5)))
-
-
 def minimum_detectable_effect(standard_error: float, clusters: int, power: float = 0.8, alpha: float = 0.05) -> float:
     """Smallest true effect that a two-sided test at ``alpha`` finds with ``power``: (t_(1-alpha/2) + t_power) * SE.
 
-    Bloom 1995 (Evaluation Review 19:547); Miller 2024, section 5. nan where the standard error is zero or undefined.
+    Bloom 1995 (Evaluation Review 19:547); Miller 2024, section 5. nan if the standard error is zero or undefined.
     """
     if clusters < 2 or math.isnan(standard_error) or _is_zero(standard_error):
         return math.nan
-    df = clusters - 1
-    return float(special.stdtrit(df, 1.0 - alpha / 2.0) + special.stdtrit(df, power)) * standard_error
+    return float(special.stdtrit(clusters - 1, [1.0 - alpha / 2.0, power]).sum()) * standard_error
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -256,7 +284,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def clopper_pearson(share: float, trials: int, level: float = 0.95) -> tuple[float, float]:
+def clopper_pearson(share: float, trials: float, level: float = 0.95) -> tuple[float, float]:
     """Exact interval of a binomial share (Clopper & Pearson 1934); real-valued counts as in Korn & Graubard 1998.
 
     >>> [round(end, 3) for end in clopper_pearson(1.0, 10)]
@@ -268,9 +296,36 @@ def clopper_pearson(share: float, trials: int, level: float = 0.95) -> tuple[flo
     return low, high
 
 
-def _checked(
-    values: npt.ArrayLike, clusters: Clusters, low: float, high: float
-) -> tuple[npt.NDArray[np.float64], Codes, int]:
+def _cr2(sums: Numbers, shares: Numbers, squares: Numbers) -> tuple[float, float]:
+    """Returns the CR2 variance of a weighted mean and its degrees of freedom.
+
+    Args:
+        sums: (C,) sum of weight * residual in each cluster.
+        shares: (C,) sum of the weights, which sum to 1.
+        squares: (C,) sum of the squared weights.
+    """
+    total = float(squares.sum())
+    expected = squares - 2.0 * shares * squares + shares**2 * total  # of sums^2, for items of equal variance
+    factor = squares / np.maximum(expected, 1e-300)
+    terms = factor * sums**2
+    variance = float(terms.sum())
+    # the sum of all squared covariances of the scaled sums, without a C x C matrix
+    a, b, c = (float(factor @ part) for part in (shares**2, squares**2, shares * squares))
+    cross = 2.0 * a * b + (total * a) ** 2 + 2.0 * c**2 - 4.0 * total * c * a
+    own = float(np.sum((factor * (2.0 * shares * squares - shares**2 * total)) ** 2))
+    satterthwaite = total**2 / (float(squares @ squares) + cross - own)
+    spread = float(np.sum((terms - terms.mean()) ** 2)) * sums.size / (sums.size - 1)
+    return variance, min(satterthwaite, 2.0 * variance**2 / max(spread, 1e-300))
+
+
+def _logit_interval(mean: float, variance: float, df: float, trials: float, level: float) -> tuple[float, float]:
+    half = float(special.stdtrit(df, 0.5 + level / 2.0)) * math.sqrt(variance) / (mean * (1.0 - mean))
+    centre = float(special.logit(mean))
+    low, high = clopper_pearson(mean, trials, level)
+    return max(low, float(special.expit(centre - half))), min(high, float(special.expit(centre + half)))
+
+
+def _checked(values: npt.ArrayLike, clusters: Clusters, low: float, high: float) -> tuple[Numbers, Codes, int]:
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != 1 or data.size == 0:
         raise ValueError(f"a mean needs a list of at least one value, got shape {data.shape}")

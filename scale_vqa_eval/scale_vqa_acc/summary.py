@@ -1,21 +1,32 @@
 """Turns parsed answers into the figures of a score: accuracy with its interval, by dimension, by group, beside blind.
 
-Every figure is a plain Python number, so that a summary can be written as JSON; what is undefined is None.
+Every figure is a plain Python number, so that a summary can be written as JSON; an undefined figure is None.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
-from .clustered import Codes, clopper_pearson, cluster_codes, clustered_interval, paired_difference
+from .clustered import (
+    ClusteredInterval,
+    Codes,
+    Numbers,
+    cluster_codes,
+    clustered_interval,
+    clustered_standard_error,
+    overlapping_interval,
+    paired_difference,
+)
 from .parsing import ACCURACY_WEIGHT, FORMAT_WEIGHT, REASONS, ParsedBatch
 
-Numbers = npt.NDArray[np.float64]
+MAX_BLIND_UNPARSED: Final = 0.02
+"""Largest share of blind responses without a letter: a model that refuses to answer blind has no blind control."""
 
 
 def gold_codes(references: Sequence[Any], options: int | npt.NDArray[np.int64] = 26) -> npt.NDArray[np.uint8]:
@@ -26,7 +37,7 @@ def gold_codes(references: Sequence[Any], options: int | npt.NDArray[np.int64] =
         options: number of options, one for all or one per item.
 
     Raises:
-        ValueError: where a reference is neither, or lies beyond the options; the first one is named.
+        ValueError: naming the first reference that is neither, or lies beyond the options.
 
     >>> gold_codes(["A", "d", 1]).tobytes()
     b'ADB'
@@ -34,28 +45,23 @@ def gold_codes(references: Sequence[Any], options: int | npt.NDArray[np.int64] =
     codes = _gold_indices(references)
     wrong = np.flatnonzero((codes < 0) | (codes >= options))
     if wrong.size:
-        place = int(wrong[0])
-        count = int(np.broadcast_to(options, codes.shape)[place])
+        row = int(wrong[0])
+        count = int(np.broadcast_to(options, codes.shape)[row])
         raise ValueError(
-            f"reference {place} must be one of the letters A-{chr(64 + count)} or an index 0-{count - 1}, "
-            f"got {references[place]!r}"
+            f"reference {row} must be one of the letters A-{chr(64 + count)} or an index 0-{count - 1}, "
+            f"got {references[row]!r}"
         )
     return (codes + ord("A")).astype(np.uint8)
 
 
 def _gold_indices(references: Sequence[Any]) -> npt.NDArray[np.int64]:
-    """Returns 0-based indices; negative where a reference is neither letter nor index."""
+    """Returns 0-based indices; -1 for a reference that is neither letter nor index."""
     array = np.asarray(references) if isinstance(references, np.ndarray) else None
     if array is None and all(type(item) is int for item in references[:1]):
         with contextlib.suppress(ValueError, TypeError, OverflowError):
             array = np.asarray(references)
     if array is not None and array.dtype.kind in "iu":
         return array.astype(np.int64)
-    with contextlib.suppress(TypeError, UnicodeEncodeError):
-        joined = "".join(references).encode("ascii")
-        if len(joined) == len(references) and min(map(len, references), default=1) == 1:
-            upper = np.frombuffer(joined, np.uint8) & 0xDF
-            return np.where(upper >= ord("A"), upper.astype(np.int64) - ord("A"), -1)
     return np.fromiter(map(_gold_index, references), np.int64, len(references))
 
 
@@ -76,6 +82,7 @@ def summarise(
     group: Sequence[Any] | None = None,
     blind: ParsedBatch | None = None,
     options: int | npt.NDArray[np.int64] = 4,
+    withheld: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Summarises n answers.
 
@@ -87,12 +94,14 @@ def summarise(
         group: (n,) exchange group of each item, None outside of one.
         blind: answers of the same model to the same items without images.
         options: number of options, one for all or one per item.
+        withheld: reasons why the blind run is not a valid control. Gain and adjusted accuracy are then None, as they
+            are if more than ``MAX_BLIND_UNPARSED`` of the blind responses have no letter.
 
     Returns:
         The figures that ``docs/metric.md`` explains.
 
     Raises:
-        ValueError: where there is no item or the lengths differ.
+        ValueError: if there is no item or the lengths differ.
     """
     size = gold.size
     if size == 0:
@@ -103,27 +112,43 @@ def summarise(
             raise ValueError(f"{size} references but {len(values)} values of {name}")
     correct = (parsed.letters == gold).astype(np.float64)
     codes = np.arange(size) if cluster is None else cluster_codes(cluster)[0]
-    blind_correct = None if blind is None else (blind.letters == gold).astype(np.float64)
-    by_dimension = {} if dimension is None else _by_dimension(parsed, correct, codes, dimension, blind_correct)
-    macro = float(np.mean([part["accuracy"] for part in by_dimension.values()])) if by_dimension else None
-    formats = float(parsed.formats.mean())
     chances = 1.0 / np.broadcast_to(np.asarray(options, dtype=np.float64), (size,))
+    reasons = [*withheld, *_refusals(blind)]
+    control = None if blind is None or reasons else blind
+    by_dimension: dict[str, dict[str, Any]] = {}
+    macro: dict[str, Any] = {"macro": None, "macro_interval": None}
+    if dimension is not None:
+        index = {name: number for number, name in enumerate(dict.fromkeys(dimension))}
+        strata = np.fromiter(map(index.__getitem__, dimension), np.int64, size)
+        for number, name in enumerate(index):
+            rows = np.flatnonzero(strata == number)
+            part = {**_accuracy(correct[rows], codes[rows]), "unparsed": _unparsed(parsed[rows])}
+            if control is not None:
+                beside = _beside_blind(correct[rows], control[rows], gold[rows], chances[rows], codes[rows])
+                part |= {"blind_accuracy": beside["blind"]["accuracy"]} | beside
+                del part["blind"]
+            by_dimension["none" if name is None else str(name)] = part
+        mean = clustered_interval(correct, codes, strata=strata)
+        macro = {"macro": mean.mean, "macro_interval": [mean.ci_low, mean.ci_high]}
+    formats = float(parsed.formats.mean())
     return {
         **_accuracy(correct, codes),
         "clustered": cluster is not None,
         "chance": float(chances.mean()),
-        "macro": macro,
+        **macro,
         "by_dimension": by_dimension,
         "unparsed": _unparsed(parsed),
         "format_rate": formats,
         "reward": ACCURACY_WEIGHT * float(correct.mean()) + FORMAT_WEIGHT * formats,
-        **_groups(correct, chances, group),
-        **_beside_blind(correct, blind_correct, blind, codes),
+        **_groups(correct, chances, gold, codes, group),
+        **(_without_control() if control is None else _beside_blind(correct, control, gold, chances, codes)),
+        "blind_withheld": _withheld(blind, gold, codes, reasons) if blind is not None and reasons else None,
     }
 
 
-def _accuracy(correct: Numbers, codes: Codes) -> dict[str, Any]:
-    figures = clustered_interval(correct, codes).as_dict()
+def interval_figures(interval: ClusteredInterval) -> dict[str, Any]:
+    """Returns an interval under the names of a results file."""
+    figures = interval.as_dict()
     return {
         "accuracy": figures["mean"],
         "interval": [figures["ci_low"], figures["ci_high"]],
@@ -135,6 +160,10 @@ def _accuracy(correct: Numbers, codes: Codes) -> dict[str, Any]:
     }
 
 
+def _accuracy(correct: Numbers, codes: Codes) -> dict[str, Any]:
+    return interval_figures(clustered_interval(correct, codes))
+
+
 def _unparsed(parsed: ParsedBatch) -> dict[str, Any]:
     counts = np.bincount(parsed.reasons, minlength=len(REASONS))
     missing = int(counts[1:].sum())
@@ -142,65 +171,98 @@ def _unparsed(parsed: ParsedBatch) -> dict[str, Any]:
     return {"n": missing, "rate": missing / parsed.reasons.size, "reasons": reasons}
 
 
-def _by_dimension(
-    parsed: ParsedBatch, correct: Numbers, codes: Codes, dimension: Sequence[Any], blind: Numbers | None
-) -> dict[str, dict[str, Any]]:
-    names = list(dict.fromkeys(dimension))
-    index = {name: place for place, name in enumerate(names)}
-    places = np.fromiter(map(index.__getitem__, dimension), np.int64, len(dimension))
-    table = {}
-    for place, name in enumerate(names):
-        rows = np.flatnonzero(places == place)
-        part = ParsedBatch(parsed.letters[rows], parsed.reasons[rows], parsed.formats[rows])
-        figures = _accuracy(correct[rows], codes[rows])
-        figures["unparsed"] = _unparsed(part)
-        if blind is not None:
-            figures["blind_accuracy"] = float(blind[rows].mean())
-            figures["visual_gain"] = figures["accuracy"] - figures["blind_accuracy"]
-        table["none" if name is None else str(name)] = figures
-    return table
+def _groups(
+    correct: Numbers, chances: Numbers, gold: npt.NDArray[np.uint8], codes: Codes, group: Sequence[Any] | None
+) -> dict[str, Any]:
+    """Group accuracy: a group is right if all of its items are.
 
-
-def _groups(correct: Numbers, chances: Numbers, group: Sequence[Any] | None) -> dict[str, Any]:
-    """Group accuracy: a group is right where all of its items are.
-
-    The interval takes groups as independent (Clopper-Pearson); groups that share patients are not quite.
+    Chance is that of independent guesses; ``chance_by_assignment`` is that of a reader that gives each letter of a
+    group once (1/24 for four items), which needs no image either.
     """
-    rows = np.array([place for place, name in enumerate(group or ()) if name is not None and name != ""], np.int64)
+    rows = np.array([row for row, name in enumerate(group or ()) if name is not None and name != ""], np.int64)
     if group is None or rows.size == 0:
         return {"group_accuracy": None, "groups": None}
-    codes, count = cluster_codes([group[place] for place in rows])
-    right = np.bincount(codes, weights=1.0 - correct[rows], minlength=count) == 0
-    guessed = np.exp(np.bincount(codes, weights=np.log(chances[rows]), minlength=count))
-    share = float(right.mean())
+    numbers, count = cluster_codes([group[row] for row in rows])
+    right = np.bincount(numbers, weights=1.0 - correct[rows], minlength=count) == 0
+    sizes = np.bincount(numbers, minlength=count)
+    guessed = np.exp(np.bincount(numbers, weights=np.log(chances[rows]), minlength=count))
+    letters = np.bincount(np.unique(np.stack([numbers, gold[rows]]), axis=1)[0], minlength=count)
+    assigned = np.where(letters == sizes, 1.0 / special.factorial(sizes), guessed)
+    members = [
+        np.unique(part) for part in np.split(codes[rows][np.argsort(numbers, kind="stable")], sizes.cumsum()[:-1])
+    ]
     return {
-        "group_accuracy": share,
+        "group_accuracy": float(right.mean()),
         "groups": {
             "n": count,
             "items": int(rows.size),
-            "interval": list(clopper_pearson(share, count)),
+            "interval": list(overlapping_interval(right, members)),
             "item_accuracy": float(correct[rows].mean()),
             "chance": float(guessed.mean()),
+            "chance_by_assignment": float(np.maximum(guessed, assigned).mean()),
         },
     }
 
 
 def _beside_blind(
-    correct: Numbers, blind_correct: Numbers | None, blind: ParsedBatch | None, codes: Codes
+    correct: Numbers, blind: ParsedBatch, gold: npt.NDArray[np.uint8], chances: Numbers, codes: Codes
 ) -> dict[str, Any]:
-    """Visual gain (accuracy - blind accuracy, paired) and leakage-adjusted accuracy (acc - blind) / (1 - blind)."""
-    if blind is None or blind_correct is None:
-        return {"blind": None, "visual_gain": None, "leakage_adjusted_accuracy": None}
-    gain = paired_difference(correct, blind_correct, codes).as_dict()
-    accuracy, without = float(correct.mean()), float(blind_correct.mean())
+    """Visual gain and leakage-adjusted accuracy over the blind score b*.
+
+    b* = (right + unparsed / options) / n, never below chance. Gain = accuracy - b*, paired (the multi-modal gain of
+    MMStar, Chen et al. 2024, arXiv:2403.20330); adjusted = (accuracy - b*) / (1 - b*), with a delta-method interval.
+    """
+    right = (blind.letters == gold).astype(np.float64)
+    guessed = np.where(blind.reasons > 0, chances, right)
+    if guessed.mean() <= chances.mean():
+        guessed = chances
+    gain = paired_difference(correct, guessed, codes).as_dict()
+    adjusted, interval = _adjusted(correct, guessed, codes)
     return {
         "blind": {
-            **_accuracy(blind_correct, codes),
+            **_accuracy(right, codes),
             "unparsed": _unparsed(blind),
+            "guess_corrected": float(guessed.mean()),
             "gain_interval": [gain["ci_low"], gain["ci_high"]],
             "gain_standard_error": gain["standard_error"],
             "gain_p_value": gain["p_value"],
         },
         "visual_gain": gain["difference"],
-        "leakage_adjusted_accuracy": (accuracy - without) / (1.0 - without) if without < 1.0 else None,
+        "leakage_adjusted_accuracy": adjusted,
+        "leakage_adjusted_interval": interval,
     }
+
+
+def _adjusted(correct: Numbers, guessed: Numbers, codes: Codes) -> tuple[float | None, list[float] | None]:
+    """Returns (a - b) / (1 - b) and its delta-method interval; None if b is 1, or with one cluster."""
+    accuracy, rest = float(correct.mean()), 1.0 - float(guessed.mean())
+    if rest < 1e-12:
+        return None, None
+    value = 1.0 - (1.0 - accuracy) / rest
+    count = int(np.count_nonzero(np.bincount(codes)))
+    if count < 2:
+        return value, None
+    influence = correct / rest - guessed * (1.0 - accuracy) / rest**2
+    half = float(special.stdtrit(count - 1, 0.975)) * clustered_standard_error(influence, codes, count)
+    if half < 1e-12:  # nothing varies, as if all are right: the interval of the accuracy, on the adjusted scale
+        mean = clustered_interval(correct, codes)
+        return value, [1.0 - (1.0 - end) / rest for end in (mean.ci_low, mean.ci_high)]
+    return value, [value - half, min(1.0, value + half)]
+
+
+def _without_control() -> dict[str, None]:
+    return dict.fromkeys(("blind", "visual_gain", "leakage_adjusted_accuracy", "leakage_adjusted_interval"))
+
+
+def _refusals(blind: ParsedBatch | None) -> list[str]:
+    rate = 0.0 if blind is None else float((blind.reasons > 0).mean())
+    if rate <= MAX_BLIND_UNPARSED:
+        return []
+    return [
+        f"{100 * rate:.1f}% of the blind responses have no readable letter (at most {100 * MAX_BLIND_UNPARSED:.0f}%)"
+    ]
+
+
+def _withheld(blind: ParsedBatch, gold: npt.NDArray[np.uint8], codes: Codes, reasons: Sequence[str]) -> dict[str, Any]:
+    figures = _accuracy((blind.letters == gold).astype(np.float64), codes)
+    return {"reasons": list(reasons), **figures, "unparsed": _unparsed(blind)}

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from scale_vqa_eval.errors import Problem, preview
-
-WITHOUT_IMAGES: Final = ("blind", "guess")
-"""Ablations that make a blind run: images absent, or absent and the model told to guess (arXiv:2603.21687)."""
-MAX_UNPARSED: Final = 0.02
-"""Largest share of blind responses without a readable letter: a model that refuses to answer blind has no control."""
+from scale_vqa_eval.predict.ablations import WITHOUT_IMAGES
+from scale_vqa_eval.scale_vqa_acc.summary import MAX_BLIND_UNPARSED
 
 
 def control_problems(location: str, results: Mapping[str, Any]) -> list[Problem]:
-    """Returns why the blind run of a score is not a valid control; an empty list where it is one, or there is none.
+    """Returns why the blind run of a score is not a valid control; an empty list if it is one, or there is none.
+
+    A run without images is one that states so: a blind file without provenance is not a control, nor is a run whose
+    model is not stated, because two text-only baselines could then stand for a model with and without images.
 
     Args:
         location: file that the problems name.
         results: a score as ``scale-vqa score --json`` writes it: ``provenance`` with what the run states of itself
-            and, under ``blind``, what the blind run states; ``blind`` with the blind run's figures.
+            and, under ``blind``, what the blind run states; ``blind`` or ``blind_withheld`` with its figures.
     """
     run = results["provenance"]
     blind = run.get("blind")
     if not blind:
         return []
     problems = [*_not_blind(location, run, blind), *_not_alike(location, run, blind)]
-    rate = ((results.get("blind") or {}).get("unparsed") or {}).get("rate", 0.0)
-    if rate > MAX_UNPARSED:
-        expected = f"a blind run with at most {100 * MAX_UNPARSED:.0f}% unparsed responses"
+    figures = results.get("blind") or results.get("blind_withheld") or {}
+    rate = (figures.get("unparsed") or {}).get("rate", 0.0)
+    if rate > MAX_BLIND_UNPARSED:
+        expected = f"a blind run with at most {100 * MAX_BLIND_UNPARSED:.0f}% unparsed responses"
         hint = "ask for an answer without images (predict --ablate guess), or allow more tokens"
         problems.append(Problem(location, expected, f"{100 * rate:.1f}%", hint))
     return problems
@@ -43,7 +44,7 @@ def _not_blind(location: str, run: Mapping[str, Any], blind: Mapping[str, Any]) 
     if blind.get("ablation") not in WITHOUT_IMAGES:
         found = f"the ablation {preview(blind.get('ablation'))}"
         hint = "predict it with --ablate blind (another program states that in the file's first line), score again"
-        problems.append(Problem(location, f"a run that notes the ablation {' or '.join(WITHOUT_IMAGES)}", found, hint))
+        problems.append(Problem(location, f"a run that states the ablation {' or '.join(WITHOUT_IMAGES)}", found, hint))
     if run.get("ablation") not in (None, ""):
         found = f"the ablation {preview(run['ablation'])}"
         problems.append(Problem(location, "a scored run that saw all images", found, "score the run with images"))
@@ -59,7 +60,7 @@ def _not_alike(location: str, run: Mapping[str, Any], blind: Mapping[str, Any]) 
         missing = field == "model" and None in (ours, theirs)
         if missing or (None not in (ours, theirs) and ours != theirs):
             found = f"{preview(theirs)} instead of {preview(ours)}"
-            hint = "run the control as the run itself, but for the images"
+            hint = "run the control as the run itself, but for the images, and state the model in both files"
             problems.append(Problem(location, f"a blind control with the same {field}", found, hint))
     digest = blind.get("data_hash")
     if None not in (digest, run.get("data_hash")) and digest != run["data_hash"]:

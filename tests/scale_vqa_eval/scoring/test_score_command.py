@@ -137,7 +137,7 @@ def test_splits_of_one_file(files, tmp_path):
         (("score", "RUN"), 2),
         (("score", "RUN", "--data", "DATA", "--mode", "lenient"), 2),
         (("score", "RUN", "--data", "nowhere.json"), 1),
-        (("score", "RUN", "--data", "DATA", "--json", "/nowhere/results.json"), 1),
+        (("score", "RUN", "--data", "DATA", "--json", "/dev/null/results.json"), 1),
         (("score", "DATA", "--data", "DATA"), 1),
         (("compare", "RUN", "--data", "DATA"), 2),
         (("score", "--help"), 0),
