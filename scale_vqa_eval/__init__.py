@@ -81,7 +81,7 @@ def score_predictions(
     from scale_vqa_eval.scoring.score import score_files
 
     blind_runs = [blind] if blind is not None else []
-    results, warnings = score_files(predictions, str(data), split, config, mode, blind_runs)
+    results, warnings = score_files(predictions, str(data), split, config, mode, blind=blind_runs)
     return results | {"warnings": warnings}
 
 
@@ -110,8 +110,9 @@ def compare_predictions(
         InputError: with every problem of the files, and of their ids against those of the questions.
     """
     from scale_vqa_eval.questions import read_questions as read
+    from scale_vqa_eval.scoring.answers import join
     from scale_vqa_eval.scoring.predictions import read_predictions
-    from scale_vqa_eval.scoring.score import compare_answers, join
+    from scale_vqa_eval.scoring.score import compare_answers
 
     questions = read(data, split, config)
     return compare_answers(*(join(read_predictions(path), questions, mode) for path in (a, b)))

@@ -41,11 +41,11 @@ def answer(
         if hub and (not _HUB_ID.fullmatch(hub) or ".." in hub or Path(hub).exists()):
             raise InputError(Problem("Dataset", "a Hub id org/name", hub[:80], "write it as the Hub does"))
         wanted = split or ("test" if hub else None)
-        results, warnings = score_files(run, gold or hub, wanted, config or None, mode, [blind] if blind else [])
+        results, warnings = score_files(run, gold or hub, wanted, config or None, mode, blind=[blind] if blind else [])
     except InputError as error:
         text = _file_names("\n".join(map(str, error.problems)), run, gold, blind)
         return f'<p class="bad" role="alert">{html.escape(text)}</p>', gr.update(value=None, interactive=False)
-    for part in (results["provenance"], results["provenance"].get("blind") or {}):
+    for part in (results["provenance"], results["provenance"].get("blind") or {}, *results["blind_runs"]):
         part |= {name: _file_names(part[name], run, gold, blind) for name in ("data", "predictions") if name in part}
     file = Path(tempfile.mkdtemp(prefix="scale_vqa_acc_")) / "results.json"
     write_json(file, results)

@@ -151,11 +151,11 @@ def clustered_interval(
     sizes = np.bincount(groups, weights=weight)
     weight = weight / sizes[groups] / np.count_nonzero(sizes)
     centre = np.bincount(groups, weights=weight * values) * np.count_nonzero(sizes)
-    mean, residuals = float(weight @ values), values - centre[groups]
+    mean = float(values.mean() if weights is None and strata is None else weight @ values)
+    residuals = values - centre[groups]
     present = np.bincount(codes) > 0
-    sums, shares, squares = (
-        np.bincount(codes, weights=part)[present] for part in (weight * residuals, weight, weight**2)
-    )
+    parts = (weight * residuals, weight, weight**2)
+    sums, shares, squares = (np.bincount(codes, weights=part)[present].astype(np.float64) for part in parts)
     trials = 1.0 / float(shares @ shares)
     if count < 2:
         return ClusteredInterval(mean, math.nan, 0.0, 1.0, n, count, 1.0, "undefined")

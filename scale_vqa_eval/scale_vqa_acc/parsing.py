@@ -8,7 +8,7 @@ think block, a letter of the question. Every rule is linear in the length of the
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Final, Literal, NamedTuple
@@ -116,13 +116,17 @@ def parse_batch(
     """
     size = len(responses)
     letters, reasons, formats = bytearray(size), bytearray(size), bytearray(size)
-    counts = repeat(int(options), size) if np.ndim(options) == 0 else options
+    counts: Iterable[int] = np.asarray(options)
+    if np.ndim(options) == 0:
+        counts = repeat(int(np.asarray(options)), size)
     for row, (response, count) in enumerate(zip(responses, counts, strict=True)):
         letter, reason = parse_response(response, mode, count)
         reasons[row] = _CODES[reason]
         letters[row] = ord(letter) if letter else 0
         formats[row] = keeps_format(response)
-    return ParsedBatch(*(np.frombuffer(codes, np.uint8) for codes in (letters, reasons)), np.frombuffer(formats, bool))
+    return ParsedBatch(
+        np.frombuffer(letters, np.uint8), np.frombuffer(reasons, np.uint8), np.frombuffer(formats, np.bool_)
+    )
 
 
 def keeps_format(response: object) -> bool:

@@ -35,14 +35,14 @@ _CITATION = """\
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions: responses, the model's text as it came. None or anything that is no text is wrong and counted.
+    predictions: responses, the model's text as it came. None, or anything that is not text, is wrong and counted.
     references: gold letters, or 0-based class indices.
     dimension: name of the dimension of each item (configs that contain ``dimension``).
     cluster: patient or slide of each item; without it each item counts as independent.
-    group: exchange group of each item, None outside of one.
+    group: exchange group of each item, or None.
     blind: responses of the same model to the same items without images.
-    mode: ``reference`` (the published rule, default) or ``strict`` (after the think block, once, a letter of the
-        question).
+    mode: ``reference`` (the published rule, default) or ``strict`` (one answer, after the think block, a letter of
+        the question).
     options: number of options, one for all (default 4) or one per item.
 
 The four optional inputs are declared by the config name, joined by ``+``: ``evaluate.load("scale_vqa_acc",
@@ -50,8 +50,10 @@ The four optional inputs are declared by the config name, joined by ``+``: ``eva
 
 Returns:
     A dictionary: accuracy, interval, interval_method, standard_error, n, clusters, effective_n, clustered, chance,
-    macro, by_dimension, unparsed (n, rate, reasons), format_rate, reward, group_accuracy, groups, blind, visual_gain,
-    leakage_adjusted_accuracy, mode. What was not asked for or is undefined is None.
+    macro, macro_interval, by_dimension, unparsed (n, rate, reasons), format_rate, reward, group_accuracy, groups,
+    blind, visual_gain, leakage_adjusted_accuracy, leakage_adjusted_interval, blind_withheld, mode. A figure that was
+    not asked for or is undefined is None. Gain and adjusted accuracy are withheld if more than 2% of the blind
+    responses have no letter.
 
 Example:
 
@@ -63,7 +65,7 @@ Example:
     (0.5, 2, {'not_text': 1, 'no_answer': 1})
     >>> score = metric.compute(predictions=responses, references=[1, 2, 0, 3], cluster=["P1", "P1", "P2", "P3"])
     >>> score["clusters"], [round(end, 2) for end in score["interval"]]
-    (3, [0.0, 1.0])
+    (3, [0.03, 0.97])
 """
 
 FIELDS = ("dimension", "cluster", "group", "blind")
@@ -86,7 +88,7 @@ class ScaleVqaAcc(evaluate.Metric):  # type: ignore[misc]
         )
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
-        """Computes the score of what is given here, or of what ``add`` and ``add_batch`` gathered."""
+        """Computes the score of the given responses, or of those gathered with ``add`` and ``add_batch``."""
         gathered = self.writer is not None or self.num_process > 1
         if gathered or predictions is None or references is None:
             figures: dict[str, Any] | None = super().compute(predictions=predictions, references=references, **kwargs)
@@ -174,7 +176,7 @@ def _storable_column(name: str, values: Any) -> Any:
 
 
 def _storable(value: Any, keep: bool) -> str | None:
-    """Returns text without lone surrogates (no rule looks at them); None for what is no text, unless to keep."""
+    """Returns text without lone surrogates (no rule depends on them); None for other values, unless ``keep``."""
     if value is None or not (keep or isinstance(value, str)):
         return None
     text = str(value)

@@ -125,8 +125,8 @@ def summarise(
             part = {**_accuracy(correct[rows], codes[rows]), "unparsed": _unparsed(parsed[rows])}
             if control is not None:
                 beside = _beside_blind(correct[rows], control[rows], gold[rows], chances[rows], codes[rows])
-                part |= {"blind_accuracy": beside["blind"]["accuracy"]} | beside
-                del part["blind"]
+                own = beside.pop("blind")
+                part |= {"blind_accuracy": own["accuracy"], "gain_interval": own["gain_interval"], **beside}
             by_dimension["none" if name is None else str(name)] = part
         mean = clustered_interval(correct, codes, strata=strata)
         macro = {"macro": mean.mean, "macro_interval": [mean.ci_low, mean.ci_high]}
@@ -187,7 +187,9 @@ def _groups(
     sizes = np.bincount(numbers, minlength=count)
     guessed = np.exp(np.bincount(numbers, weights=np.log(chances[rows]), minlength=count))
     letters = np.bincount(np.unique(np.stack([numbers, gold[rows]]), axis=1)[0], minlength=count)
-    assigned = np.where(letters == sizes, 1.0 / special.factorial(sizes), guessed)
+    # as many items as options, each letter right once
+    complete = (letters == sizes) & np.isclose(np.bincount(numbers, weights=chances[rows], minlength=count), 1.0)
+    assigned = np.where(complete, 1.0 / special.factorial(sizes), guessed)
     members = [
         np.unique(part) for part in np.split(codes[rows][np.argsort(numbers, kind="stable")], sizes.cumsum()[:-1])
     ]
@@ -199,9 +201,15 @@ def _groups(
             "interval": list(overlapping_interval(right, members)),
             "item_accuracy": float(correct[rows].mean()),
             "chance": float(guessed.mean()),
-            "chance_by_assignment": float(np.maximum(guessed, assigned).mean()),
+            "chance_by_assignment": float(assigned.mean()),
         },
     }
+
+
+def blind_values(blind: ParsedBatch, gold: npt.NDArray[np.uint8], chances: Numbers) -> Numbers:
+    """Returns (n,) values whose mean is the blind score b*: right 1, wrong 0, unparsed a guess; at least chance."""
+    values = np.where(blind.reasons > 0, chances, (blind.letters == gold).astype(np.float64))
+    return values if values.mean() > chances.mean() else chances
 
 
 def _beside_blind(
@@ -212,10 +220,7 @@ def _beside_blind(
     b* = (right + unparsed / options) / n, never below chance. Gain = accuracy - b*, paired (the multi-modal gain of
     MMStar, Chen et al. 2024, arXiv:2403.20330); adjusted = (accuracy - b*) / (1 - b*), with a delta-method interval.
     """
-    right = (blind.letters == gold).astype(np.float64)
-    guessed = np.where(blind.reasons > 0, chances, right)
-    if guessed.mean() <= chances.mean():
-        guessed = chances
+    right, guessed = (blind.letters == gold).astype(np.float64), blind_values(blind, gold, chances)
     gain = paired_difference(correct, guessed, codes).as_dict()
     adjusted, interval = _adjusted(correct, guessed, codes)
     return {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from scale_vqa_eval.errors import Problem, preview
 from scale_vqa_eval.predict.ablations import WITHOUT_IMAGES
-from scale_vqa_eval.scale_vqa_acc.summary import MAX_BLIND_UNPARSED
+from scale_vqa_eval.scale_vqa_acc.summary import MAX_BLIND_UNPARSED, blind_values
+from scale_vqa_eval.scoring.answers import Answers, check_same_rotations
+from scale_vqa_eval.scoring.predictions import Predictions
 
 
 def control_problems(location: str, results: Mapping[str, Any]) -> list[Problem]:
@@ -44,7 +47,7 @@ def _not_blind(location: str, run: Mapping[str, Any], blind: Mapping[str, Any]) 
     if blind.get("ablation") not in WITHOUT_IMAGES:
         found = f"the ablation {preview(blind.get('ablation'))}"
         hint = "predict it with --ablate blind (another program states that in the file's first line), score again"
-        problems.append(Problem(location, f"a run that states the ablation {' or '.join(WITHOUT_IMAGES)}", found, hint))
+        problems.append(Problem(location, f"a run of the ablation {' or '.join(WITHOUT_IMAGES)}", found, hint))
     if run.get("ablation") not in (None, ""):
         found = f"the ablation {preview(run['ablation'])}"
         problems.append(Problem(location, "a scored run that saw all images", found, "score the run with images"))
@@ -67,3 +70,57 @@ def _not_alike(location: str, run: Mapping[str, Any], blind: Mapping[str, Any]) 
         found = "another data hash"
         problems.append(Problem(location, "a blind control of the same questions", found, "run it on the same data"))
     return problems
+
+
+@dataclass(frozen=True)
+class BlindControl:
+    """The blind run that a score is shown beside.
+
+    Attributes:
+        answers: its answers; None without a blind run.
+        provenance: what the run states of itself, for ``provenance.blind`` of a results file.
+        reasons: why it is not a valid control; empty if it is.
+        runs: for each blind run its file, ablation, accuracy, blind score b* and problems.
+    """
+
+    answers: Answers | None
+    provenance: Mapping[str, Any] | None
+    reasons: tuple[str, ...]
+    runs: tuple[Mapping[str, Any], ...]
+
+
+def choose_control(
+    run: Mapping[str, Any], answers: Answers, blind: Sequence[tuple[Predictions, Answers]]
+) -> BlindControl:
+    """Chooses among blind runs the valid one with the largest blind score, or if none is valid, the largest.
+
+    Args:
+        run: provenance of the scored run.
+        answers: its answers.
+        blind: the runs without images.
+    """
+    candidates = []
+    for predictions, joined in blind:
+        check_same_rotations(answers, joined)
+        stated = {
+            "predictions": str(predictions.path),
+            "predictions_hash": predictions.digest,
+            **predictions.settings,
+            "data_hash": predictions.provenance.get("data_hash"),
+        }
+        figures = {"unparsed": {"rate": float((joined.parsed.reasons > 0).mean())}}
+        problems = control_problems(stated["predictions"], {"provenance": {**run, "blind": stated}, "blind": figures})
+        score = float(blind_values(joined.parsed, joined.gold, 1.0 / joined.options).mean())
+        reasons = tuple(f"expected {problem.expected}, found {problem.found}" for problem in problems)
+        shown = {
+            "predictions": stated["predictions"],
+            "ablation": stated["ablation"],
+            "accuracy": float(joined.correct.mean()),
+            "guess_corrected": score,
+            "problems": list(reasons),
+        }
+        candidates.append((not reasons, score, joined, stated, reasons, shown))
+    if not candidates:
+        return BlindControl(None, None, (), ())
+    _, _, joined, stated, reasons, _ = max(candidates, key=lambda one: one[:2])
+    return BlindControl(joined, stated, reasons, tuple(one[-1] for one in candidates))

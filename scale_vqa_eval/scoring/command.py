@@ -11,12 +11,12 @@ import click
 from scale_vqa_eval.files import write_json
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.scale_vqa_acc.parsing import MODES, Mode
+from scale_vqa_eval.scoring.answers import join
 from scale_vqa_eval.scoring.predictions import read_predictions
 from scale_vqa_eval.scoring.results import comparison_table, score_table
 from scale_vqa_eval.scoring.score import (
     compare_answers,
     consistency_warnings,
-    join,
     provenance,
     read_each,
     score_files,
@@ -59,22 +59,26 @@ def _question_options(command: Command) -> Command:
 @click.command()
 @click.argument("predictions", type=_FILE)
 @_question_options
-@click.option("--blind", type=_FILE, metavar="FILE", help="The same model's answers without images.")
-def score(
-    predictions: Path,
-    data: str,
-    split: str | None,
-    config: str | None,
-    mode: Mode,
-    json_path: str | None,
-    blind: Path | None,
-) -> None:
+@click.option(
+    "--blind",
+    type=_FILE,
+    multiple=True,
+    metavar="FILE",
+    help="The same model's answers without images; give the blind and the guess run, the larger is the control.",
+)
+@click.option("--shuffled", type=_FILE, metavar="FILE", help="Its answers with another patient's images: flip rate.")
+@click.option("--audit", type=_FILE, metavar="FILE", help="audit --json of the same questions: the text-only ceiling.")
+@click.option("--weights", type=_FILE, metavar="FILE", help="Leak weights: also the accuracy that they weight.")
+@click.option("--partial", is_flag=True, help="Score the questions that have a response, and mark the results.")
+def score(predictions: Path, json_path: str | None, **given: Any) -> None:
     """Score PREDICTIONS (JSONL: id, response): accuracy by dimension with patient-clustered 95% intervals.
 
     Every question needs one response; a response that cannot be read is wrong and counted, never guessed.
     """
-    results, warnings = score_files(predictions, data, split, config, mode, [blind] if blind else [])
+    results, warnings = score_files(predictions, **given)
     _warn(warnings)
+    if results["partial"]:
+        _warn([f"partial: {results['partial']['answered']} of {results['partial']['of']} questions are scored"])
     _show(score_table(results), results, json_path)
 
 
@@ -87,14 +91,14 @@ def compare(
 ) -> None:
     """Compare two predictions files on the same questions: paired, clustered by patient.
 
-    Dimensions are corrected by Holm's method. Exact McNemar is printed as a second opinion.
+    Dimensions are corrected by Holm's method.
     """
     runs = read_each(read_predictions, [a, b])
     questions = read_questions(data, split, config)
     comparison = compare_answers(*read_each(lambda one: join(one, questions, mode), runs))
     for name, run in zip("ab", runs, strict=True):
-        _warn(consistency_warnings(run, questions))
         comparison[name] = provenance(run, questions, data, split, config, mode)
+        _warn(consistency_warnings(run, questions, comparison[name]["config"]))
     _show(comparison_table(comparison), comparison, json_path)
 
 
@@ -113,6 +117,7 @@ def _names(ctx: click.Context, parameter: click.Parameter, values: Sequence[str]
 @click.option("--published", is_flag=True, help="Put the accuracies published for the test split beside the runs.")
 @click.option("--published-file", type=_FILE, help="Put accuracies of a YAML or JSON file beside the runs.")
 @click.option("--name", "given", multiple=True, callback=_names, metavar="MODEL=NAME", help="Name of a model.")
+@click.option("--audit", "audits", type=_FILE, multiple=True, help="audit --json of the questions: text-only ceiling.")
 @click.option("--config", help="Config of the runs that do not state one.  [default: the data's]")
 @click.option("--split", help="Split of the runs that do not state one.  [default: all]")
 @_MODE
@@ -123,6 +128,7 @@ def report(
     published: bool,
     published_file: Path | None,
     given: dict[str, str],
+    audits: tuple[Path, ...],
     config: str | None,
     split: str | None,
     mode: Mode,
@@ -147,7 +153,7 @@ def report(
     if repeated := sorted(name for name in set(names.values()) if list(names.values()).count(name) > 1):
         raise click.BadParameter(f"two models would be called {repeated[0]!r}", param_hint="--name")
     sets = QuestionSets(data)
-    sections = report_sections(with_screened(read, sets), sets, names, mode)
+    sections = report_sections(with_screened(read, sets), sets, names, mode, audits)
     if published or published_file:
         sections = with_published(sections, read_reported_scores(published_file or "scale-vqa-test"))
     _warn(line for section in sections for line in section.warnings())

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.predict.ablations import WITHOUT_IMAGES
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.parsing import Mode
+from scale_vqa_eval.scoring.answers import Answers, join
+from scale_vqa_eval.scoring.blind_control import choose_control
+from scale_vqa_eval.scoring.evidence import audit_hash, flip_rate, text_only_ceiling, truncation
 from scale_vqa_eval.scoring.results import NO_CLUSTERS
-from scale_vqa_eval.scoring.runs import DEFAULT, QuestionSets, QuestionSlice, ReportRun, System
+from scale_vqa_eval.scoring.runs import QuestionSets, QuestionSlice, ReportRun, System
 from scale_vqa_eval.scoring.score import (
-    Answers,
+    DEFAULT_CONFIG,
     compare_answers,
     consistency_warnings,
     dimension_order,
-    join,
+    questions_digest,
     score_answers,
 )
+from scale_vqa_eval.text import percent
 
 REMOVED: Final = ("no-low", "no-mid", "no-high", "shuffled")
 """Ablations whose accuracy is subtracted from that of the run with all images."""
 NO_BLIND: Final = "no blind control"
-_CONFIG_ORDER: Final = (DEFAULT, "screened", "block_exchange", "exchange")
+_CONFIG_ORDER: Final = (DEFAULT_CONFIG, "screened", "block_exchange", "exchange")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +56,19 @@ class ReportRow:
     published: bool = False
 
     @property
+    def has_blind(self) -> bool:
+        """Whether a run without images stands beside the figures."""
+        return any(name in self.figures for name in WITHOUT_IMAGES)
+
+    @property
     def control(self) -> str:
         """``blind control``, or that there is none."""
-        return "blind control" if "blind" in self.figures else NO_BLIND
+        return "blind control" if self.has_blind else NO_BLIND
 
     @property
     def label(self) -> str:
         """The name with its marks."""
-        marks = ["published"] * self.published + [NO_BLIND] * ("blind" not in self.figures)
+        marks = ["published"] * self.published + [NO_BLIND] * (not self.has_blind)
         return f"{self.name} ({', '.join(marks)})" if marks else self.name
 
 
@@ -93,21 +104,37 @@ class ReportSection:
         for note in self.notes:
             yield f"{self.slice.title}: {note}"
         for row in self.rows:
-            if not row.published and "blind" not in row.figures:
+            if not row.published and not row.has_blind:
                 yield f"{self.slice.title}: {row.name}: {NO_BLIND}"
             if not row.published and "accuracy" not in row.figures:
                 yield f"{self.slice.title}: {row.name}: no run with all images; its ablations are shown alone"
 
 
+Joined = Mapping[str | None, tuple[ReportRun, Answers]]
+"""Ablation -> run and joined answers; None is the run with all images."""
+
+
 def report_sections(
-    runs: Sequence[ReportRun], sets: QuestionSets, names: Mapping[System, str], mode: Mode = "reference"
+    runs: Sequence[ReportRun],
+    sets: QuestionSets,
+    names: Mapping[System, str],
+    mode: Mode = "reference",
+    audits: Sequence[Path] = (),
 ) -> list[ReportSection]:
     """Scores every run and joins them by set of questions and system.
 
+    Args:
+        runs: the runs.
+        sets: the questions.
+        names: name of each system.
+        mode: how the letter is read.
+        audits: ``audit --json`` of some of the sets of questions.
+
     Raises:
-        InputError: naming every question without a response and every response without a question.
+        InputError: naming every question without a response, every response without a question, and every audit of
+            other questions.
     """
-    answers: dict[QuestionSlice, dict[System, dict[str | None, Answers]]] = {}
+    answers: dict[QuestionSlice, dict[System, dict[str | None, tuple[ReportRun, Answers]]]] = {}
     notes: dict[QuestionSlice, list[str]] = {}
     taken: dict[QuestionSlice, dict[str, list[str]]] = {}
     problems: list[Problem] = []
@@ -119,7 +146,7 @@ def report_sections(
         except InputError as error:
             problems += [problem for problem in error.problems if problem not in problems]
             continue
-        answers.setdefault(run.slice, {}).setdefault(run.system, {})[run.ablation] = joined
+        answers.setdefault(run.slice, {}).setdefault(run.system, {})[run.ablation] = run, joined
         remarks += run.notes
         if run.taken_from:
             taken.setdefault(run.slice, {}).setdefault(names[run.system], []).append(run.ablation or "with images")
@@ -130,17 +157,32 @@ def report_sections(
     for slice_, models in taken.items():
         listed = "; ".join(f"{name}: {', '.join(which)}" for name, which in models.items())
         notes[slice_].append(
-            f"On {slice_.config} from the answers to all of {DEFAULT}, which has these questions: {listed}."
+            f"On {slice_.config} from the answers to all of {DEFAULT_CONFIG}, which has these questions: {listed}."
         )
-    return [
-        _section(
-            slice_,
-            sets[slice_],
-            [ReportRow(name, measured(answers[slice_][one])) for one, name in names.items() if one in answers[slice_]],
-            notes[slice_],
-        )
-        for slice_ in sorted(notes, key=_slice_order)
-    ]
+    ceilings = _ceilings(audits, {slice_: questions_digest(sets[slice_]) for slice_ in notes})
+    sections = []
+    for slice_ in sorted(notes, key=_slice_order):
+        rows = []
+        for system, name in names.items():
+            if system in answers[slice_]:
+                figures, reasons = measured(answers[slice_][system])
+                rows.append(ReportRow(name, figures))
+                notes[slice_] += [f"{name}: the blind run is not a valid control: {reason}." for reason in reasons]
+        sections.append(_section(slice_, sets[slice_], rows, notes[slice_] + ceilings.get(slice_, [])))
+    return sections
+
+
+def _ceilings(audits: Sequence[Path], digests: Mapping[QuestionSlice, str]) -> dict[QuestionSlice, list[str]]:
+    """Returns the note on the text-only ceiling of each audited set of questions."""
+    notes: dict[QuestionSlice, list[str]] = {}
+    for path in audits:
+        matches = [slice_ for slice_, digest in digests.items() if digest == audit_hash(path)]
+        for slice_ in matches or list(digests)[:1]:
+            ceiling = text_only_ceiling(path, digests[slice_])
+            low, high = (percent(end) for end in ceiling["interval"])
+            found = f"{percent(ceiling['accuracy'])}% [{low} to {high}] ({ceiling['probe']}, from the audit)"
+            notes.setdefault(slice_, []).append(f"Text-only ceiling of these questions: {found}.")
+    return notes
 
 
 def with_published(sections: Sequence[ReportSection], published: Mapping[str, Any]) -> list[ReportSection]:
@@ -156,7 +198,7 @@ def with_published(sections: Sequence[ReportSection], published: Mapping[str, An
     source = "; ".join(str(published[key]) for key in ("data", "source") if published.get(key)) or "no source is given"
     note = f"Published figures were not measured here, and come without intervals: {source}."
     reported = {part for row in published["models"].values() for part in row} - {"all"}
-    if not any(section.slice.config == DEFAULT for section in sections):
+    if not any(section.slice.config == DEFAULT_CONFIG for section in sections):
         dimensions = tuple(sorted(reported, key=dimension_order))
         return [ReportSection(QuestionSlice("published", ""), 0, 0, None, dimensions, rows, (note,)), *sections]
     return [
@@ -166,43 +208,55 @@ def with_published(sections: Sequence[ReportSection], published: Mapping[str, An
             rows=section.rows + rows,
             notes=(*section.notes, note),
         )
-        if section.slice.config == DEFAULT
+        if section.slice.config == DEFAULT_CONFIG
         else section
         for section in sections
     ]
 
 
-def measured(answers: Mapping[str | None, Answers]) -> dict[str, Estimate]:
-    """Returns the figures of one system on one set of questions.
+def measured(joined: Joined) -> tuple[dict[str, Estimate], tuple[str, ...]]:
+    """Returns the figures of one system on one set of questions, and why its blind run is not a valid control, if so.
 
-    Args:
-        answers: ablation -> joined answers; None is the run with all images. A missing run gives no figure.
-
-    Returns:
-        ``accuracy``, ``blind``, ``gain`` (accuracy - blind, paired), the ablations of ``REMOVED`` as the loss without
-        the view (accuracy - accuracy without, paired), each also by dimension; ``adjusted``, (accuracy - blind) /
-        (1 - blind); ``unparsed``; ``circular``, the share right under every rotation; ``group``.
+    A missing run gives no figure. The figures: ``accuracy``; ``blind`` and ``guess``, the accuracy without images;
+    ``gain`` (accuracy - blind score, paired) and ``adjusted`` over the larger valid one; the ablations of ``REMOVED``
+    as the loss without the view (accuracy - accuracy without, paired); each of these also by dimension; ``unparsed``;
+    ``truncated``; ``flips`` under shuffled images; ``circular``, the share right under every rotation; ``group``.
     """
-    full, blind = answers.get(None), answers.get("blind")
     found: dict[str, Estimate] = {}
-    if full is not None:
-        scores = score_answers(full, blind)
+    reasons: tuple[str, ...] = ()
+    blind = [joined[name] for name in WITHOUT_IMAGES if name in joined]
+    valid = bool(blind)
+    if None in joined:
+        run, full = joined[None]
+        digest = questions_digest(full.questions)
+        about = {"predictions_hash": run.predictions.digest, "data_hash": digest, **run.predictions.settings}
+        control = choose_control(about, full, [(one.predictions, answers) for one, answers in blind])
+        valid, reasons = not control.reasons, control.reasons
+        scores = score_answers(full, control.answers, control.reasons)
         found |= _scored("accuracy", scores) | {"unparsed": Estimate(scores["unparsed"]["rate"])}
+        if cut := truncation(run.predictions):
+            found["truncated"] = Estimate(cut["rate"])
         if scores["groups"] is not None:
             found["group"] = Estimate(scores["group_accuracy"], *scores["groups"]["interval"])
-        if scores["leakage_adjusted_accuracy"] is not None:
-            found["adjusted"] = Estimate(scores["leakage_adjusted_accuracy"])
+        if scores["blind"] is not None:
+            parts = {f"/{name}": part for name, part in scores["by_dimension"].items()}
+            for suffix, part in {"": scores | {"gain_interval": scores["blind"]["gain_interval"]}, **parts}.items():
+                found[f"gain{suffix}"] = Estimate(part["visual_gain"], *part["gain_interval"])
+                if part["leakage_adjusted_accuracy"] is not None:
+                    ends = part["leakage_adjusted_interval"] or ()
+                    found[f"adjusted{suffix}"] = Estimate(part["leakage_adjusted_accuracy"], *ends)
         for ablation in REMOVED:
-            if ablation in answers:
-                found |= _lost(ablation, full, answers[ablation])
-    if blind is not None:
-        found |= _scored("blind", score_answers(blind))
-        if full is not None:
-            found |= _lost("gain", full, blind)
-    if "circular" in answers:
-        rotations = score_answers(answers["circular"])["circular"]
+            if ablation in joined:
+                found |= _lost(ablation, full, joined[ablation][1])
+        if "shuffled" in joined:
+            flips = flip_rate(full, joined["shuffled"][1])
+            found["flips"] = Estimate(flips["rate"], *flips["interval"])
+    for run, answers in blind if valid else ():
+        found |= _scored(str(run.ablation), score_answers(answers))
+    if "circular" in joined:
+        rotations = score_answers(joined["circular"][1])["circular"]
         found["circular"] = Estimate(rotations["accuracy"], *rotations["interval"])
-    return found
+    return found, reasons
 
 
 def _section(

@@ -19,10 +19,13 @@ TITLES: Final = {
     "accuracy": "All",
     "blind": "Blind",
     "gain": "Visual gain",
+    "guess": "Guess",
     "adjusted": "Leakage-adjusted",
     "circular": "Circular",
     "group": "Group",
     "unparsed": "Unparsed",
+    "truncated": "Cut off",
+    "flips": "Flips",
     "no-low": "Low (10x)",
     "no-mid": "Mid (40x)",
     "no-high": "High (200x)",
@@ -56,8 +59,10 @@ class ReportTable:
 
 
 def _control_columns(section: ReportSection) -> list[str]:
-    groups = any("group" in row.figures for row in section.rows)
-    return ["accuracy", "blind", "gain", "adjusted", "circular", "unparsed"] + ["group"] * groups
+    """Returns the columns that every section has, and those that a run of it has."""
+    shown = {key for row in section.rows for key in row.figures}
+    columns = ("accuracy", "blind", "guess", "gain", "adjusted", "circular", "unparsed", "truncated", "flips", "group")
+    return [key for key in columns if key in shown or key not in ("guess", "truncated", "flips", "group")]
 
 
 TABLES: Final = (
@@ -71,8 +76,10 @@ TABLES: Final = (
     ReportTable(
         "controls",
         "Accuracy beside its blind control, in per cent. Visual gain: accuracy less that of the same model without "
-        "images, paired. Leakage-adjusted: (accuracy - blind) / (1 - blind). Circular: right under every rotation of "
-        "the options. Unparsed: responses without a readable answer, counted as wrong.",
+        "images, paired. Leakage-adjusted: (accuracy - blind) / (1 - blind). Both take the larger of blind and guess, "
+        "never below chance. Circular: right under every rotation of the options. Unparsed: responses without a "
+        "readable answer, counted as wrong. Cut off: ended at the limit of tokens. Flips: answers that change with "
+        "another patient's images.",
         _control_columns,
     ),
     ReportTable(

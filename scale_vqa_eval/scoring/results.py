@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.text import aligned, interval, p_value, percent, points
+from scale_vqa_eval.predict.ablations import WITHOUT_IMAGES
+from scale_vqa_eval.text import aligned, interval, one_line, p_value, percent, points
 
 NO_BLIND: Final = (
     "No blind control: this score alone does not show that images were used. "
     "Answer the same questions without images (predict --ablate blind) and pass --blind FILE."
 )
-ITSELF_BLIND: Final = "This run saw no images: it is the blind control of a run with images."
 NO_CLUSTERS: Final = (
     "The data names no patient or slide: questions are taken as independent, which makes intervals too narrow "
     "where several belong to one patient."
@@ -39,15 +39,18 @@ def read_results(path: str | Path) -> dict[str, Any]:
 
 
 def score_table(results: Mapping[str, Any]) -> str:
-    """Renders a score by dimension, in per cent, followed by notes on its control, parsing and clusters."""
+    """Renders a score by dimension, in per cent, followed by notes on its controls, parsing and clusters."""
     blind = results["blind"] is not None
-    head = ["dimension", "n", "patients", "accuracy", "95% interval", "unparsed"] + ["blind", "gain"] * blind
+    head = ["dimension", "n", "patients", "accuracy", "95% interval", "unparsed"]
+    head += ["blind", "gain", "adjusted"] * blind
     rows = [[name, *_score_cells(part, blind)] for name, part in results["by_dimension"].items()]
-    total = dict(results)
-    if blind:
-        total["blind_accuracy"] = results["blind"]["accuracy"]
+    total = {**results, "blind_accuracy": results["blind"]["accuracy"]} if blind else results
     rows.append(["all", *_score_cells(total, blind)])
-    return "\n".join([aligned([head, *rows]), "", *_score_notes(results)])
+    partial = results.get("partial")
+    notice = (
+        f"PARTIAL: {partial['answered']} of {partial['of']} questions were answered and scored.\n" if partial else ""
+    )
+    return "\n".join([notice + aligned([head, *rows]), "", *_score_notes(results)])
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> str:
@@ -58,12 +61,17 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
     ]
     rows.append(["all", *_comparison_cells(comparison), ""])
     mcnemar, effect = comparison["mcnemar"], comparison["minimum_detectable_effect"]
+    exact = mcnemar["p_value"]
     notes = [
         f"A = {comparison['a']['predictions']}",
         f"B = {comparison['b']['predictions']}",
         "p: two-sided, clustered by patient, t at (patients - 1) degrees of freedom; Holm over the dimensions.",
-        f"McNemar, exact, questions taken as independent: A alone right {mcnemar['only_a']}, "
-        f"B alone right {mcnemar['only_b']}, p {p_value(mcnemar['p_value'])}.",
+        f"A alone right {mcnemar['only_a']}, B alone right {mcnemar['only_b']}; McNemar "
+        + (
+            f"(exact): p {p_value(exact)}."
+            if exact is not None
+            else "is not valid with several questions of a patient."
+        ),
         "Minimum detectable difference (80% power, two-sided 5%): "
         + ("undefined: the differences do not vary." if effect is None else f"{100 * effect:.1f} points."),
         *([] if comparison["clustered"] else [NO_CLUSTERS]),
@@ -74,7 +82,11 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
 def _score_cells(part: Mapping[str, Any], blind: bool) -> list[str]:
     cells = [str(part["n"]), str(part["clusters"]), percent(part["accuracy"]), interval(part["interval"])]
     cells.append(str(part["unparsed"]["n"]))
-    return [*cells, percent(part["blind_accuracy"]), points(part["visual_gain"])] if blind else cells
+    if not blind:
+        return cells
+    adjusted = part["leakage_adjusted_accuracy"]
+    shown = "undefined" if adjusted is None else percent(adjusted)
+    return [*cells, percent(part["blind_accuracy"]), points(part["visual_gain"]), shown]
 
 
 def _comparison_cells(part: Mapping[str, Any]) -> list[str]:
@@ -91,7 +103,9 @@ def _comparison_cells(part: Mapping[str, Any]) -> list[str]:
 
 
 def _score_notes(results: Mapping[str, Any]) -> list[str]:
-    macro = "" if results["macro"] is None else f"Mean over dimensions (macro): {percent(results['macro'])}%. "
+    macro = ""
+    if results["macro"] is not None:
+        macro = f"Mean over dimensions (macro): {_estimate(results['macro'], results['macro_interval'])}. "
     notes = [f"{macro}Chance: {percent(results['chance'])}%."]
     if results["clustered"]:
         weight = f"weigh as {results['effective_n']:.0f} independent ones"
@@ -103,7 +117,9 @@ def _score_notes(results: Mapping[str, Any]) -> list[str]:
     notes.append(f"Unparsed, counted as wrong: {unparsed['n']} ({percent(unparsed['rate'])}%){reasons}.")
     if results["failed"]:
         notes.append(f"Of these {results['failed']} are calls that the run marked as failed.")
-    return [*notes, *_set_notes(results), *_blind_notes(results)]
+    if cut := results.get("truncated"):
+        notes.append(f"Cut off at the limit of tokens: {cut['n']} ({percent(cut['rate'])}%).")
+    return [*notes, *_set_notes(results), *_blind_notes(results), *_evidence_notes(results)]
 
 
 def _set_notes(results: Mapping[str, Any]) -> list[str]:
@@ -112,26 +128,63 @@ def _set_notes(results: Mapping[str, Any]) -> list[str]:
     groups, circular = results["groups"], results["circular"]
     if groups is not None:
         notes.append(
-            f"Group accuracy (all items of a group right): {percent(results['group_accuracy'])}% "
-            f"[{interval(groups['interval'])}], {groups['n']} groups; chance {percent(groups['chance'])}%."
+            f"Group accuracy (all items right): {_estimate(results['group_accuracy'], groups['interval'])}, "
+            f"{groups['n']} groups; chance {percent(groups['chance'])}%, by giving each letter of a group once "
+            f"{percent(groups['chance_by_assignment'])}%."
         )
     if circular is not None:
         notes.append(
-            f"Right under every rotation of the options: {percent(circular['accuracy'])}% "
-            f"[{interval(circular['interval'])}], {circular['n']} questions."
+            f"Right under every rotation of the options: {_estimate(circular['accuracy'], circular['interval'])}, "
+            f"{circular['n']} questions."
         )
     return notes
 
 
 def _blind_notes(results: Mapping[str, Any]) -> list[str]:
-    blind, adjusted = results["blind"], results["leakage_adjusted_accuracy"]
-    if blind is None:
-        ablation = results.get("provenance", {}).get("ablation")
-        return [ITSELF_BLIND if ablation == "blind" else NO_BLIND]
-    low, high = (points(end) for end in blind["gain_interval"])
-    return [
-        f"Visual gain: {points(results['visual_gain'])} points [{low} to {high}], "
-        f"p {p_value(blind['gain_p_value'])}; blind accuracy {percent(blind['accuracy'])}%.",
-        "Leakage-adjusted accuracy (acc - blind) / (1 - blind): "
-        + ("undefined: the blind run is always right." if adjusted is None else f"{percent(adjusted)}%."),
-    ]
+    blind, withheld, adjusted = results["blind"], results["blind_withheld"], results["leakage_adjusted_accuracy"]
+    ablation = results.get("provenance", {}).get("ablation")
+    notes = []
+    if withheld is not None:
+        notes.append("Not a valid blind control, so gain and adjusted accuracy are withheld:")
+        notes += [f"- {one_line(reason)}" for reason in withheld["reasons"]]
+    elif blind is None and ablation in WITHOUT_IMAGES:
+        notes.append("This run saw no images: it is the blind control of a run with images.")
+    elif blind is None:
+        notes.append(NO_BLIND)
+    else:
+        low, high = (points(end) for end in blind["gain_interval"])
+        notes.append(
+            f"Visual gain: {points(results['visual_gain'])} points [{low} to {high}], "
+            f"p {p_value(blind['gain_p_value'])}; blind accuracy {percent(blind['accuracy'])}%, "
+            f"as a guess rate {percent(blind['guess_corrected'])}%."
+        )
+        shown = "undefined: the blind run is always right"
+        if adjusted is not None:
+            shown = _estimate(adjusted, results["leakage_adjusted_interval"])
+        notes.append(f"Leakage-adjusted accuracy (acc - blind) / (1 - blind): {shown}.")
+    runs = results.get("blind_runs") or []
+    if len(runs) > 1:
+        parts = (f"{one_line(str(one['ablation']))} {percent(one['guess_corrected'])}%" for one in runs)
+        notes.append(f"Blind runs: {', '.join(parts)}; the largest valid one is the control.")
+    return notes
+
+
+def _evidence_notes(results: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if ceiling := results.get("text_only_ceiling"):
+        shown = _estimate(ceiling["accuracy"], ceiling["interval"])
+        notes.append(f"Text-only ceiling of these questions (audit, {one_line(ceiling['probe'])}): {shown}.")
+    if flips := results.get("flips"):
+        shown = _estimate(flips["rate"], flips["interval"])
+        notes.append(f"Answers that change with another patient's images: {shown}.")
+    if weighted := results.get("weighted"):
+        shown = _estimate(weighted["accuracy"], weighted["interval"])
+        size = f"effective sample size {weighted['effective_size']:.0f} of {weighted['n']}"
+        small = [name for name, part in weighted["by_dimension"].items() if part["too_small"]]
+        few = f" Too small by dimension: {', '.join(map(one_line, small))}." if small else ""
+        notes.append(f"Leak-weighted accuracy: {shown}, {size}.{few}")
+    return notes
+
+
+def _estimate(share: float, ends: Sequence[float] | None) -> str:
+    return f"{percent(share)}%" + (f" [{interval(ends)}]" if ends else "")

@@ -13,8 +13,8 @@ from scale_vqa_eval.predict.ablations import ABLATIONS
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.release_folder.read import release_configs
 from scale_vqa_eval.scoring.predictions import Predictions, read_predictions
+from scale_vqa_eval.scoring.score import DEFAULT_CONFIG, config_of
 
-DEFAULT: Final = "default"
 _SCREENED: Final = "screened"
 _SETTINGS: Final = (
     "prompt_id",
@@ -95,6 +95,7 @@ def read_runs(paths: Iterable[Path], data: str, config: str | None, split: str |
             runs.append(_read_run(read_predictions(path), data, config, split))
         except InputError as error:
             problems.extend(error.problems)
+    runs = [_with_its_system(run, runs) if run.ablation == "guess" else run for run in runs]
     first: dict[Any, ReportRun] = {}
     for run in runs:
         other = first.setdefault(run.key, run)
@@ -118,7 +119,7 @@ class QuestionSets:
 
     def __getitem__(self, slice_: QuestionSlice) -> list[Question]:
         if slice_ not in self._read:
-            config = None if slice_.config == DEFAULT and DEFAULT not in self._configs else slice_.config
+            config = None if slice_.config == DEFAULT_CONFIG and DEFAULT_CONFIG not in self._configs else slice_.config
             self._read[slice_] = read_questions(self._data, slice_.split or None, config)
         return self._read[slice_]
 
@@ -126,7 +127,7 @@ class QuestionSets:
         """Returns the screened part of a slice, or None if the data has none with the very same questions."""
         splits = self._configs.get(_SCREENED, {})
         screened = QuestionSlice(_SCREENED, slice_.split)
-        if slice_.config != DEFAULT or not splits or (slice_.split and slice_.split not in splits):
+        if slice_.config != DEFAULT_CONFIG or not splits or (slice_.split and slice_.split not in splits):
             return None
         asked = {_content(question) for question in self[slice_]}
         return screened if all(_content(question) in asked for question in self[screened]) else None
@@ -183,16 +184,21 @@ def _read_run(run: Predictions, data: str, config: str | None, split: str | None
         model = run.path.stem
         notes.append(f"{run.path.name} names no model; it is listed under the file's name.")
     settings = {field: stated.get(field, run.settings.get(field)) for field in _SETTINGS}
-    slice_ = QuestionSlice(config_name(stated.get("config") or config, data), str(stated.get("split") or split or ""))
+    named = config_of(data, stated.get("config") or config) or DEFAULT_CONFIG
+    slice_ = QuestionSlice(str(named), str(stated.get("split") or split or ""))
     return ReportRun(run, System(str(model), _flat(settings)), slice_, ablation, tuple(notes))
 
 
-def config_name(config: Any, data: str) -> str:
-    """Returns the name of a config; None is the default config of the data."""
-    if config:
-        return str(config)
-    configs = release_configs(Path(data)) if Path(data).is_dir() else {}
-    return DEFAULT if DEFAULT in configs or not configs else next(iter(configs))
+def _with_its_system(guess: ReportRun, runs: Sequence[ReportRun]) -> ReportRun:
+    """Returns a guess run under the system of the other runs of its model; its prompt has one more sentence."""
+
+    def without_hash(system: System, suffix: str) -> System:
+        pairs = ((name, value.replace(suffix, "@")) for name, value in system.settings if name != "prompt_hash")
+        return System(system.model, tuple(pairs))
+
+    wanted = without_hash(guess.system, "-guess@")
+    systems = {run.system for run in runs if run.ablation != "guess" and without_hash(run.system, "@") == wanted}
+    return replace(guess, system=systems.pop()) if len(systems) == 1 else guess
 
 
 def _flat(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

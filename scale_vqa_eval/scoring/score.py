@@ -1,4 +1,4 @@
-"""Joins responses with their questions, scores them with the metric's own code, and compares two models."""
+"""Scores runs with the metric's own code, beside their controls, and compares two models."""
 
 from __future__ import annotations
 
@@ -6,103 +6,41 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
+from scipy import special
 
 from scale_vqa_eval import __version__
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.questions import Question, read_questions
+from scale_vqa_eval.release_folder.read import release_configs
 from scale_vqa_eval.scale_vqa_acc.clustered import (
     Codes,
+    Numbers,
     cluster_codes,
     clustered_interval,
     holm,
-    mcnemar_exact,
     minimum_detectable_effect,
     paired_difference,
 )
-from scale_vqa_eval.scale_vqa_acc.parsing import Mode, ParsedBatch, parse_batch
-from scale_vqa_eval.scale_vqa_acc.summary import Numbers, summarise
-from scale_vqa_eval.schema import ALL_DIMENSIONS
-from scale_vqa_eval.scoring.predictions import Prediction, Predictions, read_predictions
+from scale_vqa_eval.scale_vqa_acc.parsing import Mode
+from scale_vqa_eval.scale_vqa_acc.summary import interval_figures, summarise
+from scale_vqa_eval.schema import ALL_DIMENSIONS, CONFIGS
+from scale_vqa_eval.scoring.answers import Answers, check_same_rotations, join
+from scale_vqa_eval.scoring.blind_control import choose_control
+from scale_vqa_eval.scoring.evidence import (
+    bare_letter_warnings,
+    flip_rate,
+    text_only_ceiling,
+    truncation,
+    weighted_score,
+)
+from scale_vqa_eval.scoring.predictions import Predictions, read_predictions
 
-MAX_NAMED: Final = 1000
-"""Most ids of one kind that an error names one by one; the rest is counted."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Questions and the responses to them, in the order of the questions.
-
-    Attributes:
-        questions: n questions; one that was asked with rotated options occurs once per rotation.
-        gold: (n,) ASCII code of the right letter under the rotation.
-        options: (n,) number of options.
-        parsed: letters and parse outcomes of the responses.
-        failed: number of responses that the run marked as failed calls (they are among the unparsed).
-        circular: whether every question was asked under every rotation of its options.
-    """
-
-    questions: tuple[Question, ...]
-    gold: npt.NDArray[np.uint8]
-    options: npt.NDArray[np.int64]
-    parsed: ParsedBatch
-    failed: int
-    circular: bool
-
-    @property
-    def correct(self) -> Numbers:
-        """(n,) 1.0 for a right response, else 0.0."""
-        right: npt.NDArray[np.bool_] = self.parsed.letters == self.gold
-        return right.astype(np.float64)
-
-    @property
-    def clusters(self) -> list[str]:
-        """(n,) patient of each question, else its slide, else its id."""
-        return [question.cluster for question in self.questions]
-
-    @property
-    def clustered(self) -> bool:
-        """Whether the data names a patient or slide of any question."""
-        return any(question.patient or question.slide for question in self.questions)
-
-    @property
-    def dimensions(self) -> list[str | None] | None:
-        """(n,) dimension of each question, or None if the data names none."""
-        names = [question.dimension for question in self.questions]
-        return names if any(name is not None for name in names) else None
-
-
-def join(predictions: Predictions, questions: Sequence[Question], mode: Mode = "reference") -> Answers:
-    """Finds the response to each question.
-
-    Raises:
-        InputError: naming every question without a response, every response without a question, every id that the
-            data has twice, and missing rotations of a circular run.
-    """
-    by_id = {question.id: question for question in questions}
-    asked: dict[str, dict[int | None, Prediction]] = {}
-    for row in predictions.rows:
-        asked.setdefault(row.id, {})[row.rotation] = row
-    problems = [*_mismatches(predictions, questions, asked), *_missing_rotations(predictions, by_id, asked)]
-    if problems:
-        raise InputError(problems)
-    rows = [(question, row) for question in questions for _, row in sorted(asked[question.id].items(), key=_rotation)]
-    options = np.array([len(question.options) for question, _ in rows], np.int64)
-    rotated = np.array([row.rotation or 0 for _, row in rows], np.int64)
-    gold = (np.array([question.answer for question, _ in rows], np.int64) - rotated) % options + ord("A")
-    return Answers(
-        questions=tuple(question for question, _ in rows),
-        gold=gold.astype(np.uint8),
-        options=options,
-        parsed=parse_batch([row.response for _, row in rows], mode, options),
-        failed=sum(row.error is not None for _, row in rows),
-        circular=any(row.rotation is not None for _, row in rows),
-    )
+DEFAULT_CONFIG: Final = "default"
 
 
 def score_files(
@@ -111,9 +49,26 @@ def score_files(
     split: str | None,
     config: str | None,
     mode: Mode,
+    *,
     blind: Sequence[str | Path] = (),
+    shuffled: str | Path | None = None,
+    audit: str | Path | None = None,
+    weights: str | Path | None = None,
+    partial: bool = False,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Scores a predictions file, beside its blind run if one is given.
+    """Scores a predictions file, beside its controls.
+
+    Args:
+        predictions: the run with all images.
+        data: source of the questions; ``split`` and ``config`` as in ``read_questions``.
+        split: split to score, or None for all.
+        config: config of a release folder, or None for its default.
+        mode: how the letter is read.
+        blind: runs without images (``blind``, ``guess``); the valid one with the larger blind score is the control.
+        shuffled: the run with another patient's images.
+        audit: ``audit --json`` of the same questions.
+        weights: leak weights of the questions.
+        partial: score the questions that have a response, and mark the results.
 
     Returns:
         The results as ``scale-vqa score --json`` writes them, and warnings.
@@ -121,15 +76,28 @@ def score_files(
     Raises:
         InputError: with every problem of the files, and of their ids against those of the questions.
     """
-    run, *blind_runs = read_each(read_predictions, [predictions, *blind])
+    paths = [predictions, *blind, *([] if shuffled is None else [shuffled])]
+    runs = read_each(read_predictions, paths)
     questions = read_questions(data, split, config)
-    answers, *blind_answers = read_each(lambda one: join(one, questions, mode), [run, *blind_runs])
-    results = score_answers(answers, *blind_answers)
-    results["provenance"] = provenance(run, questions, data, split, config, mode)
-    for one in blind_runs:
-        files = {"predictions": str(one.path), "predictions_hash": one.digest}
-        results["provenance"]["blind"] = files | dict(one.settings)
-    return results, consistency_warnings(run, questions, *blind_runs)
+    asked = _answered(questions, runs[0]) if partial else questions
+    if partial:
+        ids = {question.id for question in asked}
+        runs[1:] = [replace(run, rows=tuple(row for row in run.rows if row.id in ids)) for run in runs[1:]]
+    run, answers = runs[0], read_each(lambda one: join(one, asked, mode), runs)
+    about = provenance(run, questions, data, split, config, mode)
+    control = choose_control(about, answers[0], list(zip(runs, answers, strict=True))[1 : 1 + len(blind)])
+    results = score_answers(answers[0], control.answers, control.reasons)
+    results["provenance"] = about | ({"blind": control.provenance} if control.provenance else {})
+    results |= {
+        "blind_runs": list(control.runs),
+        "flips": None if shuffled is None else flip_rate(answers[0], answers[-1]),
+        "truncated": truncation(run),
+        "text_only_ceiling": None if audit is None else text_only_ceiling(audit, about["data_hash"]),
+        "weighted": None if weights is None else weighted_score(answers[0], weights),
+        "partial": {"answered": len(asked), "of": len(questions)} if partial else None,
+    }
+    warnings = [line for one in runs for line in consistency_warnings(one, questions, about["config"])]
+    return results, [*warnings, *bare_letter_warnings(run, answers[0])]
 
 
 def read_each(read: Callable[[Any], Any], inputs: Sequence[Any]) -> list[Any]:
@@ -146,8 +114,13 @@ def read_each(read: Callable[[Any], Any], inputs: Sequence[Any]) -> list[Any]:
     return found
 
 
-def score_answers(answers: Answers, blind: Answers | None = None) -> dict[str, Any]:
+def score_answers(answers: Answers, blind: Answers | None = None, withheld: Sequence[str] = ()) -> dict[str, Any]:
     """Scores joined answers, beside a blind run of the same model if there is one.
+
+    Args:
+        answers: the run with images.
+        blind: the run without images.
+        withheld: reasons why the blind run is not a valid control.
 
     Returns:
         The figures of the metric, with ``failed`` calls and, for a circular run, ``circular``: the share of questions
@@ -167,6 +140,7 @@ def score_answers(answers: Answers, blind: Answers | None = None) -> dict[str, A
         group=groups if any(groups) else None,
         blind=None if blind is None else blind.parsed,
         options=answers.options,
+        withheld=withheld,
     )
     figures["by_dimension"] = dict(sorted(figures["by_dimension"].items(), key=lambda part: dimension_order(part[0])))
     figures["clustered"] = answers.clustered
@@ -202,14 +176,6 @@ def dimension_order(name: str | None) -> tuple[int, str]:
     return known, name or ""
 
 
-def check_same_rotations(first: Answers, second: Answers) -> None:
-    """Raises InputError if two runs were asked the same questions under different rotations of their options."""
-    if first.questions != second.questions or not np.array_equal(first.gold, second.gold):
-        expected = "two runs asked under the same rotations of the options"
-        found = "a circular run and one that is not" if first.circular != second.circular else "different ones"
-        raise InputError(Problem("the two runs", expected, found, "run both with or without --ablate circular"))
-
-
 def provenance(
     predictions: Predictions,
     questions: Sequence[Question],
@@ -221,7 +187,7 @@ def provenance(
     """Returns what a score was made from; what is not known is None, never guessed."""
     return {
         "data": data,
-        "config": config,
+        "config": config_of(data, config),
         "split": split,
         "data_hash": questions_digest(questions),
         "predictions": str(predictions.path),
@@ -239,34 +205,45 @@ def questions_digest(questions: Iterable[Question]) -> str:
     return hashlib.sha256(json.dumps(rows, ensure_ascii=True).encode()).hexdigest()
 
 
-def consistency_warnings(
-    run: Predictions, questions: Sequence[Question], blind: Predictions | None = None
-) -> list[str]:
-    """Returns how the statements of the runs contradict the score that is being computed."""
+def consistency_warnings(run: Predictions, questions: Sequence[Question], config: str | None = None) -> list[str]:
+    """Returns how the statements of a run contradict the questions that it is scored on."""
     found = []
-    digest = questions_digest(questions)
-    for one in (run, blind):
-        if one is not None and one.provenance.get("data_hash", digest) != digest:
-            found.append(f"{one.path} was made on other questions or answers than these (another data hash)")
-    if blind is None:
-        return found
-    if blind.provenance.get("ablation", "blind") != "blind":
-        ablation = blind.provenance["ablation"]
-        found.append(f"{blind.path} is given as the blind run but notes the ablation {ablation!r}")
-    for field in ("model", "prompt_id", "sampling"):
-        ours, theirs = run.settings[field], blind.settings[field]
-        if None not in (ours, theirs) and ours != theirs:
-            found.append(
-                f"the blind run differs in {field}: {theirs!r} instead of {ours!r}; the gain is not the images' alone"
-            )
+    if run.provenance.get("data_hash", digest := questions_digest(questions)) != digest:
+        found.append(f"{run.path} was made on other questions or answers than these (another data hash)")
+    stated = run.provenance.get("config")
+    if None not in (stated, config) and stated != config:
+        found.append(f"{run.path} was made on the config {stated!r}, not on {config!r}")
     return found
+
+
+def config_of(data: str, config: str | None) -> str | None:
+    """Returns the config that the questions come from, or None for data that has no configs.
+
+    A release folder without a named config gives its default config; a Parquet file of a release folder gives the
+    config of its folder.
+    """
+    path = Path(data)
+    if config is None and path.is_dir():
+        configs = release_configs(path)
+        return DEFAULT_CONFIG if DEFAULT_CONFIG in configs else next(iter(configs))
+    return path.parent.name if config is None and path.is_file() and path.parent.name in CONFIGS else config
+
+
+def _answered(questions: Sequence[Question], run: Predictions) -> list[Question]:
+    """Returns the questions that a run answers; a group of which a part is answered is not scored as a group."""
+    ids = {row.id for row in run.rows}
+    asked = [question for question in questions if question.id in ids]
+    torn = {question.group for question in questions if question.group and question.id not in ids}
+    return [replace(question, group=None) if question.group in torn else question for question in asked]
 
 
 def _compared(left: Numbers, right: Numbers, codes: Codes) -> dict[str, Any]:
     paired = paired_difference(left, right, codes)
     figures = paired.as_dict()
-    tested = mcnemar_exact(left, right)
     effect = minimum_detectable_effect(paired.standard_error, paired.clusters)
+    only_a, only_b = int((left > right).sum()), int((right > left).sum())
+    independent = paired.clusters == paired.n
+    exact = min(1.0, 2.0 * float(special.bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
     return {
         "a_accuracy": float(left.mean()),
         "b_accuracy": float(right.mean()),
@@ -277,56 +254,10 @@ def _compared(left: Numbers, right: Numbers, codes: Codes) -> dict[str, Any]:
         "p_value": figures["p_value"],
         "n": figures["n"],
         "clusters": figures["clusters"],
-        "mcnemar": {"only_a": tested.only_a, "only_b": tested.only_b, "p_value": tested.p_value},
+        # exact McNemar takes questions as independent: with several of a patient it has far too many false alarms
+        "mcnemar": {"only_a": only_a, "only_b": only_b, "p_value": exact if independent else None},
         "minimum_detectable_effect": None if np.isnan(effect) else effect,
     }
-
-
-def _mismatches(
-    predictions: Predictions, questions: Sequence[Question], asked: dict[str, dict[int | None, Prediction]]
-) -> list[Problem]:
-    location = str(predictions.path)
-    known: set[str] = set()
-    repeated: list[str] = []
-    for question in questions:
-        if question.id in known:
-            repeated.append(question.id)
-        known.add(question.id)
-    missing = [question.id for question in questions if question.id not in asked]
-    extra = [identity for identity in asked if identity not in known]
-    one_split = "; if the file covers one split, name it with --split" if len({q.split for q in questions}) > 1 else ""
-    return [
-        *_named(missing, location, "a response to every question", "no response to", "answer it" + one_split),
-        *_named(extra, location, "responses to questions of the data", "a response to", "score it on its own data"),
-        *_named(repeated, "the data", "each id once", "in more than one split:", "name one with --split"),
-    ]
-
-
-def _named(ids: list[str], location: str, expected: str, found: str, hint: str) -> list[Problem]:
-    problems = [Problem(location, expected, f"{found} {identity!r}", hint) for identity in ids[:MAX_NAMED]]
-    if len(ids) > MAX_NAMED:
-        problems.append(Problem(location, expected, f"{found} {len(ids) - MAX_NAMED} more", hint))
-    return problems
-
-
-def _missing_rotations(
-    predictions: Predictions, by_id: dict[str, Question], asked: dict[str, dict[int | None, Prediction]]
-) -> list[Problem]:
-    """Returns the questions of a circular run that lack a rotation of their options."""
-    if not any(row.rotation is not None for row in predictions.rows):
-        return []
-    problems = []
-    for identity, rotations in asked.items():
-        wanted = set(range(len(by_id[identity].options))) if identity in by_id else set(rotations)
-        if set(rotations) != wanted:
-            found = f"{sorted(map(str, rotations))} of {identity!r}"
-            expected = f"a response under each rotation 0-{len(wanted) - 1}"
-            problems.append(Problem(str(predictions.path), expected, found, "finish the run"))
-    return problems
-
-
-def _rotation(item: tuple[int | None, Prediction]) -> int:
-    return item[0] or 0
 
 
 def _circular(answers: Answers) -> dict[str, Any]:
@@ -334,11 +265,5 @@ def _circular(answers: Answers) -> dict[str, Any]:
     for question, correct in zip(answers.questions, answers.correct, strict=True):
         right[question.id] = right.get(question.id, True) and bool(correct)
     clusters = {question.id: question.cluster for question in answers.questions}
-    figures = clustered_interval(list(right.values()), [clusters[identity] for identity in right]).as_dict()
-    return {
-        "accuracy": figures["mean"],
-        "interval": [figures["ci_low"], figures["ci_high"]],
-        "standard_error": figures["standard_error"],
-        "n": figures["n"],
-        "clusters": figures["clusters"],
-    }
+    figures = interval_figures(clustered_interval(list(right.values()), [clusters[identity] for identity in right]))
+    return {name: figures[name] for name in ("accuracy", "interval", "standard_error", "n", "clusters")}

@@ -122,16 +122,17 @@ def table(page: Any, selector: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A release folder, a run that is right on two of three, its blind run, and the authors' format of the rows."""
+    """A release folder, a run that is right on two of three, its blind run, another model's, and gold rows."""
     folder = tmp_path_factory.mktemp("data")
     make_release(folder / "scale-vqa")
     made = list(rows())
-    for name, every, ablation in (("run", 3, None), ("blind", 2, "blind")):
-        account = {"provenance": {"model": HOSTILE if name == "run" else "m", "prompt_id": "p1", "ablation": ablation}}
+    for name, every, ablation in (("run", 3, None), ("blind", 2, "blind"), ("other", 2, "blind")):
+        model = "m" if name == "other" else HOSTILE
+        account = {"provenance": {"model": model, "prompt_id": "p1", "ablation": ablation}}
         lines = []
         for place, row in enumerate(made):
             letter = "ABCD"[("ABCD".index(row["answer"]) + (place % every == 0)) % 4]
-            text = f"<think>x</think> <answer>{letter}</answer>" if place != 7 else "I cannot say."
+            text = f"<think>x</think> <answer>{letter}</answer>" if place != 7 or name != "run" else "I cannot say."
             lines.append({"id": row["id"], "response": text, **(account if place == 0 else {})})
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     authors = [
@@ -178,10 +179,13 @@ def test_the_space_scores_as_the_command_does(metric_space: str, browser: Any, d
     fill(page, run=data / "run.jsonl", gold=next((data / "scale-vqa" / "default").glob("*.parquet")))
     assert "No blind control" in go(page)
     shot(page, "space-metric-no-blind")
+    fill(page, blind=data / "other.jsonl")
+    text = go(page)
+    assert "withheld" in text and HOSTILE[:40] in text, "texts of a file are shown as text"
+    page.click('#blind [aria-label="Clear"], #blind [aria-label="Remove this file"]')
     fill(page, blind=data / "blind.jsonl")
     text = go(page)
     assert "No blind control" not in text and "Visual gain" in text
-    assert "the blind run differs in model" in text and HOSTILE[:40] in text, "texts of a file are shown as text"
     shot(page, "space-metric")
     named = {"--data": data / "scale-vqa", "--blind": data / "blind.jsonl", "--json": tmp_path / "results.json"}
     options = [str(one) for pair in named.items() for one in pair]

@@ -8,46 +8,87 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
 from scale_vqa_eval.scale_vqa_acc.clustered import (
     clopper_pearson,
     cluster_codes,
     clustered_interval,
     holm,
-    mcnemar_exact,
     minimum_detectable_effect,
+    overlapping_interval,
     p_value_against,
     paired_difference,
 )
 
 
-def by_hand(values, clusters):
-    """sqrt(C/(C-1) * sum of squared cluster sums of residuals) / n, cluster by cluster."""
-    mean, names = sum(values) / len(values), sorted(set(clusters))
-    sums = [sum(v - mean for v, c in zip(values, clusters, strict=True) if c == name) for name in names]
-    return math.sqrt(len(names) / (len(names) - 1) * sum(s * s for s in sums)) / len(values)
+def by_hand(values, clusters, weights=None):
+    """Mean, CR2 variance and degrees of freedom with the matrices of the definition, item by item."""
+    n, names = len(values), sorted(set(clusters))
+    weights = np.full(n, 1 / n) if weights is None else np.array(weights) / np.sum(weights)
+    residual_maker = np.eye(n) - np.outer(np.ones(n), weights)
+    own = np.array([[weight * (c == name) for weight, c in zip(weights, clusters, strict=True)] for name in names])
+    rows = own @ residual_maker
+    expected, wanted = np.diag(rows @ rows.T), (own**2).sum(axis=1)
+    scaled = rows * np.sqrt(wanted / expected)[:, None]
+    terms, products = (scaled @ values) ** 2, scaled @ scaled.T
+    spread = np.sum((terms - terms.mean()) ** 2) * len(names) / (len(names) - 1)
+    df = min(np.trace(products) ** 2 / np.sum(products**2), 2 * terms.sum() ** 2 / max(spread, 1e-300))
+    trials = 1 / np.sum(own.sum(axis=1) ** 2)
+    return float(weights @ values), terms.sum(), df, trials
 
 
-@given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from("abcdefg")), min_size=2, max_size=60))
-def test_interval_is_the_formula(items):
-    values, clusters = [float(v) for v, _ in items], [c for _, c in items]
-    interval = clustered_interval(values, clusters)
-    assert interval.mean == pytest.approx(np.mean(values))
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.sampled_from("abcdefg"), st.floats(0.1, 1)), min_size=2, max_size=40),
+    st.booleans(),
+)
+def test_interval_is_the_formula(items, weighted):
+    values, clusters, weights = np.array([float(v) for v, _, _ in items]), [c for _, c, _ in items], None
+    weights = [w for _, _, w in items] if weighted else None
+    interval = clustered_interval(values, clusters, weights=weights)
     assert 0.0 <= interval.ci_low <= interval.mean + 1e-12 and interval.mean - 1e-12 <= interval.ci_high <= 1.0
     assert (interval.n, interval.clusters) == (len(items), len(set(clusters)))
     if interval.clusters == 1:
         assert (interval.ci_low, interval.ci_high, interval.method) == (0.0, 1.0, "undefined")
         assert interval.as_dict()["standard_error"] is None
-    elif by_hand(values, clusters) < 1e-12:
-        assert interval.method == "clopper-pearson"
-        assert interval.ci_high - interval.ci_low > 0
+        return
+    mean, variance, df, trials = by_hand(values, clusters, weights)
+    assert interval.mean == pytest.approx(mean)
+    low, high = clopper_pearson(mean, trials)
+    if variance < 1e-20:
+        assert interval.method == "clopper-pearson" and interval.ci_high - interval.ci_low > 0
     else:
-        error = by_hand(values, clusters)
-        half = stats.t.ppf(0.975, interval.clusters - 1) * error
-        assert interval.standard_error == pytest.approx(error)
-        assert interval.ci_high == pytest.approx(min(1.0, np.mean(values) + half))
-        assert interval.ci_low == pytest.approx(max(0.0, np.mean(values) - half))
+        half = stats.t.ppf(0.975, df) * math.sqrt(variance) / (mean * (1 - mean))
+        assert interval.standard_error == pytest.approx(math.sqrt(variance), rel=1e-6)
+        centre = special.logit(mean)
+        low, high = max(low, special.expit(centre - half)), min(high, special.expit(centre + half))
+    assert (interval.ci_low, interval.ci_high) == pytest.approx((low, high), abs=1e-6)
+
+
+def test_macro_is_the_mean_of_the_strata_with_their_own_residuals():
+    generator = np.random.default_rng(2)
+    strata, clusters = generator.integers(0, 3, 200), generator.integers(0, 15, 200)
+    values = (generator.random(200) < np.array([0.2, 0.5, 0.9])[strata]).astype(float)
+    interval = clustered_interval(values, clusters, strata=strata)
+    means = [values[strata == part].mean() for part in range(3)]
+    assert interval.mean == pytest.approx(np.mean(means))
+    pooled = clustered_interval(values, clusters)
+    assert interval.standard_error < pooled.standard_error, "differences between the strata are not noise"
+    with pytest.raises(ValueError, match="weights must be positive"):
+        clustered_interval(values, clusters, weights=np.zeros(200))
+
+
+def test_groups_that_share_patients_are_not_independent():
+    generator = np.random.default_rng(4)
+    members = [generator.choice(12, 4, replace=False) for _ in range(90)]
+    right = (generator.random(90) < 0.6).astype(float)
+    low, high = overlapping_interval(right, members)
+    alone = clopper_pearson(right.mean(), 90)
+    assert low < alone[0] < right.mean() < alone[1] < high
+    apart = overlapping_interval(right, [[4 * group + place for place in range(4)] for group in range(90)])
+    assert apart == pytest.approx(alone, abs=0.02)
+    assert overlapping_interval(np.ones(90), members)[0] == pytest.approx(clopper_pearson(1.0, 3.0)[0])
+    assert overlapping_interval([1.0], [["a", "b"]]) == (0.0, 1.0)
 
 
 def test_without_clusters_it_is_the_ordinary_standard_error():
@@ -128,16 +169,6 @@ def test_paired_difference_without_variance():
     assert better.p_value == pytest.approx(2 * 0.5**10)
     one = paired_difference([1, 0], [0, 0], ["a", "a"])
     assert (one.ci_low, one.ci_high, one.p_value) == (-1.0, 1.0, 1.0)
-
-
-@given(st.integers(0, 60), st.integers(0, 60))
-def test_mcnemar(only_a, only_b):
-    left = [1] * only_a + [0] * only_b + [1, 0]
-    right = [0] * only_a + [1] * only_b + [1, 0]
-    tested = mcnemar_exact(left, right)
-    expected = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    assert (tested.only_a, tested.only_b) == (only_a, only_b)
-    assert tested.p_value == pytest.approx(expected, rel=1e-9)
 
 
 def test_minimum_detectable_effect_is_found_with_its_power():

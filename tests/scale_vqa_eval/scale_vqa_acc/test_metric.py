@@ -46,6 +46,8 @@ def test_figures_of_a_small_score(metric):
     assert score["group_accuracy"] == pytest.approx(1 / 3)
     assert score["groups"]["n"] == 3 and score["groups"]["items"] == 5
     assert score["groups"]["chance"] == pytest.approx((1 / 16 + 1 / 16 + 1 / 4) / 3)
+    assert score["groups"]["chance_by_assignment"] == score["groups"]["chance"], "no complete group of four"
+    assert score["macro_interval"][0] < score["macro"] < score["macro_interval"][1]
     blind = 3 / 8
     assert score["blind"]["accuracy"] == blind and score["visual_gain"] == pytest.approx(0.5 - blind)
     assert score["leakage_adjusted_accuracy"] == pytest.approx((0.5 - blind) / (1 - blind))
@@ -56,8 +58,19 @@ def test_figures_of_a_small_score(metric):
 def test_what_was_not_asked_for_is_none(metric):
     score = metric().compute(predictions=ODD, references=GOLD)
     assert score["by_dimension"] == {} and not score["clustered"] and score["clusters"] == 6
-    for key in ("macro", "group_accuracy", "groups", "blind", "visual_gain", "leakage_adjusted_accuracy"):
-        assert score[key] is None
+    undefined = ("macro", "macro_interval", "group_accuracy", "groups", "blind", "visual_gain", "blind_withheld")
+    assert {score[key] for key in (*undefined, "leakage_adjusted_accuracy", "leakage_adjusted_interval")} == {None}
+
+
+def test_a_blind_run_of_refusals_withholds_the_gain(metric):
+    right = [f"<answer>{letter}</answer>" for letter in "ABCD" * 25]
+    gold = list("ABCD" * 25)
+    for refused, withheld in ((2, False), (3, True)):
+        blind = ["<answer>A</answer>"] * (100 - refused) + ["I cannot see an image."] * refused
+        score = metric().compute(predictions=right, references=gold, blind=blind)
+        assert (score["visual_gain"] is None) == (score["blind"] is None) == withheld
+        assert (score["blind_withheld"] is not None) == withheld
+    assert score["blind_withheld"]["unparsed"]["n"] == 3 and "3.0%" in score["blind_withheld"]["reasons"][0]
 
 
 def test_a_blind_run_that_is_always_right_leaves_nothing_to_adjust(metric):

@@ -50,7 +50,9 @@ def files(tmp_path):
         for n, row in enumerate(ROWS)
     ]
     run.write_text("".join(json.dumps(line | (account if n == 0 else {})) + "\n" for n, line in enumerate(lines)))
-    blind.write_text("".join(json.dumps(line | {"response": as_response(0)}) + "\n" for line in lines))
+    control = {"provenance": account["provenance"] | {"ablation": "blind"}}
+    answered = [line | {"response": as_response(0)} | (control if n == 0 else {}) for n, line in enumerate(lines)]
+    blind.write_text("".join(json.dumps(line) + "\n" for line in answered))
     return data, run, blind
 
 
@@ -87,10 +89,10 @@ def test_score_beside_a_blind_run(files, tmp_path):
     assert results["provenance"]["blind"]["predictions"] == str(blind)
 
 
-def test_a_run_with_images_given_as_blind_is_doubted(files):
+def test_a_run_with_images_given_as_blind_is_no_control(files):
     data, run, blind = files
-    code, _, warnings = scale_vqa("score", blind, "--data", data, "--blind", run)
-    assert code == 0 and "notes the ablation None" in warnings
+    code, table, _ = scale_vqa("score", blind, "--data", data, "--blind", run)
+    assert code == 0 and "the ablation None" in table and "Visual gain" not in table
 
 
 def test_compare(files, tmp_path):
@@ -100,7 +102,7 @@ def test_compare(files, tmp_path):
     assert code == 0 and "McNemar" in table and "Minimum detectable" in table and "p (Holm)" in table
     assert compared["difference"] == 0.75 and compared["mcnemar"]["only_b"] == 0
     assert set(compared["by_dimension"]["Diagnosis"]) >= {"difference", "interval", "p_value", "p_holm"}
-    assert compared["a"]["model"] == "m" and compared["b"]["model"] is None
+    assert compared["a"]["model"] == "m" and compared["b"]["ablation"] == "blind"
 
 
 def test_mismatched_ids_are_named_and_fail(files, tmp_path):

@@ -13,14 +13,13 @@ from scipy import stats
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.schema import DIMENSIONS
+from scale_vqa_eval.scoring.answers import MAX_NAMED, join
 from scale_vqa_eval.scoring.baselines import as_response, respond
 from scale_vqa_eval.scoring.predictions import Prediction, Predictions
 from scale_vqa_eval.scoring.results import comparison_table, score_table
 from scale_vqa_eval.scoring.score import (
-    MAX_NAMED,
     compare_answers,
     consistency_warnings,
-    join,
     provenance,
     questions_digest,
     score_answers,
@@ -128,6 +127,8 @@ def test_an_image_free_reader_is_right_once_in_each_exchange_group():
         pairs = zip(questions, respond(name, questions), strict=True)
         figures = score_answers(join(predictions([(q.id, r) for q, r in pairs]), questions))
         assert figures["accuracy"] == 0.25 and figures["group_accuracy"] == 0.0 and figures["groups"]["n"] == 9
+        assert figures["groups"]["chance"] == pytest.approx(1 / 256)
+        assert figures["groups"]["chance_by_assignment"] == pytest.approx(1 / 24)
         assert figures["interval"][0] < 0.25 < figures["interval"][1]
     assert "Group accuracy" in score_table(figures)
 
@@ -168,15 +169,11 @@ def test_provenance_guesses_nothing():
 
 def test_contradictions_are_warned_of():
     digest = questions_digest(QUESTIONS)
-    seeing = predictions([], {"data_hash": digest, "ablation": None}, model="m", prompt_id="p")
-    assert (
-        consistency_warnings(seeing, QUESTIONS, predictions([], {"ablation": "blind"}, model="m", prompt_id="p")) == []
-    )
-    assert "not" not in "".join(consistency_warnings(seeing, QUESTIONS))
-    other = predictions([], {"data_hash": "x", "ablation": "no-low"}, model="n", prompt_id="p")
-    found = consistency_warnings(seeing, QUESTIONS, other)
-    assert len(found) == 3
-    assert "another data hash" in found[0] and "'no-low'" in found[1] and "'n' instead of 'm'" in found[2]
+    same = predictions([], {"data_hash": digest, "config": "default"})
+    assert consistency_warnings(same, QUESTIONS, "default") == []
+    other = predictions([], {"data_hash": "x", "config": "phantom"})
+    found = consistency_warnings(other, QUESTIONS, "default")
+    assert len(found) == 2 and "another data hash" in found[0] and "'phantom', not on 'default'" in found[1]
 
 
 def test_comparison_is_paired_and_corrected():
@@ -190,8 +187,7 @@ def test_comparison_is_paired_and_corrected():
     assert compared["minimum_detectable_effect"] == pytest.approx(
         (stats.t.ppf(0.975, 5) + stats.t.ppf(0.8, 5)) * error
     )
-    only_a, only_b = int((gap > 0).sum()), int((gap < 0).sum())
-    assert compared["mcnemar"]["p_value"] == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
+    assert compared["mcnemar"] == {"only_a": (gap > 0).sum(), "only_b": (gap < 0).sum(), "p_value": None}
     raw = sorted(part["p_value"] for part in compared["by_dimension"].values())
     corrected = sorted(part["p_holm"] for part in compared["by_dimension"].values())
     assert corrected[0] == pytest.approx(min(1.0, 5 * raw[0])) and list(compared["by_dimension"]) == list(DIMENSIONS)
@@ -201,13 +197,25 @@ def test_comparison_is_paired_and_corrected():
 def test_comparison_with_itself_and_mirrored():
     a, b = (join(run(QUESTIONS, share, seed), QUESTIONS) for share, seed in ((0.9, 2), (0.4, 3)))
     same = compare_answers(a, a)
-    assert same["difference"] == 0 and same["p_value"] == 1 and same["mcnemar"]["p_value"] == 1
+    assert same["difference"] == 0 and same["p_value"] == 1
     assert same["minimum_detectable_effect"] is None and same["interval"][1] > 0
     there, back = compare_answers(a, b), compare_answers(b, a)
     assert there["difference"] == -back["difference"] and there["p_value"] == pytest.approx(back["p_value"])
     paths = {name: {"predictions": f"{name}.jsonl"} for name in "ab"}
     assert "undefined: the differences do not vary" in comparison_table({**same, **paths})
     assert "A = a.jsonl" in comparison_table({**there, **paths})
+
+
+def test_mcnemar_is_exact_for_independent_questions_and_refused_for_others():
+    alone = [dataclasses.replace(item, patient=None, slide=None) for item in QUESTIONS]
+    a, b = (join(run(alone, share, seed), alone) for share, seed in ((0.9, 2), (0.4, 3)))
+    tested = compare_answers(a, b)["mcnemar"]
+    expected = stats.binomtest(tested["only_a"], tested["only_a"] + tested["only_b"]).pvalue
+    assert tested["p_value"] == pytest.approx(expected)
+    paths = {name: {"predictions": f"{name}.jsonl"} for name in "ab"}
+    a, b = (join(run(QUESTIONS, share, seed), QUESTIONS) for share, seed in ((0.9, 2), (0.4, 3)))
+    clustered = compare_answers(a, b)
+    assert "McNemar is not valid" in comparison_table({**clustered, **paths})
 
 
 @pytest.mark.real_data
