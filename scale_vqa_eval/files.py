@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -117,7 +118,10 @@ def _expanded_size(node: Any, sizes: dict[int, int]) -> int:
 
 def not_writable(path: str | Path, error: OSError, hint: str) -> Problem:
     """Returns the problem of a file or folder that cannot be written."""
-    return Problem(str(path), "a file that can be written", error.strerror or type(error).__name__, hint)
+    found = error.strerror or type(error).__name__
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        found = "a file in place of a folder"
+    return Problem(str(path), "a file that can be written", found, hint)
 
 
 def sha256_file(path: str | Path) -> str:
@@ -169,7 +173,11 @@ def exclusive_output(path: str | Path, flag: str = "--out") -> Iterator[Path]:
     lock = FileLock(real.with_name(f".{real.name}.lock"))
     try:
         real.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:  # also where no file can be made at all, such as in /proc
+            tempfile.TemporaryFile(dir=real.parent).close()
+            raise
     except Timeout as error:
         hint = f"wait until it ends, or name another {flag}"
         found = "another process that is writing to it"

@@ -38,10 +38,10 @@ def test_wheel_has_the_rooms_and_every_file_they_read(wheel: Path) -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
         "\n"
     )
-    rooms = ("scale_vqa_eval/", "dataset_script/", "model_card/", "training_recipes/")
-    missing = [name for name in tracked if name.startswith(rooms) and name not in inside]
+    packages = ("scale_vqa_eval/", "dataset_script/", "model_card/", "training_recipes/")
+    missing = [name for name in tracked if name.startswith(packages) and name not in inside]
     assert not missing
-    assert all(any(name.startswith(room) for name in inside) for room in rooms)
+    assert all(any(name.startswith(package) for name in inside) for package in packages)
 
 
 def test_wheel_runs_where_nothing_else_of_the_project_is(wheel: Path, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_every_command_of_the_table_answers_help() -> None:
     commands = [[name] for name in COMMANDS] + [["build", kind] for kind in ("release", "slides", "phantom")]
     for command in commands:
         done = subprocess.run(
-            [sys.executable, "-m", "scale_vqa_eval.cli", *command, "--help"], capture_output=True, text=True
+            [sys.executable, "-m", "scale_vqa_eval", *command, "--help"], capture_output=True, text=True
         )
         assert done.returncode == 0, f"{command}: {done.stderr}"
         assert "Usage:" in done.stdout
@@ -135,12 +135,12 @@ def test_docstring_examples_run() -> None:
 
 
 def test_the_upper_rooms_do_not_know_each_other() -> None:
-    rooms = {"scale_vqa_eval": set(), "dataset_script": {"scale_vqa_eval"}}
-    rooms |= {room: {"scale_vqa_eval"} for room in ("training_recipes", "model_card")}
-    for room, allowed in rooms.items():
-        for file in (ROOT / room).rglob("*.py"):
+    packages = {"scale_vqa_eval": set(), "dataset_script": {"scale_vqa_eval"}}
+    packages |= {package: {"scale_vqa_eval"} for package in ("training_recipes", "model_card")}
+    for package, allowed in packages.items():
+        for file in (ROOT / package).rglob("*.py"):
             named = set(re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE))
-            strangers = named & rooms.keys() - allowed - {room}
+            strangers = named & packages.keys() - allowed - {package}
             assert not strangers, f"{file} imports {strangers}"
 
 
