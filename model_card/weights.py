@@ -30,7 +30,7 @@ from model_card.tensors import (
     write_shards,
 )
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.files import write_json
+from scale_vqa_eval.files import exclusive_output, write_json
 
 SIDE_FILES: Final = (
     "config.json",
@@ -202,17 +202,18 @@ def check_weights(folder: Path) -> None:
 @contextmanager
 def _staging(out: Path) -> Iterator[Path]:
     """Yields a hidden folder beside ``out`` that is renamed to ``out`` at the end, or removed after an error."""
-    staging = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        if out.exists():
-            out.rmdir()  # empty, as was checked
-        staging.rename(out)
-    except BaseException:
+    with exclusive_output(out) as target:
+        staging = target.with_name(f".{target.name}.partial")
         shutil.rmtree(staging, ignore_errors=True)
-        raise
+        staging.mkdir()
+        try:
+            yield staging
+            if target.exists():
+                target.rmdir()  # empty, as was checked
+            staging.rename(target)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
 
 
 def _copy_full(source: Path, out: Path, max_shard_size: int | str) -> None:
