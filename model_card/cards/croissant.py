@@ -16,6 +16,7 @@ from model_card.cards.text import Licence
 from scale_vqa_eval import __version__
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import parse_json, sha256_file
+from scale_vqa_eval.release_folder.card import data_origin
 from scale_vqa_eval.release_folder.read import release_configs
 
 NAME: Final = "croissant.json"
@@ -41,7 +42,7 @@ def croissant(folder: Path, repo: str, licence: Licence) -> str:
     """
     import mlcroissant as mlc
 
-    configs = release_configs(folder)
+    configs, origin = release_configs(folder), data_origin(folder)
     shards = [file for splits in configs.values() for files in splits.values() for file in files]
     distribution: list[Any] = [
         mlc.FileObject(
@@ -64,11 +65,11 @@ def croissant(folder: Path, repo: str, licence: Licence) -> str:
             records.append(mlc.RecordSet(id=name, name=name, fields=list(_fields(mlc, name, files[0]))))
     metadata = mlc.Metadata(
         name=repo.split("/")[-1],
-        description=_DESCRIPTION,
+        description=f"{origin.title}. {_DESCRIPTION}",
         url=f"https://huggingface.co/datasets/{repo}",
         license=[licence.link or licence.id],
         version=__version__,
-        cite_as=_CITE,
+        cite_as=_CITE if origin.of_paper else f"{origin.title}, made with scale-vqa {__version__}. Format: {_CITE}",
         distribution=distribution,
         record_sets=records,
     )

@@ -22,13 +22,11 @@ from scale_vqa_eval.audit.defects import KINDS
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import atomic_write
 from scale_vqa_eval.questions import Question, read_questions
-from scale_vqa_eval.release_folder.card import head, read_notes
+from scale_vqa_eval.release_folder.card import AUTHORS, head, read_notes
 from scale_vqa_eval.release_folder.read import release_configs
 from scale_vqa_eval.schema import CONFIGS, LETTERS
 from scale_vqa_eval.scoring.score import dimension_order, questions_digest
 
-AUTHORS: Final = "Scale-VQA release"
-"""Prefix of the source of rows that come from the authors' files, or were made of those."""
 _MAX_IDS: Final = 2  # of a defect, in the card
 _AUDIT_FIELDS: Final = ("n", "verdict", "strongest", "probes", "dimensions", "null_check", "defects", "provenance")
 _REPORT_FIELDS: Final = (

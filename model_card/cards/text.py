@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, metadata
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -139,6 +140,15 @@ def read_object(path: Path, what: str, hint: str, fields: Iterable[str] = ()) ->
     return content
 
 
+def project_urls() -> dict[str, str]:
+    """Returns name -> URL of the project (repository, issues, paper), as its ``pyproject.toml`` has them."""
+    try:
+        listed = metadata("scale-vqa").get_all("Project-URL") or []
+    except PackageNotFoundError:
+        listed = []
+    return dict(tuple(entry.split(", ", 1)) for entry in listed)
+
+
 def render(kind: type[RepoCard], data: CardData, template: str, **values: Any) -> str:
     """Renders a template with a card class of huggingface_hub; returns the card's text.
 
@@ -146,11 +156,11 @@ def render(kind: type[RepoCard], data: CardData, template: str, **values: Any) -
         kind: ``DatasetCard`` or ``ModelCard``, or ``RepoCard`` for a Space.
         data: the card's YAML.
         template: file name in ``templates``. It has ``section`` for marked sections, ``md`` for escaping, ``pc`` and
-            ``points`` for shares, ``ci`` for intervals, ``paper`` for the paper's BibTeX.
+            ``points`` for shares, ``ci`` for intervals, ``paper`` for the paper's BibTeX, ``urls`` of the project.
         values: variables of the template.
     """
     source = files("model_card").joinpath("templates", template).read_text(encoding="utf-8")
-    shared = {"md": markdown, "pc": percent, "points": points, "paper": PAPER}
+    shared = {"md": markdown, "pc": percent, "points": points, "paper": PAPER, "urls": project_urls()}
     text = str(kind.from_template(data, template_str=_MACROS + source, **shared, **values))
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,34 @@ from scale_vqa_eval.schema import CONFIGS, DATASET_NAME
 
 OPEN: Final = "<!-- section {name}: written by `scale-vqa card`; text of yours goes outside of the marks -->"
 CLOSE: Final = "<!-- end of section {name} -->"
+
+AUTHORS: Final = "Scale-VQA release"
+"""Prefix of the source of rows that come from the authors' files, or were made of those."""
+
+
+@dataclass(frozen=True)
+class DataOrigin:
+    """What a card may claim about the rows of a folder.
+
+    Attributes:
+        title: name of the data set.
+        annotators: ``annotations_creators`` as the Hub has them; empty if unknown.
+        of_paper: whether rows are the paper's.
+    """
+
+    title: str
+    annotators: tuple[str, ...]
+    of_paper: bool = False
+
+
+_ORIGINS: Final = {
+    AUTHORS: DataOrigin("Scale-VQA", ("expert-generated", "machine-generated"), True),
+    "phantom": DataOrigin("Questions on synthetic slides in the format of Scale-VQA", ("machine-generated",)),
+    "slide geometry": DataOrigin("Questions from slide geometry in the format of Scale-VQA", ("machine-generated",)),
+    "curated": DataOrigin("Questions from captions in the format of Scale-VQA", ("machine-generated",)),
+}
+"""Prefix of a row's source -> what it means."""
+_UNKNOWN: Final = DataOrigin("Questions in the format of Scale-VQA", ())
 
 NO_LICENCE: Final = "see-the-configs"
 """Name of the licence of a card for which nobody has stated one yet."""
@@ -80,14 +109,15 @@ def write_card(folder: Path, notes: Mapping[str, str], previous: Path | None = N
 
     present = [config for config in CONFIGS if any((folder / config).glob("*.parquet"))]
     infos = {config: _info(folder / config, config) for config in present}
+    origin = data_origin(folder)
     data = DatasetCardData(
         language=["en"],
         license="other",
         license_name=NO_LICENCE,
         task_categories=["visual-question-answering", "multiple-choice"],
         tags=["pathology", "medical", "multi-image", "multi-scale"],
-        pretty_name="Scale-VQA",
-        annotations_creators=["expert-generated", "machine-generated"],
+        pretty_name=origin.title,
+        annotations_creators=list(origin.annotators) or None,
     )
     first = next((config for config in present if config not in CONTROLS), present[0])
     configs: dict[str, dict[str, Any]] = {}
@@ -109,6 +139,7 @@ def write_card(folder: Path, notes: Mapping[str, str], previous: Path | None = N
     text = template.render(
         configs=[(name, CONFIGS[name], infos[name], {**kept, **notes}.get(name, "")) for name in present],
         first=first,
+        origin=origin,
         mark=NOTE_MARK,
         opening=OPEN.format(name=INCOMPLETE),
         closing=CLOSE.format(name=INCOMPLETE),
@@ -121,6 +152,23 @@ def write_card(folder: Path, notes: Mapping[str, str], previous: Path | None = N
         text = text.replace("## Citation\n", f"{theirs}\n\n## Citation\n" if theirs else "## Citation\n", 1)
     card = DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}", ignore_metadata_errors=False)
     (folder / "README.md").write_text(str(card), encoding="utf-8", newline="\n")
+
+
+def data_origin(folder: Path) -> DataOrigin:
+    """Returns where the rows of a release folder come from, by their ``source`` column."""
+    import pyarrow.parquet as pq
+
+    sources: set[str] = set()
+    for file in folder.glob("*/*.parquet"):
+        if "source" in pq.read_schema(file).names:
+            sources |= {str(one) for one in pq.read_table(file, columns=["source"])["source"].unique().to_pylist()}
+    kinds = {next((name for name in _ORIGINS if source.startswith(name)), "") for source in sources}
+    if AUTHORS in kinds:
+        return _ORIGINS[AUTHORS]
+    if len(kinds) == 1:
+        return _ORIGINS.get(kinds.pop(), _UNKNOWN)
+    annotators = {_ORIGINS.get(kind, _UNKNOWN).annotators for kind in kinds}
+    return replace(_UNKNOWN, annotators=annotators.pop() if len(annotators) == 1 else ())
 
 
 def _content_hash(folder: Path) -> str:
