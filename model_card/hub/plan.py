@@ -108,7 +108,7 @@ class PublishPlan:
         state = f"at {(remote.commit or 'no commit')[:12]}" if remote.exists else "is not there yet"
         state = f"NOT READ: {remote.not_read}" if remote.not_read else state
         target = "as a pull request" if request.pr else f"tag {request.tag}"
-        visibility = "private" if self.private else "public"
+        visibility = "private" if self.private else "public" if not remote.not_read else "visibility unknown"
         lines = [f"{request.kind.name} {request.repo} ({visibility}, {state}) from {request.folder}, {target}", ""]
         lines.append(f"{'':8}  {'size':>9}  {'sha256':12}  file")
         for row in self.rows():
