@@ -21,10 +21,11 @@ from scale_vqa_eval.audit.defects import KINDS, Defect, find_defects
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import atomic_write, parse_json
 from scale_vqa_eval.questions import Question
+from scale_vqa_eval.release_folder.card import CONTROLS
 from scale_vqa_eval.release_folder.write import check_out, write_release
 from scale_vqa_eval.schema import QUESTION_TYPES, VIEWS, patient_of, row_id
 
-MADE_FROM_RELEASE: Final = frozenset({"default", "text", "exchange", "screened"})
+MADE_FROM_RELEASE: Final = frozenset({"default", "text", *CONTROLS})
 OPTION_LETTERS: Final = ("A", "B", "C", "D")
 
 

@@ -7,11 +7,10 @@ complete, and a killed run is continued by the next one, config by config.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -28,8 +27,6 @@ from scale_vqa_eval.release_folder.read import (
 )
 from scale_vqa_eval.schema import DATASET_NAME, METRIC_FOLDER, METRIC_NAME
 
-LEDGER: Final = "prepared.json"
-"""File in the cache folder of the dataset that says what was prepared."""
 _MARK: Final = "prepared-"
 _AHEAD_S: Final = 3650 * 86400
 _CACHED_METRIC: Final = f"evaluate-metric/{METRIC_NAME}"
@@ -149,12 +146,10 @@ def prepare_dataset(folder: Path, workers: int = 1) -> PreparedData:
             os.utime(place, (time.time(), time.time() + _AHEAD_S * (name == default)))
         splits = {name: DatasetInfo.from_directory(str(place)).splits or {} for name, place in places.items()}
         rows = {name: {str(key): one.num_examples for key, one in parts.items()} for name, parts in splits.items()}
-        prepared = PreparedData(str(folder.absolute()), default, rows, kept)
-        atomic_write(root / LEDGER, json.dumps(asdict(prepared), indent=2) + "\n")
         for old in set(root.glob(f"*/*/{_MARK}*")) - set(places.values()):
             shutil.rmtree(old)
         shutil.rmtree(staging, ignore_errors=True)
-    return prepared
+    return PreparedData(str(folder.absolute()), default, rows, kept)
 
 
 def _generated(staging: Path, folder: Path, config: str, version: str, workers: int) -> Path:

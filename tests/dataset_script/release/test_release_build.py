@@ -16,6 +16,9 @@ from datasets import load_dataset
 from PIL import Image
 
 from dataset_script.authors_release import read_release
+from scale_vqa_eval.release_folder.card import CONTROLS
+from scale_vqa_eval.release_folder.read import release_configs
+from scale_vqa_eval.release_folder.write import folder_digest, write_release
 from scale_vqa_eval.schema import QUESTION_TYPES, VIEWS
 
 
@@ -109,12 +112,18 @@ def test_without_images_there_is_the_text_config_only(release: Any, tmp_path: Pa
 
 
 def test_same_command_same_bytes(release: Any, tmp_path: Path) -> None:
-    from scale_vqa_eval.release_folder.write import folder_digest
-
     file, root, _ = release
     for out in ("a", "b", "b"):
         assert build("--json", f"test={file}", "--images", root, "--out", tmp_path / out).returncode == 0
     assert folder_digest(tmp_path / "a") == folder_digest(tmp_path / "b")
+
+
+def test_building_again_drops_what_was_made_of_older_rows(release: Any, tmp_path: Path) -> None:
+    file, _, _ = release
+    older = {"id": "s::p::type_A", "question": "?", "options": list("wxyz"), "answer": "A", "dimension": "Diagnosis"}
+    write_release(tmp_path / "o", {name: {"test": [older]} for name in ("phantom", "text", *CONTROLS)}, {})
+    assert build("--json", f"test={file}", "--out", tmp_path / "o").returncode == 0
+    assert set(release_configs(tmp_path / "o")) == {"phantom", "text"}
 
 
 BAD_ROWS = {
