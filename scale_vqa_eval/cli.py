@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import re
@@ -113,10 +114,13 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.filename is None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if error.filename is None and not full:
             raise
-        expected, found = "a file or folder that can be read and written", error.strerror or type(error).__name__
-        _print_problems([Problem(str(error.filename), expected, found, "check the path, its rights and free space")])
+        expected = "free disk space" if full else "a file or folder that can be read and written"
+        hint = "free some, or name an output elsewhere" if full else "check the path and your rights"
+        found = error.strerror or type(error).__name__
+        _print_problems([Problem(str(error.filename or "the output"), expected, found, hint)])
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -99,9 +98,22 @@ def test_an_output_that_cannot_be_written_is_one_error(kind: str, command: str, 
     assert problem.location.startswith(str(out))
 
 
+def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk: writing fails in the middle of a Parquet file."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); "
+        "from scale_vqa_eval.cli import main; main()"
+    )
+    words = ["build", "release", "--json", f"test={release(tmp_path, 400)}", "--out", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "expected free disk space" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["test.json"]
+
+
 def test_a_closed_pipe_is_no_traceback() -> None:
     process = subprocess.Popen(
         f"{sys.executable} -m scale_vqa_eval doctor --json | head -c 1", shell=True, cwd=ROOT, stderr=-1, stdout=-1
     )
     assert b"Traceback" not in process.communicate(timeout=300)[1]
-    assert os.name == "posix"
