@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from scale_vqa_eval.questions import Question
 
 __version__ = "0.1.0"
-__all__ = ["audit_questions", "build_exchange", "compare_predictions", "read_questions", "score_predictions"]
+__all__ = ["audit_questions", "build_control", "compare_predictions", "read_questions", "score_predictions"]
 
 
 def read_questions(data: str | Path, split: str | None = None, config: str | None = None) -> list[Question]:
@@ -118,17 +118,19 @@ def compare_predictions(
     return compare_answers(*(join(read_predictions(path), questions, mode) for path in (a, b)))
 
 
-def build_exchange(
+def build_control(
     data: str | Path,
+    method: Literal["exchange", "block-exchange"] = "exchange",
     split: str | None = None,
     config: str | None = None,
     seed: int = 42,
     allow_unknown_patients: bool = False,
 ) -> list[dict[str, Any]]:
-    """Builds the exchange control: groups of four questions with one text, each option right for exactly one of them.
+    """Builds a control of groups of four questions with one text, each option right for exactly one of them.
 
     Args:
         data: what the questions are read from; see ``read_questions``.
+        method: as for ``scale-vqa control --method``; screening writes files and is left to the command.
         split: use this split only.
         config: config of a release folder or Hub id.
         seed: of the letters and of ties.
@@ -140,7 +142,8 @@ def build_exchange(
     Raises:
         InputError: with every problem of the data, or if a question has no patient: a group has four of them.
     """
-    from scale_vqa_eval.controls.exchange import case_similarity, exchange
+    from scale_vqa_eval.controls.block_exchange import block_exchange
+    from scale_vqa_eval.controls.exchange import PairRules, case_similarity, exchange
     from scale_vqa_eval.controls.row_edits import authors_row, exchange_edits, read_source
     from scale_vqa_eval.errors import InputError, Problem
 
@@ -151,6 +154,7 @@ def build_exchange(
         hint = "add wsi_name or patient_id, or set allow_unknown_patients"
         raise InputError(Problem(str(data), "a patient or slide for every question", found, hint))
     similarity = case_similarity(source.questions, source.organs, source.views)
-    groups = exchange(source.questions, seed, similarity=similarity).groups
+    build = {"exchange": exchange, "block-exchange": block_exchange}[method]
+    groups = build(PairRules(source.questions, similarity=similarity), seed).groups
     edits = exchange_edits(source.questions, groups, False)
     return [authors_row(source.questions[row], source.rows[row], edits[row]) for row in sorted(edits)]

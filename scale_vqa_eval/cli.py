@@ -97,8 +97,9 @@ def main() -> None:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
-        _suggest_choice(error)
         error.show()
+        if hint := _nearest_choice(error):
+            click.echo(hint, err=True)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         extra = _EXTRA_OF.get((error.name or "").split(".")[0])
@@ -152,13 +153,12 @@ def _print_problems(problems: Sequence[Problem]) -> None:
         click.echo(f"all of them, a line each: {report.name}", err=True)
 
 
-def _suggest_choice(error: click.ClickException) -> None:
-    """Adds the nearest choice to the message on an option that takes one of several values."""
+def _nearest_choice(error: click.ClickException) -> str:
+    """Returns a line that names the nearest choice if an option takes one of several values, else an empty text."""
     choice = getattr(getattr(error, "param", None), "type", None)
     given = re.match(r"'([^']*)' is not one of", error.message)
-    if isinstance(choice, click.Choice) and given:
-        hint = did_you_mean(given[1], map(str, choice.choices))
-        error.message += f" {hint[0].upper()}{hint[1:]}" if "did" in hint else ""
+    hint = did_you_mean(given[1], map(str, choice.choices)) if isinstance(choice, click.Choice) and given else ""
+    return hint if hint.startswith("did") else ""
 
 
 _EXTRA_OF: Final = {

@@ -18,8 +18,8 @@ from scale_vqa_eval.audit.defects import named_right, named_wrong
 from scale_vqa_eval.controls.exchange import QuestionGroup
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import atomic_write
-from scale_vqa_eval.questions import FIELD_NAMES, Question, read_questions
-from scale_vqa_eval.release_folder.read import read_records, release_files
+from scale_vqa_eval.questions import Question, read_questions
+from scale_vqa_eval.release_folder.read import FIELD_NAMES, read_records, release_files
 from scale_vqa_eval.release_folder.write import ROWS_PER_GROUP, staged_release, write_shards
 from scale_vqa_eval.schema import DIMENSIONS, LETTERS, QUESTION_TYPES, VIEWS, row_id
 

@@ -38,4 +38,4 @@ def test_every_function_is_documented_typed_and_named_on_the_page() -> None:
 def test_exchange_needs_patients(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"question": "?", "options": ["x", "y"], "answer": "A"}\n' * 4)
     with pytest.raises(InputError, match="none in 4 of 4 questions"):
-        scale_vqa_eval.build_exchange(tmp_path / "q.jsonl")
+        scale_vqa_eval.build_control(tmp_path / "q.jsonl")

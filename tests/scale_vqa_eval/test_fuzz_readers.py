@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from dataset_script.authors_release import read_release
 from dataset_script.single_image import one_view_row, read_single
 from scale_vqa_eval.errors import InputError
-from scale_vqa_eval.questions import FIELD_NAMES, read_questions
+from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.release_folder.card import body, head, marked_sections, own_words
-from scale_vqa_eval.release_folder.read import release_configs
+from scale_vqa_eval.release_folder.read import FIELD_NAMES, release_configs
 from scale_vqa_eval.release_folder.verify import check_columns, release_shards
 from scale_vqa_eval.release_folder.write import row_features, write_release
 
