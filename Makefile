@@ -1,4 +1,5 @@
-# make demo: build, load, score and show, without torch. make test: all tests. Both make .venv from constraints.txt.
+# make demo: build, load, score and show, without torch. make test: the logic, within 5 minutes on two idle cores.
+# make test-all: every test, the slow ones too. All make .venv from constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 SLIDES ?=
 RELEASE ?=
 
-.PHONY: demo test lint bench fuzz clean
+.PHONY: demo test test-all lint bench fuzz clean
 
 demo: # first, so that make alone runs it
 
@@ -16,6 +17,9 @@ demo: $(VENV)/demo.done
 	$(BIN)/python tools/demo.py $(if $(SLIDES),--slides "$(SLIDES)") $(if $(RELEASE),--release "$(RELEASE)")
 
 test: $(VENV)/test.done
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+
+test-all: $(VENV)/test.done
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # the readers on EXAMPLES damaged files of each kind; the tests take 60

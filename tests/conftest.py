@@ -11,6 +11,33 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
+SLOW = (
+    "tests/dataset_script/review/test_review_page.py",  # a browser
+    "tests/model_card/hub/test_publish_faults.py",
+    "tests/model_card/hub/test_publish_hub.py",
+    "tests/model_card/test_card_model.py",  # runs the snippets of a card
+    "tests/model_card/test_spaces.py",  # a browser
+    "tests/model_card/test_weights.py",  # two gigabytes
+    "tests/package/test_package.py",  # builds a wheel
+    "tests/scale_vqa_eval/audit/test_audit_language_model.py",
+    "tests/scale_vqa_eval/plugins/",
+    "tests/scale_vqa_eval/predict/test_predict_transformers.py",
+    "tests/scale_vqa_eval/predict/test_predict_vllm.py",
+    "tests/tools/",
+    "tests/training_recipes/test_learn.py",
+    "tests/training_recipes/test_merge_vllm.py",
+    "tests/training_recipes/test_run.py",
+    "tests/training_recipes/test_verl.py",
+)
+"""Files and folders whose tests ``make test`` leaves out: browsers, other engines, trainings, wheels, large files."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of ``SLOW``; a single slow test of another file has the marker itself."""
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
