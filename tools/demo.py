@@ -1,6 +1,6 @@
-"""The demo: builds a release folder, loads it by name, scores image-free baselines and one that looks, shows a page.
+"""The demo: builds a release folder, loads it by name, scores blind baselines and a pixel baseline, writes a page.
 
-python tools/demo.py                      phantom slides (procedural, for teaching; no claim about pathology)
+python tools/demo.py                      phantom slides (synthetic, for teaching; no claim about pathology)
 python tools/demo.py --slides DIR         grounding questions from real slides
 python tools/demo.py --release DIR        the authors' JSON files in DIR (train/val/test.json), images below it
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 import numpy as np
 from datasets import Dataset, concatenate_datasets, disable_progress_bars, load_dataset
-from demo_page import LOOKS, write_page
+from demo_page import PIXELS, write_page
 from pixel_baseline import answer_by_pixels
 
 from scale_vqa_eval.questions import Question, read_questions
@@ -55,7 +55,7 @@ def main(slides: Path | None, release: Path | None, out: Path, phantoms: int) ->
     run = plan(slides, release, folder, phantoms)
     say(f"$ scale-vqa {' '.join(run.command)}")
     if subprocess.run([sys.executable, "-m", "scale_vqa_eval.cli", *run.command]).returncode:
-        raise SystemExit("the build failed; its message stands above")
+        raise SystemExit("the build failed; see its message above")
     rows = load(folder, run.config)
     questions = read_questions(folder, config=run.config)
     if [question.id for question in questions] != list(rows["id"]):
@@ -80,9 +80,7 @@ def plan(slides: Path | None, release: Path | None, folder: Path, phantoms: int)
     out = ("--out", str(folder))
     if slides:
         few = ("--paths-per-slide", "12")
-        caution = (
-            "Grounding questions made from slide geometry: no pathologist was asked, none is needed for their truth."
-        )
+        caution = "Grounding questions made from slide geometry; their answers need no pathologist."
         return Run("grounding", "Real slides", caution, ("build", "slides", str(slides), *few, *out))
     if release:
         files = [release / f"{split}.json" for split in ("train", "val", "test")]
@@ -91,11 +89,11 @@ def plan(slides: Path | None, release: Path | None, folder: Path, phantoms: int)
             raise click.UsageError(f"{release} has none of train.json, val.json, test.json")
         root = release / "images" if (release / "images").is_dir() else release
         images = ("--images", str(root)) if any(p.suffix.lower() in IMAGES for p in root.rglob("*")) else ()
-        caution = "The released questions: much of them can be answered without images; see the audit."
+        caution = "The released questions: many of them can be answered without images; see the audit."
         config = "default" if images else "text"
         return Run(config, "The authors' release", caution, ("build", "release", *named, *images, *out))
-    caution = "Phantom slides: procedural pictures for tests and teaching. They allow no claim about pathology."
-    return Run("phantom", "Phantom slides", caution, ("build", "phantom", "--slides", str(phantoms), *out))
+    caution = "Synthetic slides: drawn by a program, for tests and teaching. They allow no claim about pathology."
+    return Run("phantom", "Synthetic slides", caution, ("build", "phantom", "--slides", str(phantoms), *out))
 
 
 def load(folder: Path, config: str) -> Dataset:
@@ -111,12 +109,12 @@ def load(folder: Path, config: str) -> Dataset:
 
 
 def answer(questions: Sequence[Question], rows: Dataset) -> dict[str, list[int]]:
-    """Answers every question by each baseline; the one that looks needs images."""
+    """Answers every question by each baseline; the pixel baseline needs images."""
     answers = {name: [pick(question) for question in questions] for name, pick in BASELINES.items()}
     if VIEWS[0] in rows.column_names:
-        answers[LOOKS] = answer_by_pixels(rows, rows.features["dimension"].names)
+        answers[PIXELS] = answer_by_pixels(rows, rows.features["dimension"].names)
     else:
-        say("no images in this folder: the baseline that looks at pixels cannot be run")
+        say("no images in this folder: the pixel baseline is left out")
     return answers
 
 
@@ -142,7 +140,7 @@ def table(scores: dict[str, dict[str, ClusteredInterval]], questions: Sequence[Q
         lines.append(" | ".join([f"{name:10}", *(f"{cell:>20}" for cell in cells)]))
     chance = np.mean([1 / len(question.options) for question in questions])
     whole = next(iter(scores.values()))["all"]
-    seen = f"{LOOKS} sees the images, the others do not" if LOOKS in scores else "none of these sees an image"
+    seen = f"{PIXELS} sees the images, the others do not" if PIXELS in scores else "none of these sees an image"
     lines.append(f"{whole.n} questions, {whole.clusters} patients, chance {100 * chance:.1f}%; {seen}")
     return "\n".join(lines)
 

@@ -22,7 +22,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
 HERE: Final = Path(__file__).resolve().parent
-LOOKS: Final = "pixels"
+PIXELS: Final = "pixels"
 """Name of the one baseline that sees the images."""
 
 Scores = Mapping[str, Mapping[str, ClusteredInterval]]
@@ -46,7 +46,7 @@ def write_page(
         scores=scores,
         columns=list(next(iter(scores.values()))),
         examples=list(examples(rows, questions, answers)),
-        looks=LOOKS,
+        looks=PIXELS,
         n=len(questions),
         patients=len({question.cluster for question in questions}),
     )
@@ -64,7 +64,7 @@ def plot(scores: Scores, questions: Sequence[Question]) -> str:
         low = means - [row[column].ci_low for column in columns]
         high = np.array([row[column].ci_high for column in columns]) - means
         places = np.arange(len(columns)) + (index - (len(scores) - 1) / 2) * width
-        colour = "#b5306a" if name == LOOKS else ("#9aa5b1", "#6b7a8c", "#44505e")[index % 3]
+        colour = "#b5306a" if name == PIXELS else ("#9aa5b1", "#6b7a8c", "#44505e")[index % 3]
         axes.bar(places, 100 * means, width * 0.92, label=name, color=colour)
         bars = 100 * np.clip([low, high], 0, None)
         axes.errorbar(places, 100 * means, bars, fmt="none", ecolor="#222", elinewidth=0.9, capsize=2)
