@@ -32,7 +32,7 @@ STEPS = ("open", "decompose", "generate", "screen")
 
 async def _answered(session: Any, model: str, messages: Any, sampling: Mapping[str, Any], key: str) -> Any:
     """Stands in for the HTTP call: the scripted double, in this process."""
-    from scale_vqa_eval.llm import CallResult
+    from scale_vqa_eval.chat_replies import CallResult
 
     text = answer({"model": model, "messages": messages})
     return CallResult(text=text, finish="stop", prompt_tokens=1, completion_tokens=1, served=model)

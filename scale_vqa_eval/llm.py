@@ -20,7 +20,7 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -31,61 +31,21 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import httpx
 from tqdm import tqdm
 
+from scale_vqa_eval.chat_replies import MESSAGE_LIMIT, CallResult, read_reply
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.store import Journal
 
 DEFAULT_SAMPLING: Final[Mapping[str, Any]] = MappingProxyType({"temperature": 0.0, "max_tokens": 512})
 MAX_FAILURES_IN_A_ROW: Final = 20
 """After so many failed calls in a row the server counts as down, and the run ends."""
-FATAL_STATUS: Final = frozenset({401, 402, 403, 404, 405})
-"""Statuses that every further call would get too: wrong key, no credit, no permission, no such model or path."""
 _RETRIED_STATUS: Final = frozenset({408, 409, 425, 429, *range(500, 600)})
 _MAX_RETRY_AFTER: Final = 600.0
-_MESSAGE_LIMIT: Final = 300
-_FILTERED: Final = re.compile(
-    r"content[_ -]?(?:filter|policy|management)|moderation|flagged|safety|responsible ?ai|data_inspection_failed"
-    r"|inappropriate content|usage polic",
-    re.IGNORECASE,
-)
-"""What an error says where the provider refuses one prompt for its content."""
-_REFUSAL_FINISH: Final = frozenset(
-    {"content_filter", "refusal", "safety", "recitation", "blocklist", "prohibited_content", "sensitive"}
-)
 _KEY_LIKE: Final = re.compile(r"\b(?:sk|pk|key|Bearer)[-_ ][A-Za-z0-9*_\-./+=]{8,}")
 NO_KEY: Final = "none"
 """What is sent as the key where there is none: local servers want none."""
 _MIN_SECRET: Final = 4
 _KEY_PIECE: Final = 6
 """So many characters in a row that a message shares with the key are taken for a part of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class CallResult:
-    """The result of one call.
-
-    Attributes:
-        text: the answer, or None.
-        reasoning: thoughts that the server returns apart from the answer, or None.
-        finish: the server's finish reason (``stop``, ``length``, ...).
-        prompt_tokens: as the server counts them, or None.
-        completion_tokens: likewise.
-        cached_tokens: prompt tokens that the server took from its prefix cache, or None.
-        served: name of the model as the server gives it.
-        failure: why there is no answer, or None.
-        fatal: every other call would fail the same way.
-        refused: the model or its provider declined this prompt; others may be answered.
-    """
-
-    text: str | None = None
-    reasoning: str | None = None
-    finish: str | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    cached_tokens: int | None = None
-    served: str | None = None
-    failure: str | None = None
-    fatal: bool = False
-    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -191,7 +151,7 @@ def masked(message: str, *secrets: str) -> str:
             ("" if index and hidden[index - 1] else "[key]") if hide else letter
             for index, (letter, hide) in enumerate(zip(line, hidden, strict=True))
         )
-    return _KEY_LIKE.sub("[key]", line)[:_MESSAGE_LIMIT]
+    return _KEY_LIKE.sub("[key]", line)[:MESSAGE_LIMIT]
 
 
 class LLMSession:
@@ -295,6 +255,17 @@ class LLMSession:
         return CallResult(failure=failure, fatal=result.fatal, refused=result.refused)
 
 
+async def run_workers(count: int, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Runs ``count`` copies of a worker; the first error, such as a full disk, ends the others and is raised."""
+    tasks = [asyncio.create_task(work()) for _ in range(count)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def _proxy_problem(error: Exception) -> Problem:
     named = [name for name in os.environ if name.lower() in ("all_proxy", "http_proxy", "https_proxy")]
     location = f"proxy of {', '.join(f'${name}' for name in sorted(named)) or 'the system'}"
@@ -317,131 +288,6 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         except (ValueError, TypeError, OverflowError):
             seconds = 0.0
     return min(max(seconds, 0.0), _MAX_RETRY_AFTER) if math.isfinite(seconds) else 0.0
-
-
-def read_reply(content: bytes, status: int) -> CallResult:
-    """Reads a server's reply of any of the usual shapes: JSON or an event stream, text or typed parts, errors."""
-    document = _document(content)
-    error = document.get("error") if isinstance(document, Mapping) else None
-    if status >= 400 or error:
-        return _error_result(error if error else document, status, content)
-    choices = document.get("choices") if isinstance(document, Mapping) else None
-    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else None
-    if choice is None:
-        shown = preview(content[:200].decode("utf-8", "replace"), 120)
-        return CallResult(failure=f"malformed reply: no choice with a message in {shown}")
-    if isinstance(choice.get("error"), Mapping):
-        return _error_result(choice["error"], status, content)
-    finish = choice.get("finish_reason")
-    message = choice.get("message")
-    message = message if isinstance(message, Mapping) else {}
-    text, thoughts, refusal, unknown = _message_parts(message.get("content"))
-    refusal = message.get("refusal") or refusal
-    if refusal or str(finish).lower() in _REFUSAL_FINISH:
-        reason = str(refusal) if refusal else f"finish reason {finish}"
-        return CallResult(failure=f"refusal: {reason}", refused=True)
-    named = (message.get(name) for name in ("reasoning_content", "reasoning", "thinking"))
-    reasoning = next((value for value in named if isinstance(value, str) and value), thoughts) or None
-    if unknown:
-        return CallResult(failure=f"malformed reply: the content is not text but {unknown}")
-    if text is None and reasoning is None and finish != "length":
-        held = "a tool call" if message.get("tool_calls") else f"no content (finish reason {finish})"
-        return CallResult(failure=f"malformed reply: {held} instead of a text")
-    usage = document.get("usage")
-    usage = usage if isinstance(usage, Mapping) else {}
-    details = usage.get("prompt_tokens_details")
-    served = document.get("model")
-    return CallResult(
-        text=text or "",
-        reasoning=reasoning,
-        finish=finish if isinstance(finish, str) else None,
-        prompt_tokens=_count(usage.get("prompt_tokens")),
-        completion_tokens=_count(usage.get("completion_tokens")),
-        cached_tokens=_count(details.get("cached_tokens")) if isinstance(details, Mapping) else None,
-        served=served if isinstance(served, str) else None,
-    )
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-def _error_result(error: Any, status: int, content: bytes) -> CallResult:
-    """Returns the failure of an error reply, also of one that comes with status 200."""
-    code = error.get("code") if isinstance(error, Mapping) else None
-    if status < 400:
-        status = code if isinstance(code, int) and 400 <= code < 600 else 500
-    message = error.get("message") if isinstance(error, Mapping) else error
-    if not message:
-        message = content[:_MESSAGE_LIMIT].decode("utf-8", "replace")
-    elif not isinstance(message, str):
-        message = json.dumps(message)
-    noted = f" ({code})" if isinstance(code, str) and code not in message else ""
-    refused = status in (400, 403, 422) and bool(_FILTERED.search(f"{message} {code}"))
-    fatal = (status in FATAL_STATUS and not refused) or code == "insufficient_quota"
-    return CallResult(failure=f"status {status}: {message}{noted}", fatal=fatal, refused=refused)
-
-
-def _message_parts(content: Any) -> tuple[str | None, str, str, str]:
-    """Returns text (None where there is none), thoughts, refusal, and what else the content is made of."""
-    if content is None or isinstance(content, str):
-        return content, "", "", ""
-    if not isinstance(content, list):
-        return None, "", "", preview(content)
-    text, thoughts, refusal, unknown = [], [], [], ""
-    for part in content:
-        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
-        value = part.get(kind, part.get("text")) if isinstance(part, Mapping) else part
-        if isinstance(value, list):
-            value = _message_parts(value)[0]
-        if not isinstance(value, str):
-            unknown = unknown or f"a part {preview(part)}"
-        elif kind in ("text", "output_text"):
-            text.append(value)
-        elif kind in ("thinking", "reasoning"):
-            thoughts.append(value)
-        elif kind == "refusal":
-            refusal.append(value)
-        else:
-            unknown = unknown or f"a part of type {preview(kind)}"
-    return "".join(text) if text else None, "".join(thoughts), "".join(refusal), unknown
-
-
-def _document(content: bytes) -> Any:
-    """Returns the JSON of a reply; None where it has none; the chunks of an event stream are joined."""
-    text = content.decode("utf-8", "replace").strip()
-    try:
-        return _joined_stream(text) if text.startswith(("data:", "event:", ":")) else json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _joined_stream(text: str) -> Any:
-    """Joins the chunks of an event stream to one reply; None where it was cut off before its end."""
-    message: dict[str, Any] = {}
-    reply: dict[str, Any] = {}
-    finish, ended = None, False
-    for line in text.splitlines():
-        data = line.removeprefix("data:").strip()
-        if not line.startswith("data:") or not data:
-            continue
-        if data == "[DONE]":
-            ended = True
-            break
-        chunk = json.loads(data)
-        if not isinstance(chunk, Mapping) or chunk.get("error"):
-            return chunk
-        reply |= {name: chunk[name] for name in ("model", "usage") if chunk.get(name)}
-        for choice in chunk.get("choices") or []:
-            if choice.get("index", 0) != 0:
-                continue
-            finish = choice.get("finish_reason") or finish
-            for name, value in (choice.get("delta") or {}).items():
-                if isinstance(value, str | list) and value and name != "role":
-                    message[name] = message[name] + value if name in message else value
-    if not (ended or finish):
-        return None
-    return reply | {"choices": [{"message": message, "finish_reason": finish}]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -540,7 +386,7 @@ class LLMClient:
             title = f"{self.model} ({len(cached)} of {len(wanted)} cached)"
             if calls:
                 with tqdm(total=len(calls), desc=title, unit="call", disable=not progress) as bar:
-                    asyncio.run(_CompletionRun(self, journal, answers, calls, bar).go())
+                    asyncio.run(_CompletionRun(self, journal, answers, deque(calls.items()), bar).go())
             return [
                 self._reply(request, key, answers, key in cached) for request, key in zip(requests, keys, strict=True)
             ]
@@ -560,24 +406,20 @@ class LLMClient:
         return ChatReply(request, record.get("text"), record["failure"], record.get("finish"), cached)
 
 
+@dataclass
 class _CompletionRun:
     """One pass over the open calls of a client: workers, budget, and the ways to stop."""
 
-    def __init__(
-        self,
-        client: LLMClient,
-        journal: Journal,
-        answers: dict[str, Mapping[str, Any]],
-        calls: Mapping[str, ChatRequest],
-        bar: Any,
-    ) -> None:
-        self.client, self.journal, self.answers, self.bar = client, journal, answers, bar
-        self.waiting = deque(calls.items())
-        self.reserved: dict[str, float] = {}
-        self.failures = 0
-        self.fatal: str | None = None
-        self.interrupted = False
-        self.changed = asyncio.Condition()
+    client: LLMClient
+    journal: Journal
+    answers: dict[str, Mapping[str, Any]]
+    waiting: deque[tuple[str, ChatRequest]]
+    bar: Any
+    reserved: dict[str, float] = field(default_factory=dict)
+    failures: int = 0
+    fatal: str | None = None
+    interrupted: bool = False
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def go(self) -> None:
         """Makes the calls; returns once all are made or the run is stopped and nothing is in flight."""
@@ -585,9 +427,8 @@ class _CompletionRun:
         async with LLMSession(self.client.endpoint, settings) as session:
             try:
                 with self._first_interrupt_finishes():
-                    async with asyncio.TaskGroup() as workers:
-                        for _ in range(min(settings.concurrency, len(self.waiting))):
-                            workers.create_task(self._work(session))
+                    workers = min(settings.concurrency, len(self.waiting))
+                    await run_workers(workers, lambda: self._work(session))
             finally:
                 self.client.sent = session.sent
         if self.interrupted:

@@ -32,7 +32,8 @@ OPTION_IMAGES: Final = "option_images"
 UNREADABLE: Final = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What PIL raises of bytes that are not an image it can read."""
 _SENT_UNCHANGED: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
-_ROW_GROUPS_KEPT: Final = 4
+_COLUMNS_KEPT: Final = 4 * (len(VIEWS) + 1)
+"""Columns of row groups held in memory: those of four row groups."""
 _SAME_COLOUR: Final = 3
 """Largest difference of a channel, out of 255, at which a colour profile counts as sRGB."""
 
@@ -92,7 +93,7 @@ class ParquetImages(ImageSource):
         sizes = [self._files[f].metadata.row_group(g).num_rows for f, g in groups]
         self._groups, self._starts = groups, [0, *accumulate(sizes)]
         self._rows = range(self._starts[-1]) if kept is None else kept
-        self._cache: OrderedDict[tuple[int, str], Any] = OrderedDict()
+        self._column = lru_cache(maxsize=_COLUMNS_KEPT)(self._read_column)
         found = {name: self._presence(name) for name in (*VIEWS, OPTION_IMAGES)}
         super().__init__({name: [flags[row] for row in self._rows] for name, flags in found.items() if flags})
 
@@ -102,16 +103,10 @@ class ParquetImages(ImageSource):
         value = self._column(group, image.column)[row - self._starts[group]].as_py()
         return embedded_bytes(value, image, str(self._paths[self._groups[group][0]]))
 
-    def _column(self, group: int, name: str) -> Any:
-        """Returns one column of one row group; the groups used last are kept."""
-        key = (group, name)
-        if key not in self._cache:
-            file, number = self._groups[group]
-            self._cache[key] = self._files[file].read_row_group(number, columns=[name]).column(0)
-            while len(self._cache) > _ROW_GROUPS_KEPT * (len(VIEWS) + 1):
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(key)
-        return self._cache[key]
+    def _read_column(self, group: int, name: str) -> Any:
+        """Returns one column of one row group."""
+        file, number = self._groups[group]
+        return self._files[file].read_row_group(number, columns=[name]).column(0)
 
     def _presence(self, name: str) -> list[Any]:
         """Returns per row whether a view exists, or how many option images; only the images' names are read."""

@@ -10,13 +10,14 @@ import asyncio
 import hashlib
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Final
 
+from scale_vqa_eval.chat_replies import CallResult
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.llm import CallResult, ChatSettings, LLMSession
+from scale_vqa_eval.llm import ChatSettings, LLMSession, run_workers
 from scale_vqa_eval.predict.backend import AnswerSink, InferenceConfig, ModelAnswer, largest_request
 from scale_vqa_eval.predict.requests import Request
 from scale_vqa_eval.text import restore_thoughts
@@ -197,12 +198,9 @@ class _QuestionRun:
         self.waiting = deque((path[0], path[1:]) for path in self.paths if path)
         self.leading, self.changed = 0, asyncio.Condition()
         settings = self.backend.settings
-        try:
-            async with LLMSession(self.backend.url, settings) as session, asyncio.TaskGroup() as workers:
-                for _ in range(min(settings.concurrency, sum(map(len, self.paths)))):
-                    workers.create_task(self._work(session))
-        except BaseExceptionGroup as group:
-            raise next(_input_errors(group), group) from None
+        async with LLMSession(self.backend.url, settings) as session:
+            workers = min(settings.concurrency, sum(map(len, self.paths)))
+            await run_workers(workers, lambda: self._work(session))
         if self.fatal:
             location = f"{session.name}, model {self.config.model}"
             hint = f"check the server and ${settings.api_key_env}, then run the same command again to go on"
@@ -260,15 +258,6 @@ class _QuestionRun:
                 self.sink.keep(request, _answer(results))
             else:
                 self.sink.fail(request, reason)
-
-
-def _input_errors(group: BaseExceptionGroup[BaseException]) -> Iterator[InputError]:
-    """Yields the input errors that ended the workers, such as a full disk."""
-    for error in group.exceptions:
-        if isinstance(error, InputError):
-            yield error
-        elif isinstance(error, BaseExceptionGroup):
-            yield from _input_errors(error)
 
 
 def _answer(results: Sequence[CallResult]) -> ModelAnswer:

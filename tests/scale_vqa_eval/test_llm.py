@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -288,3 +289,18 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="line 2"):
         LLMClient("http://localhost/v1", "m", path).complete(asked(1))
     assert len(lines(path)) == 3, "a refused file is left as it is"
+
+
+def test_a_full_disk_is_one_error_and_answers_so_far_are_kept(tmp_path: Path) -> None:
+    cache = tmp_path / "c.jsonl"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with serving(ChatEndpoint(echo)) as server:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+        try:
+            with pytest.raises(InputError, match="free disk space") as raised:
+                LLMClient(server.url, "m", cache, quick()).complete(asked(40), progress=False)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert len(raised.value.problems) == 1
+        replies = LLMClient(server.url, "m", cache, quick()).complete(asked(40), progress=False)
+    assert [reply.text for reply in replies] == [f"to question {n}" for n in range(40)]

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from chat_endpoint import ChatEndpoint, refuse, send, serving
 
-from scale_vqa_eval.llm import ChatRequest, ChatSettings, LLMClient, read_reply
+from scale_vqa_eval.chat_replies import read_reply
+from scale_vqa_eval.llm import ChatRequest, ChatSettings, LLMClient
 from scale_vqa_eval.text import restore_thoughts
 
 ANSWER = "<answer>B</answer>"

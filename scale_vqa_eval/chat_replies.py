@@ -1,0 +1,179 @@
+"""Reads what a chat server replies: JSON or an event stream, text or typed parts, thoughts, refusals and errors."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from scale_vqa_eval.errors import preview
+
+FATAL_STATUS: Final = frozenset({401, 402, 403, 404, 405})
+"""Statuses that every further call would get too: wrong key, no credit, no permission, no such model or path."""
+MESSAGE_LIMIT: Final = 300
+"""Characters kept of a server's error message."""
+_FILTERED: Final = re.compile(
+    r"content[_ -]?(?:filter|policy|management)|moderation|flagged|safety|responsible ?ai|data_inspection_failed"
+    r"|inappropriate content|usage polic",
+    re.IGNORECASE,
+)
+"""What an error says where the provider refuses one prompt for its content."""
+_REFUSAL_FINISH: Final = frozenset(
+    {"content_filter", "refusal", "safety", "recitation", "blocklist", "prohibited_content", "sensitive"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CallResult:
+    """The result of one call.
+
+    Attributes:
+        text: the answer, or None.
+        reasoning: thoughts that the server returns apart from the answer, or None.
+        finish: the server's finish reason (``stop``, ``length``, ...).
+        prompt_tokens: as the server counts them, or None.
+        completion_tokens: likewise.
+        cached_tokens: prompt tokens that the server took from its prefix cache, or None.
+        served: name of the model as the server gives it.
+        failure: why there is no answer, or None.
+        fatal: every other call would fail the same way.
+        refused: the model or its provider declined this prompt; others may be answered.
+    """
+
+    text: str | None = None
+    reasoning: str | None = None
+    finish: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    served: str | None = None
+    failure: str | None = None
+    fatal: bool = False
+    refused: bool = False
+
+
+def read_reply(content: bytes, status: int) -> CallResult:
+    """Reads a server's reply of any of the usual shapes: JSON or an event stream, text or typed parts, errors."""
+    document = _document(content)
+    error = document.get("error") if isinstance(document, Mapping) else None
+    if status >= 400 or error:
+        return _error_result(error if error else document, status, content)
+    choices = document.get("choices") if isinstance(document, Mapping) else None
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else None
+    if choice is None:
+        shown = preview(content[:200].decode("utf-8", "replace"), 120)
+        return CallResult(failure=f"malformed reply: no choice with a message in {shown}")
+    if isinstance(choice.get("error"), Mapping):
+        return _error_result(choice["error"], status, content)
+    finish = choice.get("finish_reason")
+    message = choice.get("message")
+    message = message if isinstance(message, Mapping) else {}
+    text, thoughts, refusal, unknown = _message_parts(message.get("content"))
+    refusal = message.get("refusal") or refusal
+    if refusal or str(finish).lower() in _REFUSAL_FINISH:
+        reason = str(refusal) if refusal else f"finish reason {finish}"
+        return CallResult(failure=f"refusal: {reason}", refused=True)
+    named = (message.get(name) for name in ("reasoning_content", "reasoning", "thinking"))
+    reasoning = next((value for value in named if isinstance(value, str) and value), thoughts) or None
+    if unknown:
+        return CallResult(failure=f"malformed reply: the content is not text but {unknown}")
+    if text is None and reasoning is None and finish != "length":
+        held = "a tool call" if message.get("tool_calls") else f"no content (finish reason {finish})"
+        return CallResult(failure=f"malformed reply: {held} instead of a text")
+    usage = document.get("usage")
+    usage = usage if isinstance(usage, Mapping) else {}
+    details = usage.get("prompt_tokens_details")
+    served = document.get("model")
+    return CallResult(
+        text=text or "",
+        reasoning=reasoning,
+        finish=finish if isinstance(finish, str) else None,
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        completion_tokens=_count(usage.get("completion_tokens")),
+        cached_tokens=_count(details.get("cached_tokens")) if isinstance(details, Mapping) else None,
+        served=served if isinstance(served, str) else None,
+    )
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _error_result(error: Any, status: int, content: bytes) -> CallResult:
+    """Returns the failure of an error reply, also of one that comes with status 200."""
+    code = error.get("code") if isinstance(error, Mapping) else None
+    if status < 400:
+        status = code if isinstance(code, int) and 400 <= code < 600 else 500
+    message = error.get("message") if isinstance(error, Mapping) else error
+    if not message:
+        message = content[:MESSAGE_LIMIT].decode("utf-8", "replace")
+    elif not isinstance(message, str):
+        message = json.dumps(message)
+    noted = f" ({code})" if isinstance(code, str) and code not in message else ""
+    refused = status in (400, 403, 422) and bool(_FILTERED.search(f"{message} {code}"))
+    fatal = (status in FATAL_STATUS and not refused) or code == "insufficient_quota"
+    return CallResult(failure=f"status {status}: {message}{noted}", fatal=fatal, refused=refused)
+
+
+def _message_parts(content: Any) -> tuple[str | None, str, str, str]:
+    """Returns text (None where there is none), thoughts, refusal, and what else the content is made of."""
+    if content is None or isinstance(content, str):
+        return content, "", "", ""
+    if not isinstance(content, list):
+        return None, "", "", preview(content)
+    text, thoughts, refusal, unknown = [], [], [], ""
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+        value = part.get(kind, part.get("text")) if isinstance(part, Mapping) else part
+        if isinstance(value, list):
+            value = _message_parts(value)[0]
+        if not isinstance(value, str):
+            unknown = unknown or f"a part {preview(part)}"
+        elif kind in ("text", "output_text"):
+            text.append(value)
+        elif kind in ("thinking", "reasoning"):
+            thoughts.append(value)
+        elif kind == "refusal":
+            refusal.append(value)
+        else:
+            unknown = unknown or f"a part of type {preview(kind)}"
+    return "".join(text) if text else None, "".join(thoughts), "".join(refusal), unknown
+
+
+def _document(content: bytes) -> Any:
+    """Returns the JSON of a reply; None where it has none; the chunks of an event stream are joined."""
+    text = content.decode("utf-8", "replace").strip()
+    try:
+        return _joined_stream(text) if text.startswith(("data:", "event:", ":")) else json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _joined_stream(text: str) -> Any:
+    """Joins the chunks of an event stream to one reply; None where it was cut off before its end."""
+    message: dict[str, Any] = {}
+    reply: dict[str, Any] = {}
+    finish, ended = None, False
+    for line in text.splitlines():
+        data = line.removeprefix("data:").strip()
+        if not line.startswith("data:") or not data:
+            continue
+        if data == "[DONE]":
+            ended = True
+            break
+        chunk = json.loads(data)
+        if not isinstance(chunk, Mapping) or chunk.get("error"):
+            return chunk
+        reply |= {name: chunk[name] for name in ("model", "usage") if chunk.get(name)}
+        for choice in chunk.get("choices") or []:
+            if choice.get("index", 0) != 0:
+                continue
+            finish = choice.get("finish_reason") or finish
+            for name, value in (choice.get("delta") or {}).items():
+                if isinstance(value, str | list) and value and name != "role":
+                    message[name] = message[name] + value if name in message else value
+    if not (ended or finish):
+        return None
+    return reply | {"choices": [{"message": message, "finish_reason": finish}]}
