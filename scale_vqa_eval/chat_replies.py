@@ -15,8 +15,8 @@ FATAL_STATUS: Final = frozenset({401, 402, 403, 404, 405})
 MESSAGE_LIMIT: Final = 300
 """Characters kept of a server's error message."""
 _FILTERED: Final = re.compile(
-    r"content[_ -]?(?:filter|policy|management)|moderation|flagged|safety|responsible ?ai|data_inspection_failed"
-    r"|inappropriate content|usage polic",
+    r"content[_ -]?(?:filter|policy|management)|moderation|flagged|safety|responsible ?ai|data_?inspection_?failed"
+    r"|(?:inappropriate|sensitive) content|high risk|usage polic|guardrail",
     re.IGNORECASE,
 )
 """What an error says where the provider refuses one prompt for its content."""
@@ -77,6 +77,8 @@ def read_reply(content: bytes, status: int) -> CallResult:
         return CallResult(failure=f"refusal: {reason}", refused=True)
     named = (message.get(name) for name in ("reasoning_content", "reasoning", "thinking"))
     reasoning = next((value for value in named if isinstance(value, str) and value), thoughts) or None
+    if str(finish).lower() == "error":
+        return CallResult(failure="malformed reply: the generation ended in an error")
     if unknown:
         return CallResult(failure=f"malformed reply: the content is not text but {unknown}")
     if text is None and reasoning is None and finish != "length":
@@ -112,7 +114,7 @@ def _error_result(error: Any, status: int, content: bytes) -> CallResult:
     elif not isinstance(message, str):
         message = json.dumps(message)
     noted = f" ({code})" if isinstance(code, str) and code not in message else ""
-    refused = status in (400, 403, 422) and bool(_FILTERED.search(f"{message} {code}"))
+    refused = status == 451 or (status in (400, 403, 422) and bool(_FILTERED.search(f"{message} {code}")))
     fatal = (status in FATAL_STATUS and not refused) or code == "insufficient_quota"
     return CallResult(failure=f"status {status}: {message}{noted}", fatal=fatal, refused=refused)
 
@@ -121,30 +123,34 @@ def _message_parts(content: Any) -> tuple[str | None, str, str, str]:
     """Returns text (None where there is none), thoughts, refusal, and what else the content is made of."""
     if content is None or isinstance(content, str):
         return content, "", "", ""
-    if not isinstance(content, list):
-        return None, "", "", preview(content)
-    text, thoughts, refusal, unknown = [], [], [], ""
-    for part in content:
-        kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
-        value = part.get(kind, part.get("text")) if isinstance(part, Mapping) else part
-        if isinstance(value, list):
-            value = _message_parts(value)[0]
-        if not isinstance(value, str):
-            unknown = unknown or f"a part {preview(part)}"
-        elif kind in ("text", "output_text"):
-            text.append(value)
-        elif kind in ("thinking", "reasoning"):
-            thoughts.append(value)
-        elif kind == "refusal":
-            refusal.append(value)
+    parts = content if isinstance(content, list) else [content]
+    found: dict[str, list[str]] = {"text": [], "thoughts": [], "refusal": []}
+    for part in parts:
+        kind = str(part.get("type", "text")) if isinstance(part, Mapping) else "text"
+        text = _texts(part)
+        if "thinking" in kind or "reasoning" in kind:  # redacted thoughts have no text
+            found["thoughts"].append(text or "")
+        elif kind in ("text", "output_text", "refusal") and text is not None:
+            found["refusal" if kind == "refusal" else "text"].append(text)
         else:
-            unknown = unknown or f"a part of type {preview(kind)}"
-    return "".join(text) if text else None, "".join(thoughts), "".join(refusal), unknown
+            return None, "", "", f"a part {preview(part)}"
+    text = "".join(found["text"]) if found["text"] else None
+    return text, "".join(found["thoughts"]), "".join(found["refusal"]), ""
+
+
+def _texts(value: Any) -> str | None:
+    """Returns the text of a part, however deep it lies; None where it has none."""
+    if isinstance(value, list):
+        return "".join(_texts(one) or "" for one in value)
+    if isinstance(value, Mapping):
+        names = ("text", "thinking", "reasoning", "summary", "refusal")
+        return next((text for name in names if (text := _texts(value.get(name))) is not None), None)
+    return value if isinstance(value, str) else None
 
 
 def _document(content: bytes) -> Any:
     """Returns the JSON of a reply; None where it has none; the chunks of an event stream are joined."""
-    text = content.decode("utf-8", "replace").strip()
+    text = content.decode("utf-8", "replace").strip("\ufeff \t\r\n")
     try:
         return _joined_stream(text) if text.startswith(("data:", "event:", ":")) else json.loads(text)
     except (ValueError, RecursionError):
@@ -156,7 +162,7 @@ def _joined_stream(text: str) -> Any:
     message: dict[str, Any] = {}
     reply: dict[str, Any] = {}
     finish, ended = None, False
-    for line in text.splitlines():
+    for line in text.split("\n"):  # splitlines would split at letters that JSON may hold
         data = line.removeprefix("data:").strip()
         if not line.startswith("data:") or not data:
             continue

@@ -40,6 +40,7 @@ MAX_FAILURES_IN_A_ROW: Final = 20
 """After so many failed calls in a row the server counts as down, and the run ends."""
 _RETRIED_STATUS: Final = frozenset({408, 409, 425, 429, *range(500, 600)})
 _MAX_RETRY_AFTER: Final = 600.0
+_LIST_SECONDS: Final = 15.0
 _KEY_LIKE: Final = re.compile(r"\b(?:sk|pk|key|Bearer)[-_ ][A-Za-z0-9*_\-./+=]{8,}")
 NO_KEY: Final = "none"
 """What is sent as the key where there is none: local servers want none."""
@@ -190,7 +191,7 @@ class LLMSession:
     async def models(self) -> dict[str, dict[str, Any]] | None:
         """Returns id -> entry of the models that the server lists; None where it lists none."""
         try:
-            entries = (await self._send("GET", "/models")).json()["data"]
+            entries = (await self._send("GET", "/models", timeout=_LIST_SECONDS)).json()["data"]
             return {str(entry["id"]): entry for entry in entries} or None
         except (httpx.HTTPError, ValueError, TypeError, KeyError):
             return None

@@ -25,6 +25,9 @@ BACKENDS: Final = ("transformers", "vllm", "openai")
 _OLD_OPTIONS: Final = {"key-variable": "api-key-env", "give-up": "allow-failures", "per-minute": "rate-limit"}
 """Spelling of version 0.1 -> option."""
 _FAILURES_SHOWN: Final = 10
+_SECRET_NAME: Final = re.compile(
+    r"^(?:hf_|auth_|use_auth_|access_)?token$|api_?key|secret|password|authorization", re.IGNORECASE
+)
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -156,8 +159,18 @@ def _provenance(
         "ablation": given["ablate"],
         "pixels": {"least": config.bounds.minimum, "most": config.bounds.maximum},
         "structured": config.structured,
-        "options": dict(config.options),
+        "options": _without_secrets(config.options),
     }
+
+
+def _without_secrets(value: Any) -> Any:
+    """Returns options as they may be kept in a file: what is named like a secret is replaced."""
+    if isinstance(value, Mapping):
+        return {
+            name: "[secret]" if _SECRET_NAME.search(str(name)) else _without_secrets(one)
+            for name, one in value.items()
+        }
+    return value
 
 
 def _report(result: RunResult, out: Path, allow_failures: bool) -> int:

@@ -31,9 +31,15 @@ _CUT_SHORT: Final = re.compile(r"output limit was reached", re.IGNORECASE)
 _CONTEXT_HINT: Final = "give fewer --max-pixels or --max-tokens, or start the server with a longer context"
 _MINIMUM_HINT: Final = "give more --max-tokens"
 _HINTS: Final = (
-    (r"stream", "give --option stream=true: this model answers in a stream only"),
+    (
+        r"tokens?\b.*(?:minimum|at least|>=|greater than)|(?:minimum|at least|>=) ?\d* (?:output )?tokens",
+        _MINIMUM_HINT,
+    ),
+    (
+        r"only.*\bstream|\bstream(?:ing)?\b.*(?:only|mode|must|required|enable)",
+        "give --option stream=true: this model answers in a stream only",
+    ),
     (r"max_completion_tokens", "give --option max_completion_tokens=N, which is sent in place of --max-tokens"),
-    (r"below minimum|minimum value|at least \d+ (?:output )?tokens", _MINIMUM_HINT),
     (
         r"'?(temperature|top_p|seed|structured_outputs)'?.*(not support|only the default|unrecognized)|"
         r"(unsupported|unrecognized|unknown).*(temperature|top_p|seed|structured_outputs)",

@@ -36,6 +36,13 @@ def thinking(text: Any) -> list[dict[str, Any]]:
         ({"content": ["<answer>B", "</answer>"]}, ANSWER, None),
         ({"content": thinking([{"type": "text", "text": "glands"}])}, ANSWER, "glands"),
         ({"content": thinking("glands")}, ANSWER, "glands"),
+        ({"content": [{"type": "redacted_thinking", "data": "x"}, {"type": "text", "text": ANSWER}]}, ANSWER, None),
+        (
+            {"content": [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "glands"}]}, ANSWER]},
+            ANSWER,
+            "glands",
+        ),
+        ({"content": {"type": "text", "text": ANSWER}}, ANSWER, None),
         ({"content": ANSWER, "reasoning_content": "glands"}, ANSWER, "glands"),
         ({"content": ANSWER, "reasoning": "glands"}, ANSWER, "glands"),
         ({"content": ANSWER, "reasoning_content": None, "reasoning": "glands", "refusal": None}, ANSWER, "glands"),
@@ -61,7 +68,8 @@ def test_text_and_thoughts_are_found_in_every_shape(message: Any, text: str, rea
         ({"content": None}, "stop", "malformed reply: no content"),
         ({"content": None, "tool_calls": [{"id": "1"}]}, "tool_calls", "malformed reply: a tool call"),
         ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "stop", "malformed reply: the content is"),
-        ({"content": 7}, "stop", "malformed reply: the content is not text but 7"),
+        ({"content": 7}, "stop", "malformed reply: the content is not text but a part 7"),
+        ({"content": "half of"}, "error", "malformed reply: the generation ended in an error"),
     ],
 )
 def test_a_refusal_is_a_failure_with_its_reason_and_never_an_answer(message: Any, finish: str, reason: str) -> None:
@@ -88,6 +96,9 @@ def test_an_answer_cut_short_before_its_first_word_is_an_answer_that_names_no_le
         (b"", 500, "status 500", False, False),
         (b'{"error": {"message": "m", "code": "content_filter"}}', 400, "status 400: m (content_filter)", False, True),
         (b'{"error": {"message": "flagged by moderation"}}', 403, "status 403: flagged", False, True),
+        (b'{"error": {"message": "risk", "code": "DataInspectionFailed"}}', 400, "status 400: risk", False, True),
+        (b'{"error": {"message": "Blocked by guardrail"}}', 400, "status 400: Blocked", False, True),
+        (b'{"error": {"message": "for legal reasons"}}', 451, "status 451: for legal", False, True),
         (b'{"choices": []}', 200, "malformed reply", False, False),
         (b'{"choices": [{"error": {"message": "cut", "code": 500}}]}', 200, "status 500: cut", False, False),
         (b'["no", "object"]', 200, "malformed reply", False, False),
@@ -119,6 +130,8 @@ def stream(*deltas: dict[str, Any], end: str = "data: [DONE]", **last: Any) -> b
 
 
 def test_a_stream_is_joined_and_one_that_was_cut_is_not_an_answer() -> None:
+    assert read_reply(stream({"content": "a\u2028b"}).replace(b"\\u2028", "\u2028".encode()), 200).text == "a\u2028b"
+    assert read_reply("\ufeff".encode() + reply({"content": ANSWER}), 200).text == ANSWER
     deltas = {"role": "assistant"}, {"reasoning_content": "gl"}, {"reasoning_content": "ands"}, {"content": ANSWER[:4]}
     found = read_reply(stream(*deltas, {"content": ANSWER[4:]}, usage={"prompt_tokens": 3}, choices=[]), 200)
     assert (found.text, found.reasoning, found.prompt_tokens, found.served) == (ANSWER, "glands", 3, "m")

@@ -10,6 +10,7 @@ from chat_endpoint import ChatEndpoint, refuse, serving
 
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.llm import ChatRequest, ChatSettings, LLMClient, api_key, masked
+from scale_vqa_eval.predict.command import _without_secrets
 
 KEYS = [
     "sk-live/0123456789abcdef",
@@ -73,6 +74,17 @@ def test_a_password_in_the_address_is_used_and_not_shown(tmp_path: Path) -> None
         (reply,) = client.complete([ChatRequest(({"role": "user", "content": "q"},))], progress=False)
     assert server.authorisations == {"Basic bWU6czNjcmV0LXdvcmQ="}
     assert "s3cret" not in (reply.failure or "") + (tmp_path / "c.jsonl").read_text()
+
+
+def test_a_secret_given_as_an_option_is_not_kept_in_the_provenance() -> None:
+    options = {
+        "token": "hf_abc",
+        "max_completion_tokens": 9,
+        "extra_headers": {"Authorization": "Bearer abc"},
+        "n": [1],
+    }
+    kept = {"token": "[secret]", "max_completion_tokens": 9, "extra_headers": {"Authorization": "[secret]"}, "n": [1]}
+    assert _without_secrets(options) == kept
 
 
 def test_an_unset_variable_is_named_where_the_server_wants_a_key(

@@ -55,6 +55,10 @@ def needs_more_tokens_in_other_words(body: dict[str, Any], path: str) -> tuple[i
     return error(422, "max_tokens must be at least 2 tokens") if body and limit_of(body) < 2 else None
 
 
+def needs_more_completion_tokens(body: dict[str, Any], path: str) -> tuple[int, Any] | None:
+    return error(400, "max_completion_tokens must be at least 16") if body and limit_of(body) < 16 else None
+
+
 def one_strange_error(body: dict[str, Any], path: str) -> tuple[int, Any] | None:
     """The question with most and largest images alone meets an error that nobody knows."""
     images = sum(part["type"] == "image_url" for part in body["messages"][-1]["content"]) if body else 0
@@ -85,6 +89,9 @@ def test_a_provider_with_a_minimum_of_output_tokens_is_asked_for_a_whole_answer(
 ) -> None:
     with chat_server(Trouble(script=script)) as server:
         assert call(release, tmp_path / "p.jsonl", server.url, "--max-tokens", "1024").return_value == 0
+    with chat_server(Trouble(script=needs_more_completion_tokens)) as server:
+        fields = ("--option", "max_completion_tokens=900")
+        assert call(release, tmp_path / "c.jsonl", server.url, *fields).return_value == 0
     with chat_server(Trouble(script=needs_16_tokens)) as server:
         result = call(release, tmp_path / "q.jsonl", server.url, "--max-tokens", "8")
     assert isinstance(result.exception, InputError)
