@@ -151,7 +151,7 @@ class _Preflight:
             second = await self._asked(session, min(others, key=lambda request: (request.image_count, request.key[0])))
             if second.failure is None or second.refused:
                 return shown
-            hint = "start the server, or correct --base-url" if _UNREACHABLE.match(failure) else "see the server's log"
+            hint = "see the server's log; where it is busy, wait and run the same command again"
         asked = f"an answer to {self.largest.item.question.id} with {self.largest.image_count} images"
         raise InputError(Problem(self.location, asked, failure, hint))
 
