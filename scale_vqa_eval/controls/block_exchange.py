@@ -127,8 +127,8 @@ def block_exchange(
         found += groups
         progress(len(rows))
     parts = {key: part_counts(counts) for key, counts in sorted(tally.items(), key=str)}
-    groups = named("block-exchange", questions, found, seed)
-    return ExchangeResult(groups, parts, min(bound, sum(part.bound for part in parts.values())))
+    ordered = named("block-exchange", questions, found, seed)
+    return ExchangeResult(ordered, parts, min(bound, sum(part.bound for part in parts.values())))
 
 
 def _slides(
@@ -341,7 +341,7 @@ class _BlockSearch:
         for allowed, value in zip(self._allowed, self._values, strict=True):
             valid, mean = np.ones(shape, dtype=bool), np.zeros(shape)
             for left, right in combinations(range(GROUP_SIZE), 2):
-                spread = [np.newaxis] * GROUP_SIZE
+                spread: list[Any] = [np.newaxis] * GROUP_SIZE
                 spread[left] = spread[right] = slice(None)
                 part = np.s_[at[left][0] : at[left][-1] + 1, at[right][0] : at[right][-1] + 1]
                 valid &= allowed[part][tuple(spread)]
@@ -372,8 +372,8 @@ class _BlockSearch:
 
         bound = 0
         for allowed in self._allowed:
-            usable = allowed.any(axis=1)
-            bound += capacity_bound([int(usable[at].sum()) for at in self._at])
+            usable = np.flatnonzero(allowed.any(axis=1))
+            bound += capacity_bound([int(np.isin(at, usable).sum()) for at in self._at])
         candidates = list(combinations(every, GROUP_SIZE))
         if len(candidates) > BOUND_BLOCKS:
             return bound
@@ -384,7 +384,7 @@ class _BlockSearch:
             ]
             result = linprog(-np.array(limits), A_ub=cover, b_ub=np.ones(cover.shape[0]))
             bound = min(bound, int(np.floor(-result.fun + 1e-6)))
-            new = [candidates[number] for number in np.flatnonzero(result.x > 1e-6)]
+            new = [candidates[number] for number in np.flatnonzero(result.x > 1e-6).tolist()]
             new = [block for block in new if block not in self._solved]
             if not new:
                 break
@@ -417,12 +417,12 @@ class _BlockSearch:
             bounds=Bounds(0, 1),
             options={"node_limit": NODE_LIMIT},
         )
-        chosen = [] if result.x is None else np.flatnonzero(result.x > 0.5)
+        chosen = np.flatnonzero(np.zeros(0) if result.x is None else result.x > 0.5)
         limit = self._upper_bound(block)
         if result.mip_dual_bound is not None and np.isfinite(result.mip_dual_bound):
             limit = min(limit, int(np.floor(-result.mip_dual_bound + 1e-6)))
         quadruples = [tuple(int(path) for path in columns[number]) for number in chosen]
-        self._solved[block] = (quadruples, float(worth[chosen].sum()) if len(chosen) else 0.0, limit)
+        self._solved[block] = (quadruples, float(worth[chosen].sum()), limit)
 
     def _sharing_conflicts(self, block: Block, columns: npt.NDArray[np.int64]) -> Any:
         """Yields two sets of columns of which at most one may be chosen: image sharing would differ between slides."""
@@ -448,7 +448,7 @@ def _packed(blocks: Sequence[Block], worth: Sequence[float]) -> list[Block]:
         bounds=Bounds(0, 1),
         options={"node_limit": NODE_LIMIT},
     )
-    return [] if result.x is None else [blocks[number] for number in np.flatnonzero(result.x > 0.5)]
+    return [] if result.x is None else [blocks[number] for number in np.flatnonzero(result.x > 0.5).tolist()]
 
 
 def _cover(blocks: Sequence[Block]) -> Any:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from scale_vqa_eval.audit.battery import FAMILIES
 from scale_vqa_eval.controls.block_exchange import block_exchange
 from scale_vqa_eval.controls.exchange import PairRules, case_similarity, exchange
+from scale_vqa_eval.controls.findings import read_vocabulary
 from scale_vqa_eval.controls.row_edits import (
     ControlSource,
     RowEdit,
@@ -75,6 +76,11 @@ def _out(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
     f"[default: {ValidityLimits().max_jaccard}]",
 )
 @click.option(
+    "--vocabulary",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="exchanges: YAML file of findings that extends the package's own.",
+)
+@click.option(
     "--rationales",
     type=click.Choice(["drop", "keep"]),
     help="exchanges: drop all, or keep those that name no letter and no option.  [default: drop]",
@@ -128,9 +134,9 @@ def control(data: str, method: str, out: Path, report_path: Path | None, **optio
 
 
 def _check_options(method: str, options: dict[str, Any]) -> None:
-    foreign = ("no_hold_out",)
+    foreign: tuple[str, ...] = ("no_hold_out",)
     if method == "screened":
-        foreign = ("max_jaccard", "rationales", "allow_unknown_patients", "no_audit")
+        foreign = ("max_jaccard", "vocabulary", "rationales", "allow_unknown_patients", "no_audit")
     given = [f"--{name.replace('_', '-')}" for name in foreign if options[name]]
     if given:
         raise click.UsageError(f"{', '.join(given)} does not go with --method {method}")
@@ -158,7 +164,7 @@ def _exchange(
         raise InputError(Problem(data, "a patient or slide for every question: a group has four", found, hint))
     limits = ValidityLimits(max_jaccard=options["max_jaccard"] or ValidityLimits().max_jaccard)
     similarity = case_similarity(questions, source.organs, source.views)
-    pairs = PairRules(questions, limits, similarity)
+    pairs = PairRules(questions, limits, similarity, read_vocabulary(options["vocabulary"]))
     group = block_exchange if settings["method"] == "block-exchange" else exchange
     with tqdm(total=len(questions), desc="questions grouped", disable=None) as bar:
         found_groups = group(pairs, options["seed"], bar.update)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scale_vqa_eval.controls.exchange_group import GROUP_SIZE, ExchangeGroup
+from scale_vqa_eval.controls.findings import AmbiguityModel, Vocabulary, read_vocabulary
 from scale_vqa_eval.controls.group_packing import Items, Weights, capacity_bound, pack
 from scale_vqa_eval.controls.validity import Matrix, ValidityLimits, claims, compatible, gold_problem
 from scale_vqa_eval.questions import Question
@@ -27,9 +28,11 @@ from scale_vqa_eval.text import same_text, tokens
 ROWS_AT_ONCE: Final = 400
 """Items with the same text that are packed at once; more are dealt into portions, patient by patient."""
 DOUBT: Final = 10.0
-"""Cost of a doubtful pair, in units of case similarity (0 to 2): a pair without doubt is always preferred."""
+"""Cost of a doubtful pair, in units of estimated ambiguity: a pair without doubt is always preferred."""
 UNLIKE_VIEWS: Final = 3.0
 """Cost of a pair whose views differ: the number of images must not tell the items apart."""
+OTHER_ORGANS: Final = 0.17
+"""Cost of a pair of diagnoses that name different organs: one view is enough to tell them apart."""
 TOO_FEW_ROWS: Final = "the question text stands in fewer than four usable rows"
 TOO_FEW_PATIENTS: Final = "the rows with the question text come from fewer than four patients"
 LEFT_OVER: Final = "no valid group could be made of what was left over"
@@ -43,6 +46,8 @@ class QuestionGroup(ExchangeGroup[int]):
         stem: the question text that all four get: the most frequent spelling among the rows that share it.
         likeness: mean case similarity of its six pairs.
         same_views: whether all four have images for the same views.
+        ambiguity: mean estimated probability that a wrong option could be true as well; see ``findings``.
+        four_organs: whether the four right answers are diagnoses of four different organs.
         doubtful: pairs (row, other row) whose gold may be true for the other: it is close to what the release calls
             right in the same dimension for another region of the other's patient.
         block: name of the block of four slides in a block exchange, else empty.
@@ -52,6 +57,8 @@ class QuestionGroup(ExchangeGroup[int]):
     stem: str
     likeness: float
     same_views: bool
+    ambiguity: float
+    four_organs: bool
     doubtful: tuple[tuple[int, int], ...]
     block: str = ""
     quadruple: str = ""
@@ -146,7 +153,7 @@ def case_similarity(
 def exchange(
     pairs: PairRules, seed: int = 42, progress: Callable[[int], object] = lambda items: None
 ) -> ExchangeResult:
-    """Groups questions for exchange: as many groups as can be found, and among those the safest and hardest.
+    """Groups questions for exchange: as many groups as can be found, and among those the least ambiguous.
 
     Groups never straddle splits, dimensions or question texts.
 
@@ -205,6 +212,7 @@ class PairRules:
         questions: Sequence[Question],
         limits: ValidityLimits | None = None,
         similarity: CaseSimilarity | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         """Reads what the release calls right for whom.
 
@@ -212,9 +220,13 @@ class PairRules:
             questions: n questions.
             limits: on how similar the right answers of a group may be.
             similarity: what is known of the cases; by default ``case_similarity(questions)``.
+            vocabulary: of findings; by default the package's.
         """
         self.questions, self.limits = questions, limits or ValidityLimits()
         self.similarity = similarity or case_similarity(questions)
+        self.ambiguity_model = AmbiguityModel(
+            questions, [_path(question) for question in questions], vocabulary or read_vocabulary()
+        )
         self.golds = [question.options[question.answer] for question in questions]
         self._by_path: dict[tuple[str, ...], set[str]] = defaultdict(set)
         self._by_patient: dict[tuple[str, str | None], set[str]] = defaultdict(set)
@@ -248,8 +260,17 @@ class PairRules:
         return [self.questions[row].cluster for row in rows.tolist()]
 
     def ambiguity(self, rows: Items) -> Weights:
-        """Returns (n, n): estimated probability, 0 to 1, that one's gold may be true for the other as well."""
-        return np.where(self.doubtful(rows), 0.5, 0.0)
+        """Returns (n, n): estimated probability, 0 to 1, that one's gold could be true for the other as well."""
+        return self.ambiguity_model.between(rows)
+
+    def other_organs(self, rows: Items) -> Matrix:
+        """Returns (n, n): whether two diagnoses name organs, and none in common."""
+        diagnoses = [self.questions[row].dimension == "Diagnosis" for row in rows.tolist()]
+        organs = [
+            self.ambiguity_model.organs(row) if known else frozenset()
+            for row, known in zip(rows.tolist(), diagnoses, strict=True)
+        ]
+        return np.array([[bool(a and b and not a & b) for b in organs] for a in organs], dtype=bool)
 
     def doubtful(self, rows: Items) -> Matrix:
         """Returns (n, n): one's gold is close to what is called right elsewhere in the other's patient."""
@@ -286,9 +307,9 @@ def _dealt(questions: Sequence[Question], rows: Items) -> list[Items]:
 
 
 def _packed_portion(pairs: PairRules, rows: Items, seed: int, stem: str) -> tuple[list[QuestionGroup], int]:
-    likeness, unlike_views = pairs.similarity.between(rows), pairs.similarity.unlike_views(rows)
-    doubtful = pairs.doubtful(rows)
-    weight = likeness - DOUBT * doubtful - UNLIKE_VIEWS * unlike_views
+    doubtful = pairs.doubtful(rows) | pairs.ambiguity_model.supported(rows)
+    weight = -pairs.ambiguity(rows) - DOUBT * doubtful
+    weight -= UNLIKE_VIEWS * pairs.similarity.unlike_views(rows) + OTHER_ORGANS * pairs.other_organs(rows)
     packing = pack(pairs.allowed(rows), weight, pairs.patients(rows), seed)
     return [described_group(pairs, rows[list(group)], stem) for group in packing.groups], packing.bound
 
@@ -296,7 +317,8 @@ def _packed_portion(pairs: PairRules, rows: Items, seed: int, stem: str) -> tupl
 def described_group(pairs: PairRules, rows: Items, stem: str) -> QuestionGroup:
     """Returns a group, without a name yet, of four rows."""
     likeness, unlike_views = pairs.similarity.between(rows), pairs.similarity.unlike_views(rows)
-    doubtful = pairs.doubtful(rows)
+    doubtful, ambiguity = pairs.doubtful(rows), pairs.ambiguity(rows)
+    organs = pairs.other_organs(rows)
     six = list(combinations(range(GROUP_SIZE), 2))
     return QuestionGroup(
         "",
@@ -304,6 +326,8 @@ def described_group(pairs: PairRules, rows: Items, stem: str) -> QuestionGroup:
         stem,
         float(np.mean([likeness[pair] for pair in six])),
         not any(unlike_views[pair] for pair in six),
+        float(np.mean([ambiguity[pair] for pair in six])),
+        all(organs[pair] for pair in six),
         tuple((int(rows[left]), int(rows[right])) for left, right in six if doubtful[left, right]),
     )
 

@@ -125,6 +125,14 @@ def exchange_report(
             for (split, dimension), part in found.parts.items()
         ],
         "mean_likeness": sum(group.likeness for group in found.groups) / max(1, len(found.groups)),
+        "ambiguity": {
+            "estimate": sum(group.ambiguity for group in found.groups) / max(1, len(found.groups)),
+            "groups": {
+                group.name: round(group.ambiguity, 4)
+                for group in sorted(found.groups, key=lambda group: (-group.ambiguity, group.name))
+            },
+        },
+        "groups_of_four_organs": [group.name for group in found.groups if group.four_organs],
         "groups_with_unlike_views": [group.name for group in found.groups if not group.same_views]
         if views_known
         else None,

@@ -165,15 +165,30 @@ def test_seed_decides_and_repeats() -> None:
     assert first[0] == first[1] != first[2]
 
 
-def test_alike_tissue_is_preferred() -> None:
-    """Eight patients in two organs: whatever the golds, groups of one organ can be made and are."""
+def test_partners_that_contradict_the_wrong_option_are_preferred() -> None:
+    """Eight patients, two organs: an answer that names another organ than the sources is a safer wrong option."""
     questions = [
-        Question(f"{row}", "Which?", (f"gold{row} only{row}", "x"), 0, None, f"s{row}", f"s{row}", f"p{row}",
-                 rationale="glandular mucosa crypts" if row % 2 else "glial astrocytes neuropil")
+        Question(
+            f"{row}", "Which?", (f"gold{row} {'lung' if row % 2 else 'colon'}", "x"), 0, None, f"s{row}", f"s{row}"
+        )
         for row in range(8)
-    ]  # fmt: skip
-    found = exchange(PairRules(questions))
-    assert sorted(sorted(row % 2 for row in group.members) for group in found.groups) == [[0] * 4, [1] * 4]
+    ]
+    pairs = PairRules(questions, ValidityLimits(max_jaccard=0.9, max_containment=2))
+    found = exchange(pairs)
+    assert [sum(row % 2 for row in group.members) for group in found.groups] == [2, 2]
+    assert all(group.ambiguity < 0.3 for group in found.groups)
+
+
+def test_diagnoses_of_four_organs_are_reported_and_avoided() -> None:
+    organs, findings = ["lung", "colon", "breast", "kidney"] * 2, ["necrosis", "mucin", "keratin", "papillae"]
+    questions = [
+        Question(f"{row}", "Which?", (f"{organ} with {findings[row // 4 + row % 3]}", "x"), 0, "Diagnosis", f"s{row}")
+        for row, organ in enumerate(organs)
+    ]
+    pairs = PairRules(questions, ValidityLimits(max_jaccard=0.9, max_containment=2))
+    assert not any(group.four_organs for group in exchange(pairs).groups)
+    (group,) = exchange(PairRules(questions[:4], pairs.limits)).groups
+    assert group.four_organs
 
 
 def test_groups_of_the_same_views_and_without_doubt_are_preferred() -> None:

@@ -1,0 +1,105 @@
+"""Reasons for a wrong option to be wrong: parsed findings, contradiction, support, and what is not described."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scale_vqa_eval.controls.exchange import PairRules
+from scale_vqa_eval.controls.findings import (
+    CONTRADICTED,
+    NO_FINDING,
+    SUPPORTED,
+    UNKNOWN,
+    FindingParser,
+    option_reasons,
+    read_vocabulary,
+)
+from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.questions import Question
+
+PARSER = FindingParser(read_vocabulary())
+
+
+def stated(text: str) -> set[tuple[str, bool, str | None]]:
+    return {(found.finding, found.present, found.view) for found in PARSER.statements(text)}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Necrosis is seen at low magnification", {("necrosis", True, "low_mag")}),
+        ("There is no necrosis", {("necrosis", False, None)}),
+        ("Mucin pools without necrosis", {("mucin", True, None), ("necrosis", False, None)}),
+        ("Squamous epithelium of the lung", {("lineage: squamous", True, None), ("organ: lung", True, None)}),
+        ("Mucin pools, while necrosis is absent", {("mucin", True, None), ("necrosis", False, None)}),
+        ("Each other option changes the necrosis.", set()),  # says nothing of the images
+    ],
+)
+def test_statements(text: str, expected: set[tuple[str, bool, str | None]]) -> None:
+    assert stated(text) == expected
+
+
+def test_only_in_one_view_denies_the_others() -> None:
+    assert stated("Only the mid view shows necrosis") == {
+        ("necrosis", True, "mid_mag"),
+        ("necrosis", False, "low_mag"),
+        ("necrosis", False, "high_mag"),
+    }
+
+
+def ambiguity(option: str, sources: str) -> float:
+    return option_reasons(PARSER.statements(option), PARSER.statements(sources), PARSER.generic).ambiguity
+
+
+@pytest.mark.parametrize(
+    ("option", "sources", "expected"),
+    [
+        ("Necrosis at low power", "No necrosis at low power", CONTRADICTED),
+        ("Necrosis at low power", "No necrosis at high power", UNKNOWN),  # of another view
+        ("Necrosis", "Mucin pools", UNKNOWN),  # not described is not absent
+        ("Necrosis", "Necrosis and mucin pools", SUPPORTED),
+        ("Necrosis and mucin pools", "Necrosis", UNKNOWN),
+        ("Nuclear atypia with prominent nucleoli", "Mucin pools", NO_FINDING),  # true of nearly any tumour
+        ("Squamous cell carcinoma", "Adenocarcinoma of the colon", CONTRADICTED),
+        ("Adenocarcinoma", "Pulmonary adenocarcinoma", SUPPORTED),  # nested diagnoses
+        ("Adenocarcinoma of the lung", "Adenocarcinoma of the colon", CONTRADICTED),
+    ],
+)
+def test_reasons(option: str, sources: str, expected: float) -> None:
+    assert ambiguity(option, sources) == expected
+
+
+def test_a_vocabulary_can_be_extended(tmp_path: Path) -> None:
+    own = tmp_path / "more.yaml"
+    own.write_text("findings:\n  amyloid: [amyloid]\nexclusive:\n  organ:\n    spleen: [splen]\n")
+    parser = FindingParser(read_vocabulary(own))
+    found = {one.finding for one in parser.statements("Splenic amyloid beside necrosis")}
+    assert found == {"amyloid", "organ: spleen", "necrosis"}
+    own.write_text("findings: 3\nkinds: {}\n")
+    with pytest.raises(InputError) as refused:
+        read_vocabulary(own)
+    assert {str(own) in problem.location for problem in refused.value.problems} == {True}
+    assert len(refused.value.problems) == 2
+
+
+def test_similar_diagnoses_raise_the_estimate() -> None:
+    def path(slide: str, gold: str, diagnosis: str) -> list[Question]:
+        return [
+            Question(f"{slide}1", "Which?", (gold, "x"), 0, "Localization", slide, slide, "p"),
+            Question(f"{slide}2", "What?", (diagnosis, "x"), 0, "Diagnosis", slide, slide, "p"),
+        ]
+
+    questions = [
+        *path("a", "Necrosis in the centre", "Glioblastoma with pseudopalisades"),
+        *path("b", "Mucin at the margin", "Glioblastoma with pseudopalisades"),
+        *path("c", "Keratin in the layer", "Mature teratoma of the ovary"),
+    ]
+    pairs = PairRules(questions)
+    estimates = pairs.ambiguity(np.array([0, 2, 4]))
+    assert estimates[0, 1] == pytest.approx(2 * UNKNOWN) and estimates[0, 2] == pytest.approx(0.6 * UNKNOWN)
+    assert (estimates == estimates.T).all() and not estimates.diagonal().any()
+    organs = pairs.other_organs(np.array([1, 3, 5]))
+    assert not organs[0, 1]
