@@ -26,7 +26,7 @@ from scale_vqa_eval.controls.row_edits import (
     read_source,
     write_rows,
 )
-from scale_vqa_eval.controls.screened import FRESH, Readers, both_ways, fresh_audit, prune, too_few
+from scale_vqa_eval.controls.screened import FRESH, Readers, both_ways, fresh_audit, keep_weights, prune, too_few
 from scale_vqa_eval.controls.summary import (
     audited,
     exchange_report,
@@ -35,10 +35,11 @@ from scale_vqa_eval.controls.summary import (
     note,
     screened_part,
     screened_report,
+    weights_summary,
 )
 from scale_vqa_eval.controls.validity import ValidityLimits
-from scale_vqa_eval.errors import InputError, Problem
-from scale_vqa_eval.files import atomic_write
+from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.files import atomic_write, write_json
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.release_folder.card import CONTROLS
 from scale_vqa_eval.release_folder.read import release_configs
@@ -91,6 +92,12 @@ def _out(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
     help="exchanges: count a question without patient and slide as a patient of its own.",
 )
 @click.option("--no-audit", is_flag=True, help="exchanges: leave the audit before and after out of report and card.")
+@click.option(
+    "--weights",
+    "weights_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="screened: write the keep probabilities of all questions here, as weights for `score --weights`.",
+)
 @click.option("--no-hold-out", is_flag=True, help="screened: do not prune again without each family of probes.")
 def control(data: str, method: str, out: Path, report_path: Path | None, **options: Any) -> None:
     """Make a split of DATA on which a text-only reader is at chance.
@@ -134,7 +141,7 @@ def control(data: str, method: str, out: Path, report_path: Path | None, **optio
 
 
 def _check_options(method: str, options: dict[str, Any]) -> None:
-    foreign: tuple[str, ...] = ("no_hold_out",)
+    foreign: tuple[str, ...] = ("no_hold_out", "weights_path")
     if method == "screened":
         foreign = ("max_jaccard", "vocabulary", "rationales", "allow_unknown_patients", "no_audit")
     given = [f"--{name.replace('_', '-')}" for name in foreign if options[name]]
@@ -198,6 +205,7 @@ def _screened(
     }
     parts: dict[str | None, dict[str, Any]] = {}
     kept: dict[int, RowEdit | None] = {}
+    weighted: dict[str | None, tuple[Any, str]] = {}
     runs = len(splits) * (1 if options["no_hold_out"] else 1 + len(FAMILIES))
     with tqdm(total=runs, desc="prunings", disable=None) as bar:
         readers = Readers(questions, options["seed"], bar.set_postfix_str)
@@ -210,10 +218,41 @@ def _screened(
             held_out = None
             if not options["no_hold_out"] and after is not None:
                 held_out = held_out_figures(readers, rows, bar.update)
+            if options["weights_path"] is not None:
+                weighted[split] = keep_weights(readers, rows)
             parts[split] = screened_part([questions[row] for row in rows], left, pruned, before, after, held_out)
             kept |= dict.fromkeys(pruned.rows.tolist())
     _warn_of_held_out(parts)
-    return kept, screened_report(parts, settings)
+    report = screened_report(parts, settings)
+    if options["weights_path"] is not None:
+        report["weights"] = _write_weights(options["weights_path"], data, readers, splits, weighted)
+    return kept, report
+
+
+def _write_weights(
+    path: Path,
+    data: str,
+    readers: Readers,
+    splits: Mapping[str | None, Any],
+    weighted: Mapping[str | None, tuple[Any, str]],
+) -> dict[str, Any]:
+    """Writes the weights of all splits; returns their summary by split."""
+    values: dict[str, float] = {}
+    summary = {}
+    for split, rows in splits.items():
+        weights, _ = weighted[split]
+        questions = [readers.questions[row] for row in rows]
+        ids = [question.id for question in questions]
+        if twice := sorted(set(ids) & set(values)):
+            hint = "weigh one split at a time with --split"
+            found = f"{len(twice)} ids in two splits, such as {preview(twice[0])}"
+            raise InputError(Problem(data, "ids that are different in every split", found, hint))
+        values |= dict(zip(ids, weights.tolist(), strict=True))
+        summary[split or "all"] = weights_summary(questions, weights, readers.whole(FRESH, rows, FAMILIES))
+    reader = next(iter(weighted.values()))[1]
+    content = {"method": "min_j p_j / p_gold", "seed": readers.seed, "reader": reader, "weights": values}
+    write_json(path, content)
+    return summary
 
 
 def _warn_of_held_out(parts: dict[str | None, dict[str, Any]]) -> None:

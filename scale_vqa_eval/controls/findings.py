@@ -142,7 +142,7 @@ class FindingParser:
         return self._parsed[text]
 
     def _in_clause(self, clause: str) -> set[Statement]:
-        views = [view for view in VIEWS if _VIEW[view].search(clause)]
+        views: list[str | None] = [view for view in VIEWS if _VIEW[view].search(clause)]
         only = bool(views) and _ONLY.search(clause) is not None
         denials = [match.start() for match in NEGATION.finditer(clause)]
         found = set()
@@ -190,7 +190,9 @@ def option_reasons(
         attribute, _, value = statement.finding.partition(": ")
         if value and statement.present:
             values[attribute].add(value)
-    contradicted, supported, unknown = set(), set(), set()
+    contradicted: set[str] = set()
+    supported: set[str] = set()
+    unknown: set[str] = set()
     for statement in option:
         attribute, _, value = statement.finding.partition(": ")
         if value and statement.present and values[attribute]:

@@ -151,6 +151,19 @@ def prune(
     return ScreenedRows(rows, tuple(history), False)
 
 
+def keep_weights(readers: Readers, rows: IntArray) -> tuple[FloatArray, str]:
+    """Returns a weight for each question, and what reader it undoes: the first round's keep probabilities, unsampled.
+
+    Weighted by min_j p_j / p_gold, a question counts as much as it would on average over all subsets that the first
+    round could keep: every option is as likely to be right, for that reader, in the weighted set as in those.
+    """
+    questions = [readers.questions[row] for row in rows]
+    results = _stacked(readers.whole(FIRST, rows, readers.families))
+    probe = stack_probes(questions, results, readers.seed + FIRST)
+    names = ", ".join(sorted(result.name for result in results))
+    return probe.acceptance(), f"calibrated stack, cross-fitted by patient, of the probes {names}"
+
+
 def too_few(questions: Sequence[Question]) -> bool:
     """Tells whether there are too few questions or units to say anything of chance."""
     return len(questions) < MIN_QUESTIONS or len(np.unique(clusters_of(questions).ids)) < MIN_UNITS

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from scale_vqa_eval import __version__
 from scale_vqa_eval.audit.battery import run_battery
 from scale_vqa_eval.audit.clusters import IntArray
-from scale_vqa_eval.audit.probe import Accuracy, ProbeAccuracy, evaluate_probe
+from scale_vqa_eval.audit.probe import Accuracy, FloatArray, ProbeAccuracy, ProbeScores, credit, evaluate_probe
 from scale_vqa_eval.controls.exchange import ExchangeResult
 from scale_vqa_eval.controls.exchange_group import GROUP_SIZE
 from scale_vqa_eval.controls.screened import Readers, ScreenedRows, fresh_audit, prune
@@ -146,6 +147,33 @@ def exchange_report(
         "audit": audit,
         "expert_review": NOT_CONFIRMED,
     }
+
+
+def weights_summary(
+    questions: Sequence[Question], weights: FloatArray, probes: Sequence[ProbeScores]
+) -> dict[str, Any]:
+    """Returns effective sample sizes of weights, and what each probe reaches on the weighted questions.
+
+    Args:
+        questions: n questions.
+        weights: (n,) weights above 0.
+        probes: scores on these questions, with folds that the weights' reader has not used.
+    """
+    dimensions = np.array([question.dimension or "all" for question in questions])
+    reached = {probe.name: float(np.average(credit(probe, questions), weights=weights)) for probe in probes}
+    strongest = max(reached, key=lambda name: reached[name])
+    return {
+        "effective_size": _effective(weights),
+        "effective_size_by_dimension": {
+            str(name): _effective(weights[dimensions == name]) for name in sorted(set(dimensions.tolist()))
+        },
+        "strongest": {"name": strongest, "accuracy": reached[strongest]},
+        "probes": reached,
+    }
+
+
+def _effective(weights: FloatArray) -> float:
+    return round(float(weights.sum() ** 2 / (weights**2).sum()), 2)
 
 
 def screened_report(parts: dict[str | None, dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:

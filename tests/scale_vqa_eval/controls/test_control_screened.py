@@ -12,8 +12,16 @@ from click.testing import CliRunner
 from scale_vqa_eval.audit.battery import FAMILIES
 from scale_vqa_eval.audit.probe import OptionLayout, ProbeScores
 from scale_vqa_eval.controls.command import control
-from scale_vqa_eval.controls.screened import Readers, both_ways, fresh_audit, prune, stack_probes, too_few
-from scale_vqa_eval.controls.summary import figures, held_out_figures
+from scale_vqa_eval.controls.screened import (
+    Readers,
+    both_ways,
+    fresh_audit,
+    keep_weights,
+    prune,
+    stack_probes,
+    too_few,
+)
+from scale_vqa_eval.controls.summary import figures, held_out_figures, weights_summary
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.questions import Question
 
@@ -102,6 +110,18 @@ def test_pruning_repeats_and_follows_the_seed() -> None:
     assert kept[0] == kept[1] != kept[2]
 
 
+def test_weights_take_the_leak_out_and_keep_more_than_the_sample() -> None:
+    questions = leaky(600, 0.7)
+    readers = Readers(questions, 1, families=LIGHT)
+    rows = np.arange(600)
+    weights, reader = keep_weights(readers, rows)
+    assert ((weights > 0) & (weights <= 1)).all() and "medoid" in reader
+    summary = weights_summary(questions, weights, readers.whole(900, rows, LIGHT))
+    assert summary["strongest"]["accuracy"] < 0.4 and summary["probes"]["medoid"] < 0.32
+    assert len(prune(readers, rows).rows) < summary["effective_size"] < 600
+    assert set(summary["effective_size_by_dimension"]) == {"Diagnosis", "Localization"}
+
+
 def test_without_a_leak_nothing_is_taken_out() -> None:
     kept = []
     for seed in range(4):
@@ -153,6 +173,8 @@ def test_command_writes_rows_as_they_were_and_reports_the_price(tmp_path: Path) 
         "--method",
         "screened",
         "--no-hold-out",
+        "--weights",
+        str(tmp_path / "w.json"),
         "--json",
         str(tmp_path / "r.json"),
     ]
@@ -163,6 +185,10 @@ def test_command_writes_rows_as_they_were_and_reports_the_price(tmp_path: Path) 
     assert 20 <= len(rows) < 300 and all(row in source for row in rows)
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["reached"] and report["kept"] == len(rows)
+    weights = json.loads((tmp_path / "w.json").read_text())
+    assert list(weights) == ["method", "seed", "reader", "weights"] and weights["seed"] == 42
+    assert len(weights["weights"]) == 300 and all(0 < value <= 1 for value in weights["weights"].values())
+    assert report["weights"]["all"]["effective_size"] >= len(rows)
     (part,) = report["splits"]
     assert part["by_dimension"] == {"Correspondence": {"questions": 300, "kept": len(rows)}}
     assert part["audit"]["before"]["strongest"]["accuracy"] > 0.5
