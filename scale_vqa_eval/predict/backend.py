@@ -6,7 +6,7 @@ import hashlib
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -169,6 +169,19 @@ class Backend(Protocol):
 
     def run(self, config: InferenceConfig, paths: Sequence[Sequence[Request]], sink: AnswerSink) -> None:
         """Asks everything; ``paths`` has one list per path, whose questions share their images."""
+
+
+def readable_messages(
+    requests: Sequence[Request], messages: Callable[[Request], list[dict[str, Any]]], sink: AnswerSink
+) -> list[tuple[Request, list[dict[str, Any]]]]:
+    """Returns requests with their messages; one whose image cannot be read fails alone."""
+    found = []
+    for request in requests:
+        try:
+            found.append((request, messages(request)))
+        except InputError as error:
+            sink.fail(request, str(error))
+    return found
 
 
 def majority_vote(responses: Sequence[str], options: int) -> str:

@@ -175,17 +175,18 @@ def _without_secrets(value: Any) -> Any:
 
 def _report(result: RunResult, out: Path, allow_failures: bool) -> int:
     """Says how the run ended; 0 where every question has an answer or the limit was reached, 1 where some failed."""
-    counts = f"{result.answered} answered, {len(result.failures)} failed, {result.left} not asked"
+    failures = result.file.failures
+    counts = f"{len(result.file.answered)} answered, {len(failures)} failed, {result.left} not asked"
     click.echo(f"{out}: {counts}", err=True)
-    if allow_failures and result.left and result.failures:
+    if allow_failures and result.left and failures:
         click.echo("--allow-failures: nothing is written while questions are not asked", err=True)
     if result.prompt_tokens:
         share = result.cached_tokens / result.prompt_tokens
         click.echo(f"prefix cache: {share:.1%} of {result.prompt_tokens:,} prompt tokens", err=True)
-    for (name, rotation), reason in list(result.failures.items())[:_FAILURES_SHOWN]:
+    for (name, rotation), reason in list(failures.items())[:_FAILURES_SHOWN]:
         shown = "" if rotation is None else f" (rotation {rotation})"
         click.echo(f"failed: {name}{shown}: {reason}", err=True)
-    if result.failures:
+    if failures:
         from scale_vqa_eval.predict.predictions_file import failures_path
 
         click.echo(
@@ -194,31 +195,23 @@ def _report(result: RunResult, out: Path, allow_failures: bool) -> int:
             err=True,
         )
     sys.stderr.flush()
-    return 1 if result.failures else 0
+    return 1 if failures else 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunResult:
-    """How a run ended: answered, failed with their reasons, and not asked yet.
+    """The sink of a run, and how it ended: takes the vote, writes, counts.
 
     Attributes:
+        file: the predictions file, with what was answered and what failed.
+        left: questions that were not asked.
         prompt_tokens: of the questions asked now whose cached tokens are known, the first sample of each.
         cached_tokens: those of them that came out of a prefix cache.
     """
 
-    answered: int
-    failures: Mapping[tuple[str, int | None], str]
-    left: int
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-
-
-@dataclass
-class _AnswerKeeper:
-    """The sink of a run: takes the vote, writes, counts."""
-
     file: PredictionsFile
-    bar: Any
+    bar: Any = None
+    left: int = 0
     failed: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -295,18 +288,16 @@ def run(
             open_requests = open_requests[: None if limit is None else limit - chosen]
             chosen += len(open_requests)
             paths += [open_requests] if open_requests else []
-        counted = (0, 0)
+        result = RunResult(file)
         if paths:
             for warning in backend.check(config, paths):
                 click.echo(f"warning: {warning}", err=True)
             title = f"{config.model} ({len(file.answered)} done)"
-            with tqdm(total=chosen, desc=title, unit="question") as bar:
-                keeper = _AnswerKeeper(file, bar)
-                backend.run(config, paths, keeper)
-            counted = (keeper.prompt_tokens, keeper.cached_tokens)
-        left = len(requests) - len(file.answered) - len(file.failures)
-        if allow_failures and not left:
+            with tqdm(total=chosen, desc=title, unit="question") as result.bar:
+                backend.run(config, paths, result)
+        result.left = len(requests) - len(file.answered) - len(file.failures)
+        if allow_failures and not result.left:
             file.accept_failures()
         if len(file.answered) == len(requests):
             file.sort_and_rewrite()
-        return RunResult(len(file.answered), dict(file.failures), left, *counted)
+        return result

@@ -18,7 +18,14 @@ from typing import Any, Final
 from jinja2 import TemplateError
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.predict.backend import AnswerSink, InferenceConfig, ModelAnswer, largest_request, model_digest
+from scale_vqa_eval.predict.backend import (
+    AnswerSink,
+    InferenceConfig,
+    ModelAnswer,
+    largest_request,
+    model_digest,
+    readable_messages,
+)
 from scale_vqa_eval.predict.requests import Request
 from scale_vqa_eval.text import restore_thoughts
 
@@ -79,22 +86,14 @@ class TransformersBackend:
         for start in range(0, len(requests), window := self.batch_size * _WINDOW):
             ordered = sorted(requests[start : start + window], key=size)
             for first in range(0, len(ordered), self.batch_size):
-                self._batch(config, ordered[first : first + self.batch_size], sink)
+                batch = ordered[first : first + self.batch_size]
+                if readable := readable_messages(batch, config.processor_messages, sink):
+                    self._generate(config, readable, sink)
 
     def _load(self, config: InferenceConfig) -> tuple[Any, Any]:
         if self._loaded is None:
             self._loaded = load(config)
         return self._loaded
-
-    def _batch(self, config: InferenceConfig, requests: Sequence[Request], sink: AnswerSink) -> None:
-        readable = []
-        for request in requests:
-            try:
-                readable.append((request, config.processor_messages(request)))
-            except InputError as error:
-                sink.fail(request, str(error))
-        if readable:
-            self._generate(config, readable, sink)
 
     def _generate(
         self, config: InferenceConfig, readable: Sequence[tuple[Request, list[dict[str, Any]]]], sink: AnswerSink

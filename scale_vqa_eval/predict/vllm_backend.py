@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.predict.backend import AnswerSink, InferenceConfig, ModelAnswer, largest_request, model_digest
+from scale_vqa_eval.predict.backend import (
+    AnswerSink,
+    InferenceConfig,
+    ModelAnswer,
+    largest_request,
+    model_digest,
+    readable_messages,
+)
 from scale_vqa_eval.predict.requests import Request
 from scale_vqa_eval.text import restore_thoughts
 
@@ -86,12 +93,7 @@ class VllmBackend:
 
     def _ask_together(self, config: InferenceConfig, requests: Sequence[Request], sink: AnswerSink) -> None:
         """Asks some questions together; one that the engine refuses fails alone."""
-        readable = []
-        for request in requests:
-            try:
-                readable.append((request, config.server_messages(request)))
-            except InputError as error:
-                sink.fail(request, str(error))
+        readable = readable_messages(requests, config.server_messages, sink)
         if not readable:
             return
         settings = [_sampling_params(config, request) for request, _ in readable]

@@ -116,7 +116,7 @@ def test_structured_answers_are_complete_ones(release: Path, server: str, tmp_pa
     [
         (("--config", "grounding"), "limit-mm-per-prompt"),
         (("--max-tokens", "2000"), "at most 2048 tokens"),
-        (("--model", "nope"), "a model that the server has .tiny."),
+        (("--model", "nope"), "name one of its models .tiny."),
     ],
 )
 def test_what_the_server_cannot_do_is_one_error_before_any_work(
