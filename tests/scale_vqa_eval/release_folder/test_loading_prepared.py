@@ -37,7 +37,7 @@ def command(home: Path, *words: str, cwd: Path | None = None, code: str | None =
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 
