@@ -325,7 +325,7 @@ def _copy_without_paths(source: Path, target: Path) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(Problem(str(path), "JSON", preview(str(error)), "save it again")) from error
     if not isinstance(content, dict):
         raise InputError(Problem(str(path), "a JSON object", preview(content), "save it again"))

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Final
 from scale_vqa_eval.errors import InputError, Problem, preview
 
 MAX_YAML_VALUES: Final = 1_000_000
+MAX_YAML_DEPTH: Final = 500
 
 
 @contextlib.contextmanager
@@ -83,10 +85,16 @@ def parse_yaml(text: str, location: str) -> Any:
     """Returns the value of a YAML text, built by the safe loader.
 
     Raises:
-        InputError: if it is not YAML, or its aliases stand for more than a million values or for themselves.
+        InputError: if it is not YAML, is nested too deeply, or its aliases stand for more than a million values.
     """
     import yaml
 
+    depth = 0
+    for bracket in re.findall(r"[\[\]{}]", text):  # the loader takes quadratic time for brackets in brackets
+        depth = depth + 1 if bracket in "[{" else max(depth - 1, 0)
+        if depth > MAX_YAML_DEPTH:
+            expected, found = f"YAML of at most {MAX_YAML_DEPTH} levels", "values nested too deeply"
+            raise InputError(Problem(location, expected, found, "fix the file"))
     try:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from scale_vqa_eval.errors import InputError, Problem, preview, validated
+from scale_vqa_eval.files import parse_yaml
 from scale_vqa_eval.llm import ChatSettings, endpoint_name
 
 _MAX_TOKENS: Final = {"decompose": 4096, "generate": 2048, "analyse": 1024}
@@ -124,7 +124,7 @@ def read_settings(file: Path) -> CurationSettings:
         InputError: with every key that is unknown, missing or of another kind.
     """
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raw = parse_yaml(file.read_text(encoding="utf-8-sig"), str(file))
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(Problem(str(file), "a YAML file", preview(str(error), 200), "correct it")) from error
     return validated(CurationSettings, raw, str(file))

@@ -6,9 +6,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.files import parse_yaml
 
 SHIPPED: Final = {"scale-vqa-test": "scale_vqa_test_scores.yaml"}
 """Names of the figures that come with this package, and their files."""
@@ -31,7 +30,7 @@ def read_reported_scores(source: str | Path) -> dict[str, Any]:
     name = SHIPPED.get(str(source))
     path = files("scale_vqa_eval.audit") / "templates" / name if name else Path(source)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        content = parse_yaml(path.read_text(encoding="utf-8-sig"), str(source))
         models = content.get("models", content)
         about = {
             key: str(content[key]) if "models" in content and key in content else None for key in ("source", "data")
@@ -41,7 +40,7 @@ def read_reported_scores(source: str | Path) -> dict[str, Any]:
                 str(model): {str(part): _share(value) for part, value in row.items()} for model, row in models.items()
             }
         }
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         expected = "YAML or JSON with models: {NAME: {all: 58.5, Diagnosis: 65.2}}, accuracies in per cent"
         hint = f"fix the file, or name one of {', '.join(SHIPPED)}"
         raise InputError(Problem(str(source), expected, preview(" ".join(str(error).split()), 200), hint)) from error

@@ -29,8 +29,8 @@ def read_results(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(Problem(str(path), "a results file", preview(str(error)), "run `scale-vqa score`")) from error
     if not isinstance(content, dict) or not {"accuracy", "by_dimension", "provenance"} <= content.keys():
         expected = "a results file with accuracy, by_dimension and provenance"

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from dataset_script.curate.settings import read_settings
+from scale_vqa_eval.audit.reported_scores import read_reported_scores
 from scale_vqa_eval.errors import InputError, preview
 from scale_vqa_eval.files import parse_json, parse_yaml
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.release_folder.card import head
 from scale_vqa_eval.release_folder.read import release_configs
+from scale_vqa_eval.scoring.results import read_results
 
 LEVELS = [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 12)]
 BOMB = "a0: &a0 [x, x]\n" + "\n".join(LEVELS)
@@ -28,8 +31,10 @@ YAML = {
     "configs of aliases": f"{BOMB}\nconfigs: *a11",
     "an alias of itself": "configs: &a [*a]",
     "an alias of its own value": "configs: &a {config_name: *a}",
-    "deep lists": "configs: " + "[" * 20_000,
-    "deep mappings": "configs: " + "{a: " * 20_000,
+    "deep lists": "configs: " + "[" * 200_000,
+    "deep mappings": "configs: " + "{a: " * 200_000,
+    "deep block lists": "configs: " + "- " * 20_000,
+    "deep block mappings": "\n".join(" " * level + "a:" for level in range(1200)),
     "a long integer": f"configs: {HUGE}",
     "a long integer in base 60": "configs: " + ":".join(["59"] * 5000),
     "a date that does not exist": "configs: 2026-13-45",
@@ -42,9 +47,9 @@ YAML = {
 
 @pytest.fixture(autouse=True)
 def quick() -> Iterator[None]:
-    start = time.monotonic()
+    start = time.process_time()
     yield
-    assert time.monotonic() - start < 30
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("kind", YAML)
@@ -56,6 +61,24 @@ def test_a_card_is_refused_by_name(kind: str, tmp_path: Path) -> None:
             read(tmp_path)
         assert all(problem.location == str(card) for problem in caught.value.problems)
         assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("kind", YAML)
+def test_settings_and_reported_figures_are_refused_by_name(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(YAML[kind])
+    for read in (read_settings, read_reported_scores):
+        with pytest.raises(InputError) as caught:
+            read(file)
+        assert all(problem.location.startswith(str(file)) for problem in caught.value.problems)
+        assert len(str(caught.value)) < 3000
+
+
+def test_results_of_any_depth_are_refused_by_name(tmp_path: Path) -> None:
+    for text in ("[" * 100_000, f'{{"accuracy": {HUGE}}}', "{}", "[NaN"):
+        (tmp_path / "results.json").write_text(text)
+        with pytest.raises(InputError, match="results"):
+            read_results(tmp_path / "results.json")
 
 
 def test_aliases_in_reason_are_read() -> None:
