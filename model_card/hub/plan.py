@@ -6,9 +6,11 @@ import fnmatch
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from importlib.resources import files
 from typing import Any, Final
 
 import click
+from jinja2 import Environment
 
 from model_card.cards.check import dataset_info_problems, mixed_files
 from model_card.cards.croissant import NAME as CROISSANT
@@ -104,34 +106,15 @@ class PublishPlan:
 
     def table(self) -> str:
         """Returns what would change, file by file, and which parts of the remote's card stay."""
-        request, remote, local = self.request, self.remote, self.local
-        state = f"at {(remote.commit or 'no commit')[:12]}" if remote.exists else "is not there yet"
-        state = f"NOT READ: {remote.not_read}" if remote.not_read else state
-        target = "as a pull request" if request.pr else f"tag {request.tag}"
-        visibility = "private" if self.private else "public" if not remote.not_read else "visibility unknown"
-        lines = [f"{request.kind.name} {request.repo} ({visibility}, {state}) from {request.folder}, {target}", ""]
-        lines.append(f"{'':8}  {'size':>9}  {'sha256':12}  file")
-        for row in self.rows():
-            size, digest = size_text(row["size"]), (row["sha256"] or "")[:12]
-            lines.append(f"{row['change']:8}  {size:>9}  {digest:12}  {_printable(row['path'])}")
-        lines += [f"{'left out':8}  {'':9}  {'':12}  {_printable(path)} ({why})" for path, why in local.left_out]
-        files, deletes = self.pending(remote)
-        total = size_text(sum(file.size for file in files))
-        lines += ["", f"{len(files)} files ({total}) to send, {len(deletes)} to delete"]
-        if self.card.kept:
-            lines.append(f"card: kept from the Hub, because somebody wrote it there: {'; '.join(self.card.kept)}")
-        if self.card.added:
-            lines.append(f"card: only on the Hub, and kept: {'; '.join(self.card.added)}")
-        if local.gaps:
-            then = "published as it is"
-            if self.undeclared:
-                then = f"--yes REFUSES {len(self.undeclared)} of them"
-            elif not request.incomplete_card:
-                then += ", because the card says so itself"
-            lines.append(f"card: INCOMPLETE, {len(local.gaps)} things are missing or wrong; {then}:")
-            lines += [f"  {gap}" for gap in local.gaps]
-        accepted = f", {len(local.accepted)} findings accepted by --allow" if local.accepted else ""
-        return "\n".join([*lines, *local.scanned.lines(accepted)])
+        source = files("model_card").joinpath("templates", "plan.txt.j2").read_text(encoding="utf-8")
+        environment = Environment(trim_blocks=True, lstrip_blocks=True)
+        environment.filters |= {"size": size_text, "printable": _printable}
+        pending, deletes = self.pending(self.remote)
+        total = sum(file.size for file in pending)
+        accepted = f", {len(self.local.accepted)} findings accepted by --allow" if self.local.accepted else ""
+        values = {"pending": len(pending), "total": total, "deletes": len(deletes)}
+        text = environment.from_string(source).render(plan=self, scan=self.local.scanned.lines(accepted), **values)
+        return text.rstrip("\n")
 
 
 def make_plan(

@@ -37,30 +37,29 @@ _PATH_HINT: Final = "write a relative path or a name in its place"
 _SECRET_KEY: Final = re.compile(r"pass|pwd|secret|token|key|auth|cred|wandb|aws|login|cookie|bearer", re.IGNORECASE)
 
 _RULES: Final = {
-    "Hugging Face token": r"\b(?:hf|api_org)_[A-Za-z0-9]{30,}\b",
-    "Google API key": r"\bAIza[0-9A-Za-z_-]{35}\b",
-    "OpenAI key": r"\bsk-(?:proj-|svcacct-|admin-)?[A-Za-z0-9_-]{40,}",
-    "Anthropic key": r"\bsk-ant-[A-Za-z0-9_-]{24,}",
-    "private key": r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----",
-    "GitHub token": r"\bgithub_pat_[A-Za-z0-9_]{40,}",
-    "npm token": r"\bnpm_[A-Za-z0-9]{36}\b",
-    "Replicate token": r"\br8_[A-Za-z0-9]{30,}\b",
-    "Groq key": r"\bgsk_[A-Za-z0-9]{40,}\b",
-    "NVIDIA key": r"\bnvapi-[A-Za-z0-9_-]{40,}",
-    "Weights & Biases key": (
-        r"(?i)\bwandb_v1_[A-Za-z0-9_]{20,}|wandb[^\n]{0,40}?(?<![0-9a-f])([0-9a-f]{40})(?![0-9a-f])"
-    ),
-    "AWS secret key": (
+    "hf_ api_org_": r"\b(?:hf|api_org)_[A-Za-z0-9]{30,}\b",
+    "aiza": r"\bAIza[0-9A-Za-z_-]{35}\b",
+    "sk-": r"\bsk-(?:proj-|svcacct-|admin-)?[A-Za-z0-9_-]{40,}",
+    "sk-ant-": r"\bsk-ant-[A-Za-z0-9_-]{24,}",
+    "private": r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----",
+    "github_pat_": r"\bgithub_pat_[A-Za-z0-9_]{40,}",
+    "npm_": r"\bnpm_[A-Za-z0-9]{36}\b",
+    "r8_": r"\br8_[A-Za-z0-9]{30,}\b",
+    "gsk_": r"\bgsk_[A-Za-z0-9]{40,}\b",
+    "nvapi-": r"\bnvapi-[A-Za-z0-9_-]{40,}",
+    "wandb": (r"(?i)\bwandb_v1_[A-Za-z0-9_]{20,}|wandb[^\n]{0,40}?(?<![0-9a-f])([0-9a-f]{40})(?![0-9a-f])"),
+    "aws amazon secret": (
         r"(?i)(?:aws|amazon|secret)[\w .-]{0,30}?(?:key|secret)\w{0,10}[\"'\s]*[:=>]{1,2}\s*[\"']?"
         r"([A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])"
     ),
-    "AWS secret key beside its id": (
+    "akia asia": (
         r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b[^\0]{0,100}?(?<![A-Za-z0-9/+=])(?=[^\0]{0,39}[/+g-z])"
         r"([A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])"
     ),
-    "Bearer header": r"(?i)\bbearer\s+(?=[^\s\"']*\d)([A-Za-z0-9._~+/-]{20,}=*)",
-    "netrc password": r"(?i)\bmachine\s+\S+\s+login\s+\S+\s+password\s+(\S{4,})",
+    "bearer": r"(?i)\bbearer\s+(?=[^\s\"']*\d)([A-Za-z0-9._~+/-]{20,}=*)",
+    "machine": r"(?i)\bmachine\s+\S+\s+login\s+\S+\s+password\s+(\S{4,})",
 }
+"""Literals, of which one is in every text that a rule matches (in lower case) -> the rule; a group is the secret."""
 _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]")
 _BASIC: Final = re.compile(r"(?i)\bbasic\s+([A-Za-z0-9+/]{8,}={0,2})(?![A-Za-z0-9+/=])")
 # addresses are not secrets, and these three take most of the time to find keys of one provider
@@ -231,8 +230,9 @@ def _in_text(text: str, own: LocalSecrets, paths: bool) -> Iterator[tuple[str, s
         if (start := text.find(secret)) >= 0:
             yield OWN_SECRET, secret, start
     ascii_text = _NOT_ASCII.sub(" ", text)  # a key ends where a letter with an accent begins
-    for pattern in secret_patterns():
-        for match in pattern.finditer(ascii_text):
+    lowered = ascii_text.lower()
+    for literals, pattern in secret_patterns():
+        for match in pattern.finditer(ascii_text) if any(one in lowered for one in literals) else ():
             yield "secret", match[match.lastindex or 0], match.start(match.lastindex or 0)
     for match in _BASIC.finditer(text):
         if _is_login(match[1]):
@@ -263,8 +263,8 @@ def _is_login(text: str) -> bool:
 
 
 @functools.cache
-def secret_patterns() -> tuple[re.Pattern[str], ...]:
-    """Returns the regular expressions of all known formats of secrets; a last group, if any, is the secret.
+def secret_patterns() -> tuple[tuple[Sequence[str], re.Pattern[str]], ...]:
+    """Returns (literals, regular expression) of all known formats of secrets; a last group, if any, is the secret.
 
     Raises:
         ModuleNotFoundError: if detect-secrets is not installed (extra ``publish``).
@@ -272,13 +272,15 @@ def secret_patterns() -> tuple[re.Pattern[str], ...]:
     import detect_secrets.plugins as plugins
     from detect_secrets.plugins.base import RegexBasedDetector
 
-    found = [re.compile(text) for text in _RULES.values()]
+    found: list[tuple[Sequence[str], re.Pattern[str]]] = [
+        (tuple(literals.split()), re.compile(text)) for literals, text in _RULES.items()
+    ]
     for info in sorted(pkgutil.iter_modules(plugins.__path__), key=lambda info: info.name):
         module = importlib.import_module(f"{plugins.__name__}.{info.name}")
         for name, plugin in sorted(vars(module).items()):
             concrete = inspect.isclass(plugin) and not inspect.isabstract(plugin)
             if concrete and issubclass(plugin, RegexBasedDetector) and name not in _LEFT_OUT | _TOO_LOOSE:
-                found += plugin().denylist
+                found += [(("",), pattern) for pattern in plugin().denylist]
     return tuple(found)
 
 
