@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from dataset_script.slides.wsi import OpenSlideSource
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import atomic_write, sha256_json
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Raised when the bytes of plans or archives change for the same settings."""
 BATCH: Final = 2
 """Groups in one archive."""
@@ -98,7 +98,8 @@ def make_plan(task: tuple[SlideWork, GroundingSettings]) -> tuple[Problem, ...]:
         return ()
     try:
         with OpenSlideSource(work.slide, settings.mpp) as source:
-            work.write_plan(plan_slide(source, settings))
+            plan = plan_slide(source, settings)
+            work.write_plan(replace(plan, notes=(*source.notes, *plan.notes)))
     except InputError as error:
         return error.problems
     return ()

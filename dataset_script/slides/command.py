@@ -80,7 +80,11 @@ class ViewSizeList(click.ParamType):
     default=(),
     help="Pixels per side, kept exactly. Default: 512, or less, with a note, on a slide too small for it.",
 )
-@click.option("--mpp", type=click.FloatRange(0, min_open=True), help="Um per pixel of slides that do not state it.")
+@click.option(
+    "--mpp",
+    type=click.FloatRange(0, min_open=True),
+    help="Um per pixel of level 0, in place of what the slides state.",
+)
 @click.option(
     "--distractors", type=click.Choice(["same-slide", "cross-slide"]), default="same-slide", show_default=True
 )

@@ -41,7 +41,7 @@ class GroundingSettings:
         sizes: (view, pixels) that were asked for by number.
         least_tissue: minimum share of tissue in 40x and 200x fields; a quarter of it in 10x fields.
         distractors: ``same-slide`` or ``cross-slide``.
-        mpp: um per pixel of slides that do not state it.
+        mpp: um per pixel of level 0, in place of what the slides state.
     """
 
     paths_per_slide: int = 40

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,15 @@ class SlideFiles:
 def find_slides(places: Sequence[Path]) -> SlideFiles:
     """Returns the slide files among files and folders (with sub-folders, without hidden files).
 
+    The DICOM files of one series in a folder are one slide: OpenSlide opens it by any of them.
+
     Raises:
         InputError: for a named file that is not a slide, two slides of one name, or no slide.
     """
     import openslide
 
     slides: dict[str, Path] = {}
+    seen_series: set[str | None] = set()
     skipped: list[Path] = []
     problems: list[Problem] = []
     for place in places:
@@ -45,10 +49,16 @@ def find_slides(places: Sequence[Path]) -> SlideFiles:
                     )
                 else:
                     skipped.append(path)
-            elif path.stem not in slides:
-                slides[path.stem] = path
-            elif not path.samefile(slides[path.stem]):
-                found = f"the name {preview(path.stem)} of {slides[path.stem]} too"
+                continue
+            series = _dicom_series(path)
+            if series is not None and series in seen_series:
+                continue  # another level of a slide that OpenSlide opens as a whole
+            seen_series.add(series)
+            name = unicodedata.normalize("NFC", path.stem)
+            if name not in slides:
+                slides[name] = path
+            elif not path.samefile(slides[name]):
+                found = f"the name {preview(path.stem)} of {slides[name]} too"
                 problems.append(Problem(str(path), "a slide name of its own", found, "rename one, or leave one out"))
     if not slides and not problems:
         location = ", ".join(str(place) for place in places)
@@ -100,6 +110,19 @@ def read_patients(slides: Sequence[Path], table: Path | None) -> dict[str, str]:
     if problems:
         raise InputError(problems)
     return {name: patient for name, patient in named.items() if patient is not None}
+
+
+def _dicom_series(path: Path) -> str | None:
+    """Returns the series of a DICOM slide; None for other formats, and where the file cannot be opened."""
+    import openslide
+
+    if openslide.OpenSlide.detect_format(str(path)) != "dicom":
+        return None
+    try:
+        with openslide.OpenSlide(str(path)) as slide:
+            return slide.properties.get("dicom.SeriesInstanceUID")
+    except openslide.OpenSlideError:
+        return None
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
-from PIL import Image
+from PIL import Image, ImageCms
 
 from scale_vqa_eval.errors import InputError, Problem, preview
 
+MIN_MPP: Final = 0.05
+MAX_MPP: Final = 20.0
+"""Um per pixel of level 0 that a slide can have; a scale outside is a converter's placeholder or a slip."""
 UM_AT_1X: Final = 10.0
 """By convention an objective of power P scans at 10/P um per pixel: 40x at 0.25, 20x at 0.5."""
 ANISOTROPY_LIMIT: Final = 1.01
@@ -86,7 +89,7 @@ class OpenSlideSource:
 
     Args:
         path: the slide file.
-        mpp: um per pixel of level 0 for a slide that does not state it; see ``slide_mpp``.
+        mpp: um per pixel of level 0, in place of what the file states; see ``slide_mpp``.
 
     Raises:
         InputError: where OpenSlide cannot open the file, or no scale is known.
@@ -108,7 +111,25 @@ class OpenSlideSource:
             self._slide.close()
             raise
         self.size: tuple[int, int] = self._slide.dimensions
+        self._to_srgb = _srgb_transform(self._slide.color_profile)
         self._background = "#" + self._slide.properties.get("openslide.background-color", "FFFFFF")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the scale and the colours differ from what the file states, one line each."""
+        notes = ()
+        properties = {**self._slide.properties}
+        try:
+            stated = slide_mpp(properties, self.path)
+        except InputError:
+            text = ", ".join(properties[key] for key in ("openslide.mpp-x", "openslide.mpp-y") if key in properties)
+            notes = (f"scale of {self.mpp:g} um/px as given with --mpp, not {text} um/px as stated",) if text else ()
+        else:
+            if abs(stated / self.mpp - 1) > ANISOTROPY_LIMIT - 1:
+                notes = (f"scale of {self.mpp:g} um/px as given with --mpp, not {stated:g} um/px as stated",)
+        if self._to_srgb is not None:
+            notes += ("colours converted from the slide's ICC profile to sRGB",)
+        return notes
 
     def __enter__(self) -> OpenSlideSource:
         return self
@@ -169,7 +190,8 @@ class OpenSlideSource:
         )
         # enlarging by a few per cent cannot alias: four taps do as well as six
         kernel = Image.Resampling.LANCZOS if wanted > down else Image.Resampling.BICUBIC
-        return raw.resize(shape, kernel, box=crop)
+        image = raw.resize(shape, kernel, box=crop)
+        return image if self._to_srgb is None else ImageCms.applyTransform(image, self._to_srgb) or image
 
     def _read_raw(
         self, corner: tuple[int, int], level: int, size: tuple[int, int], reduce: int, box: Box
@@ -218,6 +240,14 @@ def best_level(downsamples: Sequence[float], wanted: float) -> int:
     return max(fine, key=lambda index: downsamples[index], default=0)
 
 
+def _srgb_transform(profile: Any) -> Any:
+    """Returns the transform from a slide's ICC profile to sRGB, or None where there is none or it is sRGB."""
+    if profile is None or "sRGB" in (ImageCms.getProfileDescription(profile) or ""):
+        return None
+    srgb = ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(profile, srgb, "RGB", "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC)
+
+
 def flattened(pixels: Image.Image, background: str) -> Image.Image:
     """Returns RGBA pixels laid over a background colour (``#RRGGBB``) as RGB; unscanned parts are transparent."""
     if pixels.mode != "RGBA" or pixels.getchannel(3).getextrema() == (255, 255):
@@ -230,34 +260,43 @@ def _within(value: float, limit: int) -> float:
 
 
 def slide_mpp(properties: Mapping[str, str], path: Path, given: float | None = None) -> float:
-    """Returns um per pixel of level 0: as stated, else by the objective's power, else as given.
+    """Returns um per pixel of level 0: as given, else as stated, else by the objective's power.
 
     Args:
         properties: OpenSlide's properties of the slide.
         path: the slide, for messages.
-        given: scale that the user gives for slides that state none.
+        given: the scale that the user gives; it wins over the stated one, which may be a placeholder.
 
     Raises:
-        InputError: where no scale is known, or pixels are not square.
+        InputError: where no scale is known, it cannot be that of a slide, or pixels are not square.
     """
+    if given is not None:
+        return _plausible(given, path, "--mpp")
     stated_x, stated_y = (_positive(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
     if stated_x and stated_y:
+        for stated in (stated_x, stated_y):
+            _plausible(stated, path, "the stated scale")
         if max(stated_x, stated_y) <= min(stated_x, stated_y) * ANISOTROPY_LIMIT:
             return (stated_x + stated_y) / 2
-        if given:
-            return given
         found = f"{stated_x:g} across and {stated_y:g} down"
         raise InputError(Problem(str(path), "square pixels", f"{found} um/px", "resample the slide, or give --mpp"))
     if stated_x or stated_y:
-        return stated_x or stated_y or math.nan
+        return _plausible(stated_x or stated_y or math.nan, path, "the stated scale")
     power = _positive(properties.get("openslide.objective-power"))
     if power:
-        return UM_AT_1X / power
-    if given:
-        return given
+        return _plausible(UM_AT_1X / power, path, "the objective's power")
     stated = {key: properties[key] for key in sorted(properties) if key.startswith(("openslide.mpp", "openslide.obj"))}
     expected = "a scale: openslide.mpp-x and -y, or openslide.objective-power"
     raise InputError(Problem(str(path), expected, preview(stated or "neither"), "give it with --mpp UM_PER_PIXEL"))
+
+
+def _plausible(mpp: float, path: Path, source: str) -> float:
+    if MIN_MPP <= mpp <= MAX_MPP:
+        return mpp
+    expected = f"{MIN_MPP:g} to {MAX_MPP:g} um/px at level 0"
+    found = f"{mpp:g} um/px by {source}"
+    hint = "correct it" if source == "--mpp" else "it may be a converter's placeholder: give the scale with --mpp"
+    raise InputError(Problem(str(path), expected, found, hint))
 
 
 def _positive(text: str | None) -> float | None:

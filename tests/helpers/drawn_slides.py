@@ -14,9 +14,11 @@ from dataset_script.slides.thumbnail import map_slide
 Pixels = NDArray[np.uint8]
 
 
-def write_slide(path: Path, levels: list[Pixels], mpp: float | None = 0.5, compression: str | None = None) -> Path:
+def write_slide(
+    path: Path, levels: list[Pixels], mpp: float | None = 0.5, compression: str | None = None, icc: bytes | None = None
+) -> Path:
     """Writes levels, largest first, as a tiled pyramidal TIFF; ``mpp`` None leaves the scale out."""
-    options = {"tile": (256, 256), "photometric": "rgb", "compression": compression}
+    options = {"tile": (256, 256), "photometric": "rgb", "compression": compression, "iccprofile": icc}
     if mpp is not None:
         options |= {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
     with tifffile.TiffWriter(path) as file:

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from drawn_slides import tissue_pixels, tissue_slide, write_slide
 
+from dataset_script.slides import slide_files
 from dataset_script.slides.command import slides
 from dataset_script.slides.slide_files import find_slides, read_patients
 from scale_vqa_eval.errors import InputError
@@ -47,6 +48,23 @@ def test_two_slides_of_one_name_are_a_problem(folder: Path, tmp_path: Path) -> N
     write_slide(tmp_path / "stated.tif", [tissue_pixels(300, 300, seed=0)])
     with pytest.raises(InputError, match="a slide name of its own"):
         find_slides([folder, tmp_path])
+
+
+def test_the_dicom_files_of_one_series_are_one_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("level-0.tif", "level-1.tif", "other.tif"):
+        write_slide(tmp_path / name, [tissue_pixels(300, 300, seed=0)])
+    series = {"level-0": "1.2.3", "level-1": "1.2.3", "other": "4.5"}
+    monkeypatch.setattr(slide_files, "_dicom_series", lambda path: series[path.stem])
+    assert [path.name for path in find_slides([tmp_path]).slides] == ["level-0.tif", "other.tif"]
+    assert [path.name for path in find_slides(sorted(tmp_path.iterdir())).slides] == ["level-0.tif", "other.tif"]
+
+
+def test_composed_and_decomposed_names_are_one_name(tmp_path: Path) -> None:
+    for folder, name in (("a", "nai\u0308ve.tif"), ("b", "na\u00efve.tif")):
+        (tmp_path / folder).mkdir()
+        write_slide(tmp_path / folder / name, [tissue_pixels(300, 300, seed=0)])
+    with pytest.raises(InputError, match="a slide name of its own"):
+        find_slides([tmp_path])
 
 
 def test_a_folder_without_slides_is_a_problem(tmp_path: Path) -> None:

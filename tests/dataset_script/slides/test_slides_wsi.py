@@ -11,7 +11,7 @@ import tifffile
 from drawn_slides import halves, tissue_pixels, write_slide
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from dataset_script.slides import wsi
 from dataset_script.slides.wsi import OpenSlideSource, SlideSource, best_level, flattened, slide_mpp
@@ -24,11 +24,12 @@ MPP_X, MPP_Y, POWER = "openslide.mpp-x", "openslide.mpp-y", "openslide.objective
     ("properties", "given_mpp", "expected"),
     [
         ({MPP_X: "0.25", MPP_Y: "0.25", POWER: "20"}, None, 0.25),
-        ({MPP_X: "0.25", MPP_Y: "0.25"}, 0.5, 0.25),
+        ({MPP_X: "0.25", MPP_Y: "0.25"}, 0.5, 0.5),  # what the user gives wins
+        ({MPP_X: "1000", MPP_Y: "1000"}, 0.25, 0.25),  # over a converter's placeholder, too
         ({MPP_X: "0.250", MPP_Y: "0.252"}, None, 0.251),
         ({MPP_X: "0,2325", MPP_Y: "0,2325"}, None, 0.2325),
         ({POWER: "40"}, None, 0.25),
-        ({POWER: "20"}, 0.1, 0.5),
+        ({POWER: "20"}, 0.1, 0.1),
         ({}, 0.3, 0.3),
         ({MPP_X: "0", MPP_Y: "nan"}, 0.3, 0.3),
         ({MPP_X: "0.2", MPP_Y: "0.4"}, 0.3, 0.3),
@@ -42,6 +43,64 @@ def test_scale_of_a_slide(properties: dict[str, str], given_mpp: float | None, e
 def test_no_scale_names_the_option(properties: dict[str, str]) -> None:
     with pytest.raises(InputError, match=r"a\.svs.*--mpp"):
         slide_mpp(properties, Path("a.svs"))
+
+
+@pytest.mark.parametrize(
+    ("properties", "given_mpp", "source"),
+    [
+        ({MPP_X: "1000", MPP_Y: "1000"}, None, "stated"),
+        ({MPP_X: "352.8", MPP_Y: "352.8", POWER: "20"}, None, "stated"),  # 72 dpi
+        ({MPP_X: "0.00025", MPP_Y: "0.00025"}, None, "stated"),
+        ({POWER: "0.1"}, None, "power"),
+        ({MPP_X: "0.25", MPP_Y: "0.25"}, 250.0, "--mpp"),
+    ],
+)
+def test_a_scale_that_no_slide_has_is_refused(
+    properties: dict[str, str], given_mpp: float | None, source: str
+) -> None:
+    with pytest.raises(InputError) as refused:
+        slide_mpp(properties, Path("a.svs"), given_mpp)
+    (problem,) = refused.value.problems
+    assert (problem.location, problem.expected) == ("a.svs", "0.05 to 20 um/px at level 0") and source in problem.found
+
+
+def test_a_scale_given_against_the_stated_one_is_noted(tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "a.tif", [tissue_pixels(300, 300, seed=0)], mpp=0.5)
+    with OpenSlideSource(path, 0.25) as slide:
+        assert slide.mpp == 0.25 and slide.notes == (
+            "scale of 0.25 um/px as given with --mpp, not 0.5 um/px as stated",
+        )
+    for given_mpp in (None, 0.5):
+        with OpenSlideSource(path, given_mpp) as slide:
+            assert slide.notes == ()
+    path = write_slide(tmp_path / "b.tif", [tissue_pixels(300, 300, seed=0)], mpp=1000)
+    with OpenSlideSource(path, 0.25) as slide:
+        assert "not 1000, 1000 um/px as stated" in slide.notes[0]
+
+
+def test_colours_are_converted_from_the_icc_profile(tmp_path: Path) -> None:
+    pixels = tissue_pixels(600, 600, seed=0, margin=0)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profiles = {"none": None, "srgb": srgb, "swapped": red_and_blue_swapped(srgb)}
+    views = {}
+    for name, profile in profiles.items():
+        path = write_slide(tmp_path / f"{name}.tif", [pixels], icc=profile)
+        with OpenSlideSource(path) as slide:
+            views[name] = np.asarray(slide.read_region(150, 150, 0.5, 128), dtype=int)
+            assert slide.notes == (("colours converted from the slide's ICC profile to sRGB",) * (name == "swapped"))
+    assert (views["none"] == views["srgb"]).all()
+    assert np.abs(views["swapped"] - views["none"][..., ::-1]).max() <= 4
+
+
+def red_and_blue_swapped(profile: bytes) -> bytes:
+    """Returns an sRGB profile whose red and blue primaries are exchanged, under another name."""
+    content = bytearray(
+        profile.replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be")).replace(b"sRGB b", b"test b")
+    )
+    tags = {bytes(content[at : at + 4]): at for at in range(132, 132 + 12 * int.from_bytes(content[128:132]), 12)}
+    red, blue = (slice(tags[name] + 4, tags[name] + 12) for name in (b"rXYZ", b"bXYZ"))
+    content[red], content[blue] = content[blue], content[red]
+    return bytes(content)
 
 
 @given(st.lists(st.floats(1, 300), min_size=1, max_size=8).map(sorted), st.floats(0.3, 400))
