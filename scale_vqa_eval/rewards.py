@@ -32,6 +32,14 @@ _SCALE_NAMES: Final = {
     for view in VIEWS
 }
 
+_ANSWER_LAST: Final = re.compile(r"</think>\s*<answer>\s*[A-Za-z]\s*</answer>\Z")
+_THINK: Final = re.compile(THINK, re.IGNORECASE)
+_END_THINK: Final = re.compile(END_THINK, re.IGNORECASE)
+_IMAGE_ANALYSIS: Final = re.compile(r"\*\*Image analysis:\*\*", re.IGNORECASE)
+_OPTION_EVALUATION: Final = re.compile(r"\*\*Option evaluation:\*\*", re.IGNORECASE)
+_INDENT: Final = re.compile(r"\n\s*")
+_IMAGE_LABEL: Final = re.compile(r"(?:^|\n)-?\s*\*\*Image\s+(\d+)\s*:\*\*", re.IGNORECASE)
+
 
 def compute_score(response: object, answer: str | int, mode: Mode = "reference", options: int = 4) -> float:
     """Returns 0.8 * accuracy + 0.2 * format, 0 to 1.
@@ -107,6 +115,42 @@ def _think_blocks(response: str) -> list[str]:
         blocks.append(response[start + len(THINK) : end])
         start = response.find(THINK, end)
     return blocks
+
+
+def pathscale_reward(response: object, answer: str | int, images: int) -> float:
+    """Returns the reward of PathScale-R1, 0 to 1: 0.75 * accuracy + 0.20 * structure + 0.05 * format.
+
+    Accuracy is the reference rule. Format: the output begins with a think block and ends with an answer block right
+    after one. Structure: inside the first think block, the part from ``**Image analysis:**`` to ``**Option
+    evaluation:**`` is not empty and has the labels ``- **Image k:**`` at the beginning of lines, exactly 1 to
+    ``images`` in order; of one image, none or 1 alone. It checks labels, not looking. Linear in the response's length.
+
+    Args:
+        response: the model's text; anything else earns 0.
+        answer: gold letter, or its 0-based index.
+        images: number of images shown.
+
+    >>> pathscale_reward("<think>**Image analysis:** Glands.</think><answer>B</answer>", "B", 1)
+    1.0
+    """
+    accuracy = accuracy_reward(response, answer)
+    if not isinstance(response, str):
+        return 0.0
+    text = response.strip()
+    form = text.startswith(THINK) and _ANSWER_LAST.search(text) is not None
+    thought, closed, _ = _partition(_END_THINK, _partition(_THINK, response)[2])
+    _, heading, analysis = _partition(_IMAGE_ANALYSIS, thought)
+    analysis = _partition(_OPTION_EVALUATION, analysis)[0].strip()
+    labels = [int(digits[:4000]) for digits in _IMAGE_LABEL.findall(_INDENT.sub("\n", analysis))]
+    exact = labels == list(range(1, images + 1)) or (images == 1 and not labels)
+    structure = bool(closed and heading and analysis) and exact
+    return 0.75 * accuracy + 0.20 * structure + 0.05 * form
+
+
+def _partition(pattern: re.Pattern[str], text: str) -> tuple[str, str, str]:
+    """Returns what is before, in and after the first match; the text and two empty strings without one."""
+    found = pattern.search(text)
+    return (text[: found.start()], found[0], text[found.end() :]) if found else (text, "", "")
 
 
 def visual_gain_reward(

@@ -62,12 +62,17 @@ def _numel(weight: Any) -> int:
     return int(getattr(weight, "ds_numel", weight.numel()))
 
 
-def bytes_of_checkpoint(model: Any, only_model: bool) -> int:
-    """Returns the bytes of a checkpoint: weights (all of them, or the adapter) and AdamW's two moments of each."""
-    sizes = [(_numel(weight) * weight.element_size(), weight.requires_grad) for weight in model.parameters()]
-    trained = sum(size for size, learns in sizes if learns)
-    weights = trained if hasattr(model, "peft_config") else sum(size for size, _ in sizes)
-    return weights + (0 if only_model else 2 * trained)
+def bytes_of_checkpoint(model: Any, upcast: bool = False) -> tuple[int, int]:
+    """Returns the bytes of the weights that are saved (all, or the adapter), and of AdamW's two moments.
+
+    ``upcast`` counts trained weights as float32, as accelerate makes them under FSDP2 with mixed precision.
+    """
+    saved, moments = 0, 0
+    for weight in model.parameters():
+        size = _numel(weight) * (4 if upcast and weight.requires_grad else weight.element_size())
+        moments += 2 * size if weight.requires_grad else 0
+        saved += size if weight.requires_grad or not hasattr(model, "peft_config") else 0
+    return saved, moments
 
 
 def last_complete(output_dir: str | Path) -> Path | None:

@@ -145,17 +145,20 @@ def check_context(model_config: Any, prompt: int, completion: int) -> None:
         raise InputError(Problem("model context", f"at most {context} tokens", found, hint))
 
 
-def check_disk(model: Any, config: Any) -> None:
-    """Checks that the disk has space for the checkpoints that exist at one time.
+def check_disk(model: Any, config: Any, upcast: bool = False) -> None:
+    """Checks that the disk has space for ``final`` and for the checkpoints that exist at one time.
 
-    With ``save_total_limit`` k there are k + 1 for a moment; without it, one is assumed.
+    With ``save_total_limit`` k there are k + 1 for a moment, and one more if the best is kept; without it, one is
+    assumed. ``upcast``: trained weights are saved as float32.
 
     Raises:
         InputError: if it has not, or the folder cannot be written.
     """
-    if str(config.save_strategy.value) == "no":
-        return
-    needed = bytes_of_checkpoint(model, config.save_only_model) * (1 + (config.save_total_limit or 0))
+    weights, moments = bytes_of_checkpoint(model, upcast)
+    limit, kept = config.save_total_limit or 0, 0
+    if str(config.save_strategy.value) != "no":
+        kept = 1 + max(limit, 2 if config.load_best_model_at_end and limit else 0)
+    needed = weights + kept * (weights + (0 if config.save_only_model else moments))
     try:
         free = shutil.disk_usage(config.output_dir).free
     except OSError as error:

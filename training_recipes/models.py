@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.scale_vqa_acc.parsing import END_THINK, THINK
 from training_recipes.arguments import RecipeArguments
 from training_recipes.tiny_model import make_tiny_model, teach_format
 
@@ -50,6 +51,19 @@ def load_processor(recipe: RecipeArguments, config: Any, model_arguments: Any) -
         hint = "complete the model's folder: processor_config.json or preprocessor_config.json"
         raise InputError(Problem(location, "a processor for images", type(processor).__name__, hint))
     return processor, kind
+
+
+def template_opening(processor: Any) -> str:
+    """Returns the ``<think>`` that a chat template writes itself at the beginning of an answer, or an empty text.
+
+    A completion of such a model lacks it: without this, every right answer would lose the reward of its format.
+    """
+    user = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+    asked, opened = (
+        processor.apply_chat_template(user, tokenize=False, add_generation_prompt=add) for add in (False, True)
+    )
+    opening: str = opened[len(asked) :]
+    return opening[opening.rindex(THINK) :] if opening.rfind(THINK) > opening.rfind(END_THINK) else ""
 
 
 def set_model_loading(config: Any, model_arguments: Any) -> str:

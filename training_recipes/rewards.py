@@ -14,13 +14,14 @@ from scale_vqa_eval.rewards import (
     accuracy_reward,
     compute_score,
     format_reward,
+    pathscale_reward,
     structure_reward,
     visual_gain_reward,
 )
 from scale_vqa_eval.scale_vqa_acc.parsing import Mode, parse_response
 from scale_vqa_eval.text import restore_thoughts
 
-TERMS: Final = ("reference", "strict", "structure", "visual_gain")
+TERMS: Final = ("reference", "strict", "pathscale", "structure", "visual_gain")
 Log = Callable[..., None]
 
 
@@ -42,14 +43,20 @@ def _ignore(*_: Any) -> None:
 
 
 @dataclass(frozen=True)
-class AnswerReward:
-    """0.8 * accuracy + 0.2 * format by the rule of ``mode``; logs both parts, and the letters beside completions."""
+class RewardTerm:
+    """One term of the reward.
 
-    mode: Mode
+    Attributes:
+        name: one of ``TERMS``.
+        opening: text that the chat template has already written of the answer, such as ``<think>``.
+    """
+
+    name: str
+    opening: str = ""
 
     @property
     def __name__(self) -> str:
-        return self.mode
+        return self.name
 
     def __call__(
         self,
@@ -59,44 +66,53 @@ class AnswerReward:
         log_metric: Log = _ignore,
         log_extra: Log = _ignore,
         **columns: Any,
+    ) -> list[float] | list[float | None]:
+        """Returns one reward per completion; None, which TRL leaves out, for ``visual_gain`` without a prior."""
+        texts = [self.opening + text_of(completion) for completion in completions]
+        if self.name == "pathscale":
+            return [pathscale_reward(*row) for row in zip(texts, answer, columns["image_count"], strict=True)]
+        if self.name == "structure":
+            return [structure_reward(*row) for row in zip(texts, columns["views"], strict=True)]
+        if self.name == "visual_gain":
+            rows = zip(texts, answer, columns["blind_prior"], strict=True)
+            return [None if row[2] is None else visual_gain_reward(*row) for row in rows]
+        mode: Mode = "strict" if self.name == "strict" else "reference"
+        return self._answer(mode, texts, answer, option_count or [4] * len(texts), log_metric, log_extra, columns)
+
+    def _answer(
+        self,
+        mode: Mode,
+        texts: list[str],
+        answer: Sequence[str],
+        options: Sequence[int],
+        log_metric: Log,
+        log_extra: Log,
+        columns: dict[str, Any],
     ) -> list[float]:
-        texts = [text_of(completion) for completion in completions]
-        rows = list(zip(texts, answer, option_count or [4] * len(texts), strict=True))
-        letters = [parse_response(text, self.mode, count).letter for text, _, count in rows]
+        """Returns 0.8 * accuracy + 0.2 * format; logs both parts, and the letters beside the completions."""
+        rows = list(zip(texts, answer, options, strict=True))
+        letters = [parse_response(text, mode, count).letter for text, _, count in rows]
         parts = {
-            "accuracy": [accuracy_reward(text, gold, self.mode, count) for text, gold, count in rows],
-            "format": [format_reward(text, self.mode, count) for text, _, count in rows],
+            "accuracy": [accuracy_reward(text, gold, mode, count) for text, gold, count in rows],
+            "format": [format_reward(text, mode, count) for text, _, count in rows],
             "unparsed": [float(letter is None) for letter in letters],
         }
         for name, values in parts.items():
-            log_metric(f"{self.mode}/{name}", sum(values) / max(1, len(values)))
-        log_extra(f"{self.mode}_letter", [letter or "" for letter in letters])
+            log_metric(f"{mode}/{name}", sum(values) / max(1, len(values)))
+        log_extra(f"{mode}_letter", [letter or "" for letter in letters])
         log_extra("gold", list(answer))
         if "id" in columns:
             log_extra("id", list(columns["id"]))
-        return [compute_score(text, gold, self.mode, count) for text, gold, count in rows]
+        return [compute_score(text, gold, mode, count) for text, gold, count in rows]
 
 
-def structure(completions: Sequence[Any], views: Sequence[Sequence[str]], **_: Any) -> list[float]:
-    """Rewards reasoning that names the scales that are shown, and no other."""
-    return [structure_reward(text_of(text), shown) for text, shown in zip(completions, views, strict=True)]
-
-
-def visual_gain(
-    completions: Sequence[Any], answer: Sequence[str], blind_prior: Sequence[Sequence[float] | None], **_: Any
-) -> list[float | None]:
-    """Accuracy minus the text-only baseline's probability of the letter; None (TRL leaves it out) without a prior."""
-    return [
-        None if prior is None else visual_gain_reward(text_of(completion), gold, prior)
-        for completion, gold, prior in zip(completions, answer, blind_prior, strict=True)
-    ]
-
-
-def reward_functions(terms: Sequence[str], weights: Sequence[float] | None, has_prior: bool) -> list[Any]:
-    """Returns the callables of the terms, in order.
+def reward_functions(
+    terms: Sequence[str], weights: Sequence[float] | None, has_prior: bool, opening: str = ""
+) -> list[RewardTerm]:
+    """Returns the terms, in order.
 
     Raises:
-        InputError: for an unknown term, weights of another number, or ``visual_gain`` without a blind prior.
+        InputError: for an unknown term, another number of weights, or ``visual_gain`` without a blind prior.
     """
     problems = [
         Problem("reward_terms", f"some of {', '.join(TERMS)}", preview(term), "correct the name")
@@ -113,10 +129,4 @@ def reward_functions(terms: Sequence[str], weights: Sequence[float] | None, has_
         problems.append(Problem("reward_terms", "blind_prior for visual_gain", "none", hint))
     if problems:
         raise InputError(problems)
-    made = {
-        "reference": AnswerReward("reference"),
-        "strict": AnswerReward("strict"),
-        "structure": structure,
-        "visual_gain": visual_gain,
-    }
-    return [made[term] for term in terms]
+    return [RewardTerm(term, opening) for term in terms]

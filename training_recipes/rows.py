@@ -7,7 +7,8 @@ Images stay encoded until a batch needs them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from scale_vqa_eval.errors import InputError, Problem, preview
@@ -24,6 +25,27 @@ TARGET: Final = "target"
 """Column with the text that SFT learns."""
 Sized = tuple[ImageRef, tuple[int, int]]
 """An image and its (width, height) inside the bounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessorBounds(Bounds):
+    """Bounds as Qwen's processors apply them: sides are multiples of ``factor`` pixels.
+
+    An image of such a size is changed by no processor, so training, vLLM's rollouts, and prediction with the bounds
+    that are saved beside the weights make the same number of image tokens.
+    """
+
+    factor: int = 28
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Returns the size that the processor gives an image."""
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        assert self.minimum is not None and self.maximum is not None
+        # an image that is far too thin is refused when tokens are counted, and its row is named
+        with suppress(ValueError):
+            height, width = smart_resize(height, width, self.factor, self.minimum, self.maximum)
+        return width, height
 
 
 @dataclass(frozen=True)
@@ -66,6 +88,22 @@ def prompt_format(
         raise InputError(problems)
     ordered = tuple(view for view in VIEWS if view in views)
     return PromptFormat(load_prompt(prompt), ordered, Bounds(min_pixels, max_pixels), blind)
+
+
+def with_processor_bounds(shape: PromptFormat, processor: Any) -> PromptFormat:
+    """Writes the bounds into a processor of Qwen's kind, and returns the format with the sizes that it gives.
+
+    The processor is saved with each checkpoint, and prediction reads it. Other processors resize to a fixed size or
+    by other rules: their images are brought inside the bounds before.
+    """
+    images, bounds = processor.image_processor, shape.bounds
+    limits = [getattr(images, "size", {}).get(name) for name in ("shortest_edge", "longest_edge")]
+    if bounds == Bounds() or None in limits or not hasattr(images, "merge_size"):
+        return shape
+    maximum = bounds.maximum or max(limits[1], bounds.minimum or 0)
+    minimum = bounds.minimum or min(limits[0], maximum)
+    images.size = {"shortest_edge": minimum, "longest_edge": maximum}
+    return replace(shape, bounds=ProcessorBounds(minimum, maximum, images.patch_size * images.merge_size))
 
 
 def load_rows(data: str, config: str | None, split: str, dimensions: Iterable[str] | None = None) -> Any:
@@ -227,8 +265,8 @@ class TrainerRow(Transform):
     """Makes trainer rows of rows of a release.
 
     A trainer row has ``id``, ``prompt`` (messages with image placeholders), ``images`` (RGB, in their order),
-    ``answer`` (gold letter), ``option_count``, ``views`` (those shown), ``dimension``, ``cluster``; ``completion`` if
-    the rows have a ``target``, and ``blind_prior`` if they have one.
+    ``answer`` (gold letter), ``option_count``, ``image_count``, ``views`` (those shown), ``dimension``, ``cluster``;
+    ``completion`` if the rows have a ``target``, and ``blind_prior`` if they have one.
     """
 
     shape: PromptFormat
@@ -245,6 +283,7 @@ class TrainerRow(Transform):
             "images": [decode_image(content, location, self.shape.bounds) for content in contents],
             "answer": question.letter,
             "option_count": len(question.options),
+            "image_count": len(images),
             "views": [image.column for image in images if image.option is None],
             "dimension": question.dimension,
             "cluster": question.cluster,

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -112,7 +113,11 @@ def fit(
     args, main_process, trained = trainer.args, trainer.is_world_process_zero(), fingerprint(trainer.model)
     trainer.blind = shape.blind
     trainer.add_callback(MarkCheckpoints(trained))
-    check_disk(trainer.model, args)
+    if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version == 2:
+        reduce_in_float32(trainer.accelerator.state.fsdp_plugin)
+    elif trainer.is_deepspeed_enabled:
+        trainer.accelerator.state.deepspeed_plugin.deepspeed_config["communication_data_type"] = "fp32"
+    check_disk(trainer.model, args, trainer.is_fsdp_enabled and trainer.accelerator.mixed_precision != "no")
     checkpoint = None
     if recipe.resume:
         checkpoint = checkpoint_to_resume(args.output_dir, trained, main_process)
@@ -136,6 +141,15 @@ def fit(
         for folder in (Path(args.output_dir), final):
             atomic_write(folder / METADATA, json.dumps(record, indent=2, default=str) + "\n")
             print(f"{folder / METADATA}: written", file=sys.stderr)
+
+
+def reduce_in_float32(plugin: Any) -> None:
+    """Makes FSDP2 reduce gradients in float32, as the paper's run does; accelerate would reduce in bfloat16."""
+    import torch
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    policy = plugin.mixed_precision_policy or MixedPrecisionPolicy()
+    plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32)
 
 
 def _validated(trainer: Any, validation: ChosenRows, shape: PromptFormat) -> dict[str, Any]:
@@ -187,6 +201,7 @@ def metadata(
         "validation_split": recipe.validation_split,
         "validation_rows": len(validation.rows) if validation is not None else 0,
         "validation_sampling": GREEDY,
+        "template_opening": trainer.opening,
         "steps": state.global_step,
         "epochs": state.epoch,
         "seed": args.seed,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -206,15 +207,15 @@ def count_tokens(given: Candidates, processor: Any) -> TokenCounts:
     """Returns the tokens of each row, no image decoded but those of the longest.
 
     Raises:
-        InputError: if a text holds the model's own image token, the processor refuses an image, or it makes another
+        InputError: if a text holds a special token of the model, the processor refuses an image, or it makes another
             number of tokens of the longest row.
     """
+    _check_special_tokens(given, processor)
     ids, written = given.rows["id"], []
     for start in range(0, len(ids), _BATCH):
         batch = list(given.messages[start : start + _BATCH])
         written += processor.apply_chat_template(batch, tokenize=False, add_generation_prompt=True)
     images = np.array([len(row) for row in given.sizes], np.int64)
-    _check_placeholders(ids, written, images, processor)
     per_size = _tokens_of_sizes(processor, given.sizes, ids)
     image = np.array([sum(per_size[size] for size in row) for row in given.sizes], np.int64)
     # the one placeholder that the template has for an image is counted among the text's tokens
@@ -232,16 +233,19 @@ def count_tokens(given: Candidates, processor: Any) -> TokenCounts:
     return counts
 
 
-def _check_placeholders(ids: Sequence[str], written: Sequence[str], images: Counts, processor: Any) -> None:
-    """Checks that no text holds one of the tokens that stand for an image or a video."""
+def _check_special_tokens(given: Candidates, processor: Any) -> None:
+    """Checks that no text holds a special token of the model, such as one for an image or the end of a turn."""
+    known = processor.tokenizer.added_tokens_decoder.values()
+    tokens = {str(token) for token in known if token.special} | set(processor.tokenizer.all_special_tokens)
+    tokens |= {token for name in ("image_token", "video_token") if (token := getattr(processor, name, None))}
+    special = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
+    targets = given.rows[TARGET] if TARGET in given.rows.column_names else [""] * len(given.rows)
     problems = []
-    for attribute, counts in (("image_token", images), ("video_token", np.zeros_like(images))):
-        if (token := getattr(processor, attribute, None)) is not None:
-            problems += [
-                Problem(f"row {name}", f"{count} tokens {token}", str(text.count(token)), "fix the text, it holds one")
-                for name, text, count in zip(ids, written, counts, strict=True)
-                if text.count(token) != count
-            ]
+    for name, messages, target in zip(given.rows["id"], given.messages, targets, strict=True):
+        texts = [part.get("text", "") for message in messages for part in message["content"]]
+        if found := special.search("\n".join([*texts, target])):
+            expected = "a text without the model's special tokens"
+            problems.append(Problem(f"row {name}", expected, preview(found[0]), "remove it from the text"))
     if problems:
         raise InputError(problems)
 
@@ -293,6 +297,9 @@ def _completions(processor: Any, targets: Sequence[str]) -> Counts:
     user = {"role": "user", "content": [{"type": "text", "text": ""}]}
     opened = processor.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
     full = processor.apply_chat_template([[user, assistant(target)] for target in targets], tokenize=False)
+    if not all(text.startswith(opened) for text in full):
+        expected, found = "a chat template whose answers continue the generation prompt", preview(opened[-60:])
+        raise InputError(Problem("chat template", expected, found, "train with a template that opens no think block"))
     return _tokenised(processor, [text[len(opened) :] for text in full])
 
 

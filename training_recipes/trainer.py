@@ -34,10 +34,12 @@ class RecipeTrainer:
     Attributes:
         validation_tokens: maximum tokens of a validation answer.
         blind: train and validate without images.
+        opening: text that the chat template writes itself at the beginning of an answer.
     """
 
     validation_tokens: int = 1024
     blind: bool = False
+    opening: str = ""
 
     def evaluate(
         self: Any, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -141,7 +143,7 @@ def greedy_answers(trainer: Any, rows: Any, tokens: int, blind: bool = False) ->
             inputs = encoded(processor, [rows[index] for index in indices or [0]], blind).to(accelerator.device)
             output = unwrapped.generate(**inputs, max_new_tokens=tokens, **GREEDY, **GREEDY_UNSET)
             texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            found += list(zip(indices, texts, strict=False))
+            found += [(index, trainer.opening + text) for index, text in zip(indices, texts, strict=False)]
     model.train(was_training)
     gathered = dict(gather_object(found))
     return [gathered[index] for index in range(len(rows))]
