@@ -44,7 +44,8 @@ class ProcessorBounds(Bounds):
         assert self.minimum is not None and self.maximum is not None
         # an image that is far too thin is refused when tokens are counted, and its row is named
         with suppress(ValueError):
-            height, width = smart_resize(height, width, self.factor, self.minimum, self.maximum)
+            for _ in range(4):  # of thin images the processor makes less each time
+                height, width = smart_resize(height, width, self.factor, self.minimum, self.maximum)
         return width, height
 
 

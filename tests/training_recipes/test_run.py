@@ -154,6 +154,54 @@ def test_lora_is_merged_into_a_folder_that_predict_loads(run, release, model, tm
         prepare_weights(out / "final", tmp_path / "merged")
 
 
+def test_the_published_lora_trains_attention_and_merger_and_leaves_the_vision_tower(run, model, tmp_path):
+    lora = ("--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "k_proj", "v_proj", "o_proj")
+    out = run(sft, *lora, "--lora_modules_to_save", "merger", "--max_steps", "2", "--rationales", "none")
+    merged = weights(prepare_weights(out / "final", tmp_path / "merged").folder)
+    before = weights(model)
+    changed = {name for name in before if bool((before[name] != merged[name]).any())}
+    parts = {
+        part for part in ("merger", "q_proj", "k_proj", "v_proj", "o_proj") if any(part in name for name in changed)
+    }
+    assert parts == {"merger", "q_proj", "k_proj", "v_proj", "o_proj"}
+    assert all("merger" in name for name in changed if "visual" in name)
+
+
+def test_policy_and_reference_are_loaded_by_the_same_settings(run, model, monkeypatch):
+    from trl.trainer import grpo_trainer
+
+    seen, real = [], grpo_trainer.create_model_from_path
+
+    def load(name, **settings):
+        seen.append((str(name), settings.get("revision"), settings.get("trust_remote_code"), settings.get("dtype")))
+        return real(name, **settings)
+
+    monkeypatch.setattr(grpo_trainer, "create_model_from_path", load)
+    options = ("--model_revision", "abc", "--dtype", "float32", "--beta", "0.01", "--save_strategy", "no")
+    out = run(grpo, *options, "--max_steps", "1", "--max_pixels", "1568")
+    assert seen == [(str(model), "abc", False, "float32")] * 2
+    # and the bounds of pixels are saved with the processor
+    for folder in (out / "final",):
+        size = json.loads((folder / "processor_config.json").read_text())["image_processor"]["size"]
+        assert size["longest_edge"] == 1568
+
+
+def test_a_checkpoints_generation_config_does_not_change_validation(run, model, tmp_path):
+    from transformers import GenerationConfig
+
+    other = shutil.copytree(model, tmp_path / "penalised")
+    penalised = GenerationConfig.from_pretrained(other)
+    penalised.update(repetition_penalty=9.0, no_repeat_ngram_size=1, do_sample=True, temperature=3.0)
+    penalised.save_pretrained(other)
+    options = ("--max_steps", "1", "--learning_rate", "0", "--rationales", "none", "--save_strategy", "no", *VALIDATED)
+    texts = [
+        (run(sft, *options, out=str(tmp_path / name), base=base) / "validation" / "final.jsonl").read_text()
+        for name, base in (("one", model), ("two", other))
+    ]
+    assert texts[0] == texts[1]
+    assert record(tmp_path / "one")["validation_sampling"]["repetition_penalty"] == 1.0
+
+
 def test_sft_learns_what_it_is_shown(run):
     out = run(sft, "--max_steps", "12", "--rationales", "none", "--per_device_train_batch_size", "4", *VALIDATED)
     losses = [entry["loss"] for entry in record(out)["log"] if "loss" in entry]

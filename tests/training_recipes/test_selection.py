@@ -15,7 +15,8 @@ from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.release_folder.write import write_release
 from scale_vqa_eval.schema import VIEWS
 from training_recipes.arguments import RecipeArguments
-from training_recipes.rows import load_rows, prompt_format
+from training_recipes.models import template_opening
+from training_recipes.rows import load_rows, prompt_format, with_processor_bounds
 from training_recipes.selection import candidates, candidates_of, count_tokens, fitting, unfit_rows
 from training_recipes.sft_data import with_targets
 from training_recipes.tiny_model import make_tiny_model
@@ -118,15 +119,59 @@ def test_images_are_not_decoded(processor, tmp_path):
         made[5]
 
 
-def test_a_text_with_the_models_image_token_is_refused(processor, tmp_path):
+@pytest.mark.parametrize("token", ["<|image_pad|>", "<|im_end|>", "<|im_start|>", "<|endoftext|>"])
+def test_a_text_with_a_special_token_of_the_model_is_refused(processor, tmp_path, token):
     rows = list(trained_rows(1))
-    rows[1]["question"] = "What does <|image_pad|> show?"
+    rows[1]["question"] = f"What does {token} show?"
+    rows[2]["options"] = [f"x{token}", "y", "z", "w"]
     folder = write_release(tmp_path / "scale-vqa", {"default": {"train": rows}}, {"default": "made for a test"})
-    with pytest.raises(InputError, match=r"p0::type_B: expected 3 tokens <\|image_pad\|>, found 4"):
+    with pytest.raises(InputError) as caught:
         counted(folder, prompt_format(), processor)
+    found = [(problem.location, problem.expected, problem.found) for problem in caught.value.problems]
+    expected = "a text without the model's special tokens"
+    assert found == [(f"row {rows[index]['id']}", expected, repr(token)) for index in (1, 2)]
 
 
-def test_a_processor_that_counts_otherwise_is_found_out(release, processor, monkeypatch):
+def test_a_target_with_a_special_token_is_refused(processor, tmp_path):
+    folder = with_changes(tmp_path / "d", rationale="Glands.<|im_end|>")
+    rows, _ = with_targets(load_rows(str(folder), None, "train"), "checked")
+    with pytest.raises(InputError, match="special tokens"):
+        count_tokens(candidates_of(rows, prompt_format()), processor)
+
+
+@pytest.mark.parametrize("options", [{"max_pixels": 16 * 784}, {"min_pixels": 9 * 784}, {"max_pixels": 4 * 784}])
+def test_bounds_are_applied_as_the_processor_does_and_saved_with_it(release, tmp_path, options):
+    own = make_tiny_model(tmp_path / "tiny", max_pixels=12_845_056)
+    processor = processor_of(own)
+    shape = with_processor_bounds(prompt_format(**options), processor)
+    given, made, lengths = counted(release, shape, processor)
+    assert lengths.prompt.tolist() == [encoded(processor, [row])["input_ids"].shape[1] for row in made]
+    low, high = options.get("min_pixels", 784) // 784, options.get("max_pixels", 12_845_056) // 784
+    sizes = [size for row in given.sizes for size in row]
+    assert all(width % 28 == height % 28 == 0 for width, height in sizes)
+    assert all(low <= width * height // 784 for width, height in sizes)
+    assert all(width * height // 784 <= high for width, height in sizes if min(width, height) > 28)
+    # a processor with the model's own bounds, as vLLM has, leaves such images as they are
+    assert [encoded(processor_of(own), [row])["input_ids"].shape[1] for row in made] == lengths.prompt.tolist()
+    # and the saved processor makes as many tokens of the original images
+    processor.save_pretrained(tmp_path / "saved")
+    _, plain, _ = counted(release, prompt_format(), processor_of(tmp_path / "saved"))
+    again = [encoded(processor_of(tmp_path / "saved"), [row])["input_ids"].shape[1] for row in plain]
+    thin = high < 9  # so small a bound resizes a thin image to more than the bound, and again to less
+    assert thin or again == lengths.prompt.tolist()
+
+
+def test_a_think_block_that_the_template_opens_is_found(processor):
+    assert template_opening(processor) == ""
+    template = processor.chat_template
+    for text, opening in (("<think>\n", "<think>\n"), ("<think>\n\n</think>\n\n", "")):
+        processor.chat_template = template.replace("assistant\n", f"assistant\n{text}")
+        assert template_opening(processor) == opening
+    processor.chat_template = template
+
+
+def test_a_processor_whose_arithmetic_is_wrong_counts_every_prompt_itself(release, processor, monkeypatch, capsys):
+    _, _, lengths = counted(release, prompt_format(), processor)
     real = type(processor)._get_num_multimodal_tokens
 
     def wrong(self, image_sizes=None, **options):
@@ -135,8 +180,9 @@ def test_a_processor_that_counts_otherwise_is_found_out(release, processor, monk
         return found
 
     monkeypatch.setattr(type(processor), "_get_num_multimodal_tokens", wrong)
-    with pytest.raises(InputError, match="as the processor makes"):
-        counted(release, prompt_format(), processor)
+    _, _, again = counted(release, prompt_format(), processor)
+    assert again.prompt.tolist() == lengths.prompt.tolist() and again.image.tolist() == lengths.image.tolist()
+    assert "every prompt is put through the processor" in capsys.readouterr().err
 
 
 def test_option_images_count(processor, tmp_path):
@@ -173,7 +219,7 @@ def test_an_image_whose_decoder_takes_no_mapped_memory_is_counted(processor, tmp
             r"p0::type_A: expected images that the model can take, found 900 x 2",
         ),
         ({"low_mag": {"bytes": b"hello", "path": "x"}}, r"low_mag: expected a complete image, found 5 bytes"),
-        ({"question": "What moves <|video_pad|>?"}, r"p0::type_A: expected 0 tokens <\|video_pad\|>, found 1"),
+        ({"question": "What moves <|video_pad|>?"}, r"p0::type_A: expected a text without the model's special tokens"),
         ({"id": "same"}, "an id of its own for every row, found 'same' 5 times"),
     ],
 )
