@@ -8,6 +8,7 @@ import json
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -154,15 +155,16 @@ def inside_root(root: str | Path, name: str) -> Path | None:
     return real if real.is_relative_to(os.path.realpath(root)) else None
 
 
-_HELD: set[Path] = set()
+_HELD: dict[Path, int] = {}
+"""Output -> thread of this process that holds its lock."""
 
 
 @contextlib.contextmanager
 def exclusive_output(path: str | Path, flag: str = "--out") -> Iterator[Path]:
     """Holds the one lock of an output file or folder; yields its path, a symlink replaced by what it points to.
 
-    Two processes, or two names of one output, exclude each other; within a process the lock can be taken again by
-    whoever writes below it. The lock file lies beside the output, is released by the operating system when its
+    Two processes or threads exclude each other, under any name of the output; the thread that holds the lock can
+    take it again. The lock file lies beside the output, is released by the operating system when its
     process ends, and is removed while the lock is still held: a waiting process that had opened it already sees
     that it has no name any more and opens a new one (filelock checks that from version 4 on).
 
@@ -175,7 +177,7 @@ def exclusive_output(path: str | Path, flag: str = "--out") -> Iterator[Path]:
     if real.is_symlink():
         found = "a symlink that leads to itself"
         raise InputError(Problem(str(path), "an output file or folder", found, f"name another {flag}"))
-    if real in _HELD:
+    if _HELD.get(real) == threading.get_ident():
         yield real
         return
     lock = FileLock(real.with_name(f".{real.name}.lock"))
@@ -192,11 +194,11 @@ def exclusive_output(path: str | Path, flag: str = "--out") -> Iterator[Path]:
         raise InputError(Problem(str(path), "an output that no other process writes to", found, hint)) from error
     except OSError as error:
         raise InputError(not_writable(path, error, f"name another {flag}")) from error
-    _HELD.add(real)
+    _HELD[real] = threading.get_ident()
     try:
         yield real
     finally:
-        _HELD.discard(real)
+        _HELD.pop(real, None)
         with contextlib.suppress(OSError):
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -182,6 +183,20 @@ def test_writers_within_a_process_may_nest(tmp_path: Path) -> None:
         write_release(tmp_path / "d", {"text": {"test": rows(2)}}, {})
     assert set(release_configs(tmp_path / "d")) == {"text"}
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_two_threads_of_a_process_exclude_each_other(tmp_path: Path) -> None:
+    def write() -> str:
+        try:
+            check_out(tmp_path / "d")
+        except InputError as error:
+            return error.problems[0].found
+        return "written"
+
+    with ThreadPoolExecutor(1) as pool:
+        with exclusive_output(tmp_path / "d"):
+            assert pool.submit(write).result() == "another process that is writing to it"
+        assert pool.submit(write).result() == "written"
 
 
 def test_a_refused_build_leaves_nothing_hidden(tmp_path: Path) -> None:
