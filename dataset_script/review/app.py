@@ -68,6 +68,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before the import:
 Updates = dict[Any, Any]
 """Gradio component -> its new value."""
 STAGES: Final = {"Review": "review", "Adjudicate open disagreements": "adjudication"}
+ANSWER_STAGES: Final = {"Answer with images, then review": "seeing", "Answer without images": "blind"}
 KEYS: Final = (
     "<kbd>a</kbd> accept <kbd>r</kbd> reject <kbd>e</kbd> edit <kbd>n</kbd> later <kbd>p</kbd> back "
     "<kbd>i</kbd> write a reason <kbd>Ctrl+Enter</kbd> send it, save an edit <kbd>Esc</kbd> leave a field "
@@ -77,8 +78,9 @@ KEYS: Final = (
 )
 
 
-def build_page(session: ReviewSession) -> gr.Blocks:
-    """Builds the page of a session."""
+def build_page(session: ReviewSession, answer_first: bool = False) -> gr.Blocks:
+    """Builds the page of a session; with ``answer_first`` it offers no stage that shows the gold answer first."""
+    stages = ANSWER_STAGES if answer_first else STAGES
     turns = itertools.count(1)
     most = max(len(item.question.options) for item in session.data.items.values())
     # gr.Markdown, toasts and gr.Error would read texts of the data as markup: nothing of the data goes into them
@@ -87,11 +89,14 @@ def build_page(session: ReviewSession) -> gr.Blocks:
         with gr.Column(visible=True) as entrance:
             gr.HTML("<h1>Review of Scale-VQA questions</h1>", apply_default_css=False)
             name = gr.Textbox(label="Your name", elem_id="reviewer", max_length=200, autofocus=True)
-            stage = gr.Radio(list(STAGES), value="Review", label="What to do", elem_id="stage")
+            stage = gr.Radio(list(stages), value=next(iter(stages)), label="What to do", elem_id="stage")
             start = gr.Button("Start", variant="primary", elem_id="start")
         panel = gr.HTML(elem_id="panel", apply_default_css=False)
         message = gr.HTML(render_note("", 0), elem_id="message", apply_default_css=False)
         with gr.Column(visible=False) as work:
+            with gr.Row(visible=False, elem_id="answers") as answers:
+                choice = gr.Radio(list(LETTERS[:most]), label="Your answer", elem_id="choice")
+                send = gr.Button("Answer", variant="primary", elem_id="answer")
             reason = gr.Textbox(label="Reason (needed for reject and edit)", lines=2, elem_id="reason")
             with gr.Row(elem_id="verdicts") as verdicts:
                 buttons = {
@@ -116,15 +121,20 @@ def build_page(session: ReviewSession) -> gr.Blocks:
                     cancel = gr.Button("Cancel (Esc)", elem_id="cancel")
             gr.HTML(KEYS, elem_id="keys", apply_default_css=False)
         fields = [*texts, answer]
-        outputs = [viewer, entrance, work, panel, message, reason, verdicts, editor, *fields]
+        outputs = [viewer, entrance, work, panel, message, reason, verdicts, editor, answers, choice, *fields]
         visible, hidden = gr.update(visible=True), gr.update(visible=False)
 
         # an action returns the components that change; all others stay as they are
         def show(now: ReviewerState, note: str = "") -> Updates:
+            asked = session.answering(now)
+            count = len(session.data.items[now.at].question.options) if now.at is not None else most
+            letters = gr.update(choices=list(LETTERS[:count]), value=None)
             return {
+                **{answers: visible if asked else hidden, choice: letters},
                 **{viewer: now, entrance: hidden, work: visible, panel: render_item(session, now)},
-                **{message: render_note(note, next(turns), done=True), reason: "", verdicts: visible, editor: hidden},
-                **dict(zip(fields, _field_values(session, now, most), strict=False)),
+                **{message: render_note(note, next(turns), done=True), reason: "", editor: hidden},
+                **{verdicts: hidden if asked or now.stage == "blind" else visible},
+                **({} if asked else dict(zip(fields, _field_values(session, now, most), strict=False))),
             }
 
         def guarded(action: Callable[..., Updates]) -> Callable[..., Updates]:
@@ -145,7 +155,7 @@ def build_page(session: ReviewSession) -> gr.Blocks:
             return run
 
         def enter(now: ReviewerState | None, name: str, stage: str) -> Updates:
-            return show(session.advance(ReviewerState(checked_name(name or ""), STAGES[stage])))
+            return show(session.advance(ReviewerState(checked_name(name or ""), stages[stage])))
 
         def decide(verdict: str) -> Callable[..., Updates]:
             def run(now: ReviewerState, reason: str, *values: Any) -> Updates:
@@ -165,7 +175,12 @@ def build_page(session: ReviewSession) -> gr.Blocks:
         def on(button: gr.Button, action: Callable[..., list[Any]], *inputs: Any) -> None:
             button.click(guarded(action), [viewer, *inputs], outputs, show_progress="hidden", api_visibility="private")
 
+        def answer_item(now: ReviewerState, letter: str | None) -> Updates:
+            row = now.at[1] if now.at else ""
+            return show(session.answer(now, letter or ""), f"Saved: your answer, {row}")
+
         on(start, enter, name, stage)
+        on(send, answer_item, choice)
         on(buttons["accept"], decide("accept"), reason)
         on(buttons["reject"], decide("reject"), reason)
         on(buttons["edit"], open_editor)
@@ -214,7 +229,7 @@ MAX_UPLOAD: Final = "1kb"
 GRACE_SECONDS: Final = 2
 
 
-def application(session: ReviewSession, token: str, port: int) -> ASGIApp:
+def application(session: ReviewSession, token: str, port: int, answer_first: bool = False) -> ASGIApp:
     """Returns the web application: the page, and ``image/<row>/<column or option>`` with the release's own bytes."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     pictures = {
@@ -242,7 +257,7 @@ def application(session: ReviewSession, token: str, port: int) -> ASGIApp:
 
     gr.mount_gradio_app(
         app,
-        build_page(session),
+        build_page(session, answer_first),
         path="/",
         footer_links=[],
         run_history=False,
@@ -258,7 +273,9 @@ def application(session: ReviewSession, token: str, port: int) -> ASGIApp:
     return require_token(app, token, port)
 
 
-def serve(session: ReviewSession, host: str, port: int, token: str, tell: Callable[[str], None]) -> None:
+def serve(
+    session: ReviewSession, host: str, port: int, token: str, tell: Callable[[str], None], answer_first: bool = False
+) -> None:
     """Serves until interrupted.
 
     Args:
@@ -267,6 +284,7 @@ def serve(session: ReviewSession, host: str, port: int, token: str, tell: Callab
         port: 0 for any that is free.
         token: what a browser has to bring.
         tell: takes the address to open, once, when it can be opened.
+        answer_first: offer the answer-first stages alone.
 
     Raises:
         InputError: where the address cannot be bound.
@@ -278,7 +296,7 @@ def serve(session: ReviewSession, host: str, port: int, token: str, tell: Callab
         found = error.strerror or str(error)
         raise InputError(Problem(f"{host}:{port}", "an address to serve on", found, "name another --port")) from error
     number = bound.getsockname()[1]
-    app = application(session, token, number)
+    app = application(session, token, number, answer_first)
     tell(entry(f"http://{f'[{host}]' if ':' in host else host}:{number}", token))
     # no access log: it would repeat the token; an open page holds a connection that would never end by itself
     config = uvicorn.Config(

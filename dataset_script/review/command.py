@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +25,24 @@ if TYPE_CHECKING:
     help="Where decisions are appended.  [default: DIR.CONFIG.review.jsonl beside DIR]",
 )
 @click.option(
-    "--summary", type=click.Choice(["md", "json"]), is_flag=False, flag_value="md", help="Print the item_status."
+    "--summary",
+    type=click.Choice(["md", "json"]),
+    is_flag=False,
+    flag_value="md",
+    help="Print the review's state.",
 )
 @click.option("--export", "out", type=click.Path(path_type=Path), help="Write the accepted items into a new folder.")
+@click.option(
+    "--answer-first",
+    is_flag=True,
+    help="Readers answer, with or without images, before the gold answer is shown; answers are timed and logged.",
+)
+@click.option(
+    "--answers",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write these answers as predictions files seeing.jsonl and blind.jsonl for `scale-vqa score --partial`.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to serve on.  [default: any free one]")
 @click.option("--token", envvar="SCALE_VQA_REVIEW_TOKEN", help="Token to ask for.  [default: a new random one]")
@@ -38,6 +53,8 @@ def review(
     log_path: Path | None,
     summary: str | None,
     out: Path | None,
+    answer_first: bool,
+    answers: Path | None,
     host: str,
     port: int,
     token: str | None,
@@ -45,7 +62,7 @@ def review(
     """Let two pathologists judge each question of the release folder DIR, on a page of this machine.
 
     Prints the address to open, with its token. Decisions are appended to a log; stop and start as you like, on one
-    machine or by several processes on one file system. With --summary or --export nothing is served.
+    machine or by several processes on one file system. With --summary, --export or --answers nothing is served.
     """
     from dataset_script.review.decisions import ReviewState
     from dataset_script.review.log import ReviewLog
@@ -54,13 +71,17 @@ def review(
     data = read_review_data(folder, config, split)
     place = folder.absolute()
     log = ReviewLog(log_path or place.with_name(f"{place.name}.{data.config}.review.jsonl"), data.subject)
-    if summary is None and out is None:
-        return _serve(data, log, host, port, token)
-    from dataset_script.review.outcome import export_accepted, markdown_summary, summarise_review
+    if summary is None and out is None and answers is None:
+        return _serve(data, log, host, port, token, answer_first)
+    from dataset_script.review.outcome import export_accepted, markdown_summary, summarise_review, write_answers
 
     review_state = ReviewState(data.items)
     review_state.update(log.refresh())
     _warn_torn(log.torn)
+    if answers is not None:
+        counts = write_answers(data, review_state, answers)
+        said = ", ".join(f"{count} {arm}" for arm, count in counts.items())
+        click.echo(f"{answers}: answers of readers, {said}", err=summary is not None)
     if out is not None:
         report = export_accepted(data, review_state, out)
         lost = ", ".join(f"{count} {why}" for why, count in report["left_out"].items()) or "none"
@@ -72,7 +93,7 @@ def review(
         click.echo(as_json if summary == "json" else markdown_summary(figures), nl=summary == "json")
 
 
-def _serve(data: ReviewData, log: ReviewLog, host: str, port: int, token: str | None) -> None:
+def _serve(data: ReviewData, log: ReviewLog, host: str, port: int, token: str | None, answer_first: bool) -> None:
     from dataset_script.review.app import is_any, is_loopback, serve
     from dataset_script.review.auth import MIN_TOKEN, new_token
     from dataset_script.review.session import ReviewSession
@@ -91,10 +112,11 @@ def _serve(data: ReviewData, log: ReviewLog, host: str, port: int, token: str | 
             click.echo(f"from other machines, put this machine's name in the place of {host}", err=True)
     click.echo(f"log: {log.path}", err=True)
     click.echo("open this address; stop with Ctrl+C", err=True)
-    serve(session, host, port, token or new_token(), lambda address: print(address, file=sys.stdout, flush=True))
+    tell = functools.partial(print, flush=True)
+    serve(session, host, port, token or new_token(), tell, answer_first)
 
 
 def _warn_torn(lines: list[int]) -> None:
     if lines:
         numbers = ", ".join(map(str, lines))
-        click.echo(f"warning: line {numbers} of the log was torn by a kill and does not count", err=True)
+        click.echo(f"warning: line {numbers} of the log is incomplete and does not count", err=True)

@@ -13,7 +13,9 @@ from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import LETTERS
 
 VERDICTS: Final = ("accept", "reject", "edit")
-STAGES: Final = ("review", "adjudication")
+ARMS: Final = ("seeing", "blind")
+"""Stages of answer-first reading: a reader answers with or without the images before the gold answer is shown."""
+STAGES: Final = ("review", "adjudication", *ARMS)
 MAX_NAME: Final = 80
 MAX_TEXT: Final = 20_000
 EDITABLE: Final = ("question", "options", "answer", "rationale")
@@ -28,12 +30,13 @@ class Decision:
 
     Attributes:
         key: split and row id.
-        stage: ``review`` (made without seeing another verdict) or ``adjudication``.
+        stage: ``review`` (made without seeing another verdict), ``adjudication``, or one of ``ARMS``.
         reviewer: name as given.
-        verdict: ``accept``, ``reject`` or ``edit``.
+        verdict: ``accept``, ``reject`` or ``edit``; the letter chosen for a stage of ``ARMS``.
         reason: in words; needed for all but accept.
         edit: field -> new value, of those in ``EDITABLE`` that change; empty for the other verdicts.
         at: UTC, ISO 8601.
+        seconds: from showing the item to the answer, for a stage of ``ARMS``.
     """
 
     key: Key
@@ -43,6 +46,7 @@ class Decision:
     reason: str = ""
     edit: Mapping[str, Any] = field(default_factory=dict)
     at: str = ""
+    seconds: float | None = None
 
     @property
     def person(self) -> str:
@@ -58,7 +62,8 @@ class Decision:
         """Returns the fields as the log keeps them."""
         record = {"kind": self.stage, "split": self.key[0], "id": self.key[1], "reviewer": self.reviewer}
         record |= {"verdict": self.verdict, "reason": self.reason, "at": self.at}
-        return record | ({"edit": dict(self.edit)} if self.edit else {})
+        record |= {"edit": dict(self.edit)} if self.edit else {}
+        return record | ({} if self.seconds is None else {"seconds": self.seconds})
 
 
 def person_of(name: str) -> str:
@@ -91,6 +96,12 @@ def checked_decision(decision: Decision, question: Question) -> Decision:
     """
     location = question.id
     problems = []
+    if decision.stage in ARMS:
+        letters = list(LETTERS[: len(question.options)])
+        if decision.verdict not in letters:
+            expected = f"an answer of A to {letters[-1]}"
+            raise InputError(Problem(location, expected, preview(decision.verdict), "choose an option"))
+        return replace(decision, reviewer=checked_name(decision.reviewer))
     if decision.verdict not in VERDICTS:
         problems.append(
             Problem(location, f"a verdict of {', '.join(VERDICTS)}", preview(decision.verdict), "choose one")
@@ -207,11 +218,13 @@ class ItemStatus:
     Attributes:
         reviews: person -> the review that counts, at most ``REVIEWS``.
         adjudications: person -> the last adjudication by them.
+        answers: person -> their answer before the gold answer was shown.
         settled: the decision that ended a disagreement, or None.
     """
 
     reviews: dict[str, Decision] = field(default_factory=dict)
     adjudications: dict[str, Decision] = field(default_factory=dict)
+    answers: dict[str, Decision] = field(default_factory=dict)
     settled: Decision | None = None
 
     @property
@@ -242,6 +255,9 @@ class ItemStatus:
 
     def take(self, decision: Decision) -> None:
         """Applies a decision that ``refusal`` allows."""
+        if decision.stage in ARMS:
+            self.answers[decision.person] = decision
+            return
         if decision.stage == "review":
             self.reviews[decision.person] = decision
             return
@@ -256,11 +272,21 @@ class ItemStatus:
 
     def refusal(self, decision: Decision) -> str | None:
         """Returns why a decision is no longer possible, or None."""
+        if decision.stage in ARMS:
+            seen = decision.person in self.answers or decision.person in self.reviews
+            return "an item that this reader has answered or reviewed" if seen else None
         if decision.stage == "review":
             if self.closed:
                 return f"{REVIEWS} reviews, which are final"
             return None
         return None if self.status == "disagreed" else f"an item that is {self.status}"
+
+
+_EXPECTED: Final = {
+    "review": "an item that waits for a review",
+    "adjudication": "an open disagreement",
+    **dict.fromkeys(ARMS, "an item that waits for an answer"),
+}
 
 
 class ReviewState:
@@ -299,7 +325,7 @@ class ReviewState:
             )
         refusal = item_status.refusal(decision)
         if refusal is not None:
-            expected = "an item that waits for a review" if decision.stage == "review" else "an open disagreement"
+            expected = _EXPECTED[decision.stage]
             raise InputError(Problem(location, expected, refusal, "go on to the next item"))
 
     def waiting(self, person: str, stage: str, among: Iterable[Key] | None = None) -> list[Key]:
@@ -308,11 +334,15 @@ class ReviewState:
         Args:
             person: who, as ``person_of`` compares names.
             stage: ``review``: items that the person has not reviewed and that lack a review; ``adjudication``: open
-                disagreements, but for those on which the person is one of the two and the other has yet to speak.
+                disagreements, but for those on which the person is one of the two and the other has yet to speak;
+                ``seeing``: as ``review``, since a review follows the answer; ``blind``: items that the person has
+                neither answered nor reviewed.
             among: the items to look at; None for all.
         """
         keys = self.items if among is None else among
-        if stage == "review":
+        if stage == "blind":
+            return [key for key in keys if not {person} & {*self.items[key].answers, *self.items[key].reviews}]
+        if stage in ("review", "seeing"):
             return [key for key in keys if not self.items[key].closed and person not in self.items[key].reviews]
         return [key for key in keys if self.items[key].status == "disagreed" and not _spoken(self.items[key], person)]
 

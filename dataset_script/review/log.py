@@ -16,8 +16,9 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from dataset_script.review.decisions import STAGES, VERDICTS, Decision
+from dataset_script.review.decisions import ARMS, STAGES, VERDICTS, Decision
 from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.schema import LETTERS
 from scale_vqa_eval.store import decode_record, encode_record, write_durably
 
 KIND: Final = "review-log"
@@ -189,10 +190,13 @@ class ReviewLog:
     def _decision(self, record: Mapping[str, Any], place: str) -> Decision:
         edit = record.get("edit", {})
         whole = all(isinstance(record.get(name), str) for name in _TEXTS) and isinstance(edit, dict)
-        if not whole or record.get("kind") not in STAGES or record["verdict"] not in VERDICTS:
+        seconds = record.get("seconds")
+        whole = whole and (seconds is None or isinstance(seconds, int | float))
+        allowed = LETTERS if record.get("kind") in ARMS else VERDICTS
+        if not whole or record.get("kind") not in STAGES or record["verdict"] not in allowed:
             raise self._problem(place, "a decision", preview(dict(record)))
         texts = {name: record[name] for name in ("reviewer", "verdict", "reason", "at")}
-        return Decision((record["split"], record["id"]), record["kind"], edit=edit, **texts)
+        return Decision((record["split"], record["id"]), record["kind"], edit=edit, seconds=seconds, **texts)
 
     def _problem(
         self, place: str, expected: str, found: str, hint: str = "bring back a whole copy of it"

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +19,7 @@ from datasets import Features
 from scipy.special import stdtrit
 
 from dataset_script.review.decisions import (
+    ARMS,
     OUTCOMES,
     REVIEWS,
     STATUSES,
@@ -33,13 +35,14 @@ from dataset_script.review.decisions import (
 from dataset_script.review.session import ReviewData
 from scale_vqa_eval.audit.defects import KINDS, Defect, find_defects
 from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.files import atomic_write
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.release_folder.card import read_notes
 from scale_vqa_eval.release_folder.read import IMAGE_COLUMNS, release_configs, release_files
 from scale_vqa_eval.release_folder.verify import unembedded_rows
 from scale_vqa_eval.release_folder.write import ROWS_PER_GROUP, write_release
-from scale_vqa_eval.scale_vqa_acc.clustered import clopper_pearson, cluster_codes
-from scale_vqa_eval.text import markdown
+from scale_vqa_eval.scale_vqa_acc.clustered import clopper_pearson, cluster_codes, clustered_interval
+from scale_vqa_eval.text import interval, markdown, percent
 
 
 @dataclass(frozen=True)
@@ -156,8 +159,73 @@ def summarise_review(data: ReviewData, review_state: ReviewState, torn: Sequence
             for key, item_status in item_statuses.items()
             if item_status.status == "disagreed"
         ],
+        "answers": _answer_figures(data, item_statuses),
         "torn_lines": list(torn),
     }
+
+
+def write_answers(data: ReviewData, review_state: ReviewState, out: Path) -> dict[str, int]:
+    """Writes the answers of each arm as a predictions file, which ``scale-vqa score --partial`` reads.
+
+    ``seeing.jsonl`` and ``blind.jsonl`` hold the first answer to each item of that arm, from any reader; readers are
+    numbered.
+
+    Returns:
+        arm -> number of answers.
+
+    Raises:
+        InputError: where there is no answer, or the files cannot be written.
+    """
+    first: dict[str, dict[Key, Decision]] = {arm: {} for arm in ARMS}
+    for key in data.chosen:
+        for answer in sorted(review_state.items[key].answers.values(), key=lambda one: one.at):
+            first[answer.stage].setdefault(key, answer)
+    if not any(first.values()):
+        hint = "run `scale-vqa review --answer-first` before"
+        raise InputError(Problem(str(data.folder), "at least one answer in the log", "none", hint))
+    people = sorted({one.person for answers in first.values() for one in answers.values()})
+    for arm, answers in first.items():
+        stated = {"model": "human readers", "backend": "review", "ablation": None if arm == "seeing" else "blind"}
+        lines = [{"provenance": {**stated, "config": data.config, "review_data_hash": data.data_hash}}]
+        for key, one in answers.items():
+            response = f"<think></think> <answer>{one.verdict}</answer>"
+            reader = f"reader {people.index(one.person) + 1}"
+            lines.append({"id": key[1], "response": response, "reader": reader, "seconds": one.seconds})
+        if answers:
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            atomic_write(out / f"{arm}.jsonl", text, "name another --answers")
+    return {arm: len(answers) for arm, answers in first.items()}
+
+
+def _answer_figures(data: ReviewData, item_statuses: Mapping[Key, ItemStatus]) -> dict[str, Any]:
+    """Returns the figures of the answers given before the gold answer was shown, and which groups they confirm."""
+    figures: dict[str, Any] = {}
+    right: dict[Key, list[bool]] = {}
+    for arm in ARMS:
+        given = [
+            (key, one.verdict == data.items[key].question.letter, one.seconds or 0.0)
+            for key, item_status in item_statuses.items()
+            for one in item_status.answers.values()
+            if one.stage == arm
+        ]
+        for key, correct, _ in given if arm == "seeing" else ():
+            right.setdefault(key, []).append(correct)
+        clusters = [data.items[key].question.cluster for key, _, _ in given]
+        correct = np.array([float(right) for _, right, _ in given])
+        accuracy = clustered_interval(correct, clusters) if given else None
+        figures[arm] = {
+            "answers": len(given),
+            "accuracy": accuracy and accuracy.mean,
+            "interval": accuracy and [accuracy.ci_low, accuracy.ci_high],
+            "median_seconds": median(seconds for _, _, seconds in given) if given else None,
+        }
+    groups: dict[tuple[str, str], list[list[bool]]] = {}
+    for key in item_statuses:
+        if data.items[key].question.group is not None:
+            groups.setdefault((key[0], str(data.items[key].question.group)), []).append(right.get(key, []))
+    doubted = [f"{name} ({split})" for (split, name), members in groups.items() if not all(map(all, members))]
+    confirmed = sum(all(one and all(one) for one in members) for members in groups.values())
+    return {**figures, "groups_confirmed": confirmed, "groups_doubted": doubted}
 
 
 def without_names(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,6 +254,20 @@ def markdown_summary(summary: Mapping[str, Any]) -> str:
     pairs = [_agreement_cells(pair) for pair in summary["agreement"]]
     head = ["reviewers", "items", "patients", "same verdict", "Cohen's kappa", "95% interval"]
     lines += _table(head, pairs) if pairs else ["No item has two reviews yet.", ""]
+    given = {arm: summary["answers"][arm] for arm in ARMS if summary["answers"][arm]["answers"]}
+    if given:
+        lines += ["## Answers given before the gold answer was shown", ""]
+        cells = [
+            [arm, one["answers"], percent(one["accuracy"]), interval(one["interval"]), f"{one['median_seconds']:.0f}"]
+            for arm, one in given.items()
+        ]
+        lines += _table(["arm", "answers", "right, %", "95% interval", "median seconds"], cells)
+        doubted = ", ".join(map(markdown, summary["answers"]["groups_doubted"])) or "none"
+        lines += [
+            f"Exchange groups confirmed (all four right with images): {summary['answers']['groups_confirmed']}; "
+        ]
+        lines[-1] += f"doubted (a reader with images chose another option): {doubted}."
+        lines.append("")
     lines += ["## Open disagreements", ""]
     for one in summary["open_disagreements"]:
         said = "; ".join(

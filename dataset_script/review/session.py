@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataset_script.review.decisions import Decision, ItemStatus, Key, ReviewState, checked_decision, person_of
+from dataset_script.review.decisions import ARMS, Decision, ItemStatus, Key, ReviewState, checked_decision, person_of
 from dataset_script.review.log import ReviewLog
 from dataset_script.review.registration import BoundingBox, place_by_matching, place_by_name
 from scale_vqa_eval.errors import InputError, Problem, preview
@@ -26,6 +27,7 @@ from scale_vqa_eval.release_folder.verify import content_hash, release_shards
 from scale_vqa_eval.schema import VIEWS
 
 CURATION_REPORT: Final = "curation_report.json"
+CONTROL_REPORT: Final = "control.json"
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,27 @@ def read_review_data(folder: Path, config: str | None = None, split: str | None 
         )
     items, store = read_visual_questions(str(folder), None, config, None, blind=False)
     by_key = {(item.question.split or "", item.question.id): item for item in items}
-    chosen = tuple(key for key in by_key if split in (None, key[0]))
+    doubt = _ambiguity(folder / config / CONTROL_REPORT)
+    chosen = [key for key in by_key if split in (None, key[0])]
+    chosen.sort(key=lambda key: -doubt.get(by_key[key].question.group or "", 0.0))
     flags = read_flags(folder / CURATION_REPORT)
-    return ReviewData(folder, config, by_key, chosen, content_hash(config, configs[config]), store, flags)
+    return ReviewData(folder, config, by_key, tuple(chosen), content_hash(config, configs[config]), store, flags)
+
+
+def _ambiguity(report: Path) -> dict[str, float]:
+    """Returns exchange group -> estimated ambiguity, as the control's report has it: the most doubtful come first.
+
+    Raises:
+        InputError: where the file is not such a report.
+    """
+    if not report.exists():
+        return {}
+    try:
+        groups = json.loads(report.read_text(encoding="utf-8")).get("ambiguity", {}).get("groups", {})
+        return {str(name): float(estimate) for name, estimate in groups.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        expected, hint = "a control report", "restore the report, or remove the file"
+        raise InputError(Problem(str(report), expected, preview(str(error)), hint)) from error
 
 
 def read_flags(report: Path) -> dict[str, tuple[str, ...]]:
@@ -148,10 +168,11 @@ class ReviewerState:
 
     Attributes:
         reviewer: name.
-        stage: ``review`` or ``adjudication``.
+        stage: one of ``decisions.STAGES``; ``seeing`` is an answer with images and then the review.
         at: the item in view, or None where no item is waiting.
         seen: the items that were in view before it, in order.
         later: postponed items, which come again at the end.
+        since: monotonic time at which the item came into view.
     """
 
     reviewer: str
@@ -159,6 +180,7 @@ class ReviewerState:
     at: Key | None = None
     seen: tuple[Key, ...] = ()
     later: tuple[Key, ...] = ()
+    since: float = 0.0
 
     @property
     def person(self) -> str:
@@ -194,7 +216,8 @@ class ReviewSession:
         order = [key for key in [*(key for key in waiting if key not in set(later)), *later] if key != viewer.at]
         at = order[0] if order else viewer.at if viewer.at in still else None
         seen = (*viewer.seen, viewer.at) if viewer.at is not None and viewer.at != at else viewer.seen
-        return replace(viewer, at=at, seen=seen, later=tuple(key for key in later if key != at))
+        later = [key for key in later if key != at]
+        return replace(viewer, at=at, seen=seen, later=tuple(later), since=time.monotonic())
 
     def postpone(self, viewer: ReviewerState) -> ReviewerState:
         """Returns the viewer at the next item; the item in view comes again at the end."""
@@ -204,7 +227,9 @@ class ReviewSession:
 
     def back(self, viewer: ReviewerState) -> ReviewerState:
         """Returns the viewer at the item that was in view before."""
-        return replace(viewer, at=viewer.seen[-1], seen=viewer.seen[:-1]) if viewer.seen else viewer
+        if not viewer.seen or viewer.stage == "blind":  # an answer is given once
+            return viewer
+        return replace(viewer, at=viewer.seen[-1], seen=viewer.seen[:-1], since=time.monotonic())
 
     def decide(
         self, viewer: ReviewerState, verdict: str, reason: str, edit: Mapping[str, Any] | None = None
@@ -214,11 +239,34 @@ class ReviewSession:
         Raises:
             InputError: where the decision is incomplete or the item is closed; nothing is written then.
         """
-        key = viewer.at
-        if key is None:
+        if viewer.at is None:
             return self.advance(viewer)
-        decision = Decision(key, viewer.stage, viewer.reviewer, verdict, reason, dict(edit or {}))
-        checked = checked_decision(decision, self.data.items[key].question)
+        if self.answering(viewer):
+            raise InputError(Problem(viewer.at[1], "an answer before the verdict", verdict, "choose an option first"))
+        stage = "review" if viewer.stage == "seeing" else viewer.stage
+        self._append(Decision(viewer.at, stage, viewer.reviewer, verdict, reason, dict(edit or {})))
+        return self.advance(viewer)
+
+    def answering(self, viewer: ReviewerState) -> bool:
+        """Returns whether the reader has yet to answer the item in view, so that its gold answer stays hidden."""
+        if viewer.at is None or viewer.stage not in ARMS:
+            return False
+        return viewer.stage == "blind" or viewer.person not in self.status_of(viewer.at).answers
+
+    def answer(self, viewer: ReviewerState, letter: str) -> ReviewerState:
+        """Appends the reader's answer, with its time; returns the viewer at the item's review or at the next item.
+
+        Raises:
+            InputError: where no option is chosen or the item was answered; nothing is written then.
+        """
+        if viewer.at is None or not self.answering(viewer):
+            return self.advance(viewer)
+        seconds = round(time.monotonic() - viewer.since, 1)
+        self._append(Decision(viewer.at, viewer.stage, viewer.reviewer, letter, seconds=seconds))
+        return self.advance(viewer) if viewer.stage == "blind" else viewer
+
+    def _append(self, decision: Decision) -> None:
+        checked = checked_decision(decision, self.data.items[decision.key].question)
 
         def check(decisions: list[Decision]) -> Decision:
             self._state.update(decisions)
@@ -227,7 +275,6 @@ class ReviewSession:
 
         with self._lock:
             self._log.append(check)
-        return self.advance(viewer)
 
     def status_of(self, key: Key) -> ItemStatus:
         """Returns the review status of an item."""
@@ -238,14 +285,12 @@ class ReviewSession:
         """Returns the reviewer's own last decision on the item in view, or None."""
         if viewer.at is None:
             return None
-        item_status = self.status_of(viewer.at)
-        return (item_status.reviews if viewer.stage == "review" else item_status.adjudications).get(viewer.person)
+        return _own_stage(self.status_of(viewer.at), viewer.stage).get(viewer.person)
 
     def progress(self, viewer: ReviewerState) -> tuple[int, int]:
         """Returns how many of the chosen items the reviewer has decided at this stage, and how many wait."""
         review_state = self.refresh()
-        places = [review_state.items[key] for key in self.data.chosen]
-        done = [one.reviews if viewer.stage == "review" else one.adjudications for one in places]
+        done = [_own_stage(review_state.items[key], viewer.stage) for key in self.data.chosen]
         waiting = review_state.waiting(viewer.person, viewer.stage, self.data.chosen)
         return sum(viewer.person in one for one in done), len(waiting)
 
@@ -282,3 +327,10 @@ class ReviewSession:
             while len(self._places) > PLACES_KEPT:
                 self._places.popitem(last=False)
         return self._places[key]
+
+
+def _own_stage(item_status: ItemStatus, stage: str) -> Mapping[str, Decision]:
+    """Returns person -> decision of the stage that a viewer works on."""
+    if stage == "blind":
+        return item_status.answers
+    return item_status.adjudications if stage == "adjudication" else item_status.reviews

@@ -27,35 +27,42 @@ def render_item(session: ReviewSession, viewer: ReviewerState) -> str:
     item = session.data.items[viewer.at]
     question = item.question
     item_status = session.status_of(viewer.at)
+    hidden, blind = session.answering(viewer), viewer.stage == "blind"
     return _template("panel.html.j2").render(
         viewer=viewer,
         done=done,
         waiting=waiting,
         item=question,
         row=next((one.row for one in (*item.views, *item.option_images)), 0),
-        views=_views(session, item),
+        views=[] if blind else _views(session, item),
         # a grounding question shows the views that its kind asks about
         missing=[
             _view_name(view)
             for view in VIEWS
-            if question.dimension not in GROUNDING_KINDS and view not in {one.column for one in item.views}
+            if not blind
+            and question.dimension not in GROUNDING_KINDS
+            and view not in {one.column for one in item.views}
         ],
         options=[
             {
                 "letter": letter,
                 "text": text,
-                "gold": place == question.answer,
-                "picture": item.option_images[place].option if item.option_images else None,
+                "gold": place == question.answer and not hidden,
+                "picture": item.option_images[place].option if item.option_images and not blind else None,
             }
             for place, (letter, text) in enumerate(zip(LETTERS, question.options, strict=False))
         ],
-        pictures=bool(item.option_images),
-        warnings=[
+        pictures=bool(item.option_images) and not blind,
+        hidden=hidden,
+        answer=item_status.answers.get(viewer.person),
+        warnings=[]
+        if hidden
+        else [
             *_warnings(question),
             *(f"Flagged in curation: {one}" for one in session.data.flags.get(question.id, ())),
         ],
-        own=session.own(viewer),
-        closed=viewer.stage == "review" and item_status.closed,
+        own=None if hidden else session.own(viewer),
+        closed=viewer.stage != "adjudication" and item_status.closed,
         others=_others(session, viewer.at) if viewer.stage == "adjudication" else [],
     )
 
