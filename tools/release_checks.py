@@ -122,18 +122,26 @@ def metric_problems(folder: Path, python: Path, home: Path) -> list[str]:
 
 
 def bare_python(folder: Path, requirements: Path) -> Path:
-    """Makes an environment with nothing but ``requirements``; returns its interpreter.
+    """Makes an environment with nothing but ``requirements``, less this package; returns its interpreter.
+
+    The metric's page needs this package, the metric itself does not.
 
     Raises:
         SystemExit: where they cannot be installed.
     """
     venv.create(folder, with_pip=True, clear=True)
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(requirements)]
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command += metric_requirements(requirements)
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"release-check: {requirements} cannot be installed: {last_line(done.stderr)}")
     return python
+
+
+def metric_requirements(requirements: Path) -> list[str]:
+    """Returns the lines of a requirements file that do not name this package."""
+    return [line for line in requirements.read_text().split("\n") if line and not line.startswith("scale-vqa")]
 
 
 def isolated(command: list[str], home: Path) -> subprocess.CompletedProcess[str]:

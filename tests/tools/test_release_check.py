@@ -101,7 +101,7 @@ def linked_environment(folder: Path, requirements: Path) -> Path:
     """An interpreter that sees what ``requirements`` bring and nothing else, linked from what is installed here."""
     venv.create(folder, with_pip=False)
     site = next((folder / "lib").glob("python*/site-packages"))
-    queue = [Requirement(line).name for line in requirements.read_text().splitlines() if line.strip()]
+    queue = [Requirement(line).name for line in release_checks.metric_requirements(requirements)]
     seen: set[str] = set()
     while queue:
         name = re.sub(r"[-_.]+", "-", queue.pop()).lower()

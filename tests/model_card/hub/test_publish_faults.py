@@ -148,8 +148,6 @@ def test_many_files_arrive_in_one_commit_or_not_at_all(tmp_path: Path) -> None:
         publisher.kill_when_hanging("--yes", "--no-verify", **space)
         repository = publisher.repository("spaces", "org/board")
         assert len(repository.log) == 1 and not repository.tags, "the initial commit alone"
-        dry = publisher.plan(kind="space", repo="org/board")
-        assert not dry["published"] and {row["change"] for row in dry["files"]} >= {"new"}
         again = publisher.run("--yes", "--no-verify", **space)
         assert again.returncode == 0, again.stderr
         assert publisher.is_published("spaces", "org/board")
