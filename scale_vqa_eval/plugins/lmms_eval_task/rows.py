@@ -1,4 +1,4 @@
-"""What lmms-eval calls with a row of the release folder: its images, its words, and how its answer is read."""
+"""What lmms-eval calls with a row of the release folder: its images, its text, and how its answer is read."""
 
 # mypy: disable-error-code="import-not-found"
 from __future__ import annotations
@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from scale_vqa_eval.predict.images import to_rgb
-from scale_vqa_eval.predict.prompts import Prompt, filled, load_prompt
+from scale_vqa_eval.predict.images import OPTION_IMAGES, ImageRef, to_rgb
+from scale_vqa_eval.predict.prompts import Prompt, build_messages, load_prompt
+from scale_vqa_eval.predict.requests import Request, VisualQuestion
+from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
 from scale_vqa_eval.schema import ALL_DIMENSIONS, LETTERS, VIEWS
 
@@ -22,8 +24,7 @@ def _prompt() -> Prompt:
 
 def doc_to_visual(doc: Row) -> list[Any]:
     """Returns the images in the order in which they are shown: views low to high, then option images."""
-    views = [doc[view] for view in VIEWS if doc.get(view) is not None]
-    return [to_rgb(image, str(doc["id"])) for image in (*views, *(doc.get("option_images") or []))]
+    return [_image(doc, image) for image in _request(doc).item.images]
 
 
 def doc_to_text(doc: Row, lmms_eval_specific_kwargs: Row | None = None) -> str:
@@ -32,16 +33,10 @@ def doc_to_text(doc: Row, lmms_eval_specific_kwargs: Row | None = None) -> str:
 
 
 def doc_to_messages(doc: Row, lmms_eval_specific_kwargs: Row | None = None) -> list[Row]:
-    """Returns the messages that ``predict`` would send: images, each option image after its letter, text last."""
-    prompt, images = _prompt(), doc_to_visual(doc)
-    first_option = len(images) - len(doc.get("option_images") or [])
-    parts: list[Row] = []
-    for place, image in enumerate(images):
-        if place >= first_option:
-            parts.append({"type": "text", "text": filled(prompt.option_label, letter=LETTERS[place - first_option])})
-        parts.append({"type": "image", "url": image})
-    parts.append({"type": "text", "text": doc_to_text(doc)})
-    return _turns(prompt, parts)
+    """Returns the messages of ``predict``: images, each option image after its letter, text last."""
+    prompt = _prompt()
+    parts = _request(doc).content(prompt)
+    return build_messages(prompt, parts, lambda image: {"type": "image", "url": _image(doc, image)})
 
 
 def no_visual(doc: Row) -> list[Any]:
@@ -51,13 +46,19 @@ def no_visual(doc: Row) -> list[Any]:
 
 def blind_messages(doc: Row, lmms_eval_specific_kwargs: Row | None = None) -> list[Row]:
     """Returns the messages of the blind control: the same text to the byte, and no image."""
-    return _turns(_prompt(), [{"type": "text", "text": doc_to_text(doc)}])
+    return build_messages(_prompt(), [doc_to_text(doc)], dict)
 
 
-def _turns(prompt: Prompt, parts: list[Row]) -> list[Row]:
-    user = {"role": "user", "content": parts}
-    system = {"role": "system", "content": [{"type": "text", "text": prompt.system}]}
-    return [system, user] if prompt.system else [user]
+def _request(doc: Row) -> Request:
+    question = Question(str(doc["id"]), doc["question"], tuple(doc["options"]), int(doc["answer"]))
+    views = tuple(ImageRef(0, view) for view in VIEWS if doc.get(view) is not None)
+    options = tuple(ImageRef(0, OPTION_IMAGES, index) for index in range(len(doc.get(OPTION_IMAGES) or [])))
+    return Request(VisualQuestion(question, views, options, question.id))
+
+
+def _image(doc: Row, image: ImageRef) -> Any:
+    shown = doc[image.column] if image.option is None else doc[image.column][image.option]
+    return to_rgb(shown, str(doc["id"]))
 
 
 def doc_to_target(doc: Row) -> str:
@@ -80,5 +81,5 @@ def process_results(doc: Row, results: Sequence[str]) -> Row:
 
 
 def accuracy(results: Sequence[Row]) -> float:
-    """Returns the share of right answers."""
+    """Returns the share of correct answers."""
     return float(sum(row["score"] for row in results) / len(results))
