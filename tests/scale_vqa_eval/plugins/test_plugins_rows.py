@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 from predict_release import make_release
 
-from scale_vqa_eval.plugins.lmms_eval_task import rows
 from scale_vqa_eval.predict.backend import InferenceConfig, Sampling
 from scale_vqa_eval.predict.images import Bounds
 from scale_vqa_eval.predict.prompts import load_prompt
 from scale_vqa_eval.predict.requests import Request, read_visual_questions
+
+
+rows = import_module("scale_vqa_eval.plugins.lmms_eval_task.rows")  # the folder is not a package: lmms-eval reads it
 
 
 def seen(messages: list[dict[str, Any]]) -> list[Any]:
