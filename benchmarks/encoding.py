@@ -20,7 +20,7 @@ from scale_vqa_eval.predict.openai_backend import OpenAIBackend
 from scale_vqa_eval.predict.prompts import load_prompt
 from scale_vqa_eval.predict.requests import Request, read_visual_questions, requests_by_path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 from chat_server import MODEL, chat_server
 from predict_release import make_release
 

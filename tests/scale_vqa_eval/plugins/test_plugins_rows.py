@@ -16,7 +16,6 @@ from scale_vqa_eval.predict.images import Bounds
 from scale_vqa_eval.predict.prompts import load_prompt
 from scale_vqa_eval.predict.requests import Request, read_visual_questions
 
-
 rows = import_module("scale_vqa_eval.plugins.lmms_eval_task.rows")  # the folder is not a package: lmms-eval reads it
 
 
