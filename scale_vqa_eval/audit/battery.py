@@ -6,7 +6,7 @@ accuracies = [evaluate_probe(result, questions) for result in results]
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -62,6 +62,7 @@ def run_battery(
     features: TextFeatures | None = None,
     folds: int = 5,
     progress: bool = False,
+    trees: int | None = None,
 ) -> list[ProbeScores]:
     """Scores every question with every probe of the wanted families; fitted probes are cross-fitted by cluster.
 
@@ -75,6 +76,7 @@ def run_battery(
         features: ``read_features`` of these questions, to save reading the texts again.
         folds: folds of a partition, at most.
         progress: show a bar on standard error.
+        trees: trees of a forest; None takes ``fitted_probes.TREES``.
 
     Raises:
         ValueError: a family is unknown, there is no question, or ``features`` are of other questions.
@@ -107,7 +109,7 @@ def run_battery(
 
     gold = gold_of(chosen)
     votes = cross_fit(
-        {f: make_fitter(f, sample, gold) for f in fitted_probes.FAMILIES if f in _needed(wanted)},
+        {f: make_fitter(f, sample, gold, trees) for f in fitted_probes.FAMILIES if f in _needed(wanted)},
         folds_of(clusters_of(questions), seed, partitions or (1 if streamed else 3), folds),
         parts(),
         seed,
@@ -182,6 +184,7 @@ def label_permutation_test(
     features: TextFeatures | None = None,
     families: Sequence[str] = (*fitted_probes.FAMILIES, "ensemble"),
     progress: bool = False,
+    further: Callable[[Sequence[Question], int], list[ProbeScores]] = lambda questions, seed: [],
 ) -> dict[str, Any]:
     """Runs the fitted probes on redrawn gold answers: every one of them must fall to chance.
 
@@ -197,12 +200,15 @@ def label_permutation_test(
         features: ``read_features`` of these questions.
         families: the fitted families to test.
         progress: show a bar on standard error.
+        further: runs more fitted probes on questions with redrawn gold answers, with a seed; of files of at most
+            ``NULL_CAP`` questions only.
 
     Returns:
         Plain values: ``passed``, ``method``, ``level``, ``draws``, ``n``, ``chance`` and by probe ``accuracy``,
         ``per_draw`` and the adjusted ``p_value``.
     """
-    if len(questions) > NULL_CAP:
+    complete = len(questions) <= NULL_CAP
+    if not complete:
         kept = sample_rows(len(questions), NULL_CAP, [seed, 5])
         questions = [questions[row] for row in kept]
         features = None if features is None else features.take(kept)
@@ -211,7 +217,8 @@ def label_permutation_test(
     tested: dict[str, list[FloatArray]] = {}
     for draw in tqdm(range(draws), "label-permutation test", unit=" draws", disable=not progress, leave=False):
         drawn = redraw_gold(questions, seed * 1009 + draw)
-        for result in run_battery(drawn, seed * 1009 + draw, 1, families, features):
+        results = run_battery(drawn, seed * 1009 + draw, 1, families, features, trees=fitted_probes.FEW_TREES)
+        for result in [*results, *(further(drawn, seed * 1009 + draw) if complete else [])]:
             if result.trained:
                 rates.setdefault(result.name, []).append(float(credit(result, drawn).mean()))
                 tested.setdefault(result.name, []).append(sequential_credit(result, drawn))

@@ -93,6 +93,65 @@ def exchange_sets(questions: Sequence[Question]) -> IntArray:
     return out
 
 
+def assignment_groups(questions: Sequence[Question]) -> list[IntArray]:
+    """Returns the rows of each exchange group: same stem and options, as many rows as options (no gold is read)."""
+    same: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    for row, question in enumerate(questions):
+        same.setdefault((question.question, question.options), []).append(row)
+    return [np.array(rows) for (_, options), rows in same.items() if len(rows) == len(options)]
+
+
+def joint_clusters(questions: Sequence[Question]) -> Clusters:
+    """Returns the clusters for readers of the whole file: sets of patients that exchange groups connect.
+
+    In block exchange these are the blocks: a reader that confuses two slides of a block is wrong in all its groups at
+    once. Where exchange groups connect all patients, the patient (slide, question) is the cluster.
+    """
+    names = {name: number for number, name in enumerate(dict.fromkeys(question.cluster for question in questions))}
+    patients = np.array([names[question.cluster] for question in questions], dtype=np.int64)
+    parts = _connected(patients, assignment_groups(questions))
+    ids = parts if parts.any() else patients
+    return Clusters(ids, np.zeros(len(ids), dtype=np.bool_))
+
+
+def is_block_exchange(questions: Sequence[Question]) -> bool:
+    """Tests whether relabelling slides and paths leaves the set of texts unchanged: every joint reader is at chance.
+
+    True where every row is in an exchange set of k rows, the sets connect slides (and paths, and image sets) in blocks
+    of exactly k, and each set has one row of every member of its block. Then the texts do not depend on which slide of
+    a block, and which path of its set, is which, so a reader of all texts who also knows which rows share a slide, a
+    path or an image is right on 1/k of the items, on average over the relabellings.
+    """
+    sets = exchange_sets(questions)
+    groups = assignment_groups(questions)
+    if (sets < 0).any() or sum(map(len, groups)) < len(questions):
+        return False
+    for names in (
+        [question.slide or question.cluster for question in questions],
+        [(question.slide, question.path_id or question.cluster) for question in questions],
+        [question.images or (question.slide, question.path_id) for question in questions],
+    ):
+        codes: dict[object, int] = {}
+        values = np.array([codes.setdefault(name, len(codes)) for name in names], dtype=np.int64)
+        block = _connected(values, groups)
+        for group in groups:
+            members = np.unique(values[block == block[group[0]]])
+            if len(members) != len(group) or not np.array_equal(np.sort(values[group]), members):
+                return False
+    return True
+
+
+def _connected(values: IntArray, groups: Sequence[IntArray]) -> IntArray:
+    """Returns (n,) number of the connected component of each row, where the rows of a group connect their values."""
+    from scipy import sparse
+
+    size = int(values.max(initial=-1)) + 1
+    pairs = np.array([(values[group[0]], values[row]) for group in groups for row in group]).reshape(-1, 2)
+    edges = sparse.coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(size, size))
+    component: IntArray = sparse.csgraph.connected_components(edges, directed=False)[1]
+    return np.asarray(component[values], dtype=np.int64)
+
+
 def describe_clusters(questions: Sequence[Question], clusters: Clusters) -> ClusterSummary:
     """Summarises the clusters of a file and what missing patients and slides cost."""
     loose = [question for question, balanced in zip(questions, clusters.balanced, strict=True) if not balanced]

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from scale_vqa_eval.audit.reported_scores import read_reported_scores
+from scale_vqa_eval.audit.verdict import MARGIN
 from scale_vqa_eval.files import write_json
 from scale_vqa_eval.questions import Question, read_questions
 
@@ -23,7 +24,15 @@ _OUT = click.Path(dir_okay=False, path_type=Path)
 @click.option("--config", help="Config of a release folder or Hub id.  [default: its default]")
 @click.option("--json", "json_path", metavar="FILE", type=_OUT, help="Write the report for machines.")
 @click.option("--html", "html_path", metavar="FILE", type=_OUT, help="Write the report as one self-contained page.")
-@click.option("--gate", is_flag=True, help="Exit with 1 if the questions leak.")
+@click.option("--gate", is_flag=True, help="Exit with 1 unless the verdict is clean.")
+@click.option("--allow-inconclusive", is_flag=True, help="Let an inconclusive verdict pass the gate, with a warning.")
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, 100, min_open=True),
+    default=100 * MARGIN,
+    show_default=True,
+    help="Clean: a leak of so many points would have been shown with 80% probability.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of folds and forests.")
 @click.option("--embedding", is_flag=True, help="Add probes on sentence embeddings (MiniLM).")
 @click.option("--lm", "models", metavar="MODEL", multiple=True, help="Add option likelihood under a causal model.")
@@ -49,6 +58,8 @@ def audit(
     json_path: Path | None,
     html_path: Path | None,
     gate: bool,
+    allow_inconclusive: bool,
+    margin: float,
     seed: int,
     published: str | None,
     images: bool,
@@ -79,7 +90,7 @@ def audit(
         if chat["stopped"]:
             click.echo(f"warning: chat with {chat['model']} has no result: {chat['stopped']}", err=True)
     detailed = json_path is not None or html_path is not None
-    report = audit_questions(questions, seed, extra, overlap, detailed, progress=not quiet)
+    report = audit_questions(questions, seed, extra, overlap, detailed, not quiet, margin / 100)
     report |= {"chat": chats, "published": reported}
     report["provenance"] |= {"data": data, "split": split, "config": config}
     if json_path is not None:
@@ -89,7 +100,10 @@ def audit(
 
         write_page(html_path, report)
     click.echo(audit_table(report))
-    return int(gate and report["verdict"] == "leaks")
+    if gate and allow_inconclusive and report["verdict"] == "inconclusive":
+        click.echo("warning: the gate passes an inconclusive verdict (--allow-inconclusive)", err=True)
+        return 0
+    return int(gate and report["verdict"] != "clean")
 
 
 def _model_probes(

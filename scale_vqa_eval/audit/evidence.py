@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from scale_vqa_eval.audit.battery import MEMBERS, read_features, sample_rows
 from scale_vqa_eval.audit.clusters import IntArray, clusters_of, folds_of
-from scale_vqa_eval.audit.fitted_probes import Fitter, Model, cross_fit, fit_listwise, make_fitter
+from scale_vqa_eval.audit.fitted_probes import FEW_TREES, Fitter, Model, cross_fit, fit_listwise, make_fitter
 from scale_vqa_eval.audit.option_geometry import COLUMN, FEATURES, HASH_COLUMNS, hash_of, terms_of
 from scale_vqa_eval.audit.probe import FloatArray, ProbeScores, evaluate_probe, gold_of
 from scale_vqa_eval.audit.text_features import BLOCKS, NGramColumns, TextFeatures
@@ -151,7 +151,7 @@ def learning_curve(
     order = np.random.default_rng([seed, 7]).permutation(int(ids.max(initial=0)) + 1)[ids]
     folds = folds_of(clusters, seed, 1)
     gold, rows = gold_of(questions), np.arange(len(questions))
-    fitters = {family: make_fitter(family, features, gold) for family in MEMBERS}
+    fitters = {family: make_fitter(family, features, gold, FEW_TREES) for family in MEMBERS}
     points = []
     for fraction in tqdm(FRACTIONS, "learning curve", unit=" points", disable=not progress, leave=False):
         sizes: list[int] = []

@@ -7,6 +7,7 @@ its cluster (patient, slide or exchange set); over several partitions of the clu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +20,9 @@ from scale_vqa_eval.audit.probe import FloatArray, OptionLayout, ProbeScores
 from scale_vqa_eval.audit.text_features import NGRAM_FAMILIES, NGramColumns, TextFeatures
 
 FAMILIES: Final = ("position", "geometry", *NGRAM_FAMILIES)
-TREES: Final = 100
+TREES: Final = 60
+FEW_TREES: Final = 20
+"""Trees of the label-permutation test and of the learning curve, whose forests are many."""
 Model = Callable[[TextFeatures], FloatArray]
 """A fitted model: the features of some questions -> votes (N,), not negative, that sum to 1 in each question."""
 Fitter = Callable[[IntArray, int], Model]
@@ -120,12 +123,19 @@ def _fits(folds: IntArray, sequential: bool) -> list[_Fit]:
     return fits + [_Fit(0, fold, False, True) for fold in range(1, last)] * sequential
 
 
-def make_fitter(family: str, sample: TextFeatures, gold: IntArray) -> Fitter:
-    """Returns the fitter of a family of ``FAMILIES``, or of ``sample.dense``, with these gold options (m,)."""
+def make_fitter(family: str, sample: TextFeatures, gold: IntArray, trees: int | None = None) -> Fitter:
+    """Returns the fitter of a family of ``FAMILIES``, or of ``sample.dense``.
+
+    Args:
+        family: the family.
+        sample: features of m questions.
+        gold: (m,) 0-based gold option of each.
+        trees: trees of a forest; None takes ``TREES``.
+    """
     if family == "position":
         return _letter_prior(sample, gold)
     if family == "geometry":
-        return _forest(sample, gold)
+        return _forest(sample, gold, trees or TREES)
     if family in sample.dense:
         return _linear(sample, gold, lambda features: features.dense[family])
     columns = NGramColumns.fit(sample.presence[family], sample.layout)
@@ -163,28 +173,41 @@ def _letter_prior(sample: TextFeatures, gold: IntArray) -> Fitter:
     return fit
 
 
-def _forest(sample: TextFeatures, gold: IntArray) -> Fitter:
-    """Extremely randomised trees on the geometry of the options; the gold option is the positive class."""
-    from sklearn.ensemble import ExtraTreesClassifier
+def _forest(sample: TextFeatures, gold: IntArray, trees: int) -> Fitter:
+    """Extremely randomised trees (Geurts et al. 2006) on the geometry of the options.
+
+    The trees regress on whether an option is gold: for two classes the squared error splits as Gini's index does, and
+    a leaf's mean is its share of gold options. They are built one by one because scikit-learn's forest spends two
+    thirds of its time on checks of each tree.
+    """
+    from sklearn import config_context
+    from sklearn.tree import ExtraTreeRegressor
 
     columns = forest_columns(sample.geometry, sample.layout, sample.types)
-    right = np.zeros(len(columns), dtype=np.int64)
-    right[sample.layout.starts + gold] = 1
+    right = np.zeros((len(columns), 1))
+    right[sample.layout.starts + gold] = 1.0
 
     def fit(chosen: IntArray, seed: int) -> Model:
         if not len(chosen):
             return _even
         rows = sample.layout.rows_of(chosen)
         leaf = max(3, len(rows) // 2000)  # bounds the size of a tree, whatever the number of questions
-        threads = 2 if len(rows) > 4000 else 1  # below, starting them costs more than they save
-        forest = ExtraTreesClassifier(TREES, min_samples_leaf=leaf, random_state=seed % 2**31, n_jobs=threads)
-        forest.fit(columns[rows], right[rows])
-        forest.n_jobs = 1  # threads add votes in the order they end in: the last bit would differ between runs
+        given, target = columns[rows], right[rows]
+
+        def grow(tree_seed: int) -> Any:
+            tree = ExtraTreeRegressor(min_samples_leaf=leaf, max_features="sqrt", random_state=tree_seed)
+            return tree.fit(given, target, check_input=False)
+
+        seeds = np.random.RandomState(seed % 2**31).randint(2**31 - 1, size=trees).tolist()
+        with config_context(skip_parameter_validation=True), ThreadPoolExecutor(2) as pool:
+            # threads pay for large samples only: below, they would wait for each other
+            forest = list(pool.map(grow, seeds) if len(rows) > 4000 else map(grow, seeds))
 
         def vote(features: TextFeatures) -> FloatArray:
             given = forest_columns(features.geometry, features.layout, features.types)
             given = np.pad(given, ((0, 0), (0, columns.shape[1] - given.shape[1])))  # a chunk may lack the last types
-            return features.layout.normalised(forest.predict_proba(given)[:, 1])
+            votes = np.sum([tree.predict(given, check_input=False) for tree in forest], axis=0)
+            return features.layout.normalised(np.asarray(votes, dtype=np.float64))
 
         return vote
 

@@ -48,7 +48,7 @@ def render_page(report: Mapping[str, Any]) -> str:
     defects = defaultdict(list)
     for defect in report["defects"]:
         defects[defect["kind"]].append(defect)
-    groups: dict[str, list[str]] = {"leaks": [], "clean": [], "unresolved": []}
+    groups: dict[str, list[str]] = {"leaks": [], "clean": [], "inconclusive": []}
     for name, part in report["dimensions"].items():
         groups[part["verdict"]].append(name)
     return environment.get_template("page.html.j2").render(

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from scale_vqa_eval.audit.clusters import Clusters, IntArray, clusters_of
+from scale_vqa_eval.audit.clusters import Clusters, IntArray, clusters_of, joint_clusters
 from scale_vqa_eval.questions import Question
-from scale_vqa_eval.scale_vqa_acc.clustered import clustered_interval, p_value_against
+from scale_vqa_eval.scale_vqa_acc.clustered import (
+    cluster_codes,
+    clustered_interval,
+    clustered_standard_error,
+    p_value_against,
+)
 
 FloatArray = npt.NDArray[np.float64]
 TIE = 1e-9
@@ -114,6 +119,7 @@ class ProbeScores:
             p-value of a fitted probe comes from them (see ``fitted_probes.Votes``). None: it comes from ``scores``.
         votes: whether the scores are non-negative votes, so that their shares are probabilities.
         answered: (n,) False where the probe gave no answer, which counts as wrong; None: it answered all questions.
+        joint: whether the probe reads across questions, so that exchange sets are not at chance by construction.
         note: a warning about this run (a cap, a lost answer), or empty.
     """
 
@@ -124,6 +130,7 @@ class ProbeScores:
     sequential: FloatArray | None = None
     votes: bool = False
     answered: npt.NDArray[np.bool_] | None = None
+    joint: bool = False
     note: str = ""
 
     def shares(self) -> FloatArray:
@@ -152,6 +159,8 @@ class Accuracy:
         ci_low: lower end of the interval, clipped to 0.
         ci_high: upper end of the interval, clipped to 1.
         p_value: of accuracy > chance; see ``p_above_chance``.
+        standard_error: of the mean that the p-value tests: the larger of the clustered one and the binomial one at
+            chance; 0 where accuracy is at chance by construction, so that a leak is excluded and not merely not found.
     """
 
     n: int
@@ -161,6 +170,7 @@ class Accuracy:
     ci_low: float
     ci_high: float
     p_value: float
+    standard_error: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,18 +247,24 @@ def picked(result: ProbeScores) -> IntArray:
 
 
 def evaluate_probe(
-    result: ProbeScores, questions: Sequence[Question], clusters: Clusters | None = None
+    result: ProbeScores, questions: Sequence[Question], clusters: Clusters | None = None, constructed: bool = False
 ) -> ProbeAccuracy:
     """Evaluates a probe over all questions, by dimension and by split, with clustered intervals.
 
     Args:
         result: the scores.
         questions: the questions in the order of the scores.
-        clusters: ``clusters_of(questions)``, to compute them once for many probes.
+        clusters: ``clusters_of(questions)``, or ``joint_clusters(questions)`` for a joint probe, to compute them once
+            for many probes.
+        constructed: the expected accuracy is at chance by construction (a joint probe on block exchange).
     """
-    clusters = clusters or clusters_of(questions)
+    clusters = clusters or (joint_clusters if result.joint else clusters_of)(questions)
     values, chance = credit(result, questions), 1.0 / option_counts(questions)
     tested = sequential_credit(result, questions)
+
+    def reached(rows: IntArray) -> Accuracy:
+        part = accuracy_of(values[rows], chance[rows], clusters.take(rows), tested[rows])
+        return replace(part, standard_error=0.0) if constructed else part
 
     def parts(names: Sequence[str | None]) -> dict[str, Accuracy]:
         rows: dict[str, list[int]] = {}
@@ -256,11 +272,11 @@ def evaluate_probe(
             if name is not None:
                 rows.setdefault(name, []).append(row)
         chosen = {name: np.array(rows[name]) for name in sorted(rows)}
-        return {name: accuracy_of(values[r], chance[r], clusters.take(r), tested[r]) for name, r in chosen.items()}
+        return {name: reached(r) for name, r in chosen.items()}
 
     splits = parts([question.split for question in questions])
     return ProbeAccuracy(
-        **vars(accuracy_of(values, chance, clusters, tested)),
+        **vars(reached(np.arange(len(values)))),
         name=result.name,
         family=result.family,
         trained=result.trained,
@@ -289,8 +305,10 @@ def accuracy_of(
     known = ~np.isnan(tested)
     interval = clustered_interval(values, ids)
     low, high = interval.ci_low, interval.ci_high
+    error = _standard_error(tested[known], chance[known], ids[known])
     if clusters.balanced.all() and not np.any(np.abs(np.bincount(clusters.ids, weights=values - chance)) > TIE):
         low = high = float(values.mean())
+        error = 0.0
     return Accuracy(
         n=len(values),
         clusters=interval.clusters,
@@ -299,7 +317,17 @@ def accuracy_of(
         ci_low=low,
         ci_high=high,
         p_value=p_above_chance(tested[known], chance[known], ids[known]),
+        standard_error=error,
     )
+
+
+def _standard_error(values: FloatArray, chance: FloatArray, ids: IntArray) -> float:
+    """Returns the larger of the clustered and the binomial standard error; 1 where nothing was tested."""
+    if not len(values):
+        return 1.0
+    codes, count = cluster_codes(ids)
+    clustered = clustered_standard_error(values - chance, codes, count) if count > 1 else 0.0
+    return max(clustered, math.sqrt(float((chance * (1.0 - chance)).mean()) / len(values)))
 
 
 def p_above_chance(values: FloatArray, chance: FloatArray, clusters: IntArray) -> float:

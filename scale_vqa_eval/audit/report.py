@@ -12,12 +12,19 @@ import numpy as np
 
 from scale_vqa_eval import __version__
 from scale_vqa_eval.audit.battery import MEMBERS, TRAIN_CAP, label_permutation_test, read_features, run_battery
-from scale_vqa_eval.audit.clusters import ClusterSummary, clusters_of, describe_clusters
+from scale_vqa_eval.audit.clusters import (
+    ClusterSummary,
+    clusters_of,
+    describe_clusters,
+    is_block_exchange,
+    joint_clusters,
+)
 from scale_vqa_eval.audit.defects import find_defects
 from scale_vqa_eval.audit.evidence import find_evidence, learning_curve
+from scale_vqa_eval.audit.joint_reader import FAMILY, joint_features, joint_probes
 from scale_vqa_eval.audit.probe import ProbeAccuracy, ProbeScores, evaluate_probe, gold_probability, picked
 from scale_vqa_eval.audit.text_features import TextFeatures
-from scale_vqa_eval.audit.verdict import MARGIN, AuditVerdict, reach_verdict
+from scale_vqa_eval.audit.verdict import MARGIN, AuditVerdict, minimum_detectable_leak, reach_verdict
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.clustered import holm
 from scale_vqa_eval.schema import LETTERS
@@ -36,6 +43,7 @@ def audit_questions(
     overlap: Mapping[str, Any] | None = None,
     detailed: bool = True,
     progress: bool = False,
+    margin: float = MARGIN,
 ) -> dict[str, Any]:
     """Audits questions: every probe, the verdict, the label-permutation test, the evidence, and the data's defects.
 
@@ -46,17 +54,25 @@ def audit_questions(
         overlap: the result of ``find_overlap``; None where it was not run.
         detailed: add the learning curve, the blind score of every item and the evidence of the leakiest.
         progress: show bars on standard error.
+        margin: maximum of the minimum detectable leak for a clean verdict, as a share.
 
     Returns:
         Plain values, by the contract of ``audit --json``.
     """
     features = read_features(questions) if len(questions) <= TRAIN_CAP else None
+    joint = joint_features(questions) if features is not None else None
     results = [*run_battery(questions, seed, features=features, progress=progress), *extra]
+    results += joint_probes(questions, seed, features=joint) if joint is not None else []
     ensemble = next(result for result in results if result.family == "ensemble")
     results += _with_embedding(ensemble, results)
-    clusters = clusters_of(questions)
-    probes = [evaluate_probe(result, questions, clusters) for result in results]
-    verdict = reach_verdict(probes)
+    clusters, across, blocks = clusters_of(questions), joint_clusters(questions), is_block_exchange(questions)
+    probes = [
+        evaluate_probe(result, questions, across, blocks)
+        if result.joint
+        else evaluate_probe(result, questions, clusters)
+        for result in results
+    ]
+    verdict = reach_verdict(probes, margin)
     adjusted = holm([probe.p_value for probe in probes])
     summary = describe_clusters(questions, clusters)
     whole = asdict(verdict.whole)
@@ -71,13 +87,26 @@ def audit_questions(
         },
         "whole": whole,
         "dimensions": {name: asdict(part) for name, part in verdict.by_dimension.items()},
-        "margin": MARGIN,
+        "margin": margin,
         "units": asdict(summary),
-        "probes": [asdict(probe) | {"p_holm": p} for probe, p in zip(probes, adjusted, strict=True)],
-        "null_check": label_permutation_test(questions, seed, features=features, progress=progress),
+        "probes": [
+            asdict(probe)
+            | {
+                "p_holm": p,
+                "minimum_detectable_leak": minimum_detectable_leak(probe, verdict.whole.level / len(probes)),
+            }
+            for probe, p in zip(probes, adjusted, strict=True)
+        ],
+        "null_check": label_permutation_test(
+            questions,
+            seed,
+            features=features,
+            progress=progress,
+            further=lambda drawn, draw: [] if joint is None else joint_probes(drawn, draw, 1, joint),
+        ),
         "overlap": dict(overlap or {}),
         "defects": [asdict(defect) for defect in find_defects(questions)],
-        "notes": _notes(questions, summary, verdict, probes),
+        "notes": _notes(questions, summary, verdict, probes, margin, blocks),
     }
     if detailed:
         report["learning_curve"] = learning_curve(questions, seed, features, progress)
@@ -124,9 +153,16 @@ def _summary(report: Mapping[str, Any]) -> list[str]:
     null, best, dimensions = report["null_check"], report["strongest"], len(report["dimensions"])
     highest = max(probe["accuracy"] for probe in null["probes"].values())
     shown_to_leak = "" if report["verdict"] == "leaks" else "No probe is shown to beat chance. "
+    power = []
+    for kind, across in (("one question at a time", False), ("the whole file", True)):
+        leaks = [p["minimum_detectable_leak"] for p in report["probes"] if (p["family"] == FAMILY) == across]
+        if leaks:
+            by_construction = "" if any(leaks) else " (at chance by construction)"
+            power.append(f"{percent(max(leaks))} points for a reader of {kind}{by_construction}")
     lines = [
         f"Verdict: {report['verdict']}. {shown_to_leak}Without images, {best['name']} is right on "
         f"{percent(best['accuracy'])}% of {report['n']} questions (chance {percent(report['chance'])}%).",
+        f"Smallest leak that would have been shown with 80% probability: {'; '.join(power)}.",
         f"Label-permutation test {'passed' if null['passed'] else 'FAILED: do not trust the fitted probes'}: on "
         f"{null['draws']} draws of random gold answers the fitted probes reach {percent(highest)}% at most.",
     ]
@@ -138,7 +174,12 @@ def _summary(report: Mapping[str, Any]) -> list[str]:
 
 
 def _notes(
-    questions: Sequence[Question], clusters: ClusterSummary, verdict: AuditVerdict, probes: Sequence[ProbeAccuracy]
+    questions: Sequence[Question],
+    clusters: ClusterSummary,
+    verdict: AuditVerdict,
+    probes: Sequence[ProbeAccuracy],
+    margin: float,
+    blocks: bool,
 ) -> list[str]:
     """Returns what limits the figures, a sentence each."""
     notes = [clusters.note] if clusters.note else []
@@ -153,15 +194,29 @@ def _notes(
             "probe that reads one question at a time is right on exactly 1/k of each; they are the clusters there."
         )
     if verdict.unresolved:
+        parts = {"all": verdict.whole, **verdict.by_dimension}
+        leaks = ", ".join(f"{name} {percent(parts[name].minimum_detectable_leak)}" for name in verdict.unresolved)
         notes.append(
-            f"Unresolved: {', '.join(verdict.unresolved)}. No leak is shown, but the intervals reach more than "
-            f"{percent(MARGIN, 0)} points above chance (up to {percent(verdict.whole.ceiling)}% over all questions)."
+            f"Inconclusive: {', '.join(verdict.unresolved)}. No leak is shown there, but one of up to so many points "
+            f"could have been missed: {leaks} (clean needs {percent(margin)})."
+        )
+    if blocks:
+        notes.append(
+            "Block exchange: relabelling the slides and paths of a block leaves the texts unchanged, so any reader of "
+            "the whole file, too, is right on 1/k of the items on average over the relabellings."
+        )
+    elif clusters.exchange_sets and any(probe.family == FAMILY for probe in probes):
+        notes.append(
+            "Exchange sets are at chance for a reader of one question at a time only: a reader of the whole file can "
+            "use rows that share a slide. The joint probes test that; block exchange excludes it."
         )
     below = [p.name for p in probes if p.trained and p.ci_high < p.chance]
     if below:
         notes.append(
             f"Below chance: {', '.join(below)}. This is not a leak: balanced answers push cross-fitted probes there."
         )
+    if len(questions) > TRAIN_CAP:
+        notes.append(f"The joint reader was not run: it reads at most {TRAIN_CAP} questions.")
     if len(questions) < 50:
         notes.append(f"{len(questions)} questions are few: fitted probes have next to nothing to learn from.")
     return notes + [f"{probe.name}: {probe.note}" for probe in probes if probe.note]

@@ -1,11 +1,12 @@
-"""The verdict of an audit: whether any probe beats chance, by dimension and over all questions.
+"""The verdict of an audit: leaks, clean or inconclusive, by dimension and over all questions.
 
 *Leaks*: some probe is above chance after Holm's correction. The level of 5% is split evenly: half for the probes over
 all questions, half for the probes on every dimension (all of it for the former where there are less than two
 dimensions), so that a file without a leak is called leaking in at most 5% of cases.
 
-*Clean*, of a dimension, asks for more than the absence of proof: the upper end of every probe's 95% interval is within
-``MARGIN`` of chance. Otherwise the dimension is *unresolved*: too few questions to exclude a leak of that size.
+*Clean* needs power: the smallest leak that every probe would have shown with a probability of 80% is at most
+``MARGIN``. A probe that is at chance by construction has no variance, so no leak can escape it: 0. Otherwise the part
+is *inconclusive*: it has too few questions to exclude a leak of that size.
 
 Below chance is not a leak (balanced designs push cross-fitted probes there); the report mentions it.
 """
@@ -20,7 +21,8 @@ from scale_vqa_eval.audit.probe import Accuracy, ProbeAccuracy
 from scale_vqa_eval.scale_vqa_acc.clustered import holm
 
 ALPHA: Final = 0.05
-MARGIN: Final = 0.10
+MARGIN: Final = 0.05
+POWER: Final = 0.8
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class SliceVerdict:
     """The verdict on one dimension, or on all questions.
 
     Attributes:
-        verdict: ``leaks``, ``clean`` or ``unresolved``.
+        verdict: ``leaks``, ``clean`` or ``inconclusive``.
         strongest: name of the probe with the highest accuracy.
         accuracy: of that probe.
         ci_low: lower end of its 95% interval.
@@ -39,6 +41,8 @@ class SliceVerdict:
         chance: accuracy of an even guess.
         n: questions.
         leaking: names of the probes that are above chance, strongest first.
+        minimum_detectable_leak: largest, over the probes, of the smallest excess over chance that would have been
+            shown with probability ``POWER`` (Bloom 1995); 0 where all of them are at chance by construction.
     """
 
     verdict: str
@@ -52,11 +56,15 @@ class SliceVerdict:
     chance: float
     n: int
     leaking: tuple[str, ...]
+    minimum_detectable_leak: float
 
 
 @dataclass(frozen=True)
 class AuditVerdict:
-    """The verdict: ``leaks`` where any part leaks, else ``clean``; ``unresolved`` lists the parts that stay open."""
+    """The verdict: ``leaks`` where any part leaks, else that over all questions; ``unresolved`` lists the open parts.
+
+    Open parts are those (``all``, or a dimension) whose own verdict is ``inconclusive``.
+    """
 
     verdict: str
     whole: SliceVerdict
@@ -69,7 +77,7 @@ def reach_verdict(probes: Sequence[ProbeAccuracy], margin: float = MARGIN, alpha
 
     Args:
         probes: every probe that was run, none left out: the correction is for their number.
-        margin: how far above chance the upper end of an interval may lie for a dimension to be clean.
+        margin: maximum of the minimum detectable leak for a part to be clean, as a share (0.05: five points).
         alpha: maximum probability that a file without a leak is called leaking.
 
     Raises:
@@ -88,8 +96,19 @@ def reach_verdict(probes: Sequence[ProbeAccuracy], margin: float = MARGIN, alpha
             rows = [number for number, cell in enumerate(cells) if cell[0] == name]
             parts[name] = _slice_verdict([cells[i][1:] for i in rows], [adjusted[i] for i in rows], level, margin)
     leaks = any(part.verdict == "leaks" for part in (whole, *parts.values()))
-    unresolved = [name for name, part in {"all": whole, **parts}.items() if part.verdict == "unresolved"]
-    return AuditVerdict("leaks" if leaks else "clean", whole, parts, tuple(unresolved))
+    unresolved = [name for name, part in {"all": whole, **parts}.items() if part.verdict == "inconclusive"]
+    return AuditVerdict("leaks" if leaks else whole.verdict, whole, parts, tuple(unresolved))
+
+
+def minimum_detectable_leak(part: Accuracy, level: float) -> float:
+    """Returns the smallest excess over chance that a one-sided test at ``level`` shows with probability ``POWER``.
+
+    (t_(1-level) + t_POWER) * standard error, at clusters - 1 degrees of freedom; at most 1 - chance.
+    """
+    from scipy import stats
+
+    tails = stats.norm if part.clusters < 2 else stats.t(part.clusters - 1)
+    return min(1.0 - part.chance, float(tails.ppf(1.0 - level) + tails.ppf(POWER)) * part.standard_error)
 
 
 def _slice_verdict(
@@ -98,7 +117,8 @@ def _slice_verdict(
     name, best = max(probes, key=lambda pair: pair[1].accuracy)
     ceiling = max(part.ci_high for _, part in probes)
     leaking = [(part.accuracy, probe) for (probe, part), p in zip(probes, adjusted, strict=True) if p <= level]
-    verdict = "leaks" if leaking else "clean" if ceiling <= best.chance + margin + 1e-9 else "unresolved"
+    detectable = max(minimum_detectable_leak(part, level / len(adjusted)) for _, part in probes)
+    verdict = "leaks" if leaking else "clean" if detectable <= margin + 1e-9 else "inconclusive"
     return SliceVerdict(
         verdict=verdict,
         strongest=name,
@@ -111,4 +131,5 @@ def _slice_verdict(
         chance=best.chance,
         n=best.n,
         leaking=tuple(probe for _, probe in sorted(leaking, key=lambda pair: (-pair[0], pair[1]))),
+        minimum_detectable_leak=detectable,
     )

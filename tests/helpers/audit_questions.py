@@ -56,6 +56,25 @@ def exchange_questions(groups: int, seed: int = 0, k: int = 4, patients: int = 1
     return [rows[at] for at in rng.permutation(len(rows))]
 
 
+def block_exchange_questions(blocks: int, paths: int = 3, seed: int = 0) -> list[Question]:
+    """Groups of four rows, from the four slides of a block and the four paths of a quadruple; each option gold once.
+
+    Every option holds a word of its own slide, so a reader of the file knows which options go together.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for block, path in np.ndindex(blocks, paths):
+        for item in range(2):
+            options = [f"{WORDS[4 * block + i]} {' '.join(rng.choice(WORDS[100:], 3))}" for i in range(4)]
+            order = rng.permutation(4)
+            for slide in range(4):
+                name, row_id = f"slide-{block}-{slide}", f"{block}-{path}-{item}-{slide}"
+                texts = tuple(options[at] for at in order)
+                gold, part = int(np.flatnonzero(order == slide)[0]), f"dimension-{item}"
+                rows.append(Question(row_id, "Which?", texts, gold, part, name, name, f"path-{path}"))
+    return rows
+
+
 def _question(row: int, options: list[str], gold: int, patients: int, dimensions: int) -> Question:
     name = f"patient-{row % patients}"
     dimension = f"dimension-{row % dimensions}" if dimensions else None

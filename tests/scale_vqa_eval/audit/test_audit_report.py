@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audit_questions import clean_questions, exchange_questions, leaking_questions
+from audit_questions import block_exchange_questions, clean_questions, exchange_questions, leaking_questions
 from click.testing import CliRunner
 
 from scale_vqa_eval.audit import fitted_probes
@@ -70,12 +70,33 @@ def test_same_command_same_bytes_and_no_gate_no_failure(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.json", "2.json", "q.json"]
 
 
-def test_exchange_data_is_clean_and_passes_the_gate(tmp_path: Path) -> None:
+def test_exchange_data_without_links_is_clean_by_construction_and_passes_the_gate(tmp_path: Path) -> None:
+    rows = [replace(q, slide=f"slide {row}", patient=None) for row, q in enumerate(exchange_questions(12))]
     out = tmp_path / "audit.json"
-    assert run(written(tmp_path / "q.json", exchange_questions(12)), "--json", out, "--gate").return_value == 0
+    assert run(written(tmp_path / "q.json", rows), "--json", out, "--gate").return_value == 0
     found = json.loads(out.read_text())
     assert (found["verdict"], found["unresolved"], found["units"]["exchange_sets"]) == ("clean", [], 12)
     assert all(probe["accuracy"] == pytest.approx(0.25) for probe in found["probes"])
+    assert found["whole"]["minimum_detectable_leak"] == 0.0
+
+
+def test_exchange_data_is_not_clean_for_a_reader_of_the_whole_file_without_power(tmp_path: Path) -> None:
+    data, out = written(tmp_path / "q.json", exchange_questions(12)), tmp_path / "audit.json"
+    done = run(data, "--json", out, "--gate", "--quiet")
+    found = json.loads(out.read_text())
+    assert (done.return_value, found["verdict"], found["unresolved"][0]) == (1, "inconclusive", "all")
+    leaks = {p["name"]: p["minimum_detectable_leak"] for p in found["probes"]}
+    assert leaks["ensemble"] == 0.0 and leaks["joint by slide"] > 0.05
+    passed = run(data, "--gate", "--allow-inconclusive", "--quiet")
+    assert passed.return_value == 0 and "inconclusive" in passed.stderr
+
+
+def test_block_exchange_is_clean_for_a_reader_of_the_whole_file_too() -> None:
+    found = audit_questions(block_exchange_questions(3), detailed=False)
+    assert (found["verdict"], found["unresolved"]) == ("clean", [])
+    assert {p["minimum_detectable_leak"] for p in found["probes"]} == {0.0}
+    assert "joint by slide, one letter each" in {p["name"] for p in found["probes"]}
+    assert any("Block exchange" in note for note in found["notes"])
 
 
 def test_notes_tell_what_is_missing() -> None:
@@ -83,7 +104,7 @@ def test_notes_tell_what_is_missing() -> None:
     found = audit_questions(bare, detailed=False)
     told = " ".join(found["notes"])
     assert "No question names its patient or slide" in told and "No question names a dimension" in told
-    assert "30 questions are few" in told and "Unresolved: all" in told
+    assert "30 questions are few" in told and "Inconclusive: all" in told
     assert found["dimensions"] == {} and "items" not in found
     table = audit_table(found)
     assert all(note in table for note in found["notes"])

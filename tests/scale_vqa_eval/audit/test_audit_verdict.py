@@ -11,13 +11,13 @@ from scipy import stats
 
 from scale_vqa_eval.audit import fitted_probes
 from scale_vqa_eval.audit.battery import label_permutation_test, read_features, redraw_gold, run_battery
-from scale_vqa_eval.audit.clusters import clusters_of, make_folds
-from scale_vqa_eval.audit.probe import Accuracy, ProbeAccuracy, credit, evaluate_probe, sequential_credit
-from scale_vqa_eval.audit.verdict import ALPHA, reach_verdict
+from scale_vqa_eval.audit.clusters import Clusters, clusters_of, make_folds
+from scale_vqa_eval.audit.probe import Accuracy, ProbeAccuracy, accuracy_of, credit, evaluate_probe, sequential_credit
+from scale_vqa_eval.audit.verdict import ALPHA, minimum_detectable_leak, reach_verdict
 
 
-def cell(p_value: float, accuracy: float = 0.25, ci_high: float = 0.3, n: int = 100) -> Accuracy:
-    return Accuracy(n, 10, accuracy, 0.25, 2 * accuracy - ci_high, ci_high, p_value)
+def cell(p_value: float, accuracy: float = 0.25, ci_high: float = 0.3, error: float = 0.01) -> Accuracy:
+    return Accuracy(100, 10, accuracy, 0.25, 2 * accuracy - ci_high, ci_high, p_value, error)
 
 
 def probe(name: str, whole: Accuracy, **dimensions: Accuracy) -> ProbeAccuracy:
@@ -41,11 +41,33 @@ def test_the_level_is_split_between_the_whole_and_the_dimensions() -> None:
     assert reach_verdict([probe("x", cell(0.9), b=cell(0.02, 0.5, 0.6), c=cell(0.9))]).verdict == "clean"  # 2 x 0.02
 
 
-def test_clean_needs_every_upper_end_near_chance() -> None:
-    found = reach_verdict([probe("x", cell(0.5, 0.3, 0.34)), probe("y", cell(0.9, 0.2, 0.36))])
-    assert (found.whole.verdict, found.whole.strongest, found.whole.ceiling) == ("unresolved", "x", 0.36)
-    assert found.verdict == "clean" and found.unresolved == ("all",)
-    assert reach_verdict([probe("x", cell(0.5, 0.3, 0.34))]).whole.verdict == "clean"
+def test_clean_needs_power_in_every_probe() -> None:
+    found = reach_verdict([probe("x", cell(0.5, 0.3)), probe("y", cell(0.9, error=0.02))])
+    assert (found.verdict, found.whole.strongest, found.unresolved) == ("inconclusive", "x", ("all",))
+    t = stats.t(9)
+    assert found.whole.minimum_detectable_leak == pytest.approx(0.02 * (t.ppf(0.975) + t.ppf(0.8)))
+    assert reach_verdict([probe("x", cell(0.5))]).verdict == "clean"
+    assert reach_verdict([probe("x", cell(0.9, error=0.02))], margin=0.1).verdict == "clean"
+    exact = reach_verdict([probe("x", cell(1.0, error=0.0))])
+    assert (exact.verdict, exact.whole.minimum_detectable_leak) == ("clean", 0.0)
+
+
+def test_a_dimension_may_be_inconclusive_in_a_clean_file() -> None:
+    found = reach_verdict([probe("x", cell(0.5), b=cell(0.5), c=cell(0.5, error=0.05))])
+    assert (found.verdict, found.unresolved, found.by_dimension["b"].verdict) == ("clean", ("c",), "clean")
+
+
+def test_a_leak_of_the_detectable_size_is_found_in_four_of_five_files() -> None:
+    """Simulated clusters with a leak of the size that the verdict states: the share of files called leaking is 80%."""
+    rng = np.random.default_rng(5)
+    sets = Clusters(np.repeat(np.arange(40), 10), np.zeros(400, dtype=np.bool_))
+    chance = np.full(400, 0.25)
+    at_chance = accuracy_of((rng.random(400) < 0.25).astype(float), chance, sets)
+    leak = minimum_detectable_leak(at_chance, 0.01)
+    found = [
+        accuracy_of((rng.random(400) < 0.25 + leak).astype(float), chance, sets).p_value <= 0.01 for _ in range(300)
+    ]
+    assert 0.7 < np.mean(found) < 0.95
 
 
 def test_below_chance_is_no_leak() -> None:
@@ -63,7 +85,7 @@ def test_three_questions_in_a_dimension_prove_nothing() -> None:
     found = reach_verdict(
         [evaluate_probe(r, questions) for r in run_battery(questions, families=["position", "similarity"])]
     )
-    assert found.by_dimension["rare"].verdict == "unresolved"
+    assert found.by_dimension["rare"].verdict == "inconclusive"
     assert found.by_dimension["dimension-0"].verdict == "leaks"
 
 
@@ -121,14 +143,14 @@ def test_null_check_fails_a_probe_that_sees_the_answers(monkeypatch: pytest.Monk
     def everything(chosen: np.ndarray, seed: int) -> fitted_probes.Model:
         return fitter(np.arange(len(questions)), seed)
 
-    def peeking(family: str, sample: object, gold: np.ndarray) -> fitted_probes.Fitter:
+    def peeking(family: str, sample: object, gold: np.ndarray, trees: int | None) -> fitted_probes.Fitter:
         nonlocal fitter
         fitter = honest(family, sample, gold)  # type: ignore[arg-type]
         return everything
 
     honest = fitted_probes.make_fitter
     fitter = honest("words", read_features(questions), np.zeros(60, dtype=np.int64))
-    monkeypatch.setattr(fitted_probes, "make_fitter", peeking)
+    monkeypatch.setattr("scale_vqa_eval.audit.battery.make_fitter", peeking)
     assert not label_permutation_test(questions, families=("words",), draws=2)["passed"]
 
 
