@@ -1,10 +1,13 @@
-"""How often the audit calls a file leaking that has nothing to leak: generated files, shuffled golds of a real one.
+"""False alarms and power of the audit's verdict: files with nothing to leak, shuffled answers, planted leaks.
 
     python benchmarks/audit_false_alarms.py [--runs 100] [--kinds clean tiny few-slides uneven copies one-slide]
     python benchmarks/audit_false_alarms.py --data val.json --kinds redrawn permuted
+    python benchmarks/audit_false_alarms.py --power [--sizes 200 500 1005] [--leaks 0 5 10] [--runs 20]
 
-Each run is a new file (or new golds) with a seed of its own. The stated rate is 5% at most. A light configuration (one
-partition, 30 trees) stands in for the full one: it has the same folds and the same tests.
+Each run is a new file (or new gold answers) with a seed of its own. The stated rate of false alarms is 5% at most. A
+light configuration (one partition, 20 trees) stands in for the full one: it has the same folds and the same tests. A
+leak of L points is planted by making the most central option gold in a share of the questions that gives the medoid
+probe 25% + L points of accuracy.
 """
 
 from __future__ import annotations
@@ -19,9 +22,10 @@ from scipy import stats
 from scale_vqa_eval.audit import fitted_probes
 from scale_vqa_eval.audit.battery import read_features, redraw_gold, run_battery
 from scale_vqa_eval.audit.clusters import clusters_of
-from scale_vqa_eval.audit.probe import evaluate_probe
+from scale_vqa_eval.audit.joint_reader import joint_probes
+from scale_vqa_eval.audit.probe import evaluate_probe, picked
 from scale_vqa_eval.audit.text_features import TextFeatures
-from scale_vqa_eval.audit.verdict import ALPHA, reach_verdict
+from scale_vqa_eval.audit.verdict import ALPHA, SliceVerdict, reach_verdict
 from scale_vqa_eval.questions import Question, read_questions
 
 WORDS = np.array([f"word{number}" for number in range(300)])
@@ -73,37 +77,74 @@ KINDS: dict[str, tuple[str, Callable[[int], list[Question]]]] = {
 
 def permuted(questions: list[Question], seed: int) -> list[Question]:
     """Returns the questions with their gold letters shuffled among them."""
-    golds = np.random.default_rng(seed).permutation([question.answer for question in questions])
-    return [replace(q, answer=int(gold)) for q, gold in zip(questions, golds, strict=True)]
+    answers = np.random.default_rng(seed).permutation([question.answer for question in questions])
+    return [replace(q, answer=int(gold)) for q, gold in zip(questions, answers, strict=True)]
 
 
-def leaks(questions: list[Question], seed: int, texts: TextFeatures | None = None) -> bool:
-    """Says whether the audit would call the questions leaking."""
-    units = clusters_of(questions)
-    results = run_battery(questions, seed, partitions=1, features=texts)
-    return reach_verdict([evaluate_probe(result, questions, units) for result in results]).verdict == "leaks"
+def planted(questions: list[Question], leak: float, seed: int) -> list[Question]:
+    """Redraws the gold answers so that the most central option is right ``leak`` (a share) above chance."""
+    rng = np.random.default_rng([seed, 11])
+    (medoid, *_) = run_battery(questions, families=["similarity"])
+    drawn = redraw_gold(questions, seed)
+    share = leak / (1.0 - 0.25)
+    return [
+        replace(question, answer=int(pick)) if rng.random() < share else question
+        for question, pick in zip(drawn, picked(medoid), strict=True)
+    ]
+
+
+def verdict_of(questions: list[Question], seed: int, texts: TextFeatures | None = None) -> SliceVerdict:
+    """Returns the verdict over all questions; ``leaks`` also where a dimension leaks."""
+    results = [*run_battery(questions, seed, partitions=1, features=texts), *joint_probes(questions, seed, 1)]
+    clusters = clusters_of(questions)
+    found = reach_verdict([evaluate_probe(r, questions, None if r.joint else clusters) for r in results])
+    return replace(found.whole, verdict=found.verdict)
+
+
+def print_power(sizes: list[int], leaks: list[float], runs: int) -> None:
+    """Prints a row for each size and planted leak: how often each verdict was reached, and the detectable leak."""
+    print("questions  slides  planted, points  leaks  clean  inconclusive  detectable, points (mean)", flush=True)
+    for size in sizes:
+        slides = max(8, round(size * 37 / 1005))
+        for leak in leaks:
+            found = []
+            for seed in range(runs):
+                questions = planted(clean(seed, size, slides, 5), leak / 100, seed)
+                found.append(verdict_of(questions, seed))
+            counts = [sum(one.verdict == kind for one in found) for kind in ("leaks", "clean", "inconclusive")]
+            detectable = 100 * float(np.mean([one.minimum_detectable_leak for one in found]))
+            row = f"{size:9d}  {slides:6d}  {leak:15.0f}  {counts[0]:5d}  {counts[1]:5d}  {counts[2]:12d}"
+            print(f"{row}  {detectable:.1f}", flush=True)
 
 
 def main() -> None:
-    """Prints a row a kind: files, those called leaking, and how many the stated rate allows (99% of the time)."""
+    """Prints a row for each kind: files called leaking, and how many the stated rate allows (99% of the time)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kinds", nargs="*", choices=[*KINDS, "redrawn", "permuted"], default=list(KINDS))
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--data", help="a file of four-option questions for the kinds redrawn and permuted")
-    wanted = parser.parse_args()
-    fitted_probes.TREES = 30  # type: ignore[misc]
-    real = read_questions(wanted.data) if wanted.data else []
+    parser.add_argument("--power", action="store_true", help="print the power table instead")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[200, 500, 1005])
+    parser.add_argument("--leaks", type=float, nargs="*", default=[0, 5, 10])
+    options = parser.parse_args()
+    fitted_probes.TREES = 20  # type: ignore[misc]
+    if options.power:
+        print_power(options.sizes, options.leaks, options.runs)
+        return
+    real = read_questions(options.data) if options.data else []
     texts = read_features(real) if real else None
-    allowed = int(stats.binom.ppf(0.99, wanted.runs, ALPHA))
-    for kind in wanted.kinds:
-        if kind in KINDS:
-            about, make = KINDS[kind]
-            alarms = sum(leaks(make(seed), seed) for seed in range(wanted.runs))
-        else:
-            about, change = f"{wanted.data}, golds {kind}", redraw_gold if kind == "redrawn" else permuted
-            alarms = sum(leaks(change(real, seed), seed, texts) for seed in range(wanted.runs))
+    allowed = int(stats.binom.ppf(0.99, options.runs, ALPHA))
+    for kind in options.kinds:
+        alarms = 0
+        about = KINDS[kind][0] if kind in KINDS else f"{options.data}, gold answers {kind}"
+        for seed in range(options.runs):
+            if kind in KINDS:
+                found = verdict_of(KINDS[kind][1](seed), seed)
+            else:
+                found = verdict_of((redraw_gold if kind == "redrawn" else permuted)(real, seed), seed, texts)
+            alarms += found.verdict == "leaks"
         print(
-            f"{kind:10s}  {alarms:3d} of {wanted.runs} called leaking (at most {allowed} expected)  {about}",
+            f"{kind:10s}  {alarms:3d} of {options.runs} called leaking (at most {allowed} expected)  {about}",
             flush=True,
         )
 

@@ -122,7 +122,7 @@ def _votes(
     scores = layout.padded(np.zeros(len(layout.owner)))
     rows, repeats = np.nonzero(picks >= 0)
     np.add.at(scores, (rows, picks[rows, repeats]), 1.0)
-    answered = (picks >= 0).any(axis=1)
+    answered = np.asarray((picks >= 0).any(axis=1))
     lost = sum(report["unparsed"].values()) + sum(report["failed"].values())
     note = f"{lost} of {picks.size} answers are missing or unparsed: they vote for no option" if lost else ""
     return ProbeScores(f"chat ({model})", "chat", False, scores, votes=True, answered=answered, note=note)

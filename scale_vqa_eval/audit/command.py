@@ -36,6 +36,10 @@ _OUT = click.Path(dir_okay=False, path_type=Path)
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of folds and forests.")
 @click.option("--embedding", is_flag=True, help="Add probes on sentence embeddings (MiniLM).")
 @click.option("--lm", "models", metavar="MODEL", multiple=True, help="Add option likelihood under a causal model.")
+@click.option(
+    "--finetune", "tuned", metavar="MODEL", multiple=True, help="Add a causal model, fine-tuned on the text."
+)
+@click.option("--finetune-epochs", type=click.IntRange(1), default=3, show_default=True, help="Of --finetune.")
 @click.option("--chat", "endpoint", metavar="URL", help="Ask an OpenAI-compatible endpoint, text only.")
 @click.option("--chat-model", "chat_models", metavar="MODEL", multiple=True, help="Model of the endpoint; repeatable.")
 @click.option("--chat-repeats", type=click.IntRange(1, 26), default=1, show_default=True, help="Rotations.")
@@ -112,6 +116,8 @@ def _model_probes(
     progress: bool,
     embedding: bool,
     models: Sequence[str],
+    tuned: Sequence[str],
+    finetune_epochs: int,
     endpoint: str | None,
     chat_models: Sequence[str],
     chat_repeats: int,
@@ -136,6 +142,11 @@ def _model_probes(
         from scale_vqa_eval.audit.language_model import language_model_probes
 
         results += language_model_probes(questions, model, folder / f"likelihood-{_short(model)}.jsonl", progress)
+    for model in tuned:
+        from scale_vqa_eval.audit.finetune_probe import finetune_probe
+
+        file = folder / f"finetune-{_short(model)}.jsonl"
+        results.append(finetune_probe(questions, model, seed, finetune_epochs, cache_path=file, progress=progress))
     if endpoint is not None:
         from scale_vqa_eval.audit.chat import chat_probes
         from scale_vqa_eval.llm import ChatSettings

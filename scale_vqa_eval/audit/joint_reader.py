@@ -211,7 +211,7 @@ def _balanced(belief: FloatArray, layout: OptionLayout, groups: Sequence[IntArra
 def _one_letter_each(scores: FloatArray, groups: Sequence[IntArray]) -> FloatArray:
     """Returns (n, width) scores that pick, in each group, the assignment of letters with the highest total score.
 
-    Ties are broken at random: broken by the order of the rows, they would solve a group whose rows are in letter order.
+    Ties are broken at random: the order of the rows would solve a group whose rows are in letter order.
     """
     from scipy.optimize import linear_sum_assignment
 

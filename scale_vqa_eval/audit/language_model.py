@@ -65,11 +65,12 @@ class CausalLM:
     start: tuple[int, ...]
 
 
-def load_causal_lm(spec: str) -> CausalLM:
+def load_causal_lm(spec: str, option: str = "--lm") -> CausalLM:
     """Loads a model: float32 on a CPU, bfloat16 on a GPU where there is one.
 
     Args:
         spec: Hub id or folder, with ``#FILE.gguf`` for a GGUF file in it.
+        option: command-line option that an error names.
 
     Raises:
         InputError: there is no such model, or it is not a causal language model.
@@ -87,7 +88,7 @@ def load_causal_lm(spec: str) -> CausalLM:
     except (OSError, ValueError, KeyError) as error:
         hint = "name a Hub id or a folder, with #FILE.gguf where the weights are a GGUF file"
         raise InputError(
-            Problem("--lm", "a causal language model", f"{preview(spec)}: {preview(error, 200)}", hint)
+            Problem(option, "a causal language model", f"{preview(spec)}: {preview(error, 200)}", hint)
         ) from error
     positions = getattr(model.config, "max_position_embeddings", None) or 10**9
     name = (Path(gguf).stem if gguf else Path(location).name) or location
