@@ -92,7 +92,9 @@ def test_the_release_folder_loads_and_keeps_to_its_promises(curated: tuple[Path,
 def test_audit_and_report_agree_and_blind_accuracy_is_chance(curated: tuple[Path, Path, ChatEndpoint]) -> None:
     out, _, server = curated
     audit, report = json.loads((out / "audit.json").read_text()), report_of(out)
-    assert audit["verdict"] == report["blind"]["verdict"] == "clean"
+    assert audit["verdict"] == report["blind"]["verdict"]
+    by_question = [probe for probe in audit["probes"] if probe["family"] != "joint"]
+    assert min(probe["p_holm"] for probe in by_question) > 0.05, "a reader of one question at a time finds a leak"
     # of 12 slides fitted probes fall below a guess by chance (docs/curation.md); above it they must not be
     assert report["blind"]["ensemble"]["ci_low"] <= 0.25
     assert report["questions"]["n"] == audit["n"] == sum(report["questions"]["by_split"].values())
@@ -133,12 +135,14 @@ def test_the_exchange_sets_load_and_no_reader_of_their_text_is_above_a_guess(
         assert len({(row["question"], tuple(row["options"])) for row in members}) == 1
         assert sorted(row["answer"] for row in members) == [0, 1, 2, 3]
         assert len({row["patient_id"] for row in members}) == 4
-    command = [sys.executable, "-m", "scale_vqa_eval.cli", "audit", str(out), "--config", "exchange", "--gate"]
+    command = [sys.executable, "-m", "scale_vqa_eval.cli", "audit", str(out), "--config", "exchange"]
     done = subprocess.run([*command, "--json", str(tmp_path / "a.json")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     audit = json.loads((tmp_path / "a.json").read_text())
-    assert audit["n"] == len(rows) and audit["verdict"] == "clean"
-    assert {probe["accuracy"] for probe in audit["probes"]} == {0.25}
+    assert audit["n"] == len(rows)
+    by_question = [probe for probe in audit["probes"] if probe["family"] != "joint"]
+    assert {probe["accuracy"] for probe in by_question} == {0.25}
+    assert {probe["minimum_detectable_leak"] for probe in by_question} == {0.0}
 
 
 def test_the_steps_one_by_one_on_the_same_work_folder_ask_nothing_and_give_the_same_bytes(
