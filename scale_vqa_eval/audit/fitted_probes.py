@@ -258,4 +258,4 @@ def fit_listwise(matrix: Any, layout: OptionLayout, gold: IntArray, strength: fl
 
     start = np.zeros(matrix.shape[1])
     with threadpool_limits(1):  # the vectors are short: threads of the linear algebra would only wait for each other
-        return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x)
+        return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200, "ftol": 1e-6}).x)
