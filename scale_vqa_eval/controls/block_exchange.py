@@ -90,7 +90,10 @@ class PathItems:
 
 
 def block_exchange(
-    pairs: PairRules, seed: int = 42, progress: Callable[[int], object] = lambda items: None
+    pairs: PairRules,
+    seed: int = 42,
+    progress: Callable[[int], object] = lambda items: None,
+    allow_shared_images: bool = False,
 ) -> ExchangeResult:
     """Groups questions by blocks of four slides and quadruples of paths: as many groups as can be found.
 
@@ -101,6 +104,8 @@ def block_exchange(
         pairs: the questions and which of them may share a group.
         seed: of the search and of the order of the options.
         progress: called with the number of questions of each split that was processed.
+        allow_shared_images: use paths of a slide that share an image file even where their partners do not: more
+            groups, and no guarantee against a reader that knows which rows share an image file.
     """
     questions = pairs.questions
     tally: dict[tuple[str | None, str | None], Counter[str]] = defaultdict(Counter)
@@ -111,7 +116,7 @@ def block_exchange(
         for row in rows:
             tally[split, questions[row].dimension]["questions"] += 1
         slides = _slides(pairs, rows, tally)
-        search = _BlockSearch(pairs, slides, seed)
+        search = _BlockSearch(pairs, slides, seed, allow_shared_images)
         blocks = search.best_blocks()
         bound += search.bound
         numbers = [row for slide in slides for path in slide for row in path.items.values()]
@@ -222,8 +227,11 @@ class _BlockSearch:
         bound: no choice of blocks has more groups than this.
     """
 
-    def __init__(self, pairs: PairRules, slides: Sequence[Sequence[PathItems]], seed: int) -> None:
+    def __init__(
+        self, pairs: PairRules, slides: Sequence[Sequence[PathItems]], seed: int, allow_shared_images: bool
+    ) -> None:
         self.slides = slides
+        self.allow_shared_images = allow_shared_images
         self.rng = random.Random(seed)
         self.bound = 0
         self._values, self._allowed, self._shared = self._tables(pairs)
@@ -247,7 +255,13 @@ class _BlockSearch:
             values.append(certainty)
             allowed.append(permission & same_views)
         shared = [
-            np.array([[bool(left.images & right.images) for right in slide] for left in slide], dtype=bool)
+            np.array(
+                [
+                    [bool(left.images & right.images) and not self.allow_shared_images for right in slide]
+                    for left in slide
+                ],
+                dtype=bool,
+            )
             for slide in self.slides
         ]
         starts = np.cumsum([0, *map(len, self.slides)])

@@ -91,6 +91,11 @@ def _out(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
     is_flag=True,
     help="exchanges: count a question without patient and slide as a patient of its own.",
 )
+@click.option(
+    "--allow-shared-images",
+    is_flag=True,
+    help="block-exchange: more groups, not covered against readers that know which rows share an image file.",
+)
 @click.option("--no-audit", is_flag=True, help="exchanges: leave the audit before and after out of report and card.")
 @click.option(
     "--weights",
@@ -142,8 +147,17 @@ def control(data: str, method: str, out: Path, report_path: Path | None, **optio
 
 def _check_options(method: str, options: dict[str, Any]) -> None:
     foreign: tuple[str, ...] = ("no_hold_out", "weights_path")
+    if method == "exchange":
+        foreign = (*foreign, "allow_shared_images")
     if method == "screened":
-        foreign = ("max_jaccard", "vocabulary", "rationales", "allow_unknown_patients", "no_audit")
+        foreign = (
+            "allow_shared_images",
+            "max_jaccard",
+            "vocabulary",
+            "rationales",
+            "allow_unknown_patients",
+            "no_audit",
+        )
     given = [f"--{name.replace('_', '-')}" for name in foreign if options[name]]
     if given:
         raise click.UsageError(f"{', '.join(given)} does not go with --method {method}")
@@ -172,9 +186,12 @@ def _exchange(
     limits = ValidityLimits(max_jaccard=options["max_jaccard"] or ValidityLimits().max_jaccard)
     similarity = case_similarity(questions, source.organs, source.views)
     pairs = PairRules(questions, limits, similarity, read_vocabulary(options["vocabulary"]))
-    group = block_exchange if settings["method"] == "block-exchange" else exchange
     with tqdm(total=len(questions), desc="questions grouped", disable=None) as bar:
-        found_groups = group(pairs, options["seed"], bar.update)
+        if settings["method"] == "exchange":
+            found_groups = exchange(pairs, options["seed"], bar.update)
+        else:
+            settings = {**settings, "allow_shared_images": options["allow_shared_images"]}
+            found_groups = block_exchange(pairs, options["seed"], bar.update, options["allow_shared_images"])
     if not found_groups.groups:
         reasons: Counter[str] = Counter()
         for part in found_groups.parts.values():

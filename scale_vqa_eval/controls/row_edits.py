@@ -50,7 +50,8 @@ class RowEdit:
         answer: 0-based index of the gold option.
         rationale: the rationale that is kept, or None.
         group: exchange group.
-        sources: for each option the id of the row whose right answer it is.
+        sources: for each option the id of the row whose right answer it is; empty in a block exchange, whose rows
+            must not tell it to a reader of the whole file.
         place: ``block`` and ``quadruple`` of a block exchange; else empty.
     """
 
@@ -118,7 +119,8 @@ def authors_row(question: Question, row: Mapping[str, Any], edit: RowEdit | None
         result["answer"] = LETTERS[edit.answer]
         result["rationale"] = edit.rationale
         extra |= {"group": edit.group, **dict(edit.place)}
-        extra["option_sources"] = dict(zip(LETTERS, edit.sources, strict=False))
+        if edit.sources:
+            extra["option_sources"] = dict(zip(LETTERS, edit.sources, strict=False))
     return result
 
 
@@ -140,7 +142,7 @@ def exchange_edits(
         for index, row in enumerate(group.members):
             rationale = questions[row].rationale if keep_rationales else None
             kept = rationale if rationale is not None and independent_of_options(rationale) else None
-            ids = tuple(source.id for source in sources)
+            ids = () if group.block else tuple(source.id for source in sources)
             place = (("block", group.block), ("quadruple", group.quadruple)) if group.block else ()
             edits[row] = RowEdit(group.stem, options, index, kept, group.name, ids, place)
     return edits
@@ -244,12 +246,12 @@ def _changed(table: Any, schema: Any, edits: list[RowEdit | None]) -> Any:
         if edit is None:
             continue
         sources = ", ".join(f"{letter} {name}" for letter, name in zip(LETTERS, edit.sources, strict=False))
+        made = f"options are the right answers of {sources or 'the rows of its group'}"
         new["question"][row] = edit.question
         new["options"][row] = list(edit.options)
         new["answer"][row] = edit.answer if as_number else LETTERS[edit.answer]
         new["rationale"][row] = edit.rationale
         new["group"][row] = edit.group
-        made = f"options are the right answers of {sources}"
         new["source"][row] = f"{old['source'][row]}; {made}" if old["source"][row] else made
     for name, values in new.items():
         column = schema.get_field_index(name)

@@ -209,6 +209,7 @@ def test_paths_that_share_an_image_on_one_slide_only_are_not_both_used() -> None
         for question in full
     ]
     assert len(block_exchange(PairRules(one)).groups) == 5
+    assert len(block_exchange(PairRules(one), allow_shared_images=True).groups) == 10
     every = [dataclasses.replace(q, images=(("a", f"same{q.slide}"), q.images[1])) for q in full]
     assert len(block_exchange(PairRules(every)).groups) == 10
 

@@ -212,6 +212,8 @@ def test_nothing_to_group_says_why(tmp_path: Path) -> None:
         ("--method", "exchange", "--out", "a-folder"),
         ("--method", "exchange", "--out", "rows.json", "--no-hold-out"),
         ("--method", "screened", "--out", "rows.json", "--max-jaccard", "0.3"),
+        ("--method", "exchange", "--out", "rows.json", "--allow-shared-images"),
+        ("--method", "block-exchange", "--out", "rows.json", "--weights", "w.json"),
         ("--method", "exchange", "--out", "rows.json", "--max-jaccard", "1.5"),
         ("--method", "swap", "--out", "rows.json"),
         ("--method", "exchange"),
@@ -255,6 +257,31 @@ def undecoded(rows: Any) -> Any:
     for view in ("low_mag", "mid_mag", "high_mag"):
         rows = rows.cast_column(view, Image(decode=False))
     return rows
+
+
+def test_block_exchange_in_a_folder_and_as_rows(folder: Path, tmp_path: Path) -> None:
+    done(folder, "--method", "block-exchange", "--out", folder)
+    assert list(release_configs(folder)) == ["default", "block_exchange", "text"]
+    made = load_dataset(str(folder), "block_exchange")
+    assert {split: rows.num_rows % 4 for split, rows in made.items()} == {"val": 0, "test": 0}
+    assert {row["source"] for row in undecoded(made["val"])} == {
+        "a test; options are the right answers of the rows of its group"
+    }
+    report = json.loads((folder / "block_exchange" / "control.json").read_text())
+    assert report["method"] == "block-exchange" and report["groups"] <= report["bound"]
+    named = [name for quadruples in report["blocks"].values() for names in quadruples.values() for name in names]
+    assert sorted(named) == sorted(report["members"]) == sorted(set(made["val"]["group"]) | set(made["test"]["group"]))
+    card = (folder / "README.md").read_text()
+    assert "whatever it\ncombines, is right on exactly 25%" in card and "probes lie from 25.0% to 25.0%" in card
+    done(folder, "--method", "block-exchange", "--split", "val", "--out", tmp_path / "rows.json", "--no-audit")
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    places = defaultdict(set)
+    for row in rows:
+        places[row["extra_info"]["quadruple"]].add((row["extra_info"]["wsi_name"], row["extra_info"]["path_id"]))
+        assert row["extra_info"]["quadruple"].startswith(row["extra_info"]["block"])
+        assert "option_sources" not in row["extra_info"]  # would tell the answers to a reader of the whole file
+    assert {len(paths) for paths in places.values()} == {4}
+    assert load_dataset(str(folder), split="val").num_rows == 24  # what loads without a name is as it was
 
 
 def test_the_card_gives_the_account(folder: Path) -> None:
