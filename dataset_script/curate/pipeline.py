@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from dataset_script.curate.candidates import Candidate
 from dataset_script.curate.captions import CaptionedPath
@@ -22,8 +22,6 @@ from dataset_script.curate.settings import CurationSettings, RoleSettings
 from dataset_script.curate.work import WorkFolder, add_reports, read_lines, write_lines
 from scale_vqa_eval.files import write_json
 from scale_vqa_eval.llm import Spending
-
-STEPS: Final = ("decompose", "generate", "screen", "construct")
 
 
 @dataclass(frozen=True)

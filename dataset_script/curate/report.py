@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader
 from dataset_script.curate.answer_balance import balanced, rationale_of
 from dataset_script.curate.candidates import Candidate
 from dataset_script.curate.deduplicate import contradictions, without_duplicates
-from dataset_script.curate.roles import OUTCOMES, prompt_ids
+from dataset_script.curate.roles import load_prompt, prompt_ids
 from dataset_script.curate.settings import CurationSettings, RoleSettings
 from dataset_script.curate.work import add_reports
 from dataset_script.image_files import inside
@@ -32,15 +32,6 @@ from scale_vqa_eval.text import markdown, percent
 
 FORMAT: Final = 1
 """Increased when a field of ``curation_report.json`` changes its meaning or is removed."""
-REASONS: Final = {
-    **OUTCOMES,
-    "leaks-in-the-last-round": "text-only readers still found the answer in the last round",
-    "too-common": "its finding is right in most questions of its kind, so that no wrong one balances it",
-    "go-together": "one of its findings is hardly ever stated without the other, so that it gives that away",
-    "no-contrast": "no other region has a finding to set against it, and the model named none of use",
-    "duplicate": "another row has the same question on the same images",
-    "near-duplicate": "another row has nearly the same question on the same images",
-}
 CONFIGS: Final = frozenset({"default", "text", "exchange", "screened"})
 """Configs of the release folder that a curation replaces."""
 
@@ -220,7 +211,8 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     )
     environment.filters["percent"] = lambda share: "-" if share is None else percent(share)
     environment.filters["cell"] = lambda text: markdown(str(text)[:200])
-    return environment.get_template("curation_report.md.j2").render(report=report, reasons=REASONS)
+    reasons = load_prompt("reasons")["replies"] | load_prompt("reasons")["questions"]
+    return environment.get_template("curation_report.md.j2").render(report=report, reasons=reasons)
 
 
 def _blind(audit: Mapping[str, Any]) -> dict[str, Any]:

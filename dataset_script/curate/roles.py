@@ -19,29 +19,6 @@ from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import sha256_json
 from scale_vqa_eval.llm import ChatReply, ChatRequest, ChatSettings, LLMClient, Spending
 
-OUTCOMES: Final[Mapping[str, str]] = {
-    "timeout": "no answer in time, at every try",
-    "rate-limited": "refused for its rate (status 429), at every try",
-    "server-error": "the server failed (status 5xx), at every try",
-    "request-refused": "the server refused the request (status 4xx)",
-    "connection": "no connection, at every try",
-    "malformed-reply": "the server's reply is not a completion",
-    "refusal": "the model declined to answer",
-    "empty": "an empty reply",
-    "truncated": "the reply was cut off at its token limit",
-    "malformed-json": "the reply has no JSON object",
-    "schema": "JSON, but not in the form that was asked for",
-    "no-feature": "no feature of the reply is grounded in the captions",
-    "identical-options": "two or more of the four options would be the same",
-    "answer-no-option": "the right answer is not one of the path's features or options",
-    "wrong-scales": "features of scales that this question type does not join",
-    "wrong-pair": "other features than the two that the question's exchange group joins",
-    "stem-names-answer": "the question itself names what only the right option says",
-    "feature-list": "the text refers to a feature list, a caption or a report instead of the image",
-    "injection-suspected": "a caption has what reads as an instruction to a model; its path is left out",
-}
-"""Outcome -> its meaning. Whatever goes wrong with a reply has a name in this table."""
-
 _REFUSAL: Final = re.compile(
     r"^\W*(?:(?:i(?:'|\u2019)?m|i am|we are)\s+(?:very\s+|so\s+)?(?:sorry|unable|not able|afraid)"
     r"|sorry\b|i\s+(?:can(?:'|\u2019)?t|can ?not|won(?:'|\u2019)?t|must decline|will not)\b|as an ai\b"
@@ -54,17 +31,17 @@ T = TypeVar("T")
 
 
 class BadReply(ValueError):
-    """A reply that cannot be used: ``outcome`` is a key of ``OUTCOMES``, ``detail`` says what was found."""
+    """A reply that cannot be used: ``outcome`` is in ``prompts/reasons.yaml``, ``detail`` says what was found."""
 
     def __init__(self, outcome: str, detail: str) -> None:
-        assert outcome in OUTCOMES, outcome
+        assert outcome in load_prompt("reasons")["replies"], outcome
         super().__init__(f"{outcome}: {detail}")
         self.outcome, self.detail = outcome, detail
 
 
 @functools.cache
 def load_prompt(name: str) -> Mapping[str, Any]:
-    """Returns the content of a prompt file: ``decompose``, ``generate`` or ``analyse``."""
+    """Returns the content of a file of ``prompts/``: ``decompose``, ``generate``, ``analyse`` or ``reasons``."""
     found = yaml.safe_load((files("dataset_script.curate") / f"prompts/{name}.yaml").read_text("utf-8"))
     assert isinstance(found, Mapping)
     return found

@@ -84,17 +84,8 @@ class WorkFolder:
         return [path for shard in range(self.shards) for path in self.paths(shard)]
 
     def shard_of(self, path: CaptionedPath) -> int:
-        """Returns the shard of a path."""
-        return shard_of(path.key, self.shards)
-
-
-def shard_of(key: str, shards: int) -> int:
-    """Returns the number of the shard of a path.
-
-    >>> [shard_of(f"slide::path-{n}", 4) for n in range(5)]
-    [1, 2, 3, 1, 0]
-    """
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % shards
+        """Returns the shard of a path, by the hash of its key."""
+        return int.from_bytes(hashlib.sha256(path.key.encode()).digest()[:8], "big") % self.shards
 
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
