@@ -29,9 +29,10 @@ from dataset_script.curate.candidates import UNCROSSED, Candidate, without_capit
 from dataset_script.curate.captions import CaptionFeature
 from dataset_script.curate.distractors import distractor_pool
 from dataset_script.curate.pipeline import CurationRun, decompose, generate, plan, read_candidates, screen
-from dataset_script.curate.report import audited, finished
+from dataset_script.curate.report import finished
 from dataset_script.curate.settings import CurationSettings, read_settings
 from dataset_script.curate.work import open_work, write_lines
+from scale_vqa_eval.audit.report import audit_questions
 from scale_vqa_eval.files import write_json
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import QUESTION_TYPES
@@ -123,7 +124,7 @@ def _questions(candidates: Sequence[Candidate], settings: CurationSettings) -> l
 
 
 def _row(name: str, questions: Sequence[Question], seed: int) -> dict[str, Any]:
-    audit = audited(questions, seed)
+    audit = audit_questions(questions, seed, detailed=False)
     probes = {probe["name"]: probe for probe in audit["probes"]}
     keys = ("accuracy", "ci_low", "ci_high")
     return {

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Final
@@ -32,6 +32,8 @@ from dataset_script.curate.grounding import content, denies, may_hold, stems
 
 FloatArray = npt.NDArray[np.float64]
 GroupTexts = Set[tuple[str, tuple[str, ...]]]
+PathFinding = tuple[str, str, tuple[str, ...]]
+"""Path key, aspect, stems of the finding."""
 MAX_VALUES: Final = 1500
 """An aspect with more distinct values is cut into runs of this length, ordered by number of words and letters."""
 LETTERS_APART: Final = 4.0
@@ -205,12 +207,14 @@ def build_options(
             findings[one.question_type, feature.aspect].append(feature.value)
     pools = {key: distractor_pool(values, f"{seed}:{key}") for key, values in findings.items()}
     group_texts = {(one.question, one.options) for one in (*known, *built) if one.group is not None}
-    for one in single:
-        found = _with_options(one, pools, seed, group_texts, implied)
+    chosen = dict(pair for one in (*known, *built) for pair in _chosen(one))
+    for one in sorted(single, key=lambda one: one.id):
+        found = _with_options(one, pools, seed, group_texts, implied, chosen)
         if isinstance(found, str):
             refused[one.id] = found
         else:
             built.append(found)
+            chosen |= dict(_chosen(found))
     return BuiltOptions(sorted(built, key=lambda one: one.id), refused)
 
 
@@ -220,6 +224,7 @@ def _with_options(
     seed: int,
     group_texts: GroupTexts,
     implied: Set[Implication],
+    chosen: Mapping[PathFinding, tuple[str, str]],
 ) -> Candidate | str:
     """Returns a candidate with its options, or why it gets none."""
     rng = random.Random(f"{seed}:{candidate.id}:{candidate.version}")
@@ -227,7 +232,8 @@ def _with_options(
     wrong = []
     for feature, other, named in ((first, second, candidate.contrasts[0]), (second, first, candidate.contrasts[1])):
         pool = pools[candidate.question_type, feature.aspect]
-        found = _wrong_value(candidate, feature, other, named, pool, implied, rng)
+        before = chosen.get(_path_finding(candidate, feature))
+        found = _wrong_value(candidate, feature, other, named, pool, implied, rng, before)
         if found is None:
             return "too-common" if pool.others(feature.value) else "no-contrast"
         wrong.append(found)
@@ -238,6 +244,20 @@ def _with_options(
     ]
     rng.shuffle(ordered)
     return unlike_groups(ordered, group_texts)
+
+
+def _path_finding(candidate: Candidate, feature: CaptionFeature) -> PathFinding:
+    return candidate.path.key, feature.aspect, stems(feature.value)
+
+
+def _chosen(candidate: Candidate) -> Iterator[tuple[PathFinding, tuple[str, str]]]:
+    """Yields the two findings of a candidate with options, each with the wrong value against it and its source."""
+    assert candidate.values is not None
+    features = (candidate.first, candidate.second)
+    for feature, pair, right, source in zip(
+        features, candidate.values, candidate.truth, candidate.sources, strict=True
+    ):
+        yield _path_finding(candidate, feature), (pair[1 - right], source)
 
 
 def unlike_groups(ordered: Sequence[Candidate], group_texts: GroupTexts) -> Candidate:
@@ -256,14 +276,20 @@ def _wrong_value(
     pool: DistractorPool,
     implied: Set[Implication],
     rng: random.Random,
+    before: tuple[str, str] | None,
 ) -> tuple[str, str] | None:
-    """Returns the wrong value of a feature and its source; a value that the path's captions state is not wrong."""
+    """Returns the wrong value of a feature and its source; a value that the path's captions state is not wrong.
+
+    ``before`` is what another question of the path has against the same finding: it is used again if it fits.
+    """
     own = {stems(feature.value), stems(other.value)}
 
     def fits(value: str) -> bool:
         wrong = stems(value) not in own and not may_hold(value, candidate.path.captions)
         return wrong and not _implies(feature.aspect, value, other, implied)
 
+    if before is not None and fits(before[0]):
+        return before
     refused: list[str] = []
     for _ in range(REDRAWS):
         drawn = pool.draw(feature.value, rng, refused)

@@ -108,6 +108,49 @@ def test_free_questions_state_what_the_path_shows_and_three_that_it_does_not() -
     assert contradictions(found.candidates) == []
 
 
+STROMA = ("loose oedema", "dense collagen", "myxoid pools", "elastic bundles")
+
+
+def several_questions(paths: int, seed: int) -> list[Candidate]:
+    """Three questions a path, each of two of the same three findings."""
+    rng = random.Random(seed)
+    written = []
+    for number in range(paths):
+        values = (rng.choice(GROWTH), rng.choice(STROMA), rng.choice(NUCLEI))
+        scales = (("low_mag", "growth pattern"), ("mid_mag", "stroma"), ("high_mag", "nuclei"))
+        features = [
+            CaptionFeature(f"{scale}-1", scale, aspect, value)
+            for (scale, aspect), value in zip(scales, values, strict=True)
+        ]
+        path = CaptionedPath(f"s{number}", f"s{number}", "p", tuple((f.scale, f.value) for f in features), (), "train")
+        for kind, (first, second) in zip("ABD", ((0, 1), (1, 2), (0, 2)), strict=True):
+            row, question = f"{path.key}::type_{kind}", f"Which holds in field {number}?"
+            pair = (features[first], features[second])
+            written.append(Candidate(row, path, f"type_{kind}", "free", question, *pair, ("", ""), "Both are seen."))
+    return written
+
+
+def test_a_finding_has_one_distractor_in_all_questions_of_its_path() -> None:
+    """Else a reader of the whole file picks what recurs: the right finding does, a freshly drawn wrong one does not."""
+    found = build_options(several_questions(80, 2), 1).candidates
+    values: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for one in found:
+        assert one.values is not None
+        for feature, pair in zip((one.first, one.second), one.values, strict=True):
+            values[one.path.key, feature.aspect] += pair
+    right = total = 0.0
+    for one in found:
+        assert one.values is not None
+        share = 1.0
+        for feature, (true, false) in zip((one.first, one.second), one.values, strict=True):
+            counts = values[one.path.key, feature.aspect]
+            more = counts.count(true) - counts.count(false)
+            share *= 1.0 if more > 0 else 0.5 if more == 0 else 0.0
+        right, total = right + share, total + 1
+    assert total > 200 and right / total == 0.25
+    assert all(len(set(stated)) == 2 for stated in values.values())
+
+
 def test_letters_are_even_in_each_split_and_dimension_and_rationales_follow() -> None:
     drafts = pool_of(61, 5, form="free")
     final = balanced(build_options(drafts, 1).candidates, 7)
