@@ -1,9 +1,8 @@
-"""Drawing wrong options: detailed balance beside a free draw, at the size of hundreds of thousands of paths.
+"""Drawing wrong options: detailed balance compared with a free draw, up to hundreds of thousands of paths.
 
-``python benchmarks/curate.py [--paths 1000 20000]`` prints, for generated findings of which some are much commoner
-than others, how often a reader without images is right who picks the two findings that are right most often in the
-file, and seconds and memory of giving every question its options. The peer draws what stands against a finding freely
-from the other findings of its aspect.
+``python benchmarks/curate.py [--paths 1000 --paths 20000]`` uses generated findings of unequal frequency. It prints
+the accuracy of a text-only reader that picks the two findings that are right most often in the file, and the time and
+memory of building the options. The peer draws the wrong finding freely from the other findings of its aspect.
 """
 
 from __future__ import annotations

@@ -6,12 +6,11 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import permutations
 from typing import Final
 
 from dataset_script.curate.candidates import COMBINATIONS, Candidate
-from dataset_script.curate.distractors import unlike_groups
+from dataset_script.curate.distractors import in_first_order
 from scale_vqa_eval.schema import LETTERS
 
 _ONE: Final = r"\(?[A-D]\)?(?![\w'\u2019-])"
@@ -87,5 +86,5 @@ def balanced(candidates: Sequence[Candidate], seed: int) -> list[Candidate]:
                 for others in permutations([number for number in range(4) if number != right])
             ]
             rng.shuffle(orders)
-            ordered.append(unlike_groups([replace(one, order=order) for order in orders], group_texts))
+            ordered.append(in_first_order(one, orders, group_texts))
     return sorted(ordered, key=lambda one: one.id)

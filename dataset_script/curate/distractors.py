@@ -238,12 +238,10 @@ def _with_options(
             return "too-common" if pool.others(feature.value) else "no-contrast"
         wrong.append(found)
     values = ((first.value, wrong[0][0]), (second.value, wrong[1][0]))
-    ordered = [
-        replace(candidate, values=values, sources=(wrong[0][1], wrong[1][1]), order=order)
-        for order in permutations(range(4))
-    ]
-    rng.shuffle(ordered)
-    return unlike_groups(ordered, group_texts)
+    orders = list(permutations(range(4)))
+    rng.shuffle(orders)
+    sources = (wrong[0][1], wrong[1][1])
+    return in_first_order(replace(candidate, values=values, sources=sources), orders, group_texts)
 
 
 def _path_finding(candidate: Candidate, feature: CaptionFeature) -> PathFinding:
@@ -260,12 +258,14 @@ def _chosen(candidate: Candidate) -> Iterator[tuple[PathFinding, tuple[str, str]
         yield _path_finding(candidate, feature), (pair[1 - right], source)
 
 
-def unlike_groups(ordered: Sequence[Candidate], group_texts: GroupTexts) -> Candidate:
-    """Returns the first order of a candidate's options in which its text is not that of an exchange group.
+def in_first_order(candidate: Candidate, orders: Sequence[tuple[int, ...]], group_texts: GroupTexts) -> Candidate:
+    """Returns a candidate in the first order of options in which its text is not that of an exchange group.
 
     A question with the very text of a group would make it a group of five, in which options are right unequally often.
     """
-    return next((one for one in ordered if (one.question, one.options) not in group_texts), ordered[0])
+    ordered = (replace(candidate, order=order) for order in orders)
+    found = next((one for one in ordered if (one.question, one.options) not in group_texts), None)
+    return found or replace(candidate, order=orders[0])
 
 
 def _wrong_value(

@@ -25,7 +25,7 @@ ARROWS: Final = (
     ("generate", "options", "", 0.0),
     ("options", "readers", "", 0.0),
     ("readers", "analyse", "", 0.0),
-    ("analyse", "generate", "made again", 0.0),
+    ("analyse", "generate", "rewritten", 0.0),
     ("analyse", "dropped", "", 0.0),
     ("readers", "construct", "", 0.0),
     ("construct", "release", "", 0.0),
@@ -76,7 +76,7 @@ def draw(file: Path) -> None:
 
 
 def _ends(start: tuple[float, float, float], end: tuple[float, float, float]) -> tuple[tuple[float, float], ...]:
-    """Returns where an arrow leaves one box and meets the other: their sides where they stand in a row."""
+    """Returns where an arrow leaves one box and meets the other: their sides if they are in a row."""
     (x0, y0, w0), (x1, y1, w1) = start, end
     if y0 == y1:
         leaves, meets = (x0 + w0 + 0.08, x1 - 0.1) if x0 < x1 else (x0 - 0.08, x1 + w1 + 0.1)

@@ -1,8 +1,8 @@
-"""Phantom slides as an input of the curation: captions from the scene graph, views drawn beside them.
+"""Synthetic slides ("phantoms") as input of the curation: captions from the scene graph, and drawn views.
 
 ``python tests/helpers/phantom_captions.py --slides 24 --out captions`` writes ``captions/captions.jsonl`` and
-``captions/<slide>/<path>/<view>.jpg``. Facts are drawn independently and uniformly, each path for itself: unlike those
-of ``scale-vqa build phantom``, they are not planned in groups, so that nothing is balanced before the curation is.
+``captions/<slide>/<path>/<view>.jpg``. Facts are drawn independently and uniformly, for each path. Unlike those of
+``scale-vqa build phantom``, they are not planned in groups, so nothing is balanced before the curation starts.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def write_captions(out: Path, plans: list[PhantomPlan], workers: int) -> Path:
 
 
 def draw_views(task: tuple[PhantomPlan, Path]) -> tuple[Problem, ...]:
-    """Draws the views of one slide into a folder of its name, which appears whole."""
+    """Draws the views of one slide into a folder of its name, which appears complete."""
     from dataset_script.phantom.build import QUALITY
     from dataset_script.phantom.slide import VIEW_PIXELS, PhantomSlide
 

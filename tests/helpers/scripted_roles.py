@@ -1,13 +1,11 @@
-"""A scripted double of the strong roles, on loopback: it plays decompose, generate and analyse for phantom captions.
+"""A scripted chat server on loopback that stands in for the language models of ``curate``, for synthetic captions.
 
-It is no language model and no substitute for one: it knows the sentences that phantom captions are made of, and it
-reads nothing else. With it the whole pipeline runs, for tests and for figures that anybody can make again.
+It is not a language model: it knows the sentences that synthetic ("phantom") captions are made of, and nothing else.
+With it the pipeline runs in tests, and everybody can reproduce the figures of the docs. The name of the model in a
+request selects the role: ``decompose``, ``generate``, ``analyse``, or one of two adversaries, ``medoid`` (the option
+most like the others) and ``longest``.
 
-The adversaries of this double read the text alone, as any adversary does: ``medoid`` picks the option most like the
-others, ``longest`` the longest.
-
-``python tests/helpers/scripted_roles.py`` serves until Ctrl-C and prints its address; the model's name of a
-request says which part it plays.
+``python tests/helpers/scripted_roles.py`` prints its address and serves until Ctrl-C.
 """
 
 from __future__ import annotations

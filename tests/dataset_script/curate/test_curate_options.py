@@ -131,7 +131,7 @@ def several_questions(paths: int, seed: int) -> list[Candidate]:
 
 
 def test_a_finding_has_one_distractor_in_all_questions_of_its_path() -> None:
-    """Else a reader of the whole file picks what recurs: the right finding does, a freshly drawn wrong one does not."""
+    """Else a reader of the whole file picks what recurs: the right finding does, a fresh wrong one does not."""
     found = build_options(several_questions(80, 2), 1).candidates
     values: dict[tuple[str, str], list[str]] = defaultdict(list)
     for one in found:
