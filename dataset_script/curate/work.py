@@ -135,11 +135,11 @@ def open_work(root: Path, captions: Path, settings: CurationSettings) -> WorkFol
     by_shard: list[list[dict[str, Any]]] = [[] for _ in range(work.shards)]
     for path in paths:
         by_shard[work.shard_of(path)].append({name: value for name, value in asdict(path).items() if name != "split"})
-    if marker.is_file():
-        marker.unlink()  # a kill from here on leaves a folder that takes the input anew
+    hint, about = "name another with --work", {"shards": work.shards, "paths": len(paths)}
+    write_json(marker, {**about, "sha256": None}, hint)  # after a kill from here on, the input is distributed anew
     for shard, rows in enumerate(by_shard):
-        write_lines(work.part("paths", shard), rows, hint="name another with --work")
-    write_json(marker, {"shards": work.shards, "paths": len(paths), "sha256": digest}, "name another with --work")
+        write_lines(work.part("paths", shard), rows, hint)
+    write_json(marker, {**about, "sha256": digest}, hint)
     return work
 
 

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from curate_inputs import write_config, write_input
 
+from dataset_script.curate import work
 from dataset_script.curate.captions import PATH_VIEW, read_paths
 from dataset_script.curate.command import curate
 from dataset_script.curate.settings import read_settings
@@ -104,7 +105,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_asked(tmp_pa
     assert isinstance(work.exception, InputError) and "--work" in str(work.exception)
 
 
-def test_a_changed_input_keeps_its_shards_and_so_its_answers(tmp_path: Path) -> None:
+def test_a_changed_input_keeps_its_shards_and_so_its_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_input(tmp_path / "in", 4)
     settings = read_settings(write_config(tmp_path / "c.yaml", "http://localhost/v1", paths_per_shard=5))
     first = open_work(tmp_path / "w", file, settings)
@@ -113,6 +114,16 @@ def test_a_changed_input_keeps_its_shards_and_so_its_answers(tmp_path: Path) -> 
     second = open_work(tmp_path / "w", file, settings)
     after = {path.key: shard for shard in range(second.shards) for path in second.paths(shard)}
     assert first.shards == second.shards == 4
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[1:]))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(work, "write_lines", killed)
+        open_work(tmp_path / "w", file, settings)
+    third = open_work(tmp_path / "w", file, settings)
+    assert third.shards == 4 and len(third.all_paths()) == 8
     assert len(before) == 16 and len(after) == 12
     assert after.items() <= before.items()
 
