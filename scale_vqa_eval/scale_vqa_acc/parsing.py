@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from string import ascii_letters
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -55,6 +56,9 @@ class Parsed(NamedTuple):
     reason: str
 
 
+_PARSED: Final = {letter: Parsed(letter.upper(), "parsed") for letter in ascii_letters}
+
+
 @dataclass(frozen=True)
 class ParsedBatch:
     """Answers of n responses.
@@ -95,7 +99,7 @@ def parse_response(response: object, mode: Mode = "reference", options: int = 4)
         return Parsed(None, "not_text")
     if mode == "reference":
         match = _FIRST.search(response)
-        return Parsed(match[1].upper(), "parsed") if match else Parsed(None, _missing(response, 0))
+        return _PARSED[match[1]] if match else Parsed(None, _missing(response, 0))
     if mode == "strict":
         return _strict(response, options)
     raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
@@ -120,10 +124,14 @@ def parse_batch(
     if np.ndim(options) == 0:
         counts = repeat(int(np.asarray(options)), size)
     for row, (response, count) in enumerate(zip(responses, counts, strict=True)):
+        match = _FIRST.search(response) if isinstance(response, str) else None
+        formats[row] = match is not None and _formatted(match)
+        if match is not None and mode == "reference":
+            letters[row] = ord(match[1]) & ~0x20  # upper case
+            continue
         letter, reason = parse_response(response, mode, count)
         reasons[row] = _CODES[reason]
         letters[row] = ord(letter) if letter else 0
-        formats[row] = keeps_format(response)
     return ParsedBatch(
         np.frombuffer(letters, np.uint8), np.frombuffer(reasons, np.uint8), np.frombuffer(formats, np.bool_)
     )
@@ -138,18 +146,20 @@ def keeps_format(response: object) -> bool:
     >>> keeps_format("<think></think> <answer>Z</answer>"), keeps_format("<answer>A</answer>")
     (True, False)
     """
-    if not isinstance(response, str):
+    match = _FIRST.search(response) if isinstance(response, str) else None
+    return match is not None and _formatted(match)
+
+
+def _formatted(match: re.Match[str]) -> bool:
+    """Returns whether a response keeps the format, given its first answer that is a letter."""
+    response, start, end = match.string, match.start(), match.end()
+    if response[end:].strip():
+        return False
+    opener = response.find(ANSWER, 0, start)
+    if opener >= 0 and response.find(END_ANSWER, opener, start) >= 0:  # another block before this one
         return False
     think = response.find(THINK)
-    opener = response.find(ANSWER)
-    if think < 0 or opener < 0 or response.find(END_THINK, think) < 0:
-        return False
-    closer = response.find(END_ANSWER, opener)
-    if closer < 0 or response[closer + len(END_ANSWER) :].strip():
-        return False
-    # the one block ends at `closer`; the letter follows the last opener before it
-    letter = _CONTENT.match(response, response.rfind(ANSWER, opener, closer) + len(ANSWER))
-    return letter is not None
+    return think >= 0 and response.find(END_THINK, think) >= 0
 
 
 def _strict(response: str, options: int) -> Parsed:

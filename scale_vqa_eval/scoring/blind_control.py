@@ -62,7 +62,8 @@ def _not_alike(location: str, run: Mapping[str, Any], blind: Mapping[str, Any]) 
         ours, theirs = run.get(field), blind.get(field)
         missing = field == "model" and None in (ours, theirs)
         if missing or (None not in (ours, theirs) and ours != theirs):
-            found = f"{preview(theirs)} instead of {preview(ours)}"
+            shown = ("not stated" if value is None else preview(value) for value in (theirs, ours))
+            found = " instead of ".join(shown)
             hint = "run the control as the run itself, but for the images, and state the model in both files"
             problems.append(Problem(location, f"a blind control with the same {field}", found, hint))
     digest = blind.get("data_hash")

@@ -128,9 +128,10 @@ def write_report(
         "report.tex": latex_tables(sections),
         "report.csv": csv_table(sections),
     }
-    for name, content in {**texts, **files}.items():
+    contents: dict[str, str | bytes] = {**texts, **files}
+    for name, content in contents.items():
         atomic_write(out / name, content, "name another --out")
-    return [out / name for name in (*texts, *files)]
+    return [out / name for name in contents]
 
 
 def csv_table(sections: Sequence[ReportSection]) -> str:

@@ -18,10 +18,12 @@ from predict_release import rows
 from scipy import special, stats
 
 from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.release_folder.write import write_release
 from scale_vqa_eval.schema import DIMENSIONS
 from scale_vqa_eval.scoring.baselines import as_response
 from scale_vqa_eval.scoring.command import report
+from scale_vqa_eval.scoring.score import questions_digest
 from scale_vqa_eval.text import csv_text, latex, markdown
 
 PATHS = 6
@@ -380,3 +382,39 @@ def test_published_figures_of_a_file_have_a_block_of_their_own_without_runs_on_d
     run_report([runs[4]], folder, tmp_path / "out", "--published-file", str(scores))
     assert csv_rows(tmp_path / "out")["published", "X"]["accuracy"] == "64.8000"
     assert "a paper" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_guess_flips_truncation_and_the_ceiling_stand_beside_the_score(folder, runs, tmp_path):
+    whole = list(rows(PATHS))
+    guess = write_run(tmp_path / "guess.jsonl", whole, first((3, 3, 3, 3, 3)), ablation="guess", prompt_id="p-guess@1")
+    shuffled = write_run(tmp_path / "shuffled.jsonl", whole, first(NO_HIGH), ablation="shuffled")
+    cut = tmp_path / "cut.jsonl"
+    lines = [json.loads(line) | {"finish": "length" if n < 3 else "stop"} for n, line in
+             enumerate(runs[0].read_text().splitlines())]  # fmt: skip
+    cut.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    audit = tmp_path / "audit.json"
+    best = {"name": "forest", "accuracy": 0.712, "ci_low": 0.6, "ci_high": 0.8}
+    digest = questions_digest(read_questions(folder, "test", "default"))
+    audit.write_text(json.dumps({"strongest": best, "verdict": "leaks", "provenance": {"data_hash": digest}}))
+    run_report([cut, runs[1], guess, shuffled], folder, tmp_path / "out", "--audit", str(audit))
+    mine = csv_rows(tmp_path / "out")["default", "m/M-1"]
+    expected = {"blind": 100 / 3, "guess": 50, "gain": 20, "adjusted": 40, "flips": 10, "truncated": 10}
+    assert {key: float(mine[key]) for key in expected} == pytest.approx(expected, abs=1e-3)
+    assert float(mine["adjusted low"]) < 40 < float(mine["adjusted high"])
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "Text-only ceiling of these questions: 71.2%" in text and "forest" in text
+    table = markdown_rows(tmp_path / "out")["default, split test"][1][1]["m/M-1"]
+    assert table["Guess"].startswith("50.0") and table["Flips"].startswith("10.0") and table["Cut off"] == "10.0"
+    audit.write_text(json.dumps({"strongest": best, "provenance": {"data_hash": "0" * 64}}))
+    with pytest.raises(InputError, match="an audit of these questions"):
+        run_report([cut], folder, tmp_path / "again", "--audit", str(audit))
+
+
+def test_a_blind_run_of_refusals_is_no_control(folder, runs, tmp_path):
+    lines = [json.loads(line) | {"response": "I cannot see an image."} for line in runs[1].read_text().splitlines()]
+    refused = tmp_path / "refused.jsonl"
+    refused.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = run_report([runs[0], refused], folder, tmp_path / "out")
+    assert "the blind run is not a valid control" in done.stderr and "found 100.0%" in done.stderr
+    mine = csv_rows(tmp_path / "out")["default", "m/M-1"]
+    assert mine["control"] == "no blind control" and not {"blind", "gain", "adjusted"} & mine.keys()
