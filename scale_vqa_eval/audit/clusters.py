@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from scale_vqa_eval.controls.exchange_group import find_exchange_groups
 from scale_vqa_eval.questions import Question
 
 IntArray = npt.NDArray[np.int64]
@@ -78,18 +79,9 @@ def clusters_of(questions: Sequence[Question]) -> Clusters:
 
 def exchange_sets(questions: Sequence[Question]) -> IntArray:
     """Returns (n,): number of the exchange set of each question, -1 outside of one."""
-    same_text: dict[tuple[str, tuple[str, ...]], list[int]] = {}
-    for row, question in enumerate(questions):
-        same_text.setdefault((question.question, question.options), []).append(row)
     out = np.full(len(questions), -1, dtype=np.int64)
-    number = 0
-    for (_, options), rows in same_text.items():
-        if len(rows) < len(options):
-            continue
-        times = np.bincount([questions[row].answer for row in rows], minlength=len(options))
-        if times.min() == times.max():
-            out[rows] = number
-            number += 1
+    for number, rows in enumerate(find_exchange_groups(questions)):
+        out[rows] = number
     return out
 
 
