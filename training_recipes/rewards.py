@@ -19,23 +19,17 @@ from scale_vqa_eval.rewards import (
     visual_gain_reward,
 )
 from scale_vqa_eval.scale_vqa_acc.parsing import Mode, parse_response
-from scale_vqa_eval.text import restore_thoughts
 
 TERMS: Final = ("reference", "strict", "pathscale", "structure", "visual_gain")
 Log = Callable[..., None]
 
 
 def text_of(completion: Any) -> str:
-    """Returns the text of a completion: a string, or messages whose content is text or parts of text.
-
-    Where the chat template opens the think block, the completion has the closing tag alone. The opening tag is put
-    back, so that rewards see the whole block.
-    """
+    """Returns the text of a completion: a string, or messages whose content is text or parts of text."""
     if isinstance(completion, str):
-        return restore_thoughts(completion)
+        return completion
     content = completion[-1]["content"] if completion else ""
-    text = content if isinstance(content, str) else "".join(part.get("text") or "" for part in content or [])
-    return restore_thoughts(text)
+    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content or [])
 
 
 def _ignore(*_: Any) -> None:

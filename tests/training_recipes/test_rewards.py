@@ -243,8 +243,5 @@ def test_text_of_a_completion_is_found_in_every_form():
     assert text_of([]) == ""
 
 
-def test_a_completion_whose_template_opened_the_think_block_keeps_the_format():
-    text = "The glands fuse.\n</think> <answer>B</answer>"
-    assert text_of(text) == text_of([{"role": "assistant", "content": text}]) == f"<think>{text}"
-    assert verl_score("scale-vqa", text, "B") == 1.0
-    assert text_of("x <think>y</think>") == "x <think>y</think>"
+def test_verl_pays_for_the_format_where_the_template_opened_the_think_block():
+    assert verl_score("scale-vqa", "The glands fuse.\n</think> <answer>B</answer>", "B") == 1.0
