@@ -206,6 +206,20 @@ def test_the_space_scores_as_the_command_does(metric_space: str, browser: Any, d
     page.context.close()
 
 
+def test_plain_runs_make_the_figure_of_the_docs(metric_space: str, browser: Any, data: Path, tmp_path: Path) -> None:
+    for name in ("run", "blind"):
+        rows = [json.loads(line) for line in (data / f"{name}.jsonl").read_text().splitlines()]
+        rows[0]["provenance"]["model"] = "model A"
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = opened(browser, metric_space)
+    gold = next((data / "scale-vqa" / "default").glob("*.parquet"))
+    fill(page, run=tmp_path / "run.jsonl", gold=gold, blind=tmp_path / "blind.jsonl")
+    text = go(page)
+    assert "Visual gain" in text and "differs" not in text
+    shot(page, "space_metric")
+    page.context.close()
+
+
 def test_the_authors_format_gives_the_same_score(metric_space: str, browser: Any, data: Path, tmp_path: Path) -> None:
     page = opened(browser, metric_space)
     fill(page, run=data / "run.jsonl", gold=data / "gold.json")
