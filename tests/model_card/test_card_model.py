@@ -165,7 +165,7 @@ def test_results_of_other_runs_are_refused(results: dict[str, Path], tmp_path: P
     for name, change in {"images": {"ablation": None}, "another": {"model": "org/other"}}.items():
         about = content["provenance"] | {"blind": noted | change}
         (tmp_path / name).write_text(json.dumps(content | {"provenance": about}))
-    assert "a run that notes the ablation blind" in problems(tmp_path, "--results", tmp_path / "images")
+    assert "a run of the ablation blind" in problems(tmp_path, "--results", tmp_path / "images")
     assert "a blind control with the same model" in problems(tmp_path, "--transfer", f"X={tmp_path / 'another'}")
     assert "ablation blind" in problems(tmp_path, "--results", tmp_path / "ablated")
     assert "the config of the questions" in problems(tmp_path, "--results", tmp_path / "nameless")

@@ -206,20 +206,6 @@ def test_the_space_scores_as_the_command_does(metric_space: str, browser: Any, d
     page.context.close()
 
 
-def test_plain_runs_make_the_figure_of_the_docs(metric_space: str, browser: Any, data: Path, tmp_path: Path) -> None:
-    for name in ("run", "blind"):
-        rows = [json.loads(line) for line in (data / f"{name}.jsonl").read_text().splitlines()]
-        rows[0]["provenance"]["model"] = "model A"
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    page = opened(browser, metric_space)
-    gold = next((data / "scale-vqa" / "default").glob("*.parquet"))
-    fill(page, run=tmp_path / "run.jsonl", gold=gold, blind=tmp_path / "blind.jsonl")
-    text = go(page)
-    assert "Visual gain" in text and "differs" not in text
-    shot(page, "space_metric")
-    page.context.close()
-
-
 def test_the_authors_format_gives_the_same_score(metric_space: str, browser: Any, data: Path, tmp_path: Path) -> None:
     page = opened(browser, metric_space)
     fill(page, run=data / "run.jsonl", gold=data / "gold.json")
@@ -352,7 +338,7 @@ def test_the_leaderboard_ranks_with_the_blind_column(board_page: tuple[str, Path
     out = page.inner_text("#board .out")
     for name, why in {
         "blind.json": "ablation (blind)",
-        "images.json": "expected a run that notes the ablation blind",
+        "images.json": "expected a run of the ablation blind",
         "another.json": "expected a blind control with the same model",
         "silent.json": "states nothing of itself",
         "mislabelled.json": "labelled default, which has no questions of zoom-in",
