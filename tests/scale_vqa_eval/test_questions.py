@@ -207,9 +207,8 @@ def test_other_benchmarks_are_read(shared: Path) -> None:
 
 
 def test_a_name_that_is_neither_here_nor_on_the_hub_is_one_error(fresh_python):
-    code = (
-        "import sys; from scale_vqa_eval.cli import main; sys.argv[1:] = ['doctor', '--data', 'data/mistyped']; main()"
-    )
+    code = "import sys; from scale_vqa_eval.cli import main; sys.argv[1:] = ['audit', 'data/mistyped']; main()"
     done = fresh_python(code)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "data/mistyped: expected a file or folder here, or a data set on the Hub" in done.stdout
+    assert done.stderr.count("error: ") == 1
+    assert "data/mistyped: expected a file or folder here, or a data set on the Hub" in done.stderr
