@@ -16,7 +16,7 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config
 
 from training_recipes.arguments import GRPOArguments, parse
 from training_recipes.checks import check_context, check_settings, check_step
-from training_recipes.models import load_processor, set_model_loading, template_opening
+from training_recipes.models import load_processor, opens_thoughts, set_model_loading
 from training_recipes.rewards import reward_functions
 from training_recipes.rows import prompt_format, with_processor_bounds
 from training_recipes.run import callbacks, constructing, fit, report_errors, select_rows
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # data first: what is wrong with it is known before any weight is loaded
     processor, model_config = load_processor(recipe, config, model_arguments)
     shape = prompt_format(recipe.prompt, recipe.views, recipe.min_pixels, recipe.max_pixels, recipe.blind)
-    shape, opening = with_processor_bounds(shape, processor), template_opening(processor)
+    shape, opened = with_processor_bounds(shape, processor), opens_thoughts(processor)
     training = partial(candidates, recipe, shape, recipe.train_split, blind_prior=recipe.blind_prior)
     train, validation = select_rows(recipe, config, shape, processor, training, recipe.max_prompt_length)
     check_step(config, len(train.rows), train.location)
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with constructing():
         trainer = ScaleVQAGRPOTrainer(
             model=set_model_loading(config, model_arguments),
-            reward_funcs=reward_functions(recipe.reward_terms, config.reward_weights, has_prior, opening),
+            reward_funcs=reward_functions(recipe.reward_terms, config.reward_weights, has_prior, opened),
             args=config,
             train_dataset=train.rows,
             eval_dataset=validation.rows if validation is not None else None,
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             peft_config=get_peft_config(model_arguments),
             callbacks=callbacks(recipe),
         )
-    trainer.opening = opening
+    trainer.opened = opened
     trainer.validation_tokens = recipe.validation_tokens or config.max_completion_length
     fit(trainer, recipe, model_arguments, shape, train, validation)
 

@@ -53,17 +53,11 @@ def load_processor(recipe: RecipeArguments, config: Any, model_arguments: Any) -
     return processor, kind
 
 
-def template_opening(processor: Any) -> str:
-    """Returns the ``<think>`` that a chat template writes itself at the beginning of an answer, or an empty text.
-
-    A completion of such a model lacks it: without this, every right answer would lose the reward of its format.
-    """
+def opens_thoughts(processor: Any) -> bool:
+    """Tells whether the chat template itself opens the think block, so that completions lack its opening tag."""
     user = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
-    asked, opened = (
-        processor.apply_chat_template(user, tokenize=False, add_generation_prompt=add) for add in (False, True)
-    )
-    opening: str = opened[len(asked) :]
-    return opening[opening.rindex(THINK) :] if opening.rfind(THINK) > opening.rfind(END_THINK) else ""
+    prompt: str = processor.apply_chat_template(user, tokenize=False, add_generation_prompt=True)
+    return prompt.rfind(THINK) > prompt.rfind(END_THINK)
 
 
 def set_model_loading(config: Any, model_arguments: Any) -> str:

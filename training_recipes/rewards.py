@@ -19,6 +19,7 @@ from scale_vqa_eval.rewards import (
     visual_gain_reward,
 )
 from scale_vqa_eval.scale_vqa_acc.parsing import Mode, parse_response
+from scale_vqa_eval.text import restore_thoughts
 
 TERMS: Final = ("reference", "strict", "pathscale", "structure", "visual_gain")
 Log = Callable[..., None]
@@ -42,11 +43,12 @@ class RewardTerm:
 
     Attributes:
         name: one of ``TERMS``.
-        opening: text that the chat template has already written of the answer, such as ``<think>``.
+        opened: the chat template opens the think block, so completions lack its opening tag. Only then is it put
+            back: the published rule gives no format reward to a model that leaves it out itself.
     """
 
     name: str
-    opening: str = ""
+    opened: bool = False
 
     @property
     def __name__(self) -> str:
@@ -62,7 +64,8 @@ class RewardTerm:
         **columns: Any,
     ) -> list[float] | list[float | None]:
         """Returns one reward per completion; None, which TRL leaves out, for ``visual_gain`` without a prior."""
-        texts = [self.opening + text_of(completion) for completion in completions]
+        texts = [text_of(completion) for completion in completions]
+        texts = [restore_thoughts(text) for text in texts] if self.opened else texts
         if self.name == "pathscale":
             return [pathscale_reward(*row) for row in zip(texts, answer, columns["image_count"], strict=True)]
         if self.name == "structure":
@@ -101,7 +104,7 @@ class RewardTerm:
 
 
 def reward_functions(
-    terms: Sequence[str], weights: Sequence[float] | None, has_prior: bool, opening: str = ""
+    terms: Sequence[str], weights: Sequence[float] | None, has_prior: bool, opened: bool = False
 ) -> list[RewardTerm]:
     """Returns the terms, in order.
 
@@ -123,4 +126,4 @@ def reward_functions(
         problems.append(Problem("reward_terms", "blind_prior for visual_gain", "none", hint))
     if problems:
         raise InputError(problems)
-    return [RewardTerm(term, opening) for term in terms]
+    return [RewardTerm(term, opened) for term in terms]

@@ -201,7 +201,7 @@ def metadata(
         "validation_split": recipe.validation_split,
         "validation_rows": len(validation.rows) if validation is not None else 0,
         "validation_sampling": GREEDY,
-        "template_opening": trainer.opening,
+        "template_opens_thoughts": trainer.opened,
         "steps": state.global_step,
         "epochs": state.epoch,
         "seed": args.seed,

@@ -15,6 +15,7 @@ from scale_vqa_eval.files import atomic_write
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.parsing import parse_batch
 from scale_vqa_eval.scale_vqa_acc.summary import gold_codes, summarise
+from scale_vqa_eval.text import restore_thoughts
 from training_recipes.checkpoints import load_weights
 from training_recipes.rows import questions_of
 
@@ -34,12 +35,12 @@ class RecipeTrainer:
     Attributes:
         validation_tokens: maximum tokens of a validation answer.
         blind: train and validate without images.
-        opening: text that the chat template writes itself at the beginning of an answer.
+        opened: the chat template opens the think block itself.
     """
 
     validation_tokens: int = 1024
     blind: bool = False
-    opening: str = ""
+    opened: bool = False
 
     def evaluate(
         self: Any, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -143,7 +144,8 @@ def greedy_answers(trainer: Any, rows: Any, tokens: int, blind: bool = False) ->
             inputs = encoded(processor, [rows[index] for index in indices or [0]], blind).to(accelerator.device)
             output = unwrapped.generate(**inputs, max_new_tokens=tokens, **GREEDY, **GREEDY_UNSET)
             texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            found += [(index, trainer.opening + text) for index, text in zip(indices, texts, strict=False)]
+            texts = [restore_thoughts(text) for text in texts] if trainer.opened else texts
+            found += list(zip(indices, texts, strict=False))
     model.train(was_training)
     gathered = dict(gather_object(found))
     return [gathered[index] for index in range(len(rows))]

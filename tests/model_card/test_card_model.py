@@ -123,7 +123,7 @@ def test_what_the_recipes_write_is_what_the_card_reads(results: dict[str, Path],
     args.to_dict = lambda: {"beta": 0.01, "optim": "adamw_torch", "hub_token": "secret"}
     state = SimpleNamespace(global_step=3, epoch=0.5, best_metric=None, best_model_checkpoint=None, log_history=[])
     accelerator = SimpleNamespace(num_processes=1, distributed_type=SimpleNamespace(value="NO"))
-    trainer = SimpleNamespace(args=args, state=state, accelerator=accelerator, opening="")
+    trainer = SimpleNamespace(args=args, state=state, accelerator=accelerator, opened=False)
     trained = {"trained_parameters": 1234}
     model = SimpleNamespace(model_name_or_path="org/base", model_revision="main", use_peft=True)
     rows = ChosenRows([1, 2, 3], "train", [], (10, 20), "0" * 64)

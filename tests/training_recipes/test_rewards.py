@@ -197,7 +197,7 @@ def test_a_template_that_opens_the_think_block_costs_no_reward():
     for term, without in (("reference", 0.8), ("strict", 0.8), ("pathscale", 0.75)):
         assert reward_functions([term], None, False)[0](completion, **columns) == pytest.approx([without])
     for term in ("reference", "strict"):
-        assert reward_functions([term], None, False, "<think>\n")[0](completion, **columns) == [1.0]
+        assert reward_functions([term], None, False, True)[0](completion, **columns) == [1.0]
 
 
 def test_a_question_without_a_blind_answer_has_no_visual_gain():

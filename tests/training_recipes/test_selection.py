@@ -15,7 +15,7 @@ from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.release_folder.write import write_release
 from scale_vqa_eval.schema import VIEWS
 from training_recipes.arguments import RecipeArguments
-from training_recipes.models import template_opening
+from training_recipes.models import opens_thoughts
 from training_recipes.rows import load_rows, prompt_format, with_processor_bounds
 from training_recipes.selection import candidates, candidates_of, count_tokens, fitting, unfit_rows
 from training_recipes.sft_data import with_targets
@@ -162,11 +162,11 @@ def test_bounds_are_applied_as_the_processor_does_and_saved_with_it(release, tmp
 
 
 def test_a_think_block_that_the_template_opens_is_found(processor):
-    assert template_opening(processor) == ""
+    assert not opens_thoughts(processor)
     template = processor.chat_template
-    for text, opening in (("<think>\n", "<think>\n"), ("<think>\n\n</think>\n\n", "")):
+    for text, opened in (("<think>\n", True), ("<think>\n\n</think>\n\n", False)):
         processor.chat_template = template.replace("assistant\n", f"assistant\n{text}")
-        assert template_opening(processor) == opening
+        assert opens_thoughts(processor) == opened
     processor.chat_template = template
 
 

@@ -56,7 +56,7 @@ class ShortQuestion:
 
 
 @dataclass(frozen=True)
-class PhantomPath:
+class LearnPath:
     """A path: dimension -> row, and dimension -> question."""
 
     rows: dict[str | None, Mapping[str, Any]]
@@ -114,19 +114,19 @@ def _short(
     return ShortQuestion(f"{question.dimension}?", texts, options.index(right), rationale)
 
 
-def paths_of(data: str, split: str) -> list[PhantomPath]:
+def paths_of(data: str, split: str) -> list[LearnPath]:
     """Returns the paths of a split in order."""
     rows = load_rows(data, CONFIG, split)
     names = dimension_names(rows)
-    found: dict[tuple[str, str], PhantomPath] = {}
+    found: dict[tuple[str, str], LearnPath] = {}
     for row in rows:
-        path = found.setdefault((row["wsi_name"], row["path_id"]), PhantomPath({}, {}))
+        path = found.setdefault((row["wsi_name"], row["path_id"]), LearnPath({}, {}))
         question = question_of(row, names)
         path.rows[question.dimension], path.questions[question.dimension] = row, question
     return list(found.values())
 
 
-def short_question(path: PhantomPath, dimension: str, leak: bool, everything: bool) -> ShortQuestion:
+def short_question(path: LearnPath, dimension: str, leak: bool, everything: bool) -> ShortQuestion:
     """Returns one question of a path; ``everything`` adds what the path's other questions ask about."""
     question = path.questions[dimension]
     others = [other for name in DIMENSIONS if name != dimension and (other := path.questions.get(name))]
@@ -137,7 +137,7 @@ def short_question(path: PhantomPath, dimension: str, leak: bool, everything: bo
     return leaky(question, following, seen)
 
 
-def rotated_rows(paths: Sequence[PhantomPath], leak: bool) -> Iterator[dict[str, Any]]:
+def rotated_rows(paths: Sequence[LearnPath], leak: bool) -> Iterator[dict[str, Any]]:
     """Yields training rows: every path in eight ways, each with one of its questions and all that is to be seen."""
     for number, way in enumerate(ROTATIONS):
         for index, path in enumerate(paths):
@@ -147,14 +147,14 @@ def rotated_rows(paths: Sequence[PhantomPath], leak: bool) -> Iterator[dict[str,
             yield row | {"id": f"{row['id']}::turn-{number}"} | {view: _rotated(row[view], way) for view in VIEWS}
 
 
-def plain_rows(paths: Sequence[PhantomPath], leak: bool) -> Iterator[dict[str, Any]]:
+def plain_rows(paths: Sequence[LearnPath], leak: bool) -> Iterator[dict[str, Any]]:
     """Yields every question of every path, images as they are."""
     for path in paths:
         for dimension in path.rows:
             yield _row(path, dimension, short_question(path, dimension, leak, everything=False))
 
 
-def _row(path: PhantomPath, dimension: str, short: ShortQuestion) -> dict[str, Any]:
+def _row(path: LearnPath, dimension: str, short: ShortQuestion) -> dict[str, Any]:
     row = {name: value for name, value in path.rows[dimension].items() if name != "row_number"}
     row |= {"question": short.question, "options": list(short.options), "answer": short.answer}
     return row | {"rationale": short.rationale}
