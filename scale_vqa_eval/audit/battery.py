@@ -94,7 +94,7 @@ def run_battery(
     rows = np.arange(n)
     if streamed:
         rows = np.sort(np.random.default_rng([seed, 2]).choice(n, TRAIN_CAP, replace=False))
-    chosen = [questions[row] for row in rows] if streamed else questions
+    chosen = [questions[row] for row in rows.tolist()] if streamed else questions
     reader = TextReader.fit(chosen, _ngram_families(wanted)) if features is None else None
     sample = features if reader is None else reader.read(chosen)
     assert sample is not None

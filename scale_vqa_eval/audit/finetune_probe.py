@@ -75,8 +75,10 @@ def finetune_probe(
             for kind, chosen in (("crossed", fold_of != fold), ("sequential", fold_of < fold)):
                 key = f"{identity} {kind} {fold}"
                 if key not in known and chosen.any():
-                    tuned = _tuned(lm, [questions[row] for row in np.flatnonzero(chosen)], seed + fold, epochs)
-                    known[key] = _letter_votes(lm, tuned, [questions[row] for row in scored]).tolist()
+                    tuned = _tuned(
+                        lm, [questions[row] for row in np.flatnonzero(chosen).tolist()], seed + fold, epochs
+                    )
+                    known[key] = _letter_votes(lm, tuned, [questions[row] for row in scored.tolist()]).tolist()
                     tuned.unload()
                     if journal:
                         journal.append({"key": key, "votes": known[key]})
@@ -124,7 +126,7 @@ def _tuned(lm: CausalLM, questions: Sequence[Question], seed: int, epochs: int) 
             logits = _letter_logits(lm, model, batch, orders)
             loss = torch.nn.functional.cross_entropy(logits, gold.to(logits.device))
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
     return model.eval()
 

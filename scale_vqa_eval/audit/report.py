@@ -248,7 +248,7 @@ def _leakiest(
         rest = np.setdiff1d(kept, rows)
         drawn = np.random.default_rng([seed, 8]).choice(rest, TRAIN_CAP // 10, replace=False)
         kept = np.sort(np.concatenate([rows, drawn]))
-        sample = [questions[row] for row in kept]
+        sample = [questions[row] for row in kept.tolist()]
         features = read_features(sample)
     evidence = find_evidence(sample, features, np.searchsorted(kept, rows).tolist(), seed)
     return [
