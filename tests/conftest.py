@@ -12,6 +12,7 @@ import pytest
 from paths import ROOT
 
 SLOW = (
+    "tests/dataset_script/curate/test_curate_pipeline.py",  # kills, limits, a small language model
     "tests/dataset_script/review/test_review_page.py",  # a browser
     "tests/model_card/hub/test_publish_faults.py",
     "tests/model_card/hub/test_publish_hub.py",

@@ -387,7 +387,7 @@ def test_a_page_that_was_away_for_too_long_asks_for_the_name_again(release: Path
         if "away for too long" in str(updates.values()):
             entrance, work = one.outputs[1:3]
             entered += updates[entrance]["visible"] and not updates[work]["visible"]
-    assert entered == len(actions) - 1 == 7 and not log.path.exists(), "all but the entrance itself"
+    assert entered == len(actions) - 1 == 8 and not log.path.exists(), "all but the entrance itself"
 
 
 def test_other_machines_are_warned_of_and_told_which_address(release: Path, tmp_path: Path) -> None:
