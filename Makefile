@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 SLIDES ?=
 RELEASE ?=
 
-.PHONY: demo test test-all lint bench fuzz clean
+.PHONY: demo test test-slow test-all lint bench fuzz clean
 
 demo: # first, so that make alone runs it
 
@@ -19,8 +19,10 @@ demo: $(VENV)/demo.done
 test: $(VENV)/test.done
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
-test-all: $(VENV)/test.done
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+test-slow: $(VENV)/test.done
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+
+test-all: test test-slow
 
 # the readers on EXAMPLES damaged files of each kind; the tests take 60
 EXAMPLES ?= 20000

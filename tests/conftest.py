@@ -13,9 +13,14 @@ from paths import ROOT
 
 SLOW = (
     "tests/dataset_script/curate/test_curate_pipeline.py",  # kills, limits, a small language model
+    "tests/dataset_script/phantom/test_phantom_build.py",
+    "tests/dataset_script/phantom/test_phantom_visible.py",
     "tests/dataset_script/review/test_review_page.py",  # a browser
+    "tests/dataset_script/slides/test_slides_real.py",
     "tests/model_card/hub/test_publish_faults.py",
     "tests/model_card/hub/test_publish_hub.py",
+    "tests/model_card/hub/test_publish_model.py",
+    "tests/model_card/test_card_dataset.py",
     "tests/model_card/test_card_model.py",  # runs the snippets of a card
     "tests/model_card/test_spaces.py",  # a browser
     "tests/model_card/test_weights.py",  # two gigabytes
@@ -25,6 +30,7 @@ SLOW = (
     "tests/scale_vqa_eval/predict/test_predict_transformers.py",
     "tests/scale_vqa_eval/predict/test_predict_vllm.py",
     "tests/tools/",
+    "tests/training_recipes/test_families.py",
     "tests/training_recipes/test_learn.py",
     "tests/training_recipes/test_merge_vllm.py",
     "tests/training_recipes/test_run.py",
