@@ -48,7 +48,7 @@ def nested_views(seed: int) -> dict[str, dict[str, Any]]:
 def rows(paths: int = 3, hostile: bool = False, grouped: bool = False) -> Iterator[dict[str, Any]]:
     """Yields five questions a path, a patient a path; the last path has no high view."""
     for path in range(paths):
-        views: dict[str, Any] = nested_views(path)
+        views: dict[str, Any] = dict(nested_views(path))
         if path == paths - 1:
             views["high_mag"] = None
         slide = f"TCGA-AA-{path:04d}-01Z-00-DX1"

@@ -46,7 +46,7 @@ def test_overlapping_rectangles_hold_the_same_points(x, y, other_x, other_y, wid
     for rect in (one, two):
         points = lattice(seed, "test", rect, 17.0, 0.4)
         inside = (points.x >= shared[0]) & (points.x < shared[2]) & (points.y >= shared[1]) & (points.y < shared[3])
-        kept = points.location(inside)
+        kept = points.select(inside)
         found.append(sorted(zip(kept.x, kept.y, kept.key.tolist(), kept.uniform(5), strict=True)))
     assert found[0] == found[1]
 
