@@ -227,6 +227,8 @@ def _edit(session: ReviewSession, now: ReviewerState, values: tuple[Any, ...]) -
 
 MAX_UPLOAD: Final = "1kb"
 GRACE_SECONDS: Final = 2
+MAX_CONNECTIONS: Final = 256
+"""Connections at a time; more are answered 503, so that a flood does not grow memory."""
 
 
 def application(session: ReviewSession, token: str, port: int, answer_first: bool = False) -> ASGIApp:
@@ -300,7 +302,12 @@ def serve(
     tell(entry(f"http://{f'[{host}]' if ':' in host else host}:{number}", token))
     # no access log: it would repeat the token; an open page holds a connection that would never end by itself
     config = uvicorn.Config(
-        app, log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS
+        app,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        limit_concurrency=MAX_CONNECTIONS,
     )
     logging.getLogger("uvicorn.error").addFilter(_no_cut_connection)
     uvicorn.Server(config).run(sockets=[bound])

@@ -16,6 +16,7 @@ PLACEHOLDER = re.compile(
 )
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
 SCRIPT = re.compile(r"\bpython ((?:benchmarks|tools|training_recipes)/[\w/]+\.py)")
+BLOCK = re.compile(r"```.*?```", re.DOTALL)
 COMMAND = re.compile(r"^\s*scale-vqa ([a-z]+)\b", re.MULTILINE)
 
 
@@ -28,7 +29,7 @@ def test_a_page_is_complete(page: Path) -> None:
     missing = [script for script in SCRIPT.findall(text) if not (ROOT / script).is_file()]
     assert not missing, f"{page.name}: names {missing}"
     context = cli.make_context("scale-vqa", [], resilient_parsing=True)
-    unknown = set(COMMAND.findall(text)) - set(cli.list_commands(context))
+    unknown = set(COMMAND.findall("\n".join(BLOCK.findall(text)))) - set(cli.list_commands(context))
     assert not unknown, f"{page.name}: commands {unknown}"
 
 

@@ -17,7 +17,7 @@ HOSTILE = "<script>alert(1)</script> \" onload='x'"
 
 def demo(*args: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "tools/demo.py"), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 class Tags(html.parser.HTMLParser):
