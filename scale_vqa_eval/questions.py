@@ -11,6 +11,7 @@ import ast
 import contextlib
 import json
 import math
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Number
@@ -64,7 +65,7 @@ class Question:
     @property
     def cluster(self) -> str:
         """What questions are clustered by: the patient, else the slide, else the question itself."""
-        return self.patient or self.slide or self.id
+        return unicodedata.normalize("NFC", self.patient or self.slide or self.id)
 
 
 def read_questions(data: str | Path, split: str | None = None, config: str | None = None) -> list[Question]:

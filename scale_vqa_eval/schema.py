@@ -7,6 +7,7 @@ five dimensions and three views; PathScale-R1 (arXiv:2607.23794) for the idea of
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 from typing import Final
 
@@ -68,9 +69,10 @@ def row_id(wsi_name: str, path_id: str, question_type: str, number: int = 0) -> 
 def patient_of(wsi_name: str) -> str:
     """Returns the patient of a slide: the first 12 characters of a TCGA barcode, else the slide's own name.
 
-    That every other slide is a patient of its own is an assumption: its names carry no patient.
+    That every other slide is a patient of its own is an assumption: its names carry no patient. Two Unicode spellings
+    of a name, composed and decomposed, are one patient.
 
     >>> patient_of("TCGA-HT-A616-01Z-00-DX1"), patient_of("01K46JNMVW0MT1HZQ89SNSKBSH")
     ('TCGA-HT-A616', '01K46JNMVW0MT1HZQ89SNSKBSH')
     """
-    return wsi_name[:12].upper() if _TCGA.match(wsi_name) else wsi_name
+    return wsi_name[:12].upper() if _TCGA.match(wsi_name) else unicodedata.normalize("NFC", wsi_name)

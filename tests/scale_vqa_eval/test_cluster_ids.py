@@ -106,3 +106,14 @@ def test_options_that_are_not_texts_are_named(tmp_path: Path) -> None:
     (tmp_path / "q.json").write_text(json.dumps(rows))
     with pytest.raises(InputError, match="an option of type dict"):
         read_questions(tmp_path / "q.json")
+
+
+@pytest.mark.parametrize("field", ["patient_id", "wsi_name"])
+def test_two_unicode_spellings_of_a_name_are_one_cluster(tmp_path: Path, field: str) -> None:
+    rows = [
+        {"id": str(n), "question": "Which?", "options": list("wxyz"), "answer": "A", field: name}
+        for n, name in enumerate(("M\u00fcller-1", "Mu\u0308ller-1", "Muller-1"))
+    ]
+    (tmp_path / "q.json").write_text(json.dumps(rows))
+    first, second, third = (question.cluster for question in read_questions(tmp_path / "q.json"))
+    assert first == second != third
