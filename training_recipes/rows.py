@@ -6,6 +6,7 @@ Images stay encoded until a batch needs them.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -229,12 +230,11 @@ def _header(cell: Any, image: ImageRef, location: str) -> tuple[int, int]:
     content = (cell if image.option is None else cell[image.option])["bytes"]
     if not content.is_valid:
         embedded_bytes(cell.as_py(), image, location)  # raises with the reason
-    try:
-        with Image.open(pa.BufferReader(content.as_buffer())) as header:
+    # the second is for decoders (TIFF) that need a file of Python's own; it copies the bytes
+    for reader in (lambda: pa.BufferReader(content.as_buffer()), lambda: io.BytesIO(content.as_py())):
+        with suppress(*UNREADABLE), Image.open(reader()) as header:
             return header.size
-    except UNREADABLE:
-        # some decoders (TIFF) need a file of Python's own; bytes that are no image fail here too, with the reason
-        return decode_image(content.as_py(), f"{location}, {image.name}", Bounds()).size
+    return decode_image(content.as_py(), f"{location}, {image.name}", Bounds()).size  # raises with the reason
 
 
 def messages_of(question: Question, images: Sequence[ImageRef], shape: PromptFormat) -> list[dict[str, Any]]:
