@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -33,6 +32,7 @@ from tqdm import tqdm
 
 from scale_vqa_eval.chat_replies import MESSAGE_LIMIT, CallResult, read_reply
 from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.files import sha256_json
 from scale_vqa_eval.store import Journal
 
 DEFAULT_SAMPLING: Final[Mapping[str, Any]] = MappingProxyType({"temperature": 0.0, "max_tokens": 512})
@@ -364,7 +364,7 @@ class LLMClient:
             "sampling": dict(self.settings.sampling),
             "repeat": request.repeat,
         }
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        return sha256_json(asked)
 
     def complete(self, requests: Sequence[ChatRequest], progress: bool = True) -> list[ChatReply]:
         """Returns one reply per request, in order; only what the cache file does not hold is asked.

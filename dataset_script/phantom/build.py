@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import zipfile
 from collections import Counter
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from dataset_script.phantom.plan import PhantomPath, PhantomPlan, deal_pools, path_questions, plan_slides
 from dataset_script.phantom.slide import VIEW_PIXELS, PhantomSlide, write_slide
-from dataset_script.slides.workers import worker_pool
+from dataset_script.slides.workers import available_cores, worker_pool
 from dataset_script.splits import SPLITS
 from scale_vqa_eval.errors import Problem
 from scale_vqa_eval.files import atomic_path, exclusive_output, sha256_json
@@ -161,10 +160,6 @@ def card_note(settings: PhantomSettings, plans: Sequence[PhantomPlan]) -> str:
     )
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @click.command()
 @click.option("--slides", type=click.IntRange(1), required=True, help="Number of slides, 20 questions each.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The release folder, such as scale-vqa.")
@@ -213,6 +208,8 @@ def phantom(
         click.echo(f"--slides {slides}: some groups have paths that share a slide; with 12 or more none has", err=True)
     if slides < 3:
         click.echo(f"--slides {slides}: too few for train, val and test", err=True)
-    counts = build_phantom(PhantomSettings(slides, seed, missing_high, write_slides, side), out, workers or _cores())
+    counts = build_phantom(
+        PhantomSettings(slides, seed, missing_high, write_slides, side), out, workers or available_cores()
+    )
     parts = ", ".join(f"{split} {count}" for split, count in counts.items())
     click.echo(f"{out}: phantom with {parts} questions")

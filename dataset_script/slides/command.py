@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +10,7 @@ from typing import Any, Final
 import click
 
 from dataset_script.slides.settings import MIN_PX, MIN_RATIO, VIEWS_OF, GroundingSettings, side_of
+from dataset_script.slides.workers import available_cores
 from scale_vqa_eval.controls.exchange_group import GROUP_SIZE
 from scale_vqa_eval.schema import GROUNDING_KINDS, MAGNIFICATION, VIEWS
 
@@ -137,7 +137,7 @@ def slides(
     for path in found.skipped:
         click.echo(f"skipped, not a slide that OpenSlide opens: {path}", err=True)
     named = read_patients(found.slides, patients)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     if workers > cores:
         click.echo(f"--workers {workers}: this machine has {cores} cores", err=True)
     with exclusive_release(out):  # the work folder beside it is one for all builds of this folder

@@ -21,6 +21,11 @@ IN_FLIGHT: Final = 128
 """Tasks per worker that are handed out at a time, so that a long list of tasks does not fill memory."""
 
 
+def available_cores() -> int:
+    """Returns the processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def worker_pool(workers: int) -> Iterator[TaskRunner]:
     """Yields a function that runs tasks in order, here or in ``workers`` processes, and yields their results."""
