@@ -92,7 +92,7 @@ def test_srgb_under_its_own_name_is_sent_as_it_is() -> None:
     assert base64.b64decode(data_uri(content, "x", Bounds()).split(",")[1]) == content
 
 
-@pytest.mark.parametrize("profile", [b"not a profile", OTHER[:200], b""])
+@pytest.mark.parametrize("profile", [b"not a profile", OTHER[:200], b""], ids=["text", "cut off", "empty"])
 def test_a_profile_that_cannot_be_used_leaves_the_pixels_as_they_are(profile: bytes) -> None:
     content = saved(Image.new("RGB", (4, 4), (230, 10, 10)), icc_profile=profile)
     assert decode_image(content, "x", Bounds()).getpixel((1, 1)) == (230, 10, 10)
