@@ -22,8 +22,8 @@ from dataset_script.phantom.build import draw_slide
 from dataset_script.phantom.plan import plan_slides
 from dataset_script.phantom.slide import VIEW_PIXELS, PhantomSlide, write_slide
 from dataset_script.slides.workers import worker_pool
-from dataset_script.slides.wsi import OpenSlideSource, SlideSource
 from scale_vqa_eval.schema import MAGNIFICATION, MPP
+from scale_vqa_eval.wsi import OpenSlideSource, SlideSource
 
 AREA = 2700.0
 """Half the side of the part of the slide that is written as a file: one fragment and the glass around it, um."""

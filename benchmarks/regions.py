@@ -41,7 +41,7 @@ from dataset_script.slides.sampling import Field
 from dataset_script.slides.settings import GroundingSettings
 from dataset_script.slides.slide_files import find_slides
 from dataset_script.slides.workers import worker_pool
-from dataset_script.slides.wsi import OpenSlideSource, best_level
+from scale_vqa_eval.wsi import OpenSlideSource, best_level
 
 Reader = Callable[[Field], None]
 

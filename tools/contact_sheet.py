@@ -12,8 +12,8 @@ import click
 from PIL import Image, ImageDraw
 
 from dataset_script.phantom.slide import VIEW_PIXELS, phantom_slides
-from dataset_script.slides.wsi import OpenSlideSource, SlideSource
 from scale_vqa_eval.schema import MAGNIFICATION, MPP
+from scale_vqa_eval.wsi import OpenSlideSource, SlideSource
 
 GAP = 4
 CAPTION = 18

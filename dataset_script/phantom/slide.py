@@ -145,7 +145,7 @@ ATTEMPTS: Final = 20
 
 
 class PhantomSlide:
-    """A procedural slide; a ``slides.wsi.SlideSource``. It shows drawn shapes, no tissue.
+    """A procedural slide; a ``scale_vqa_eval.wsi.SlideSource``. It shows drawn shapes, no tissue.
 
     Every region of every scale is computed from the seed when it is read; nuclei are not stored.
 

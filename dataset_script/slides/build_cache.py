@@ -17,9 +17,9 @@ from typing import Final
 from dataset_script.slides.field_images import read_measures, write_regions
 from dataset_script.slides.plan import FieldPlan, plan_slide
 from dataset_script.slides.settings import GroundingSettings
-from dataset_script.slides.wsi import OpenSlideSource
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import atomic_write, sha256_json
+from scale_vqa_eval.wsi import OpenSlideSource
 
 FORMAT: Final = 3
 """Raised when the bytes of plans or archives change for the same settings."""

@@ -18,10 +18,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dataset_script.slides.sampling import Field, FieldGroup
 from dataset_script.slides.thumbnail import OTSU_BOUNDS
-from dataset_script.slides.wsi import SlideSource
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import atomic_path
 from scale_vqa_eval.schema import LETTERS
+from scale_vqa_eval.wsi import SlideSource
 
 JPEG_QUALITY: Final = 90
 MEASURES_FILE: Final = "measures.json"

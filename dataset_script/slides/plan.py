@@ -13,9 +13,9 @@ from pydantic import TypeAdapter
 from dataset_script.slides.sampling import FieldGroup, SamplingSpec, sample_groups
 from dataset_script.slides.settings import GroundingSettings, ViewSizes, fit_sizes
 from dataset_script.slides.thumbnail import TissueMap, map_slide
-from dataset_script.slides.wsi import MAGNIFY_LIMIT, SlideSource
 from scale_vqa_eval.controls.exchange_group import GROUP_SIZE
 from scale_vqa_eval.schema import MAGNIFICATION, MPP
+from scale_vqa_eval.wsi import MAGNIFY_LIMIT, SlideSource
 
 NEAR: Final = "near"
 """Groups of 40x and 200x fields in one 10x field: zoom-in, origin and bridge."""

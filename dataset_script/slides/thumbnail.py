@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset_script.slides.wsi import SlideSource
+from scale_vqa_eval.wsi import SlideSource
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]

@@ -19,10 +19,10 @@ from datasets import load_dataset
 
 from dataset_script.phantom.build import phantom
 from dataset_script.phantom.slide import phantom_slides, write_slide
-from dataset_script.slides.wsi import OpenSlideSource
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.release_folder.write import folder_digest
 from scale_vqa_eval.schema import VIEWS
+from scale_vqa_eval.wsi import OpenSlideSource
 
 SLIDES = 4
 

@@ -15,8 +15,8 @@ from dataset_script.phantom.cells import BodyKind, bodies
 from dataset_script.phantom.geometry import lattice, overlap
 from dataset_script.phantom.scene import Label
 from dataset_script.phantom.slide import EXTENT, VIEW_PIXELS, PhantomSlide, phantom_slides
-from dataset_script.slides.wsi import SlideSource
 from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.wsi import SlideSource
 
 SIDE = st.floats(-500, 500)
 

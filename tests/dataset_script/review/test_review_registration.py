@@ -13,8 +13,8 @@ from review_release import PLACE, nested_views
 
 from dataset_script.review.registration import BY_MATCHING, BY_NAME, BoundingBox, place_by_matching, place_by_name
 from dataset_script.slides.sampling import field
-from dataset_script.slides.wsi import OpenSlideSource
 from scale_vqa_eval.schema import MPP
+from scale_vqa_eval.wsi import OpenSlideSource
 
 LOW, MID, HIGH = "low_mag", "mid_mag", "high_mag"
 

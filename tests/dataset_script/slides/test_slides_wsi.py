@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from dataset_script.slides import wsi
-from dataset_script.slides.wsi import OpenSlideSource, SlideSource, best_level, flattened, slide_mpp
+from scale_vqa_eval import wsi
 from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.wsi import OpenSlideSource, SlideSource, best_level, flattened, slide_mpp
 
 MPP_X, MPP_Y, POWER = "openslide.mpp-x", "openslide.mpp-y", "openslide.objective-power"
 

@@ -117,7 +117,7 @@ class OpenSlideSource:
     @property
     def notes(self) -> tuple[str, ...]:
         """How the scale and the colours differ from what the file states, one line each."""
-        notes = ()
+        notes: tuple[str, ...] = ()
         properties = {**self._slide.properties}
         try:
             stated = slide_mpp(properties, self.path)
@@ -285,9 +285,9 @@ def slide_mpp(properties: Mapping[str, str], path: Path, given: float | None = N
     power = _positive(properties.get("openslide.objective-power"))
     if power:
         return _plausible(UM_AT_1X / power, path, "the objective's power")
-    stated = {key: properties[key] for key in sorted(properties) if key.startswith(("openslide.mpp", "openslide.obj"))}
+    scales = {key: properties[key] for key in sorted(properties) if key.startswith(("openslide.mpp", "openslide.obj"))}
     expected = "a scale: openslide.mpp-x and -y, or openslide.objective-power"
-    raise InputError(Problem(str(path), expected, preview(stated or "neither"), "give it with --mpp UM_PER_PIXEL"))
+    raise InputError(Problem(str(path), expected, preview(scales or "neither"), "give it with --mpp UM_PER_PIXEL"))
 
 
 def _plausible(mpp: float, path: Path, source: str) -> float:
