@@ -29,6 +29,7 @@ SLOW = (
     "tests/scale_vqa_eval/plugins/",
     "tests/scale_vqa_eval/predict/test_predict_transformers.py",
     "tests/scale_vqa_eval/predict/test_predict_vllm.py",
+    "tests/scale_vqa_eval/release_folder/test_loading_prepared.py",  # many new processes
     "tests/tools/",
     "tests/training_recipes/test_families.py",
     "tests/training_recipes/test_learn.py",
@@ -37,6 +38,12 @@ SLOW = (
     "tests/training_recipes/test_verl.py",
 )
 """Files and folders whose tests ``make test`` leaves out: browsers, other engines, trainings, wheels, large files."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves the files of ``SLOW`` unread where their tests are not asked for: their imports take half a minute."""
+    asked = config.option.markexpr != "not slow"
+    return None if asked or not collection_path.relative_to(ROOT).as_posix().startswith(SLOW) else True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -98,6 +98,7 @@ def test_an_output_that_cannot_be_written_is_one_error(kind: str, command: str, 
     assert problem.location.startswith(str(out))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path) -> None:
     """A limit on the size of files stands in for the disk: writing fails in the middle of a Parquet file."""
     code = (
@@ -112,6 +113,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["test.json"]
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_traceback() -> None:
     process = subprocess.Popen(
         f"{sys.executable} -m scale_vqa_eval doctor --json | head -c 1", shell=True, cwd=ROOT, stderr=-1, stdout=-1

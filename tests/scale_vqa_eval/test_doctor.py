@@ -25,6 +25,7 @@ def report(*more: str) -> tuple[int, dict[str, dict[str, str]]]:
     return result.return_value, {finding["what"]: finding for finding in json.loads(result.stdout)}
 
 
+@pytest.mark.slow
 def test_everything_that_is_looked_at_has_a_finding_and_what_is_wrong_a_hint() -> None:
     code, findings = report()
     names = {"python", "core", "slides", "audit", "train", "vllm", "torch", "cache", "downloads"}

@@ -63,6 +63,7 @@ def build(*args: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **kwargs)
 
 
+@pytest.mark.slow
 def test_images_are_embedded_byte_for_byte_and_nulls_stay(release: Any, tmp_path: Path) -> None:
     file, root, rows = release
     done = build("--json", f"test={file}", "--images", root, "--out", tmp_path / "scale-vqa")
@@ -102,6 +103,7 @@ def _other(file: Path) -> Path:
     return other
 
 
+@pytest.mark.slow
 def test_without_images_there_is_the_text_config_only(release: Any, tmp_path: Path) -> None:
     file, _, _ = release
     done = build("--json", f"test={file}", "--out", tmp_path / "o")
@@ -111,6 +113,7 @@ def test_without_images_there_is_the_text_config_only(release: Any, tmp_path: Pa
     assert load_dataset(str(tmp_path / "o"), cache_dir=str(tmp_path / "c"))["test"].num_rows == 20
 
 
+@pytest.mark.slow
 def test_same_command_same_bytes(release: Any, tmp_path: Path) -> None:
     file, root, _ = release
     for out in ("a", "b", "b"):
@@ -118,6 +121,7 @@ def test_same_command_same_bytes(release: Any, tmp_path: Path) -> None:
     assert folder_digest(tmp_path / "a") == folder_digest(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_building_again_drops_what_was_made_of_older_rows(release: Any, tmp_path: Path) -> None:
     file, _, _ = release
     older = {"id": "s::p::type_A", "question": "?", "options": list("wxyz"), "answer": "A", "dimension": "Diagnosis"}
@@ -240,6 +244,7 @@ def test_a_folder_of_other_things_is_not_touched(release: Any, tmp_path: Path) -
     assert (tmp_path / "o/thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_no_half_folder_loads(release: Any, tmp_path: Path) -> None:
     file, root, rows = release
     many = [{**copy.deepcopy(item), "question": f"{n} {item['question']}"} for n in range(40) for item in rows]
@@ -263,6 +268,7 @@ def test_killed_at_any_moment_no_half_folder_loads(release: Any, tmp_path: Path)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".o")]
 
 
+@pytest.mark.slow
 def test_released_questions_build(shared: Path, tmp_path: Path) -> None:
     done = build("--json", f"val={shared / 'scale_vqa/val.json'}", "--out", tmp_path / "scale-vqa")
     assert done.returncode == 0, done.stderr

@@ -82,6 +82,7 @@ def test_a_place_within_a_place() -> None:
     assert place.how == BY_MATCHING and place.score == 0.9
 
 
+@pytest.mark.slow
 def test_real_tissue_is_found_where_it_lies_and_only_there(shared: Path) -> None:
     slides = sorted((shared / "slides").glob("*.tif"))[:4]
     rng = np.random.default_rng(7)

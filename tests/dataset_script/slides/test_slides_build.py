@@ -53,6 +53,7 @@ def rows(built: tuple[Path, BuildReport]) -> list[dict[str, Any]]:
     return rows_of(built[0])
 
 
+@pytest.mark.slow
 def test_every_slide_gives_every_kind(rows: list[dict[str, Any]], built: tuple[Path, BuildReport]) -> None:
     counts = Counter((row["wsi_name"], row["dimension"]) for row in rows)
     assert counts == {(f"slide_{name}", kind): 8 for name in "abcd" for kind in GROUNDING_KINDS}
@@ -67,6 +68,7 @@ def test_text_says_nothing(rows: list[dict[str, Any]]) -> None:
         assert len(texts) == 1
 
 
+@pytest.mark.slow
 def test_each_option_of_a_group_is_the_answer_once(rows: list[dict[str, Any]]) -> None:
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -130,6 +132,7 @@ def test_it_loads(built: tuple[Path, BuildReport], tmp_path: Path, monkeypatch: 
     assert loaded["test"][0]["option_images"][0].size == (64, 64)
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_same_bytes(drawn: list[Path], built: tuple[Path, BuildReport], tmp_path: Path) -> None:
     build(drawn, tmp_path / "release", processes=2)
     assert folder_digest(tmp_path / "release") == folder_digest(built[0])
@@ -143,6 +146,7 @@ def test_another_seed_gives_other_questions(drawn: list[Path], rows: list[dict[s
     assert not preview & {row["mid_mag"]["path"] for row in rows_of(tmp_path / "release")}
 
 
+@pytest.mark.slow
 def test_a_killed_build_goes_on_where_it_was(
     drawn: list[Path], built: tuple[Path, BuildReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +210,7 @@ def test_a_slide_without_tissue_is_named_and_the_others_are_used(drawn: list[Pat
         build([empty], tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_options_from_other_slides(drawn: list[Path], tmp_path: Path) -> None:
     slides = [*drawn, *(tissue_slide(tmp_path / f"slide_{name}.tif", seed=20) for name in "ef")]
     settings = GroundingSettings(8, sizes=SMALL.sizes, distractors="cross-slide")

@@ -103,6 +103,7 @@ def test_a_slide_without_scale_names_the_option_and_writes_nothing(folder: Path,
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_with_a_scale_given_it_is_built(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "release"
     result = scale_vqa(

@@ -34,6 +34,7 @@ def test_a_distractor_of_another_kind_is_found() -> None:
     assert result.leaks
 
 
+@pytest.mark.slow
 def test_without_a_leak_the_probe_is_at_chance() -> None:
     right = np.concatenate([probe_right(table(seed), 0) for seed in range(10, 13)])  # type: ignore[list-item]
     assert abs(right.mean() - 0.25) < 1.96 * np.sqrt(0.25 * 0.75 / right.size) + 0.01

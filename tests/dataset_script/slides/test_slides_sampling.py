@@ -93,6 +93,7 @@ def test_the_same_seed_gives_the_same_fours(spec: SamplingSpec, groups: list[Fie
     assert sample_groups(TISSUE_MAP, spec, 6, np.random.default_rng(8)) != groups
 
 
+@pytest.mark.slow
 def test_a_slide_that_holds_no_more_gives_fewer() -> None:
     assert sample_groups(TISSUE_MAP, SamplingSpec(None, "low_mag", 400, 128, 0.5), 6, np.random.default_rng(0)) == []
     assert len(sample_groups(TISSUE_MAP, SPECS["10x fields apart"], 500, np.random.default_rng(0))) < 500

@@ -240,6 +240,7 @@ def test_what_a_download_from_the_hub_leaves_behind_stays_out(tmp_path: Path) ->
     assert [one.file for one in found] == [".cache/other/x.txt"]
 
 
+@pytest.mark.slow
 def test_the_authors_file_with_paths_of_their_cluster_is_caught(shared: Path) -> None:
     found = scan_file("sft_val.json", shared / "scale_vqa" / "sft_val.json", NOBODY)
     assert kinds(found) == {"local path"} and len(found) > 100

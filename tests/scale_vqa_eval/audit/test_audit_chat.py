@@ -95,6 +95,7 @@ def test_a_stopped_run_gives_no_result(tmp_path: Path) -> None:
     assert "limit of 4 calls" in audit.report["stopped"]
 
 
+@pytest.mark.slow
 def test_a_real_model_behind_the_endpoint(tmp_path: Path) -> None:
     """SmolLM2 answers with the letter that it finds likeliest; the probe's scores are that model's picks."""
     import torch

@@ -263,6 +263,7 @@ def test_crowded_hashes_are_searched_in_portions(monkeypatch: pytest.MonkeyPatch
     assert distance.max() == 0
 
 
+@pytest.mark.slow
 def test_real_tissue_copies_are_found_and_other_fields_are_not(shared: Path) -> None:
     import openslide
 

@@ -150,6 +150,7 @@ def test_every_plot_is_well_formed_and_asks_for_nothing(hostile: dict[str, Any])
         assert not re.search(r'(?:href|src)="(?!#)|<script|<image', svg)
 
 
+@pytest.mark.slow
 def test_the_verdict_stands_first_and_in_words(plain: dict[str, Any]) -> None:
     text = " ".join("".join(Elements(render_page(plain)).text).split())
     best = plain["strongest"]
@@ -185,6 +186,7 @@ def test_the_figures_of_the_report_stand_in_the_page(plain: dict[str, Any]) -> N
     assert plain["provenance"]["data_hash"] in text
 
 
+@pytest.mark.slow
 def test_the_words_that_give_an_item_away_are_marked(plain: dict[str, Any]) -> None:
     assert "stroma" in {word.lower() for word in Elements(render_page(plain)).marked}
 

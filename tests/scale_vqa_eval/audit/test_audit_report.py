@@ -61,6 +61,7 @@ def test_report_keeps_the_contract(tmp_path: Path) -> None:
     assert "medoid" in done.output and "leaks" in done.output
 
 
+@pytest.mark.slow
 def test_same_command_same_bytes_and_no_gate_no_failure(tmp_path: Path) -> None:
     data = written(tmp_path / "q.json", leaking_questions(40))
     first, second = tmp_path / "1.json", tmp_path / "2.json"
@@ -80,6 +81,7 @@ def test_exchange_data_without_links_is_clean_by_construction_and_passes_the_gat
     assert found["whole"]["minimum_detectable_leak"] == 0.0
 
 
+@pytest.mark.slow
 def test_exchange_data_is_not_clean_for_a_reader_of_the_whole_file_without_power(tmp_path: Path) -> None:
     data, out = written(tmp_path / "q.json", exchange_questions(12)), tmp_path / "audit.json"
     done = run(data, "--json", out, "--gate", "--quiet")

@@ -89,6 +89,7 @@ def test_three_questions_in_a_dimension_prove_nothing() -> None:
     assert found.by_dimension["dimension-0"].verdict == "leaks"
 
 
+@pytest.mark.slow
 def test_shuffled_golds_are_at_chance_in_twenty_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaking texts, meaningless golds. Three bounds computed from distributions, none chosen by eye, each broken by
     luck once in a thousand: verdicts "leaks" among 20 files at the stated rate; right picks in sequence (binomial);

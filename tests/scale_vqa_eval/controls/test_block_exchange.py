@@ -240,6 +240,7 @@ def released(shared: Path) -> list[Question]:
     return read_questions(shared / "scale_vqa" / "val.json")
 
 
+@pytest.mark.slow
 def test_the_joint_reader_wins_exchange_and_not_block_exchange(released: list[Question]) -> None:
     pairs = PairRules(released)
     found = block_exchange(pairs)

@@ -111,6 +111,7 @@ def test_a_known_optimum_is_found(sizes: list[int], seed: int) -> None:
     assert len(found.groups) == found.bound == capacity_bound(sizes)
 
 
+@pytest.mark.slow
 def test_more_rows_than_one_block() -> None:
     questions = corpus(1, rows=1300, patients=40, stems=1)
     found = exchange(PairRules(questions))

@@ -166,6 +166,7 @@ def as_rows(questions: list[Question]) -> str:
     return json.dumps(rows)
 
 
+@pytest.mark.slow
 def test_command_writes_rows_as_they_were_and_reports_the_price(tmp_path: Path) -> None:
     (tmp_path / "in.json").write_text(as_rows(leaky(300, 0.6)))
     arguments = [

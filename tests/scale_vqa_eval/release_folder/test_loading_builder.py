@@ -78,6 +78,7 @@ def test_rebuilt_folder_is_another_version(tmp_path: Path) -> None:
         assert digest(made.as_dataset(split="test")) == expected["text"]["test"]
 
 
+@pytest.mark.slow
 def test_bare_name_after_the_builder_alone(fresh_python: Run, written: tuple[Path, dict[str, Any]]) -> None:
     """As ``datasets`` documents it: name and version given, one config prepared, no ``scale-vqa prepare``."""
     folder, expected = written
@@ -171,6 +172,7 @@ def test_files_outside_of_the_folder_are_refused(tmp_path: Path) -> None:
         builder(tmp_path / "data", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_control_of_a_folder_without_images_has_none_either(tmp_path: Path) -> None:
     release = [
         {

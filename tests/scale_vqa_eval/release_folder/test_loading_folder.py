@@ -32,6 +32,7 @@ print(json.dumps({{
     check_uses(found["uses"], expected["default"]["test"])
 
 
+@pytest.mark.slow
 def test_rows_that_change_while_no_size_does_are_read_anew(fresh_python: Any, tmp_path: Path) -> None:
     """``datasets`` keys its cache of a local folder by the card; the card must tell the two folders apart."""
     digests = []

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from hub_double import hub_double
 from loading_data import HEAD, SIZES, result, write_folder
 
@@ -18,6 +19,7 @@ from scale_vqa_eval.schema import METRIC_FOLDER
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+@pytest.mark.slow
 def test_data_set_and_metric_by_hub_id(fresh_python: Run, tmp_path: Path) -> None:
     expected = write_folder(tmp_path / "hub" / "datasets" / "org" / "scale-vqa", 7, {**SIZES, "default": {"test": 70}})
     space = tmp_path / "hub" / "spaces" / "org" / "scale_vqa_acc"

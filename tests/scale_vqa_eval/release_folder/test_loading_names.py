@@ -82,6 +82,7 @@ def test_a_wrong_variable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "scale-vqa build" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["SCALE_VQA_PATH", "SCALE_VQA_HUB_ID"])
 def test_prepare_takes_the_variables(fresh_python: Run, tmp_path: Path, variable: str) -> None:
     """Afterwards the bare name loads in a process that knows neither this package nor the variable."""

@@ -77,6 +77,7 @@ for number in range({rounds}):
 """
 
 
+@pytest.mark.slow
 def test_two_builds_of_one_folder_never_lose_rows(tmp_path: Path) -> None:
     """Twenty rounds: both succeed one after another, or one is refused; the folder has all rows, nothing else lies."""
     release = [

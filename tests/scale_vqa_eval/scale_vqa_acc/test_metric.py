@@ -181,6 +181,7 @@ def test_modules_need_the_standard_library_numpy_and_scipy_alone():
             assert outside <= {"numpy", "scipy", *(name for name, _ in metric_leaves())}
 
 
+@pytest.mark.slow
 def test_loads_by_path_without_this_package_and_its_docstring_runs(fresh_python, tmp_path):
     """From a copy elsewhere, the package out of reach; the example of the docstring as evaluate shows it."""
     place = tmp_path / "elsewhere"
@@ -204,6 +205,7 @@ def test_loads_by_path_without_this_package_and_its_docstring_runs(fresh_python,
     assert done.stdout.strip() == "0"
 
 
+@pytest.mark.slow
 def test_loads_from_the_module_cache(fresh_python):
     """The script and its leaves, copied as the cache wants them, load by the bare name."""
     done = fresh_python(
@@ -219,6 +221,7 @@ def test_loads_from_the_module_cache(fresh_python):
     assert done.stdout.strip() == "{'not_text': 1}"
 
 
+@pytest.mark.slow
 def test_two_processes_are_merged(tmp_path):
     code = (
         "import sys\n"

@@ -164,6 +164,7 @@ def test_the_csv_holds_the_known_figures(made):
     assert (mine["questions"], mine["patients"], mine["control"]) == ("30", "3", "blind control")
 
 
+@pytest.mark.slow
 def test_what_was_not_run_is_absent_from_the_csv_and_never_zero(made):
     table = csv_rows(made[0])
     assert not {"no-low", "no-mid", "shuffled"} & table["default", "m/M-1"].keys()
