@@ -9,7 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from paths import ROOT
+
+# the same examples in every run; make fuzz draws new ones
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("default" if "SCALE_VQA_FUZZ" in os.environ else "repeatable")
 
 SLOW = (
     "tests/dataset_script/curate/test_curate_pipeline.py",  # kills, limits, a small language model

@@ -455,6 +455,8 @@ def _packed(blocks: Sequence[Block], worth: Sequence[float]) -> list[Block]:
     """Returns disjoint blocks of the greatest summed worth."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
+    if not blocks:
+        return []
     result = milp(
         -np.asarray(worth),
         constraints=LinearConstraint(_cover(blocks), ub=1),

@@ -105,6 +105,10 @@ def sharing(rows: Sequence[Question]) -> set[frozenset[tuple[str, str]]]:
     return {frozenset(pair) for paths in files.values() for pair in combinations(sorted(paths), 2)}
 
 
+def test_slides_of_which_no_four_give_a_group_give_none() -> None:
+    assert block_exchange(PairRules(corpus(2097153, slides=5, paths=1)), 2097153).groups == []
+
+
 @given(seed=st.integers(0, 2**32), slides=st.integers(4, 7), paths=st.integers(1, 3))
 @settings(max_examples=6, deadline=None, phases=[Phase.generate])
 def test_relabelling_changes_nothing_that_is_seen_and_every_reader_averages_a_quarter(
