@@ -1,36 +1,44 @@
-"""Regions a second from real slides: ours, bare OpenSlide, and large-image, side by side on the same boxes.
+"""Regions a second from real slides: ours and the readers that pip installs, side by side on the same boxes.
 
     python benchmarks/regions.py SLIDE_OR_DIR... [--paths 16] [--repeats 5] [--workers 2]
 
-The boxes are those that a build would show. Each contender has handles of its own and ends with JPEG bytes:
+The boxes are those that a build would show. Each contender has handles of its own and ends with JPEG bytes (Pillow,
+quality 90, 4:4:4). Peers are left out where they are not installed:
 
-- scale-vqa: what a build does with a box: best level, exact scale (Lanczos), simple measures, JPEG.
-- bare openslide: ``read_region`` of the same box at the same level, ``convert("RGB")``, JPEG; the pixels are left at
-  the level's own scale, so they are not the view that was asked for.
-- bare openslide, corner aligned: the same, its corner moved to a whole pixel of the level (up to half a pixel off);
-  OpenSlide interpolates otherwise.
-- bare openslide + resize: the first of these, brought to the view's size by Pillow's Lanczos.
-- large-image: ``getRegion`` in mm at the view's size, JPEG (``pip install large-image large-image-source-openslide``;
-  left out where it is not installed).
+    pip install large-image large-image-source-tiff large-image-source-openslide cucim-cu12 fastslide tiatoolbox
 
-All run in one process, a slide's boxes at a time, in turn, in an order that changes with the repeat; no tile cache
-outlives a turn. Time is the processor time of the process, so that a busy machine does not count. Printed are the best
-of all repeats, summed over slides, and the speed relative to bare openslide (above 1: faster). Then the same regions
-are read by the build's own worker pool with one and with several workers, by the clock.
+At the view's exact scale, 512 pixels for a 512-pixel view:
+
+- scale-vqa: what a build does with a box: best level, exact scale, simple measures, JPEG.
+- openslide + resize: ``read_region`` at the same level, Pillow's Lanczos.
+- cucim + resize, fastslide + resize: the same with their ``read_region``.
+- large-image: ``getRegion`` in mm at the view's size; ``large_image.open`` chooses the source, which is printed.
+- tiatoolbox: ``read_bounds`` at the view's um per pixel, with its own interpolation.
+
+At the level's scale, so not the view that was asked for:
+
+- openslide, openslide corner aligned (its corner moved to a whole pixel of the level; OpenSlide interpolates
+  otherwise), cucim, fastslide.
+
+All run in one process, a slide's boxes at a time, in turn, in an order that changes with the repeat; no handle and no
+tile cache outlives a turn. Time is the processor time of the process, opening included, so that a busy machine does
+not count. Printed are the best of all repeats, summed over slides, and our speed relative to each (above 1: we are
+faster). Then the same regions are read by the build's own worker pool with one and with several workers, by the clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import io
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openslide
 from PIL import Image
 
@@ -44,6 +52,8 @@ from dataset_script.slides.workers import worker_pool
 from scale_vqa_eval.wsi import OpenSlideSource, best_level
 
 Reader = Callable[[Field], None]
+LevelReader = Callable[[int, int, int, int], Any]
+"""(level, left, top, side), in pixels of the level -> pixels."""
 
 
 @contextmanager
@@ -58,20 +68,68 @@ def ours(path: Path) -> Iterator[Reader]:
 
 
 @contextmanager
-def bare(path: Path, aligned: bool = False, resized: bool = False) -> Iterator[Reader]:
-    with OpenSlideSource(path) as source:
-        mpp = source.mpp
+def level_reader(path: Path, opened: Callable[[Path], LevelReader], resized: bool) -> Iterator[Reader]:
+    """Yields a reader of boxes by a library that reads squares of a level at whole pixels."""
+    mpp, downsamples = scale_of(path)
+    square = opened(path)
+
+    def read(field: Field) -> None:
+        level = best_level(downsamples, field.mpp / mpp)
+        scale = mpp * downsamples[level]
+        left, top = (round((centre - field.side / 2) / scale) for centre in (field.x, field.y))
+        image = square(level, left, top, round(field.side / scale))
+        image = image if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(image)[..., :3])
+        encode_jpeg(image.resize((field.size_px,) * 2, Image.Resampling.LANCZOS) if resized else image)
+
+    yield read
+
+
+@cache
+def scale_of(path: Path) -> tuple[float, tuple[float, ...]]:
+    with OpenSlideSource(path) as source, openslide.OpenSlide(str(path)) as slide:
+        return source.mpp, slide.level_downsamples
+
+
+def open_openslide(path: Path) -> LevelReader:
+    slide = openslide.OpenSlide(str(path))
+
+    def square(level: int, left: int, top: int, side: int) -> Any:
+        down = slide.level_downsamples[level]
+        return slide.read_region((round(left * down), round(top * down)), level, (side, side)).convert("RGB")
+
+    return square
+
+
+def open_cucim(path: Path) -> LevelReader:
+    from cucim import CuImage
+
+    slide = CuImage(str(path))
+    downsamples = slide.resolutions["level_downsamples"]
+
+    def square(level: int, left: int, top: int, side: int) -> Any:
+        corner = (round(left * downsamples[level]), round(top * downsamples[level]))
+        return np.asarray(slide.read_region(corner, (side, side), level))
+
+    return square
+
+
+def open_fastslide(path: Path) -> LevelReader:
+    import fastslide
+
+    slide = fastslide.FastSlide.from_file_path(str(path))
+    return lambda level, left, top, side: slide.read_region((left, top), level, (side, side)).numpy()
+
+
+@contextmanager
+def unaligned_openslide(path: Path) -> Iterator[Reader]:
+    mpp, downsamples = scale_of(path)
     with openslide.OpenSlide(str(path)) as slide:
 
         def read(field: Field) -> None:
-            level = best_level(slide.level_downsamples, field.mpp / mpp)
-            down = slide.level_downsamples[level]
-            x, y = ((centre - field.side / 2) / mpp for centre in (field.x, field.y))
-            if aligned:
-                x, y = round(x / down) * down, round(y / down) * down
-            size = round(field.side / mpp / down)
-            image = slide.read_region((int(x), int(y)), level, (size, size)).convert("RGB")
-            encode_jpeg(image.resize((field.size_px,) * 2, Image.Resampling.LANCZOS) if resized else image)
+            level = best_level(downsamples, field.mpp / mpp)
+            corner = [int((centre - field.side / 2) / mpp) for centre in (field.x, field.y)]
+            size = round(field.side / mpp / downsamples[level])
+            encode_jpeg(slide.read_region((corner[0], corner[1]), level, (size, size)).convert("RGB"))
 
         yield read
 
@@ -98,12 +156,37 @@ def large_image(path: Path) -> Iterator[Reader]:
     yield read
 
 
-CONTENDERS: dict[str, Callable[[Path], Any]] = {
-    "scale-vqa": ours,
-    "bare openslide": bare,
-    "bare openslide, corner aligned": lambda path: bare(path, aligned=True),
-    "bare openslide + resize": lambda path: bare(path, resized=True),
-    "large-image": large_image,
+@contextmanager
+def tiatoolbox(path: Path) -> Iterator[Reader]:
+    from tiatoolbox.wsicore.wsireader import WSIReader
+
+    reader = WSIReader.open(path)
+    mpp = scale_of(path)[0]
+
+    def read(field: Field) -> None:
+        left, top = ((centre - field.side / 2) / mpp for centre in (field.x, field.y))
+        box = (round(left), round(top), round(left + field.side / mpp), round(top + field.side / mpp))
+        encode_jpeg(Image.fromarray(reader.read_bounds(box, resolution=field.mpp, units="mpp")))
+
+    yield read
+
+
+EXACT: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "scale-vqa": ("openslide", ours),
+    "openslide + resize": ("openslide", partial(level_reader, opened=open_openslide, resized=True)),
+    "cucim + resize": ("cucim", partial(level_reader, opened=open_cucim, resized=True)),
+    "fastslide + resize": ("fastslide", partial(level_reader, opened=open_fastslide, resized=True)),
+    "large-image": ("large_image", large_image),
+    "tiatoolbox": ("tiatoolbox", tiatoolbox),
+}
+AT_LEVEL: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "openslide": ("openslide", unaligned_openslide),
+    "openslide, corner aligned": ("openslide", partial(level_reader, opened=open_openslide, resized=False)),
+    "cucim": ("cucim", partial(level_reader, opened=open_cucim, resized=False)),
+    "fastslide": ("fastslide", partial(level_reader, opened=open_fastslide, resized=False)),
+}
+CONTENDERS = {
+    name: context for name, (module, context) in (EXACT | AT_LEVEL).items() if importlib.util.find_spec(module)
 }
 
 
@@ -118,7 +201,7 @@ def fields_of(path: Path, paths: int) -> list[Field]:
 
 def compare(slides: Sequence[Path], paths: int, repeats: int) -> None:
     """Prints regions a second of every contender, overall and by view."""
-    names = [name for name in CONTENDERS if name != "large-image" or importlib.util.find_spec("large_image")]
+    names = list(CONTENDERS)
     boxes = {slide: fields_of(slide, paths) for slide in slides}
     views = sorted({field.view for fields in boxes.values() for field in fields})
     best: dict[tuple[str, Path, str], float] = {}
@@ -127,8 +210,8 @@ def compare(slides: Sequence[Path], paths: int, repeats: int) -> None:
             for view in views:
                 part = [field for field in fields if field.view == view]
                 for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
+                    start = time.process_time()
                     with CONTENDERS[name](slide) as read:
-                        start = time.process_time()
                         for field in part:
                             read(field)
                         seconds = time.process_time() - start
@@ -144,7 +227,8 @@ def compare(slides: Sequence[Path], paths: int, repeats: int) -> None:
             for name in names
         }
         for name, seconds in spent.items():
-            print(f"  {name:32s} {count / seconds:7.1f} regions/s  x{spent['bare openslide'] / seconds:.2f}")
+            scale = "exact scale" if name in EXACT else "level's scale"
+            print(f"  {name:28s} {scale:14s} {count / seconds:7.1f} regions/s  x{seconds / spent['scale-vqa']:.2f}")
 
 
 def scale(slides: Sequence[Path], paths: int, workers: int, repeats: int) -> None:
@@ -174,8 +258,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
     slides = find_slides(given.slides).slides
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(buffer, "JPEG")  # Pillow loads its codecs on first use
+    for context in CONTENDERS.values():
+        with context(slides[0]) as read:  # imports and libraries loaded on first use are not counted
+            read(fields_of(slides[0], 4)[0])
+    if "large-image" in CONTENDERS:
+        import large_image as library
+
+        print("large-image uses", *sorted({type(library.open(str(slide))).__module__ for slide in slides}))
     compare(slides, given.paths, given.repeats)
     scale(slides, given.paths, given.workers, given.repeats)
 

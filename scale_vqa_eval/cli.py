@@ -166,6 +166,7 @@ _EXTRA_OF: Final = {
     "skimage": "slides",
     "skia": "slides",
     "imagecodecs": "slides",
+    "simplejpeg": "slides",
     "tifffile": "slides",
     "sklearn": "audit",
     "matplotlib": "audit",

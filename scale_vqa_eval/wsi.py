@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
-from PIL import Image, ImageCms
+from PIL import Image, ImageChops, ImageCms, ImageStat
 
 from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.tiff_tiles import PLAIN_GRIDS, TiffTiles
 
 MIN_MPP: Final = 0.05
 MAX_MPP: Final = 20.0
@@ -29,6 +30,9 @@ BLOCK_PIXELS: Final = 16_000_000
 """Most pixels of one raw read; a larger box is read in strips, each averaged down before the next is read."""
 LEVEL_SLACK: Final = 1.01
 """A level this much coarser than wanted still counts as fine enough: 0.504 um/px serves a 0.5 um/px view."""
+
+MIN_CONTRAST: Final = 4.0
+"""Standard deviation that a tile needs to show that two readers agree; on empty glass all agree."""
 
 
 @runtime_checkable
@@ -113,6 +117,8 @@ class OpenSlideSource:
         self.size: tuple[int, int] = self._slide.dimensions
         self._to_srgb = _srgb_transform(self._slide.color_profile)
         self._background = "#" + self._slide.properties.get("openslide.background-color", "FFFFFF")
+        self._tiles = self._open_tiles()
+        self._agreed: dict[int, bool] = {}
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -140,6 +146,8 @@ class OpenSlideSource:
     def close(self) -> None:
         """Closes the file."""
         self._slide.close()
+        if self._tiles is not None:
+            self._tiles.close()
 
     def read_region(self, center_x_um: float, center_y_um: float, mpp: float, size_px: int) -> Image.Image:
         """See ``SlideSource.read_region``."""
@@ -174,14 +182,19 @@ class OpenSlideSource:
         right, bottom = min(float(limit_x), box.right * scale), min(float(limit_y), box.bottom * scale)
         # Lanczos needs three target pixels beyond the box
         margin = math.ceil(3 * max(1.0, wanted / down)) + 1
-        x, y = max(0, math.floor(left) - margin), max(0, math.floor(top) - margin)
-        end_x = min(limit_x, math.ceil(right) + margin)
-        end_y = min(limit_y, math.ceil(bottom) + margin)
-        # OpenSlide takes the corner in whole level-0 pixels: the crop box makes up for the rounding
-        corner = (round(x * down), round(y * down))
-        shift_x, shift_y = corner[0] / down, corner[1] / down
-        reduce = max(1, int(wanted / down / 3))
-        raw = self._read_raw(corner, level, (end_x - x, end_y - y), reduce, box)
+        reduce = 1
+        while wanted / down / reduce >= 6:
+            reduce *= 2
+        x, y = (max(0, math.floor(edge) - margin) // reduce * reduce for edge in (left, top))
+        end_x = min(limit_x, -(-(math.ceil(right) + margin) // reduce) * reduce)
+        end_y = min(limit_y, -(-(math.ceil(bottom) + margin) // reduce) * reduce)
+        size = (end_x - x, end_y - y)
+        raw, shift_x, shift_y = self._read_tiles(level, (x, y), size, reduce, box), float(x), float(y)
+        if raw is None:
+            # OpenSlide takes the corner in whole level-0 pixels: the crop box makes up for the rounding
+            corner = (round(x * down), round(y * down))
+            shift_x, shift_y = corner[0] / down, corner[1] / down
+            raw = self._read_raw(corner, level, size, reduce, box)
         crop = (
             _within((left - shift_x) / reduce, raw.width),
             _within((top - shift_y) / reduce, raw.height),
@@ -192,6 +205,39 @@ class OpenSlideSource:
         kernel = Image.Resampling.LANCZOS if wanted > down else Image.Resampling.BICUBIC
         image = raw.resize(shape, kernel, box=crop)
         return image if self._to_srgb is None else ImageCms.applyTransform(image, self._to_srgb) or image
+
+    def _open_tiles(self) -> TiffTiles | None:
+        if self._slide.properties.get("openslide.vendor") not in PLAIN_GRIDS:
+            return None
+        try:
+            return TiffTiles(self.path, self._slide.level_dimensions)
+        except Exception:  # OpenSlide, which opened the file, reads it then
+            return None
+
+    def _read_tiles(
+        self, level: int, corner: tuple[int, int], size: tuple[int, int], reduce: int, box: Box
+    ) -> Image.Image | None:
+        """Returns pixels of one level from its tiles, or None where OpenSlide has to read them.
+
+        The tile in the middle of the first box with any contrast has to agree with what OpenSlide returns.
+        """
+        if self._tiles is None or not self._agreed.get(level, True):
+            return None
+        middle = self._tiles.tile_box(level, corner[0] + size[0] // 2, corner[1] + size[1] // 2)
+        if middle is not None and level not in self._agreed:
+            tile = self._tiles.read(level, middle[:2], middle[2:], 1)
+            if tile is None:
+                return None
+            down = self._slide.level_downsamples[level]
+            expected = self._read_level((round(middle[0] * down), round(middle[1] * down)), level, middle[2:], box)
+            # means over 4 x 4 pixels: OpenSlide interpolates where levels are not whole multiples of each other
+            difference = ImageChops.difference(tile.reduce(4), expected.reduce(4))
+            agrees = max(ImageStat.Stat(difference).mean) <= 1
+            if not agrees or max(ImageStat.Stat(tile).stddev) > MIN_CONTRAST:
+                self._agreed[level] = agrees
+            if not agrees:
+                return None
+        return self._tiles.read(level, corner, size, reduce)
 
     def _read_raw(
         self, corner: tuple[int, int], level: int, size: tuple[int, int], reduce: int, box: Box

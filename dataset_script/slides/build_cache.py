@@ -21,7 +21,7 @@ from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import atomic_write, sha256_json
 from scale_vqa_eval.wsi import OpenSlideSource
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 """Raised when the bytes of plans or archives change for the same settings."""
 BATCH: Final = 2
 """Groups in one archive."""
@@ -85,7 +85,7 @@ def slide_work(root: Path, slide: Path, settings: GroundingSettings) -> SlideWor
     state = slide.stat()
     packages = {
         name: version(name)
-        for name in ("openslide-python", "openslide-bin", "pillow", "numpy", "scipy", "scikit-image")
+        for name in ("openslide-python", "openslide-bin", "pillow", "numpy", "scipy", "scikit-image", "simplejpeg")
     }
     inputs = [FORMAT, slide.stem, state.st_size, state.st_mtime_ns, asdict(settings), packages]
     return SlideWork(slide, root / sha256_json(inputs)[:32])

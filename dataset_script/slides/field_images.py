@@ -53,7 +53,8 @@ def read_field(source: SlideSource, field: Field) -> Image.Image:
             thumbnail, read from another level, shows there.
     """
     image = source.read_region(field.x, field.y, field.mpp, field.size_px)
-    if all(low == high for low, high in image.getextrema()):
+    sample = image.resize((16, 16), Image.Resampling.NEAREST)  # most fields need no look at every pixel
+    if all(low == high for low, high in sample.getextrema()) and all(low == high for low, high in image.getextrema()):
         location = f"{source.name}, {field.name(source.name)}"
         found = f"one colour, {image.getpixel((0, 0))}"
         hint = "the file lacks this part at this scale: scan it again, or leave it out"
@@ -133,17 +134,18 @@ def measure_image(image: Image.Image, encoded_bytes: int) -> list[float]:
         image: RGB pixels.
         encoded_bytes: length of the encoded file; 0 where it has no file of its own.
     """
-    small = np.asarray(image.reduce(min(8, *image.size)), dtype=np.float32)
-    lightest, darkest = small.max(axis=-1), small.min(axis=-1)
+    # three planes: NumPy reduces a last axis of three values many times slower
+    red, green, blue = (np.asarray(plane, dtype=np.float32) for plane in image.reduce(min(8, *image.size)).split())
+    lightest, darkest = (pick(pick(red, green), blue) for pick in (np.maximum, np.minimum))
     saturation = float(np.mean((lightest - darkest) / np.maximum(lightest, 1)))
-    density = -np.log10(np.maximum(small, 1) / GLASS).mean(axis=-1)
-    green = np.asarray(image.getchannel("G"))[::8].astype(np.int32)
-    bend = green[:, 2:] - 2 * green[:, 1:-1] + green[:, :-2]
+    # the mean density of three channels is the density of their geometric mean
+    density = np.log10(GLASS) - np.log10(np.maximum(red, 1) * np.maximum(green, 1) * np.maximum(blue, 1)) / 3
+    rows = np.asarray(image.getchannel("G"))[::8].astype(np.int16)
+    bend = (rows[:, 2:] - 2 * rows[:, 1:-1] + rows[:, :-2]).astype(np.float32)
     sharpness = float(np.log(np.mean(bend * bend) + 1e-6)) if bend.size else 0.0
-    red, green_mean, blue = (float(value) for value in small.mean(axis=(0, 1)))
     tissue = float(np.mean(density > OTSU_BOUNDS[1]))
-    values = (red, green_mean, blue, saturation, sharpness, tissue, float(encoded_bytes))
-    return [round(value, 6) for value in values]
+    values = (red.mean(), green.mean(), blue.mean(), saturation, sharpness, tissue, encoded_bytes)
+    return [round(float(value), 6) for value in values]
 
 
 def mark_boxes(view: Image.Image, context: Field, targets: Sequence[Field]) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -15,10 +16,15 @@ Pixels = NDArray[np.uint8]
 
 
 def write_slide(
-    path: Path, levels: list[Pixels], mpp: float | None = 0.5, compression: str | None = None, icc: bytes | None = None
+    path: Path,
+    levels: list[Pixels],
+    mpp: float | None = 0.5,
+    compression: str | None = None,
+    icc: bytes | None = None,
+    **options: Any,
 ) -> Path:
     """Writes levels, largest first, as a tiled pyramidal TIFF; ``mpp`` None leaves the scale out."""
-    options = {"tile": (256, 256), "photometric": "rgb", "compression": compression, "iccprofile": icc}
+    options = {"tile": (256, 256), "photometric": "rgb", "compression": compression, "iccprofile": icc} | options
     if mpp is not None:
         options |= {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
     with tifffile.TiffWriter(path) as file:

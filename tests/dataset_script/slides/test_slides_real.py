@@ -46,6 +46,19 @@ def test_ten_slides_give_a_thousand_questions(shared: Path) -> None:
     assert set(counts) == set(GROUNDING_KINDS) and min(counts.values()) >= 200
 
 
+def test_tiles_give_the_pixels_of_openslide(shared: Path) -> None:
+    for path in sorted((shared / "slides").iterdir()):
+        with OpenSlideSource(path) as fast, OpenSlideSource(path) as reference:
+            assert fast._tiles is not None and reference._tiles is not None
+            reference._tiles.close()
+            reference._tiles = None
+            for mpp, size in ((0.5, 200), (2.5, 150), (10, 80)):
+                x, y = (0.4 * side * fast.mpp for side in fast.size)
+                one, other = (np.asarray(source.read_region(x, y, mpp, size)) for source in (fast, reference))
+                np.testing.assert_array_equal(one, other)
+            assert set(fast._agreed.values()) == {True}
+
+
 def test_the_small_slide_is_refused_at_the_10x_view_by_name(real: tuple[BuildReport, Any, list[str]]) -> None:
     report, rows, told = real
     assert any(line.startswith("CMU-1-Small-Region: refused at the 10x view") for line in told)

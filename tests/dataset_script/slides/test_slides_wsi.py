@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from scale_vqa_eval import wsi
+from scale_vqa_eval import tiff_tiles, wsi
 from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.tiff_tiles import TiffTiles
 from scale_vqa_eval.wsi import OpenSlideSource, SlideSource, best_level, flattened, slide_mpp
 
 MPP_X, MPP_Y, POWER = "openslide.mpp-x", "openslide.mpp-y", "openslide.objective-power"
@@ -209,6 +210,91 @@ def test_a_damaged_tile_raises_with_slide_level_and_box(tmp_path: Path) -> None:
     slide.write_bytes(content)
     with OpenSlideSource(slide) as source, pytest.raises(InputError, match=r"torn\.tif, level 0, box \(.*\) um"):
         source.read_region(192, 192, 0.5, 100)
+
+
+JPEG = {"compression": "jpeg", "compressionargs": {"level": 85}}
+LAYOUTS = {
+    "ycbcr": JPEG | {"photometric": "ycbcr", "subsampling": (2, 2)},
+    "rgb": JPEG,
+    "wide tiles": JPEG | {"tile": (128, 512)},
+    "deflate": {"compression": "zlib"},
+}
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tiles_give_the_pixels_of_openslide(tmp_path: Path, layout: str, levels: int) -> None:
+    pixels = halves(tissue_pixels(1504, 1132, seed=6, margin=20), levels)
+    path = write_slide(tmp_path / "a.tif", pixels, **LAYOUTS[layout])
+    with OpenSlideSource(path) as fast, only_openslide(path) as reference:
+        for x, y, mpp, size in (
+            (375, 282.5, 0.5, 512),
+            (100, 90, 0.55, 300),
+            (350.3, 300.7, 2.5, 200),
+            (400, 282, 8, 70),
+        ):
+            one, other = (np.asarray(source.read_region(x, y, mpp, size), int) for source in (fast, reference))
+            assert np.abs(one - other).max() <= 1
+        assert np.abs(np.asarray(fast.thumbnail(80), int) - np.asarray(reference.thumbnail(80), int)).max() <= 1
+        assert fast._agreed == ({} if layout == "deflate" else dict.fromkeys(fast._agreed, True))
+        assert layout == "deflate" or len(fast._agreed) == levels
+
+
+def test_levels_that_are_no_whole_multiples_agree(tmp_path: Path) -> None:
+    pixels = tissue_pixels(1501, 1131, seed=7, margin=0)
+    levels = [pixels, np.asarray(Image.fromarray(pixels).resize((375, 282), Image.Resampling.BOX))]
+    path = write_slide(tmp_path / "a.tif", levels, **LAYOUTS["ycbcr"])
+    with OpenSlideSource(path) as fast, only_openslide(path) as reference:
+        one, other = (np.asarray(source.read_region(375, 280, 2.5, 200), int) for source in (fast, reference))
+        assert fast._agreed == {1: True}
+    assert np.abs(one - other).mean() < 1  # OpenSlide interpolates
+
+
+def only_openslide(path: Path) -> OpenSlideSource:
+    source = OpenSlideSource(path)
+    assert source._tiles is not None
+    source._tiles.close()
+    source._tiles = None
+    return source
+
+
+def test_tiles_that_disagree_with_openslide_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_slide(tmp_path / "a.tif", [tissue_pixels(1024, 1024, seed=8)], **LAYOUTS["ycbcr"])
+    decoded = TiffTiles._decoded
+    monkeypatch.setattr(TiffTiles, "_decoded", lambda self, page, index: decoded(self, page, index)[..., ::-1])
+    with OpenSlideSource(path) as fast, only_openslide(path) as reference:
+        one, other = (np.asarray(source.read_region(250, 250, 0.5, 300)) for source in (fast, reference))
+        assert fast._agreed == {0: False}
+    np.testing.assert_array_equal(one, other)
+
+
+def test_a_tile_that_ends_early_is_an_error(tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "torn.tif", [tissue_pixels(1024, 1024, seed=9)], **LAYOUTS["ycbcr"])
+    with tifffile.TiffFile(path) as file:
+        start, length = file.pages[0].dataoffsets[6], file.pages[0].databytecounts[6]
+    content = bytearray(path.read_bytes())
+    content[start + length // 2 : start + length] = bytes(length - length // 2)
+    path.write_bytes(content)
+    with OpenSlideSource(path) as source:
+        source.read_region(64, 64, 0.5, 100)
+        with pytest.raises(InputError, match=r"torn\.tif, level 0, box \(.*\) um"):
+            source.read_region(320, 192, 0.5, 100)
+
+
+def test_a_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    real = TiffTiles._decoded
+    monkeypatch.setattr(
+        TiffTiles, "_decoded", lambda self, page, index: decoded.append(index) or real(self, page, index)
+    )
+    path = write_slide(tmp_path / "a.tif", [tissue_pixels(1024, 1024, seed=10)], **LAYOUTS["ycbcr"])
+    with OpenSlideSource(path) as source:
+        for mpp in (0.5, 0.6, 0.9):
+            source.read_region(256, 256, mpp, 128)
+        assert len(decoded) == len(set(decoded)) == 4
+        monkeypatch.setattr(tiff_tiles, "CACHE_BYTES", 1)
+        source.read_region(256, 256, 0.5, 512)
+        assert len(source._tiles._cache) == 1  # type: ignore[union-attr]
 
 
 def test_what_openslide_does_not_open_is_named(tmp_path: Path) -> None:
