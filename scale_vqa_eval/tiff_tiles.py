@@ -37,8 +37,9 @@ class TiffTiles:
     def __init__(self, path: Path, sizes: Sequence[tuple[int, int]]) -> None:
         import tifffile
 
-        self._file = tifffile.TiffFile(path)
-        pages = [page for page in self._file.pages if page.is_tiled]
+        self._file: Any = tifffile.TiffFile(path)
+        directories: list[Any] = list(self._file.pages)
+        pages = [page for page in directories if page.is_tiled]
         found = [[page for page in pages if (page.imagewidth, page.imagelength) == size] for size in sizes]
         self._pages: list[Any] = [same[0] if len(same) == 1 and _is_jpeg(same[0]) else None for same in found]
         self._cache: OrderedDict[tuple[int, int, int], Pixels] = OrderedDict()

@@ -230,6 +230,7 @@ def test_tiles_give_the_pixels_of_openslide(tmp_path: Path, layout: str, levels:
         for x, y, mpp, size in (
             (375, 282.5, 0.5, 512),
             (100, 90, 0.55, 300),
+            (300, 281, 1.2, 200),
             (350.3, 300.7, 2.5, 200),
             (400, 282, 8, 70),
         ):
