@@ -40,6 +40,8 @@ class CallResult:
         failure: why there is no answer, or None.
         fatal: every other call would fail the same way.
         refused: the model or its provider declined this prompt; others may be answered.
+        tool_calls: calls of tools that the model asks for, as the API gives them; without a text beside them there is
+            a failure too, for a run without tools.
     """
 
     text: str | None = None
@@ -52,6 +54,7 @@ class CallResult:
     failure: str | None = None
     fatal: bool = False
     refused: bool = False
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
 
 
 def read_reply(content: bytes, status: int) -> CallResult:
@@ -81,9 +84,10 @@ def read_reply(content: bytes, status: int) -> CallResult:
         return CallResult(failure="malformed reply: the generation ended in an error")
     if unknown:
         return CallResult(failure=f"malformed reply: the content is not text but {unknown}")
+    calls, failure = _tool_calls(message.get("tool_calls")), None
     if text is None and reasoning is None and finish != "length":
-        held = "a tool call" if message.get("tool_calls") else f"no content (finish reason {finish})"
-        return CallResult(failure=f"malformed reply: {held} instead of a text")
+        held = "a tool call" if calls else f"no content (finish reason {finish})"
+        failure = f"malformed reply: {held} instead of a text"
     usage = document.get("usage")
     usage = usage if isinstance(usage, Mapping) else {}
     details = usage.get("prompt_tokens_details")
@@ -96,6 +100,27 @@ def read_reply(content: bytes, status: int) -> CallResult:
         completion_tokens=_count(usage.get("completion_tokens")),
         cached_tokens=_count(details.get("cached_tokens")) if isinstance(details, Mapping) else None,
         served=served if isinstance(served, str) else None,
+        failure=failure,
+        tool_calls=calls,
+    )
+
+
+def _tool_calls(raw: Any) -> tuple[Mapping[str, Any], ...]:
+    """Returns the calls of tools in a message; in a stream the pieces of one call share an index and are joined."""
+    calls: dict[Any, dict[str, Any]] = {}
+    for number, piece in enumerate(raw if isinstance(raw, list) else []):
+        if not isinstance(piece, Mapping):
+            continue
+        index, function = piece.get("index"), piece.get("function")
+        function = function if isinstance(function, Mapping) else {}
+        call = calls.setdefault(f"call {number}" if index is None else index, {"id": "", "name": "", "arguments": ""})
+        call["id"] = call["id"] or str(piece.get("id") or f"call_{number}")
+        call["name"] += str(function.get("name") or "")
+        arguments = function.get("arguments")
+        call["arguments"] += arguments if isinstance(arguments, str) else json.dumps(arguments or {})
+    return tuple(
+        {"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}
+        for call in calls.values()
     )
 
 

@@ -23,6 +23,7 @@ BUILDS: Final[CommandTable] = {
     "release": ("dataset_script.authors_release", "release", "From the authors' JSON files and their images."),
     "slides": ("dataset_script.slides.command", "slides", "Grounding questions from slides that OpenSlide opens."),
     "phantom": ("dataset_script.phantom.build", "phantom", "Questions on synthetic slides, for tests and teaching."),
+    "zoom": ("dataset_script.zoom", "zoom", "Questions about where to look, with the boxes that hold the evidence."),
     "single": ("dataset_script.single_image", "single", "Rows from questions with one image, such as PathMMU's."),
 }
 COMMANDS: Final[CommandTable] = {
@@ -32,6 +33,7 @@ COMMANDS: Final[CommandTable] = {
     "control": ("scale_vqa_eval.controls.command", "control", "Make the exchange or screened split."),
     "predict": ("scale_vqa_eval.predict.command", "predict", "Ask a vision-language model, with or without images."),
     "score": ("scale_vqa_eval.scoring.command", "score", "Score a predictions file."),
+    "zoom": ("scale_vqa_eval.zoom.score", "zoom", "Score runs of predict --zoom: looks, evidence, controls, a page."),
     "compare": ("scale_vqa_eval.scoring.command", "compare", "Compare two predictions files, paired and clustered."),
     "report": ("scale_vqa_eval.scoring.command", "report", "Join runs into the tables and plots of a paper."),
     "weights": ("model_card.weights", "weights", "Prepare a checkpoint: shards, LoRA merged, same logits."),

@@ -20,7 +20,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -216,7 +216,7 @@ class LLMSession:
         body = {"model": model, "messages": [dict(message) for message in messages], **sampling}
         for attempt in range(self.settings.retries + 1):
             result, wait = await self._once(body, key)
-            garbled = retry_malformed and (result.failure or "").startswith("malformed")
+            garbled = retry_malformed and (result.failure or "").startswith("malformed") and not result.tool_calls
             if attempt == self.settings.retries or (wait is None and not garbled):
                 break
             backoff = min(0.5 * 2**attempt, 8.0) * random.uniform(0.75, 1.0)
@@ -253,7 +253,7 @@ class LLMSession:
             return result
         failure = masked(result.failure, *self._secrets)
         failure += self._no_key if failure.startswith(("status 401", "status 403")) else ""
-        return CallResult(failure=failure, fatal=result.fatal, refused=result.refused)
+        return replace(result, failure=failure)
 
 
 async def run_workers(count: int, work: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -35,6 +35,7 @@ SLOW = (
     "tests/scale_vqa_eval/predict/test_predict_transformers.py",
     "tests/scale_vqa_eval/predict/test_predict_vllm.py",
     "tests/scale_vqa_eval/release_folder/test_loading_prepared.py",  # many new processes
+    "tests/scale_vqa_eval/zoom/test_zoom_exam.py",
     "tests/tools/",
     "tests/training_recipes/test_families.py",
     "tests/training_recipes/test_learn.py",

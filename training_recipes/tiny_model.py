@@ -103,6 +103,62 @@ def make_tiny_model(
     return folder
 
 
+def make_tiny_qwen3(folder: Path, corpus: Sequence[str] = CORPUS, seed: int = 0, vocabulary: int = 600) -> Path:
+    """Writes a small random Qwen3-VL, whose chat template keeps the calls of tools (Qwen2.5-VL's drops them).
+
+    Args:
+        folder: where to write.
+        corpus: texts that the byte-pair merges are learned from.
+        seed: of the weights.
+        vocabulary: maximum number of byte-pair tokens.
+    """
+    import torch
+    import trl
+    from transformers import (
+        AutoTokenizer,
+        Qwen2VLImageProcessor,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_processor(folder, corpus, vocabulary, context=4096, max_pixels=256 * 256)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
+    ends = {
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+    }
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12], "mrope_interleaved": True}
+    text = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+    text |= {"intermediate_size": 256, "head_dim": 64, "rope_parameters": rope, "max_position_embeddings": 4096}
+    vision = {"depth": 3, "hidden_size": 96, "num_heads": 4, "intermediate_size": 192, "out_hidden_size": 128}
+    vision |= {"patch_size": 16, "num_position_embeddings": 256, "deepstack_visual_indexes": [1]}
+    config = Qwen3VLConfig(
+        text_config={**text, "vocab_size": len(tokenizer), "tie_word_embeddings": True, **ends},
+        vision_config=vision,
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3VLForConditionalGeneration(config)
+    model.generation_config.update(**ends)
+    model.save_pretrained(folder)
+    template = Path(trl.__file__).parent / "chat_templates" / "qwen3_vl.jinja"
+    images = Qwen2VLImageProcessor(size={"shortest_edge": 32 * 32, "longest_edge": 256 * 256}, patch_size=16)
+    Qwen3VLProcessor(
+        images, tokenizer, Qwen3VLVideoProcessor(), chat_template=template.read_text(encoding="utf-8")
+    ).save_pretrained(folder)
+    return folder
+
+
 def _save_processor(folder: Path, corpus: Sequence[str], vocabulary: int, context: int, max_pixels: int) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen2_5_VLProcessor, Qwen2Tokenizer, Qwen2VLImageProcessor, Qwen2VLVideoProcessor

@@ -68,9 +68,9 @@ def scale_vqa(
     """
     if mode not in MODES:
         raise InputError(Problem("mode", f"one of {', '.join(get_args(Mode))}", repr(mode), "name one of those"))
-    words = load_prompt(_from_here(prompt))
-    folder = None if images is None else Path(_from_here(images))
-    items, store = read_visual_questions(_from_here(data), split, config, folder, blind)
+    words = load_prompt(from_here(prompt))
+    folder = None if images is None else Path(from_here(images))
+    items, store = read_visual_questions(from_here(data), split, config, folder, blind)
     inference = InferenceConfig("", words, Sampling(words.max_tokens), Bounds(min_pixels, max_pixels), store)
     questions = [item.question for item in items]
     return Task(
@@ -145,7 +145,7 @@ def response_text(message: ChatMessageAssistant) -> str:
     )
 
 
-def _from_here(name: str) -> str:
+def from_here(name: str) -> str:
     """Returns a path as the user meant it: Inspect changes into the folder of the task's file before it calls it.
 
     What is no path of the shell's working directory (a Hub id, a prompt's id, an absolute path) stays as it is.

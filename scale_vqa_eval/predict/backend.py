@@ -136,6 +136,7 @@ class ModelAnswer:
         prompt_tokens: of one sample, None where unknown.
         completion_tokens: of all samples together, None where unknown.
         cached_tokens: prompt tokens of one sample that came from a prefix cache, None where unknown.
+        more: further fields of its line in the predictions file.
     """
 
     responses: tuple[str, ...]
@@ -143,6 +144,7 @@ class ModelAnswer:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cached_tokens: int | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 class AnswerSink(Protocol):

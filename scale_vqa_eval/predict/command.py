@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from scale_vqa_eval import __version__
-from scale_vqa_eval.predict.ablations import ABLATIONS, WITHOUT_IMAGES
+from scale_vqa_eval.predict.ablations import ABLATIONS, WITHOUT_IMAGES, ZOOM_CONTROLS
 
 if TYPE_CHECKING:
     from scale_vqa_eval.predict.backend import Backend, InferenceConfig, ModelAnswer
@@ -57,8 +57,30 @@ def _options(ctx: click.Context, parameter: click.Parameter, values: tuple[str, 
 @click.option("--backend", type=click.Choice(BACKENDS), required=True)
 @click.option("--model", required=True, help="Model folder, Hub id, or the name that the server knows.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Predictions (JSONL).")
-@click.option("--ablate", type=click.Choice(ABLATIONS), help="Remove or exchange images, or rotate the options.")
-@click.option("--prompt", default="published", show_default=True, help="Prompt id, or a YAML file of your own.")
+@click.option(
+    "--ablate",
+    type=click.Choice(tuple(dict.fromkeys((*ABLATIONS, *ZOOM_CONTROLS)))),
+    help="Remove or exchange images, or rotate the options; with --zoom: a control of looking.",
+)
+@click.option("--zoom", is_flag=True, help="Let the model choose where to look: data of `build zoom`.")
+@click.option(
+    "--slides",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of the slide files of --zoom.  [default: slides beside the data]",
+)
+@click.option("--looks", type=click.IntRange(min=0), default=8, show_default=True, help="Looks a question of --zoom.")
+@click.option(
+    "--look-px", type=click.IntRange(min=32, max=4096), default=512, show_default=True, help="Side of a look."
+)
+@click.option("--look-pixels", type=click.IntRange(min=1), help="Pixels of all looks at a question together.")
+@click.option(
+    "--zoom-protocol",
+    type=click.Choice(("auto", "tool", "user", "text")),
+    default="auto",
+    show_default=True,
+    help="Images in tool results, in a user turn after them, or no tools and calls as text.",
+)
+@click.option("--prompt", help="Prompt id, or a YAML file of your own.  [default: published; zoom with --zoom]")
 @click.option("--min-pixels", type=click.IntRange(min=1), help="Enlarge smaller images to so many pixels.")
 @click.option("--max-pixels", type=click.IntRange(min=1), help="Reduce larger images to so many pixels.")
 @click.option("--max-tokens", type=int, help="Maximum length of an answer.  [default: the prompt's]")
@@ -91,26 +113,43 @@ def predict(**given: Any) -> int:
         raise click.UsageError(f"--min-pixels {minimum} is above --max-pixels {maximum}")
     if not given["out"].parent.is_dir():
         raise click.BadParameter(f"there is no folder {given['out'].parent}", param_hint="--out")
-    prompt = load_prompt(given["prompt"])
+    if ablation is not None and ablation not in (ZOOM_CONTROLS if given["zoom"] else ABLATIONS):
+        one_of = ", ".join(ZOOM_CONTROLS if given["zoom"] else ABLATIONS)
+        raise click.BadParameter(
+            f"{'with' if given['zoom'] else 'without'} --zoom it is one of {one_of}", param_hint="--ablate"
+        )
+    prompt = load_prompt(given["prompt"] or ("zoom" if given["zoom"] else "published"))
     prompt = prompt.guessing() if ablation == "guess" else prompt
     max_tokens = prompt.max_tokens if given["max_tokens"] is None else given["max_tokens"]
     sampling = Sampling(max_tokens, given["temperature"], given["top_p"], given["samples"], given["seed"])
-    items, source = read_visual_questions(
-        given["data"], given["split"], given["config"], given["images"], blind=ablation in WITHOUT_IMAGES
-    )
-    asked, notes = ablated(items, ablation, given["seed"])
+    backend = _backend(given)
+    more: dict[str, Any] = {}
+    notes: list[str] = []
+    if given["zoom"]:
+        from scale_vqa_eval.zoom.environment import read_zoom_questions
+        from scale_vqa_eval.zoom.episodes import check_options, zoom_backend, zoom_requests
+
+        check_options(given)
+        questions, root = read_zoom_questions(given["data"], given["split"], given["slides"])
+        items, source = zoom_requests(questions)
+        backend, more = zoom_backend(given, questions, root, backend)
+        asked = items
+    else:
+        items, source = read_visual_questions(
+            given["data"], given["split"], given["config"], given["images"], blind=ablation in WITHOUT_IMAGES
+        )
+        asked, notes = ablated(items, ablation, given["seed"])
     for note in notes:
         click.echo(f"note: {note}", err=True)
     shown = BlankImages(source) if ablation == "blank" else source
     bounds = Bounds(minimum, maximum)
     config = InferenceConfig(given["model"], prompt, sampling, bounds, shown, given["structured"], given["options"])
-    backend = _backend(given)
     result = run(
         backend,
         config,
         requests_by_path(asked, circular=ablation == "circular"),
         given["out"],
-        _provenance(given, config, items, source) | backend.identity(config),
+        _provenance(given, config, items, source) | backend.identity(config) | more,
         **{name: given[name] for name in ("retry_failed", "allow_failures", "limit")},
     )
     return _report(result, given["out"], given["allow_failures"])
@@ -224,6 +263,7 @@ class RunResult:
         fields: dict[str, Any] = {
             "response": majority_vote(texts, len(request.options)),
             "images": request.image_count,
+            **answer.more,
         }
         if len(texts) > 1:
             fields["responses"] = texts

@@ -89,13 +89,13 @@ class OpenAIBackend:
         Only what the run cannot survive is refused: no connection, a wrong key or model, a server that takes no such
         request. A prompt that is filtered for its content, or an error that another question does not meet, is not.
         """
-        return asyncio.run(_Preflight(self, config, paths).go())
+        return asyncio.run(Preflight(self, config, paths).go())
 
     def run(self, config: InferenceConfig, paths: Sequence[Sequence[Request]], sink: AnswerSink) -> None:
-        asyncio.run(_QuestionRun(self, config, paths, sink).go())
+        asyncio.run(QuestionRun(self, config, paths, sink).go())
 
 
-class _Preflight:
+class Preflight:
     """The check before a run."""
 
     def __init__(self, backend: OpenAIBackend, config: InferenceConfig, paths: Sequence[Sequence[Request]]) -> None:
@@ -127,8 +127,11 @@ class _Preflight:
         return notes
 
     async def _asked(self, session: LLMSession, request: Request) -> CallResult:
+        messages = self.config.server_messages(request)
+        return await self._tried(session, messages, request_body(self.backend, self.config, request, 0))
+
+    async def _tried(self, session: LLMSession, messages: list[dict[str, Any]], body: dict[str, Any]) -> CallResult:
         """Asks for one token, then for a whole answer where the server refuses to give so few."""
-        messages, body = self.config.server_messages(request), request_body(self.backend, self.config, request, 0)
         limit = "max_completion_tokens" if "max_completion_tokens" in self.config.options else "max_tokens"
         result = await session.ask(self.config.model, messages, body | {limit: 1}, "check")
         failure = result.failure or ""
@@ -189,7 +192,7 @@ def request_body(backend: OpenAIBackend, config: InferenceConfig, request: Reque
 
 
 @dataclass
-class _QuestionRun:
+class QuestionRun:
     """One pass over the open questions."""
 
     backend: OpenAIBackend
@@ -239,16 +242,10 @@ class _QuestionRun:
 
     async def _ask(self, session: LLMSession, request: Request) -> None:
         try:
-            # in a thread: decoding and encoding three images would hold up the other calls
-            messages = await asyncio.to_thread(self.config.server_messages, request)
+            results, answer = await self._results(session, request)
         except InputError as error:
             self.sink.fail(request, str(error))
             return
-        results = []
-        for sample in range(self.config.sampling.n):
-            body = request_body(self.backend, self.config, request, sample)
-            key = hashlib.sha256(repr((request.key, sample, self.config.model, body)).encode()).hexdigest()
-            results.append(await session.ask(self.config.model, messages, body, key, retry_malformed=True))
         failed = next((result for result in results if result.failure is not None), None)
         reason = "" if failed is None else failed.failure or ""
         if failed is not None and failed.fatal:
@@ -261,9 +258,20 @@ class _QuestionRun:
             while self.unreachable:  # the server is up, so earlier silence was about single questions
                 self.sink.fail(*self.unreachable.pop(0))
             if failed is None:
-                self.sink.keep(request, _answer(results))
+                self.sink.keep(request, answer or _answer(results))
             else:
                 self.sink.fail(request, reason)
+
+    async def _results(self, session: LLMSession, request: Request) -> tuple[Sequence[CallResult], ModelAnswer | None]:
+        """Asks one question; returns the results of its calls, and the answer where they are not one sample each."""
+        # in a thread: decoding and encoding three images would hold up the other calls
+        messages = await asyncio.to_thread(self.config.server_messages, request)
+        results = []
+        for sample in range(self.config.sampling.n):
+            body = request_body(self.backend, self.config, request, sample)
+            key = hashlib.sha256(repr((request.key, sample, self.config.model, body)).encode()).hexdigest()
+            results.append(await session.ask(self.config.model, messages, body, key, retry_malformed=True))
+        return results, None
 
 
 def _answer(results: Sequence[CallResult]) -> ModelAnswer:

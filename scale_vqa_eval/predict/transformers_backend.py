@@ -35,7 +35,7 @@ _SOURCE: Final = ("revision", "trust_remote_code", "token", "cache_dir", "local_
 """Options that say where a model's files come from: they go to its configuration and processor as well."""
 _KEPT_GENERATION: Final = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 """Values of a model's generation config that are used; its sampling values are not."""
-_REFUSALS: Final = (ValueError, TypeError, IndexError, KeyError, TemplateError)
+REFUSALS: Final = (ValueError, TypeError, IndexError, KeyError, TemplateError)
 """What a processor raises of a prompt or an image that it cannot take."""
 
 
@@ -66,10 +66,10 @@ class TransformersBackend:
         location = f"model {config.model}, question {first.item.question.id}"
         conversation = config.processor_messages(first)
         try:
-            tokens = int(_tokens(processor, [conversation])["input_ids"].shape[1])
-        except _REFUSALS as error:
+            tokens = int(tokens_of(processor, [conversation])["input_ids"].shape[1])
+        except REFUSALS as error:
             hint = "name a model whose processor has a chat template for several images and a system message"
-            found = f"{type(error).__name__}: {_first_line(error)}"
+            found = f"{type(error).__name__}: {first_line(error)}"
             raise InputError(Problem(location, f"a prompt with {first.image_count} images", found, hint)) from error
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if context is not None and tokens + config.sampling.max_tokens > context:
@@ -107,16 +107,16 @@ class TransformersBackend:
 
         processor, model = self._load(config)
         try:
-            inputs = _tokens(processor, [conversation for _, conversation in readable])
-        except _REFUSALS as error:
-            inputs, reason = None, f"the model's processor: {type(error).__name__}: {_first_line(error)}"
+            inputs = tokens_of(processor, [conversation for _, conversation in readable])
+        except REFUSALS as error:
+            inputs, reason = None, f"the model's processor: {type(error).__name__}: {first_line(error)}"
         answers = None
         if inputs is not None:
             try:
                 inputs = inputs.to(model.device)
-                answers = _generated(processor, model, config, inputs)
+                answers = generated(processor, model, config, inputs)
             except torch.OutOfMemoryError as error:
-                reason = f"out of memory: {_first_line(error)}"
+                reason = f"out of memory: {first_line(error)}"
         if answers is None:  # outside of the handler, which would keep the failed batch's tensors alive
             if len(readable) == 1:
                 sink.fail(readable[0][0], reason)
@@ -131,10 +131,11 @@ class TransformersBackend:
             sink.keep(request, ModelAnswer(tuple(map(restore_thoughts, responses)), finish, int(length), sum(counts)))
 
 
-def _tokens(processor: Any, conversations: list[list[dict[str, Any]]]) -> Any:
+def tokens_of(processor: Any, conversations: list[list[dict[str, Any]]], tools: Any = None) -> Any:
     """Returns everything that the processor makes of some conversations, padded on its side."""
     return processor.apply_chat_template(
         conversations,
+        tools=tools,
         tokenize=True,
         return_dict=True,
         add_generation_prompt=True,
@@ -159,7 +160,7 @@ def load(config: InferenceConfig) -> tuple[Any, Any]:
         hint = "name a model folder or a Hub id that this machine can reach or has in its cache"
         if "trust_remote_code" in str(error):
             hint = "read the model's code, then give --option trust_remote_code=true to run it"
-        raise InputError(Problem(location, "a model that can be loaded", _first_line(error), hint)) from error
+        raise InputError(Problem(location, "a model that can be loaded", first_line(error), hint)) from error
     own_code = "AutoModelForImageTextToText" in (getattr(kind, "auto_map", None) or {})
     if type(kind) not in AutoModelForImageTextToText._model_mapping and not own_code:
         hint = "name a vision-language model; for text models see `scale-vqa audit --lm`"
@@ -173,7 +174,7 @@ def load(config: InferenceConfig) -> tuple[Any, Any]:
         model, loaded = AutoModelForImageTextToText.from_pretrained(config.model, **settings)
     except (OSError, ValueError, ImportError) as error:
         hint = "complete the model's folder, or correct --option; `scale-vqa doctor` tells what is installed"
-        raise InputError(Problem(location, "weights and a processor", _first_line(error), hint)) from error
+        raise InputError(Problem(location, "weights and a processor", first_line(error), hint)) from error
     _refuse_random_weights(location, loaded)
     if getattr(processor, "image_processor", None) is None:
         hint = "complete the model's folder: preprocessor_config.json or processor_config.json"
@@ -193,7 +194,7 @@ def _refuse_random_weights(location: str, loaded: Mapping[str, Any]) -> None:
         raise InputError(Problem(location, "all weights of the model", found, hint))
 
 
-def _generated(
+def generated(
     processor: Any, model: Any, config: InferenceConfig, inputs: Any
 ) -> list[tuple[list[str], list[int], str]]:
     """Generates for one batch; returns per question its responses, their token counts and why the first ended."""
@@ -234,6 +235,6 @@ def _cut(tokens: list[int], ends: set[int]) -> tuple[list[int], str]:
     return tokens, "length"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     text = str(error).strip()
     return preview(text.splitlines()[0] if text else type(error).__name__, 160)

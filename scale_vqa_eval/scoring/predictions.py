@@ -36,6 +36,7 @@ class Prediction:
         rotation: places that the options were rotated by (CircularEval), or None.
         error: the run's message about a failed call, or None.
         finish: why the answer ended as the backend gives it (``stop``, ``length``), or None.
+        zoom: what a model that chose where to look used and saw (``predict --zoom``), or None.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Prediction:
     rotation: int | None = None
     error: str | None = None
     finish: str | None = None
+    zoom: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,9 @@ def _prediction(row: dict[str, Any], location: str, number: int, problems: list[
         problems.append(Problem(location, expected, preview(rotation), "correct it"))
     if len(problems) > before:
         return None
-    texts = (None if value is None else str(value) for value in (error, finish))
-    return Prediction(str(identity), row["response"], number, rotation, *texts)
+    texts = [None if value is None else str(value) for value in (error, finish)]
+    zoom = row.get("zoom") if isinstance(row.get("zoom"), Mapping) else None
+    return Prediction(str(identity), row["response"], number, rotation, *texts, zoom=zoom)
 
 
 def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:

@@ -1,0 +1,1 @@
+"""Models that choose where to look on a slide: the environment, its questions, the exam and its score."""
