@@ -36,6 +36,8 @@ SLOW = (
     "tests/scale_vqa_eval/predict/test_predict_vllm.py",
     "tests/scale_vqa_eval/release_folder/test_loading_prepared.py",  # many new processes
     "tests/scale_vqa_eval/zoom/test_zoom_exam.py",
+    "tests/scale_vqa_eval/zoom/test_zoom_inspect.py",
+    "tests/scale_vqa_eval/zoom/test_zoom_transformers.py",
     "tests/tools/",
     "tests/training_recipes/test_families.py",
     "tests/training_recipes/test_learn.py",

@@ -9,6 +9,6 @@ inspect-ai: $(INSPECT_VENV)/done
 
 $(INSPECT_VENV)/done: tools/inspect_ai.mk tools/constraints/inspect.txt pyproject.toml
 	$(PYTHON) -m venv $(INSPECT_VENV)
-	$(INSPECT_PIP) inspect_ai openai -e .
+	$(INSPECT_PIP) inspect_ai openai openslide-python openslide-bin -e .
 	$(INSPECT_VENV)/bin/python -c 'import inspect_ai, openai, scale_vqa_eval'
 	touch $@

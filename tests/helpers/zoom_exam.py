@@ -180,7 +180,10 @@ def policy_server(
             return 400, {"error": {"message": problem}}
         messages = body["messages"]
         question = examiner.question(messages)
-        asked = policy(question, len(looks(messages)), examiner.seen(question, messages))
+        turn = len(looks(messages))
+        asked = policy(question, turn, False)
+        if asked[0] == "answer":  # only then it matters what was seen, which takes the examiner an episode
+            asked = policy(question, turn, examiner.seen(question, messages))
         if "tools" in body:
             message = call(*asked)
         else:
