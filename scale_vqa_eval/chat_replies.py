@@ -93,7 +93,7 @@ def read_reply(content: bytes, status: int) -> CallResult:
     details = usage.get("prompt_tokens_details")
     served = document.get("model")
     return CallResult(
-        text=text or "",
+        text=None if failure else text or "",
         reasoning=reasoning,
         finish=finish if isinstance(finish, str) else None,
         prompt_tokens=_count(usage.get("prompt_tokens")),

@@ -161,9 +161,9 @@ def _prediction(row: dict[str, Any], location: str, number: int, problems: list[
         problems.append(Problem(location, expected, preview(rotation), "correct it"))
     if len(problems) > before:
         return None
-    texts = [None if value is None else str(value) for value in (error, finish)]
+    error, finish = (None if value is None else str(value) for value in (error, finish))
     zoom = row.get("zoom") if isinstance(row.get("zoom"), Mapping) else None
-    return Prediction(str(identity), row["response"], number, rotation, *texts, zoom=zoom)
+    return Prediction(str(identity), row["response"], number, rotation, error, finish, zoom)
 
 
 def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
