@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 SLIDES ?=
 RELEASE ?=
 
-.PHONY: demo test test-slow test-all lint bench fuzz clean
+.PHONY: demo test test-slow test-all lint docs bench fuzz clean
 
 demo: # first, so that make alone runs it
 
@@ -33,6 +33,10 @@ lint: $(VENV)/test.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# the documentation as a site in site/, with the API reference; a warning is an error
+docs: $(VENV)/test.done
+	$(BIN)/mkdocs build --quiet --strict
 
 bench: $(VENV)/test.done
 	for script in benchmarks/*.py; do $(BIN)/python $$script; done

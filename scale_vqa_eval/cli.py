@@ -26,6 +26,20 @@ BUILDS: Final[CommandTable] = {
     "zoom": ("dataset_script.zoom", "zoom", "Questions about where to look, with the boxes that hold the evidence."),
     "single": ("dataset_script.single_image", "single", "Rows from questions with one image, such as PathMMU's."),
 }
+EXPORTS: Final[CommandTable] = {
+    "vlmevalkit": (
+        "scale_vqa_eval.export",
+        "vlmevalkit",
+        "A table for VLMEvalKit and EvalScope, and its blind control.",
+    ),
+    "ms-swift": ("training_recipes.export", "ms_swift", "JSONL conversations for SFT and RL with ms-swift."),
+    "llama-factory": ("training_recipes.export", "llama_factory", "ShareGPT conversations for LLaMA-Factory."),
+    "verl": ("training_recipes.export", "verl", "Parquet for verl."),
+    "easyr1": ("training_recipes.export", "easyr1", "Parquet for EasyR1."),
+    "csv": ("scale_vqa_eval.export", "csv_table", "A spreadsheet, with the images as files."),
+    "jsonl": ("scale_vqa_eval.export", "jsonl", "A row a line, with the images as files."),
+    "fields": ("dataset_script.slides.export", "fields", "Nested fields of slides by um/px, without questions."),
+}
 COMMANDS: Final[CommandTable] = {
     "build": ("scale_vqa_eval.cli", "build", "Build a release folder from a release, slides or synthetic slides."),
     "prepare": ("dataset_script.prepare", "prepare", 'Make load_dataset("scale-vqa") work by its bare name.'),
@@ -36,6 +50,7 @@ COMMANDS: Final[CommandTable] = {
     "zoom": ("scale_vqa_eval.zoom.score", "zoom", "Score runs of predict --zoom: looks, evidence, controls, a page."),
     "compare": ("scale_vqa_eval.scoring.command", "compare", "Compare two predictions files, paired and clustered."),
     "report": ("scale_vqa_eval.scoring.command", "report", "Join runs into the tables and plots of a paper."),
+    "export": ("scale_vqa_eval.cli", "export", "Write questions or fields of slides for other tools."),
     "weights": ("model_card.weights", "weights", "Prepare a checkpoint: shards, LoRA merged, same logits."),
     "publish": ("model_card.hub.command", "publish", "Publish data, metric or weights; a dry run first."),
     "card": ("model_card.cards", "card", "Write the card of a dataset, a model or the metric from its files."),
@@ -84,6 +99,11 @@ def cli() -> None:
 @click.group(cls=LazyGroup, table=BUILDS)
 def build() -> None:
     """Build a release folder: Parquet files and a dataset card, as load_dataset reads them."""
+
+
+@click.group(cls=LazyGroup, table=EXPORTS)
+def export() -> None:
+    """Write questions or fields of slides in the layouts that other tools read."""
 
 
 def main() -> None:
@@ -165,6 +185,7 @@ def _nearest_choice(error: click.ClickException) -> str:
 
 _EXTRA_OF: Final = {
     "openslide": "slides",
+    "h5py": "slides",
     "skimage": "slides",
     "skia": "slides",
     "imagecodecs": "slides",

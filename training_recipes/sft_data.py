@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from scale_vqa_eval.audit.defects import find_defects, named_right, named_wrong
 from scale_vqa_eval.errors import InputError, Problem, preview
@@ -27,7 +27,9 @@ from scale_vqa_eval.scale_vqa_acc.parsing import ANSWER, END_ANSWER, END_THINK, 
 from scale_vqa_eval.schema import LETTERS
 from training_recipes.arguments import SFTArguments
 from training_recipes.rows import TARGET, PromptFormat, Transform, assistant, questions_of
-from training_recipes.selection import Candidates
+
+if TYPE_CHECKING:
+    from training_recipes.selection import Candidates
 
 Policy = Literal["checked", "repaired", "none"]
 _TAGS: Final = (THINK, END_THINK, ANSWER, END_ANSWER)
@@ -260,6 +262,8 @@ def conversation_candidates(recipe: SFTArguments, shape: PromptFormat) -> Candid
         InputError: if the file or an image breaks the layout.
     """
     from datasets import Dataset
+
+    from training_recipes.selection import Candidates  # imports transformers, which the exports do not need
 
     path = str(recipe.conversations)
     found, repaired, doubtful = read_conversations(path, str(recipe.image_root))

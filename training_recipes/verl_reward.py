@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from scale_vqa_eval.rewards import compute_score as reference_score
+from scale_vqa_eval.schema import DATASET_NAME as SOURCE
 from scale_vqa_eval.text import restore_thoughts
-
-SOURCE = "scale-vqa"
-"""``data_source`` of the rows that ``verl_export`` writes."""
 
 
 def compute_score(data_source: str, solution_str: str, ground_truth: str, extra_info: Any = None, **_: Any) -> float:

@@ -19,7 +19,8 @@ TRAINED: Final = "#b5502a"
 LANGUAGE: Final = "#5c4a99"
 CHANCE: Final = "#444444"
 MARKS: Final = "osD^vPX*<>"
-COLOURS: Final = ("#1b7f5c", "#8a6d00", "#7a3b8f", "#00718a", "#a33b5c", "#4d6b16", "#6b4a2b", "#33518c")
+COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9", "#7f3c8d", "#4d4d4d")
+"""Told apart with every kind of colour vision, after Okabe and Ito (2008); the yellow ones darker, for white paper."""
 LABEL: Final = 50
 WIDTH: Final = 10.4
 

@@ -18,11 +18,11 @@ def read_reported_scores(source: str | Path) -> dict[str, Any]:
 
     Args:
         source: a name in ``SHIPPED``, or a YAML or JSON file: ``models`` maps a model to dimension (or ``all``) ->
-            accuracy in per cent; ``source`` and ``data`` give their origin and what they were measured on. A file may
-            also be the mapping of models alone.
+            accuracy in per cent; ``source`` and ``data`` give their origin and what they were measured on, ``chance``
+            the accuracy of an even guess in per cent. A file may also be the mapping of models alone.
 
     Returns:
-        ``source``, ``data`` (or None) and ``models``: model -> dimension or ``all`` -> accuracy, 0 to 1.
+        ``source``, ``data``, ``chance`` (or None) and ``models``: model -> dimension or ``all`` -> accuracy, 0 to 1.
 
     Raises:
         InputError: the file does not have this form.
@@ -35,10 +35,13 @@ def read_reported_scores(source: str | Path) -> dict[str, Any]:
         about = {
             key: str(content[key]) if "models" in content and key in content else None for key in ("source", "data")
         }
-        return about | {
+        chance = _share(content["chance"]) if "models" in content and "chance" in content else None
+        return {
+            **about,
+            "chance": chance,
             "models": {
                 str(model): {str(part): _share(value) for part, value in row.items()} for model, row in models.items()
-            }
+            },
         }
     except (OSError, ValueError, AttributeError, TypeError) as error:
         expected = "YAML or JSON with models: {NAME: {all: 58.5, Diagnosis: 65.2}}, accuracies in per cent"

@@ -359,8 +359,10 @@ def colour_changes(content: bytes) -> list[str]:
         return []  # the question that shows it says what is wrong
 
 
-def data_uri(content: bytes, location: str, bounds: Bounds) -> str:
-    """Returns an image as a data URI: the original bytes where they can be sent, else lossless PNG.
+def sent_image(content: bytes, location: str, bounds: Bounds) -> tuple[str, bytes]:
+    """Returns MIME type and bytes of an image that any program decodes as ``decode_image`` does.
+
+    These are the original bytes where they can be sent, else lossless PNG.
 
     Raises:
         InputError: as ``decode_image`` does.
@@ -369,12 +371,18 @@ def data_uri(content: bytes, location: str, bounds: Bounds) -> str:
     with Image.open(io.BytesIO(content)) as header:
         kind = _SENT_UNCHANGED.get(header.format or "")
         plain = header.mode in ("RGB", "L") and header.getexif().get(ExifTags.Base.Orientation, 1) == 1
-        unchanged = kind is not None and header.size == image.size and plain and not colour_changes(content)
-    if not unchanged:
-        file = io.BytesIO()
-        image.save(file, "PNG")
-        kind, content = "image/png", file.getvalue()
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+        unchanged = header.size == image.size and plain and not colour_changes(content)
+    if kind is not None and unchanged:
+        return kind, content
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return "image/png", file.getvalue()
+
+
+def data_uri(content: bytes, location: str, bounds: Bounds) -> str:
+    """Returns an image as a data URI; see ``sent_image``."""
+    kind, sent = sent_image(content, location, bounds)
+    return f"data:{kind};base64,{base64.b64encode(sent).decode('ascii')}"
 
 
 class EncodedImages:

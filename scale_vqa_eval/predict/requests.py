@@ -129,7 +129,8 @@ def read_visual_questions(
     if not blind and not any(item.images for item in items):
         hint = (
             "name each row's files in image_path as {view: file} (`scale-vqa build single` does so for one image a "
-            "question), build the release folder with --images, or ask --ablate blind"
+            "question), build the release folder with --images, or leave the images out (predict --ablate blind, "
+            "export --no-images)"
         )
         raise InputError(Problem(data, "questions with images", "no image in any row", hint))
     return items, source

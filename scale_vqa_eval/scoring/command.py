@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from scale_vqa_eval.files import write_json
+from scale_vqa_eval.files import atomic_write, write_json
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.scale_vqa_acc.parsing import MODES, Mode
 from scale_vqa_eval.scoring.answers import join
@@ -70,8 +70,10 @@ def _question_options(command: Command) -> Command:
 @click.option("--audit", type=_FILE, metavar="FILE", help="audit --json of the same questions: the text-only ceiling.")
 @click.option("--weights", type=_FILE, metavar="FILE", help="Leak weights: also the accuracy that they weight.")
 @click.option("--partial", is_flag=True, help="Score the questions that have a response, and mark the results.")
-def score(predictions: Path, json_path: str | None, **given: Any) -> None:
-    """Score PREDICTIONS (JSONL: id, response): accuracy by dimension with patient-clustered 95% intervals.
+@click.option("--csv", "csv_path", metavar="FILE", type=click.Path(dir_okay=False), help="Write the figures as CSV.")
+def score(predictions: Path, json_path: str | None, csv_path: str | None, **given: Any) -> None:
+    """Score PREDICTIONS (JSONL: id, response; or results of Inspect, lmms-eval or VLMEvalKit): accuracy by dimension
+    with patient-clustered 95% intervals.
 
     Every question needs one response; a response that cannot be read is wrong and counted, never guessed.
     """
@@ -79,6 +81,10 @@ def score(predictions: Path, json_path: str | None, **given: Any) -> None:
     _warn(warnings)
     if results["partial"]:
         _warn([f"partial: {results['partial']['answered']} of {results['partial']['of']} questions are scored"])
+    if csv_path is not None:
+        from scale_vqa_eval.scoring.report_files import score_csv
+
+        atomic_write(csv_path, score_csv(results), "name another --csv")
     _show(score_table(results), results, json_path)
 
 
@@ -135,9 +141,9 @@ def report(
 ) -> None:
     """Join runs of one or several models into the tables and plots of a paper.
 
-    Each RUN states in its first line its model, config, split and ablation, as predict writes it. Runs of one model
-    with all images, without images, with other images and with rotated options become one row; a missing run is shown
-    as not run.
+    Each RUN states in its first line its model, config, split and ablation, as predict writes it; it may also be an
+    Inspect log, lmms-eval's logged samples or VLMEvalKit's table of predictions. Runs of one model with all images,
+    without images, with other images and with rotated options become one row; a missing run is shown as not run.
     """
     from scale_vqa_eval.audit.reported_scores import read_reported_scores
     from scale_vqa_eval.scoring.measures import report_sections, with_published

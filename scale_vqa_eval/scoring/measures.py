@@ -80,7 +80,7 @@ class ReportSection:
         slice: config and split.
         n: number of questions; 0 for a section of published figures alone.
         clusters: number of patients.
-        chance: accuracy of an even guess; None for a section of published figures alone.
+        chance: accuracy of an even guess; None if published figures alone do not state it.
         dimensions: names in the paper's order.
         rows: runs in the order of the command line, then published figures.
         notes: remarks for the reader.
@@ -200,7 +200,8 @@ def with_published(sections: Sequence[ReportSection], published: Mapping[str, An
     reported = {part for row in published["models"].values() for part in row} - {"all"}
     if not any(section.slice.config == DEFAULT_CONFIG for section in sections):
         dimensions = tuple(sorted(reported, key=dimension_order))
-        return [ReportSection(QuestionSlice("published", ""), 0, 0, None, dimensions, rows, (note,)), *sections]
+        chance = published.get("chance")
+        return [ReportSection(QuestionSlice("published", ""), 0, 0, chance, dimensions, rows, (note,)), *sections]
     return [
         replace(
             section,

@@ -72,7 +72,7 @@ def _bars(figure: Figure, section: ReportSection) -> None:
             heights,
             MARKS[number % len(MARKS)],
             color="none",
-            markeredgecolor="#444444",
+            markeredgecolor=COLOURS[(len(runs) + number) % len(COLOURS)],
             markersize=5,
             label=_label(row),
         )
@@ -138,7 +138,7 @@ def _radar(figure: Figure, section: ReportSection) -> None:
         if any(value is None for value in values):
             continue
         heights = [100 * value.value for value in values if isinstance(value, Estimate)]
-        mark, colour = MARKS[number % len(MARKS)], "#777777" if row.published else COLOURS[number % len(COLOURS)]
+        mark, colour = MARKS[number % len(MARKS)], COLOURS[number % len(COLOURS)]
         axes.plot(
             [*angles, angles[0]],
             [*heights, heights[0]],
@@ -146,7 +146,7 @@ def _radar(figure: Figure, section: ReportSection) -> None:
             color=colour,
             markersize=4,
             linestyle=":" if row.published else "-",
-            linewidth=0.9 if row.published else 1.8,
+            linewidth=1.2 if row.published else 1.8,
             label=_label(row),
         )
     if section.chance is not None:

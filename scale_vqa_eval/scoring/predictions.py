@@ -1,7 +1,8 @@
 """Reads ``predictions.jsonl``: one JSON object a line, ``{"id": ..., "response": ...}`` and further fields of the run.
 
 What a run states of itself (model, prompt, sampling, data hash, versions) is the field ``provenance`` of the first
-line, with ``versions`` beside it, or an object of its own on the first line, without ``id`` and ``response``.
+line, with ``versions`` beside it, or an object of its own on the first line, without ``id`` and ``response``. Results
+of other evaluation tools are read too (``tool_results``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import sha256_file
+from scale_vqa_eval.scoring.tool_results import lmms_eval_row, tool_lines
 
 SETTING_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "model": ("model",),
@@ -118,6 +120,9 @@ def _provenance(row: dict[str, Any]) -> dict[str, Any]:
 
 def _objects(path: Path, problems: list[Problem]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line number, object); other lines become problems."""
+    if path.is_file() and (found := tool_lines(path)) is not None:
+        yield from enumerate(found, 1)
+        return
     try:
         # lone surrogates are kept: a model's text may hold them, and no parsing rule depends on them
         with path.open(encoding="utf-8-sig", errors="surrogatepass") as lines:
@@ -133,7 +138,7 @@ def _objects(path: Path, problems: list[Problem]) -> Iterator[tuple[int, dict[st
                     problems.append(Problem(location, "one JSON object a line", preview(line), hint))
                     continue
                 if isinstance(row, dict):
-                    yield number, row
+                    yield number, lmms_eval_row(row, path, number == 1)
                 else:
                     hint = 'write {"id": ..., "response": ...}'
                     problems.append(Problem(location, "a JSON object", preview(row), hint))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from scale_vqa_eval import __version__
 from scale_vqa_eval.files import atomic_write
@@ -153,6 +153,51 @@ def csv_table(sections: Sequence[ReportSection]) -> str:
     return text
 
 
+def score_csv(results: Mapping[str, Any]) -> str:
+    """Returns a score as a tidy table: one row a measurement, shares in per cent, the first columns those of a report.
+
+    Args:
+        results: what ``scale-vqa score --json`` writes.
+    """
+    import pandas as pd
+
+    about = results["provenance"]
+    run = {name: csv_text(str(about.get(name) or "")) for name in ("config", "split", "model", "ablation")}
+    blind = results["blind"] or {}
+    total = {**results, "blind_accuracy": blind.get("accuracy"), "gain_interval": blind.get("gain_interval")}
+    rows = []
+    for dimension, part in (*results["by_dimension"].items(), ("", total)):
+        shown = {
+            "accuracy": (part["accuracy"], part["interval"]),
+            "unparsed": (part["unparsed"]["rate"], None),
+            "blind": (part.get("blind_accuracy"), None),
+            "gain": (part.get("visual_gain"), part.get("gain_interval")),
+            "adjusted": (part.get("leakage_adjusted_accuracy"), part.get("leakage_adjusted_interval")),
+        }
+        shown |= (
+            {}
+            if dimension
+            else {
+                "macro": (results["macro"], results["macro_interval"]),
+                "chance": (results["chance"], None),
+                "group": (results["group_accuracy"], (results["groups"] or {}).get("interval")),
+                **{
+                    name: (one.get("accuracy", one.get("rate")), one.get("interval"))
+                    for name in ("circular", "flips", "weighted", "text_only_ceiling", "truncated")
+                    if (one := results.get(name))
+                },
+            }
+        )
+        size = {"questions": part["n"], "patients": part["clusters"] if results["clustered"] else ""}
+        for measure, (value, ends) in shown.items():
+            if value is not None:
+                shares = [f"{100 * share:.4f}" for share in (value, *(ends or ()))]
+                cells = dict(zip(("value", "low", "high"), [*shares, "", ""], strict=False))
+                rows.append({**run, **size, "measure": measure, "dimension": csv_text(dimension), **cells})
+    text: str = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
+    return text
+
+
 def markdown_report(
     sections: Sequence[ReportSection], plots: Mapping[int, Sequence[tuple[str, str]]], about: Sequence[str]
 ) -> str:
@@ -166,7 +211,7 @@ def markdown_report(
     lines = ["# Scale-VQA: results beside their blind control", ""]
     for number, section in enumerate(sections):
         lines += [f"## {markdown(section.slice.title)}", ""]
-        if section.chance is not None:
+        if section.n and section.chance is not None:
             lines += [f"{section.size}, chance {percent(section.chance)}%.", ""]
         for table in TABLES:
             if table.rows(section):

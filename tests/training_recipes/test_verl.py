@@ -13,8 +13,9 @@ from training_release import make_training_release, trained_rows
 
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.release_folder.write import write_release
+from training_recipes.export import VerlExport
 from training_recipes.rows import load_rows, prompt_format, trainer_row
-from training_recipes.verl_export import VerlExport, main
+from training_recipes.verl_export import main
 from training_recipes.verl_reward import compute_score
 
 

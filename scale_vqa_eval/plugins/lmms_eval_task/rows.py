@@ -76,8 +76,15 @@ def process_results(doc: Row, results: Sequence[str]) -> Row:
         "score": float(parsed.letter == doc_to_target(doc)),
         "reason": parsed.reason,
         "response": results[0],
+        "ablation": None,
+        "prompt_id": f"{_prompt().id}@{_prompt().version}",
     }
     return {"scale_vqa_acc": row}
+
+
+def blind_results(doc: Row, results: Sequence[str]) -> Row:
+    """Returns ``process_results`` with a statement that no image was shown."""
+    return {"scale_vqa_acc": process_results(doc, results)["scale_vqa_acc"] | {"ablation": "blind"}}
 
 
 def accuracy(results: Sequence[Row]) -> float:

@@ -1,0 +1,337 @@
+"""``scale-vqa export``: the questions as VLMEvalKit, spreadsheets and scripts read them.
+
+The layouts of trainers are in ``training_recipes.export``, fields of slides in ``dataset_script.slides.export``.
+
+Images
+are written as ``predict`` sends them: the original bytes where any program decodes them alike, else lossless PNG.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.files import atomic_path, atomic_write, exclusive_output
+from scale_vqa_eval.predict.images import OPTION_IMAGES, Bounds, sent_image
+from scale_vqa_eval.predict.requests import Request, read_visual_questions, rotated
+from scale_vqa_eval.questions import Question
+from scale_vqa_eval.schema import LETTERS, VIEWS
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+_SUFFIXES: Final = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+_ROTATION_STEP: Final = 1_000_000
+"""VLMEvalKit takes ``index`` modulo this for the question that a rotation belongs to."""
+_MAX_TABLE_BYTES: Final = 10**9
+"""VLMEvalKit unpacks larger tables by other rules, in 32 processes."""
+_SPECIAL_NAMES: Final = ("mmbench", "ccbench", "circular", "mmcr", "mmmu", "mmt", "mmsci", "lego")
+"""Parts of a data set's name at which VLMEvalKit changes how it scores."""
+
+
+@dataclass
+class ImageFolder:
+    """The folder ``images`` of an export: each image once, under a hash of what is written.
+
+    Args:
+        root: folder of the export; images that are there from an interrupted export are kept.
+        bounds: minimum and maximum pixels of an image.
+    """
+
+    root: Path
+    bounds: Bounds = field(default_factory=Bounds)
+    _names: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def add(self, content: bytes, location: str) -> str:
+        """Returns the name of an image relative to the root; raises InputError if it cannot be decoded."""
+        key = hashlib.sha256(content).hexdigest()
+        if key not in self._names:
+            kind, sent = sent_image(content, location, self.bounds)
+            name = f"images/{hashlib.sha256(sent).hexdigest()[:32]}.{_SUFFIXES[kind]}"
+            if not (self.root / name).is_file():
+                atomic_write(self.root / name, sent, "name another --out")
+            self._names[key] = name
+        return self._names[key]
+
+
+def question_options(split: str | None) -> Callable[[Command], Command]:
+    """Returns a decorator with the options that every export of questions has; ``split`` is the default."""
+    shown = split or "all"
+    options = (
+        click.option("--data", required=True, help="Release folder, Hub id, Parquet, or JSON/JSONL/CSV."),
+        click.option("--config", help="Config of a release folder or Hub id.  [default: its default]"),
+        click.option("--split", default=split, help=f"Split to export.  [default: {shown}]"),
+        click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder."),
+        click.option(
+            "--images",
+            type=click.Path(exists=True, file_okay=False, path_type=Path),
+            help="Folder of a file's images.",
+        ),
+        click.option("--min-pixels", type=click.IntRange(min=1), help="Minimum pixels of an image."),
+        click.option("--max-pixels", type=click.IntRange(min=1), help="Maximum pixels of an image."),
+    )
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@click.command("csv")
+@question_options(None)
+@click.option("--no-images", is_flag=True, help="Write the texts alone.")
+def csv_table(**given: Any) -> None:
+    """Write questions as CSV for spreadsheets, with the images as files.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe in front; JSONL has every text as it is.
+    """
+    _write_questions("csv", **given)
+
+
+@click.command()
+@question_options(None)
+@click.option("--no-images", is_flag=True, help="Write the texts alone.")
+def jsonl(**given: Any) -> None:
+    """Write questions as JSONL, a row each, with the images as files."""
+    _write_questions("jsonl", **given)
+
+
+def _write_questions(
+    kind: str,
+    data: str,
+    config: str | None,
+    split: str | None,
+    out: Path,
+    images: Path | None,
+    min_pixels: int | None,
+    max_pixels: int | None,
+    no_images: bool,
+) -> None:
+    items, source = read_visual_questions(data, split, config, images, no_images)
+    path = out / f"{'-'.join(filter(None, (config, split))) or 'questions'}.{kind}"
+    with exclusive_output(out):
+        folder = ImageFolder(out, _bounds(min_pixels, max_pixels))
+
+        def rows() -> Iterator[dict[str, Any]]:
+            for item in items:
+                files = {view.column: folder.add(source.read(view), item.question.id) for view in item.views}
+                row: dict[str, Any] = _texts(item.question) | {"image_path": files}
+                row[OPTION_IMAGES] = [folder.add(source.read(image), item.question.id) for image in item.option_images]
+                yield row
+
+        with atomic_path(path, "name another --out") as partial:
+            if kind == "jsonl":
+                with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows())
+            else:
+                letters = LETTERS[: max(len(item.question.options) for item in items)]
+                with partial.open("w", encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
+                    writer = csv.writer(file, lineterminator="\n")
+                    writer.writerows(_spreadsheet(rows(), letters, any(item.option_images for item in items)))
+    click.echo(f"{path}: {len(items)} questions")
+
+
+def _texts(question: Question) -> dict[str, Any]:
+    """Returns what a question says, without its images, under the names that ``read_questions`` knows."""
+    return {
+        "id": question.id,
+        "split": question.split,
+        "question": question.question,
+        "options": dict(zip(LETTERS, question.options, strict=False)),
+        "answer": question.letter,
+        "dimension": question.dimension,
+        "wsi_name": question.slide,
+        "patient_id": question.patient,
+        "path_id": question.path_id,
+        "group": question.group,
+        "rationale": question.rationale,
+    }
+
+
+def _spreadsheet(rows: Iterable[Mapping[str, Any]], letters: str, option_images: bool) -> Iterator[list[str]]:
+    """Yields the head and the cells of a spreadsheet: a column for each option and each image."""
+    marks = [f"image_{letter}" for letter in letters] if option_images else []
+    head: list[str] = []
+    for row in rows:
+        cells: dict[str, Any] = {}
+        for name, value in row.items():
+            if name == "options":
+                cells |= {letter: value.get(letter) for letter in letters}
+            elif name == "image_path":
+                cells |= {view: value.get(view) for view in VIEWS}
+            elif name == OPTION_IMAGES:
+                cells |= dict.fromkeys(marks) | dict(zip(marks, value, strict=False))
+            else:
+                cells[name] = value
+        if not head:
+            head = list(cells)
+            yield head
+        texts = ["" if value is None else str(value) for value in cells.values()]
+        yield [f"'{text}" if text.startswith(_FORMULA) else text for text in texts]
+
+
+@click.command()
+@question_options("test")
+@click.option("--name", help="Name of the data set.  [default: ScaleVQA_<config>_<split>]")
+@click.option("--circular", is_flag=True, help="Every rotation of the options, for VLMEvalKit's CircularEval.")
+@click.option("--image-files", is_flag=True, help="Write images as files and their paths into the table.")
+def vlmevalkit(
+    data: str,
+    config: str | None,
+    split: str | None,
+    out: Path,
+    images: Path | None,
+    min_pixels: int | None,
+    max_pixels: int | None,
+    name: str | None,
+    circular: bool,
+    image_files: bool,
+) -> None:
+    """Write a table for VLMEvalKit and EvalScope, NAME.tsv, and its blind control without images, NAME_blind.tsv.
+
+    Name as --out the folder that $LMUData names.
+    """
+    name = _table_name(name, f"ScaleVQA_{config or 'default'}_{split or 'all'}", circular)
+    items, source = read_visual_questions(data, split, config, images, blind=False)
+    if bare := [item.question.id for item in items if not item.images]:
+        found = f"{len(bare)} without, the first {preview(bare[0])}"
+        hint = "VLMEvalKit would leave them out without a word; choose another config, or export jsonl"
+        raise InputError(Problem(data, "an image in every row", found, hint))
+    letters = LETTERS[: max(len(item.question.options) for item in items)]
+    requests = [
+        (number + _ROTATION_STEP * (rotation or 0), Request(item, rotation))
+        for rotation in (range(len(letters)) if circular else (None,))
+        for number, item in enumerate(items)
+        if rotation is None or rotation < len(item.question.options)
+    ]
+    hints = any(item.option_images for item in items)
+    rows = [_vlmevalkit_row(index, request, letters, split, hints) for index, request in requests]
+    _check_as_pandas_reads(rows)
+    with exclusive_output(out):
+        folder = ImageFolder(out, _bounds(min_pixels, max_pixels))
+        written: dict[str, tuple[int, str]] = {}
+
+        def cells(index: int, request: Request) -> dict[str, str]:
+            """Returns the images of a row; what an earlier row has is named by the index of that row."""
+            item = request.item
+            refs = (*item.views, *rotated(item.option_images, request.rotation or 0))
+            contents = [source.read(image) for image in refs]
+            if image_files:
+                names = [folder.add(content, item.question.id) for content in contents]
+                return {"image_path": repr([str((out / name).absolute()) for name in names])}
+            key = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
+            if key in written:
+                return {"image": str(written[key][0]), "image_path": written[key][1]}
+            sent = [sent_image(content, item.question.id, folder.bounds)[1] for content in contents]
+            # VLMEvalKit keeps a file that is there: named by its content, it is never that of another export
+            names = [f"{hashlib.sha256(content).hexdigest()[:32]}.png" for content in sent]
+            written[key] = index, _literal(names)
+            return {"image": _literal([base64.b64encode(content).decode("ascii") for content in sent])} | {
+                "image_path": written[key][1]
+            }
+
+        _write_table(out / f"{name}_blind.tsv", rows)
+        pairs = zip(rows, requests, strict=True)
+        _write_table(out / f"{name}.tsv", ({**row, **cells(*request)} for row, request in pairs))
+    for path in (out / f"{name}.tsv", out / f"{name}_blind.tsv"):
+        click.echo(f"{path}: {len(rows)} rows")
+
+
+def _table_name(name: str | None, usual: str, circular: bool) -> str:
+    """Returns the name of a table; one at which VLMEvalKit would change its rules is refused."""
+    wanted = re.sub(r"[^A-Za-z0-9_-]+", "-", usual) if name is None else name
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", wanted) or any(part in wanted.lower() for part in _SPECIAL_NAMES):
+        expected = (
+            f"letters, digits, _ and -, and none of {', '.join(_SPECIAL_NAMES)}, which VLMEvalKit scores by name"
+        )
+        raise InputError(Problem("--name", expected, preview(wanted), "name another --name"))
+    return f"{wanted}_circular" if circular else wanted
+
+
+def _vlmevalkit_row(index: int, request: Request, letters: str, split: str | None, hints: bool) -> dict[str, str]:
+    question, options = request.item.question, dict(zip(letters, request.options, strict=False))
+    hint = {"hint": ""} if hints else {}
+    if request.item.option_images:  # the prompt puts all images first
+        shown = enumerate(options, len(request.item.views) + 1)
+        hint = {
+            "hint": f"Of the images, {', '.join(f'number {number} is option {letter}' for number, letter in shown)}."
+        }
+    return {
+        "index": str(index),
+        "id": question.id,
+        "question": question.question,
+        **hint,
+        **{letter: options.get(letter, "") for letter in letters},
+        "answer": LETTERS[request.gold],
+        "category": question.dimension or "none",
+        "split": question.split or split or "all",
+    }
+
+
+def _literal(texts: Sequence[str]) -> str:
+    """Returns names or base64 as VLMEvalKit reads them: one as it is, several as a list that it evaluates."""
+    return texts[0] if len(texts) == 1 else repr(list(texts))
+
+
+def _check_as_pandas_reads(rows: Sequence[Mapping[str, str]]) -> None:
+    """Checks that pandas, by which VLMEvalKit reads a table, returns the texts as they are.
+
+    pandas takes ``None`` or ``NA`` for a missing cell, and VLMEvalKit leaves that option out; it takes ``0.50`` for
+    a number, and 0.5 would be shown.
+
+    Raises:
+        InputError: naming every cell that would change.
+    """
+    import pandas as pd
+
+    file = io.StringIO()
+    _write_rows(file, rows)
+    file.seek(0)
+    read = pd.read_csv(file, sep="\t")
+    problems = []
+    for number, row in enumerate(rows):
+        for name, text in row.items():
+            value: Any = read[name].iat[number]
+            if text and str(value) != text:
+                found = f"{preview(text)}, which it reads as {'missing' if pd.isna(value) else preview(str(value))}"
+                hint = "word the text in another way, or export jsonl"
+                problems.append(Problem(f"{row['id']}, {name}", "a text that pandas reads as it is", found, hint))
+    if problems:
+        raise InputError(problems)
+
+
+def _write_table(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    with atomic_path(path, "name another --out") as partial:
+        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            _write_rows(file, rows)
+        if (size := partial.stat().st_size) > _MAX_TABLE_BYTES:
+            hint = "write the images as files (--image-files), or bound them (--max-pixels)"
+            expected = f"a table of at most {_MAX_TABLE_BYTES:,} bytes, which VLMEvalKit reads as it is"
+            raise InputError(Problem(str(path), expected, f"{size:,}", hint))
+
+
+def _write_rows(file: Any, rows: Iterable[Mapping[str, str]]) -> None:
+    writer: csv.DictWriter[str] | None = None
+    for row in rows:
+        if writer is None:
+            writer = csv.DictWriter(file, list(row), delimiter="\t", lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def _bounds(minimum: int | None, maximum: int | None) -> Bounds:
+    if minimum is not None and maximum is not None and minimum > maximum:
+        raise click.BadParameter(f"at most --max-pixels, {maximum}; found {minimum}", param_hint="--min-pixels")
+    return Bounds(minimum, maximum)
