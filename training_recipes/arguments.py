@@ -78,6 +78,10 @@ class SFTArguments(RecipeArguments):
     conversations: str | None = field(
         default=None, metadata={"help": "Train on a conversation file (messages and images) instead of data."}
     )
+    blind_share: float = field(
+        default=0.0,
+        metadata={"help": "Show no image for this share of the training rows, so that a blind control can be read."},
+    )
     image_root: str | None = field(default=None, metadata={"help": "Folder of the conversation file's images."})
 
     def __post_init__(self) -> None:

@@ -77,7 +77,7 @@ def _conversations(recipe: RecipeArguments) -> Iterator[Problem]:
         return
     if recipe.image_root is None:  # type: ignore[attr-defined]
         yield Problem("image_root", "the folder of the conversations' images", "none", "name it")
-    for name in ("dimensions", "difficulty", "blind"):
+    for name in ("dimensions", "difficulty", "blind", "blind_share"):
         if value := getattr(recipe, name):
             hint = f"leave {name} out, or train on rows of data"
             yield Problem(name, "none beside conversations", preview(value), hint)

@@ -7,6 +7,7 @@ Images stay encoded until a batch needs them.
 from __future__ import annotations
 
 import io
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -59,12 +60,18 @@ class PromptFormat:
         views: views to show, if the row has them.
         bounds: minimum and maximum pixels of an image.
         blind: show no image; the text stays the same.
+        blind_share: show none for this share of the rows, drawn by their number.
     """
 
     prompt: Prompt
     views: tuple[str, ...] = VIEWS
     bounds: Bounds = field(default_factory=Bounds)
     blind: bool = False
+    blind_share: float = 0.0
+
+    def hides(self, number: int) -> bool:
+        """Tells whether the row of this number in the data is asked without images."""
+        return self.blind or random.Random(number).random() < self.blind_share
 
 
 def prompt_format(
@@ -197,9 +204,9 @@ def question_of(row: Mapping[str, Any], names: Sequence[str] | None = None) -> Q
 
 def images_of(row: Mapping[str, Any], shape: PromptFormat) -> list[ImageRef]:
     """Returns the images that a row is asked with, in the order of the prompt."""
-    if shape.blind:
-        return []
     number = row.get(NUMBER, 0)
+    if shape.hides(number):
+        return []
     views = [ImageRef(number, view) for view in shape.views if row.get(view) is not None]
     return views + [ImageRef(number, OPTION_IMAGES, index) for index in range(len(row.get(OPTION_IMAGES) or ()))]
 

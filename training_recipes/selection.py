@@ -12,8 +12,8 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from scale_vqa_eval.scoring.score import questions_digest
 from training_recipes.arguments import RecipeArguments
 from training_recipes.difficulty import blind_priors, learnable
 from training_recipes.rows import (
+    NUMBER,
     TARGET,
     PromptFormat,
     Transform,
@@ -57,6 +58,7 @@ class Candidates:
         sizes: (n,) (width, height) of each row's images inside the bounds.
         left_out: (id, reason) of rows that were left out before.
         digest: hash of the data; None for that of the questions chosen.
+        hidden: ids of the rows that are shown without their images on purpose.
     """
 
     rows: Any
@@ -66,6 +68,7 @@ class Candidates:
     sizes: Sequence[Sequence[tuple[int, int]]]
     left_out: LeftOut = field(default_factory=list)
     digest: str | None = None
+    hidden: Set[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ def candidates(
     """
     location = ":".join(part for part in (recipe.data, recipe.data_config, split) if part)
     rows = load_rows(recipe.data, recipe.data_config, split, recipe.dimensions)
+    shape = replace(shape, blind_share=getattr(recipe, "blind_share", 0.0) if training else 0.0)
     left_out: LeftOut = []
     if not len(rows):
         raise InputError(Problem(location, "rows", "none", "name another split"))
@@ -156,7 +160,10 @@ def candidates_of(
         for question, row in zip(questions_of(rows), images, strict=True)
     ]
     sizes = [[size for _, size in row] for row in images]
-    return Candidates(rows, trainer_row(rows, shape, location), location, messages, sizes, left_out or [])
+    hidden = {name for name, number in zip(rows["id"], rows[NUMBER], strict=True) if shape.hides(number)}
+    return Candidates(
+        rows, trainer_row(rows, shape, location), location, messages, sizes, left_out or [], hidden=hidden
+    )
 
 
 def fitting(
@@ -189,12 +196,13 @@ def fitting(
 def unfit_rows(given: Candidates, counts: TokenCounts, bound: int | None) -> LeftOut:
     """Returns (id, reason) of the rows longer than ``bound`` tokens, completion included, and of those without image.
 
-    Rows without images are unfit beside rows with images: trainers cannot mix them.
+    Rows that lack all images are unfit beside rows with images, unless ``blind_share`` hides them.
     """
-    mixed = any(given.sizes) and not all(given.sizes)
+    shown = [bool(sizes) or name in given.hidden for name, sizes in zip(given.rows["id"], given.sizes, strict=True)]
+    mixed = any(given.sizes)
     found: LeftOut = []
     for row, name in enumerate(given.rows["id"]):
-        if mixed and not given.sizes[row]:
+        if mixed and not shown[row]:
             found.append((name, "none of the chosen views has an image"))
         elif bound is not None and counts.total[row] > bound:
             parts = f"{counts.text[row]} of text, {counts.image[row]} of images"

@@ -229,6 +229,14 @@ def test_blind_training_shows_no_image(run):
     assert record(out)["blind_training"] and record(out)["final_validation"]["blind"] is None
 
 
+def test_a_share_of_the_training_rows_is_shown_without_images(run):
+    held_out = ("--validation_split", "val", "--validation_tokens", "24")
+    out = run(sft, "--max_steps", "2", "--blind_share", "0.5", "--per_device_train_batch_size", "16", *held_out)
+    told = record(out)
+    assert told["recipe"]["blind_share"] == 0.5 and told["steps"] == 2
+    assert told["final_validation"]["blind"]["n"] == 10  # validation rows keep their images
+
+
 def test_grounding_questions_train_too(run):
     out = run(grpo, "--data_config", "grounding", "--max_steps", "1", "--save_strategy", "no")
     assert record(out)["train_rows"] == 3

@@ -14,7 +14,7 @@ from training_release import make_training_release, trained_rows
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.release_folder.write import write_release
 from scale_vqa_eval.schema import VIEWS
-from training_recipes.arguments import RecipeArguments
+from training_recipes.arguments import RecipeArguments, SFTArguments
 from training_recipes.models import opens_thoughts
 from training_recipes.rows import load_rows, prompt_format, with_processor_bounds
 from training_recipes.selection import candidates, candidates_of, count_tokens, fitting, unfit_rows
@@ -102,6 +102,20 @@ def test_rows_over_the_bound_and_rows_without_images_are_named(release, processo
     assert bare and set(found) == {*bare, *long}
     assert all("none of the chosen views" in found[name] for name in bare)
     assert all(f"the bound is {bound}" in found[name] for name in long if name not in bare)
+
+
+def test_a_share_of_the_training_rows_is_hidden_and_rows_that_lack_images_are_still_named(release, processor):
+    recipe = SFTArguments(data=str(release), views=["high_mag"], blind_share=0.4)
+    shape = prompt_format(views=["high_mag"])
+    given, held_out = (candidates(recipe, shape, "train", training=training) for training in (True, False))
+    ids = given.rows["id"]
+    bare = {ids[place] for place, row in enumerate(held_out.sizes) if not row}
+    assert not held_out.hidden and 0 < len(given.hidden) < len(ids)
+    assert {ids[place] for place, row in enumerate(given.sizes) if not row} == bare | given.hidden
+    shown = given.rows.with_transform(given.transform)
+    assert all((not row["images"]) == (row["id"] in bare | given.hidden) for row in shown)
+    unfit = unfit_rows(given, count_tokens(given, processor), None)
+    assert {name for name, _ in unfit} == bare - given.hidden
 
 
 def test_images_are_not_decoded(processor, tmp_path):
