@@ -1,4 +1,4 @@
-"""``scale-vqa build release``: the authors' JSON files and images into a release folder.
+"""``scale-vqa build release``: the authors' JSON files and images, here or on the Hub, into a release folder.
 
 Every structural problem is named with file, row and field, all in one run; known defects are kept and reported.
 """
@@ -16,7 +16,9 @@ from typing import Any, Final
 import click
 from tqdm import tqdm
 
-from dataset_script.image_files import check_images, inside
+from dataset_script.hub_release import HubFolder, question_files
+from dataset_script.image_files import FoundImages, check_images
+from dataset_script.image_search import Folder, ImageSource, find_images
 from scale_vqa_eval.audit.defects import KINDS, Defect, find_defects
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import atomic_write, parse_json
@@ -24,6 +26,7 @@ from scale_vqa_eval.questions import Question
 from scale_vqa_eval.release_folder.card import CONTROLS
 from scale_vqa_eval.release_folder.write import check_out, write_release
 from scale_vqa_eval.schema import QUESTION_TYPES, VIEWS, patient_of, row_id
+from scale_vqa_eval.text import markdown, one_line
 
 MADE_FROM_RELEASE: Final = frozenset({"default", "text", *CONTROLS})
 OPTION_LETTERS: Final = ("A", "B", "C", "D")
@@ -34,29 +37,41 @@ class SplitFile(click.ParamType):
 
     name = "split=file"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
         split, _, file = value.partition("=")
         if not re.fullmatch(r"\w+(?:\.\w+)*", split) or not file:
             self.fail(f"expected SPLIT=FILE such as test=test.json, found {value!r}", param, ctx)
-        path = Path(file)
-        if not path.is_file():
-            self.fail(f"{split}: no file at {file!r}", param, ctx)
-        return split, path
+        return split, file
 
 
 @click.command()
-@click.option(
-    "--json", "files", type=SplitFile(), multiple=True, required=True, metavar="SPLIT=FILE", help="May be repeated."
-)
+@click.option("--json", "files", type=SplitFile(), multiple=True, metavar="SPLIT=FILE", help="May be repeated.")
 @click.option(
     "--images",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder that image paths are relative to; without it only the text config is built.",
+    metavar="ROOT",
+    help="Folder, or archive, that holds the images; without it only the text config is built.",
 )
+@click.option(
+    "--hub", "repo", metavar="ORG/NAME", help="Data set on the Hub; --json and --images are paths in it then."
+)
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of --hub.  [default: the newest commit]")
+@click.option("--no-images", is_flag=True, help="With --hub: download and build the text alone.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The release folder, such as scale-vqa.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Also write the defects as JSON here.")
-def release(files: Sequence[tuple[str, Path]], images: Path | None, out: Path, report: Path | None) -> None:
+def release(
+    files: Sequence[tuple[str, str]],
+    images: str | None,
+    repo: str | None,
+    revision: str | None,
+    no_images: bool,
+    out: Path,
+    report: Path | None,
+) -> None:
     """Build a release folder from the authors' JSON files.
+
+    Images may lie in folders or archives below ROOT, or anywhere in the data set: the place is found by the paths that
+    the rows name. With --hub the JSON files are found by their content and the splits by their names. An interrupted
+    download goes on where it stopped.
 
     Known defects (rationale letters, duplicate options, null views, ...) are reported by row id and kept; a structural
     problem stops the build: all are listed, exit 1, and nothing is written.
@@ -64,23 +79,106 @@ def release(files: Sequence[tuple[str, Path]], images: Path | None, out: Path, r
     by_split = dict(files)
     if len(by_split) < len(files):
         raise click.UsageError("--json names a split twice")
+    if not files and not repo:
+        raise click.UsageError("name the files by --json SPLIT=FILE, or a data set on the Hub by --hub ORG/NAME")
+    if (revision or no_images) and not repo:
+        raise click.UsageError("--revision and --no-images go with --hub")
+    if no_images and images:
+        raise click.UsageError("--images and --no-images contradict each other")
     check_out(out)
-    found = read_release(by_split)
-    problems = found.problems + (check_images(images, found.image_names) if images is not None else [])
+    if repo:
+        build_from_hub(HubFolder.read(repo, revision), out, by_split, images, not no_images, report)
+        return
+    for option, paths in (("--json", by_split.values()), ("--images", [images] if images else [])):
+        for path in paths:
+            if not (Path(path).is_file() or (option == "--images" and Path(path).is_dir())):
+                raise click.BadParameter(f"no file at {path!r}", param_hint=option)
+    source = None if images is None else Folder(Path(images))
+    build_release({split: Path(file) for split, file in by_split.items()}, source, out, named=True, report=report)
+
+
+def build_from_hub(
+    hub: HubFolder,
+    out: Path,
+    named: Mapping[str, str] | None = None,
+    images: str | None = None,
+    with_images: bool = True,
+    report: Path | None = None,
+) -> None:
+    """Builds a release folder from a data set on the Hub in the authors' layout.
+
+    Args:
+        hub: the data set.
+        out: the release folder.
+        named: split -> path of its JSON file in the data set; without it they are found.
+        images: folder or archive of the data set that holds the images; None to search all of it.
+        with_images: download the images and build ``default``; else only ``text``.
+        report: file for the defects.
+
+    Raises:
+        InputError: as ``build_release``, or if the data set cannot be read or has no such files.
+    """
+    files = question_files(hub, named or {})
+    source = (hub if images is None else hub.below(images)) if with_images else None
+    hub.fetch(files.values())
+    origin = f"Downloaded from the data set {markdown(hub.repo)} on the Hub at revision `{hub.commit}`: "
+    origin += ", ".join(f"{split} from {markdown(path)}" for split, path in files.items())
+    local = {split: hub.local(path) for split, path in files.items()}
+    build_release(local, source, out, images is not None, report, origin)
+
+
+def build_release(
+    files: Mapping[str, Path],
+    source: ImageSource | None,
+    out: Path,
+    named: bool,
+    report: Path | None = None,
+    origin: str = "",
+) -> None:
+    """Builds a release folder; prints what was built, and the defects on stderr.
+
+    Args:
+        files: split -> JSON file.
+        source: where the images are; None for the text config alone.
+        out: the release folder.
+        named: whether the user named ``source`` as the image root.
+        report: file for the defects.
+        origin: where the files come from, for the card.
+
+    Raises:
+        InputError: with every structural problem; nothing is written then.
+    """
+    found = read_release(files)
+    problems, images = list(found.problems), None
+    if problems and isinstance(source, HubFolder):
+        raise InputError(problems)  # before gigabytes are downloaded
+    if source is not None:
+        names = list(dict.fromkeys(name for _, name in found.image_names))
+        try:
+            images = find_images(source, names, out.absolute().parent, named)
+        except InputError as error:
+            raise InputError([*problems, *error.problems]) from error
+        if isinstance(source, HubFolder):
+            source.fetch(file.archive or file.path for file in images.files.values() if not isinstance(file, str))
+        _report_missing(found, images)
+        problems += check_images(images, found.image_names)
+        if origin:
+            origin += f"; images from {markdown(', '.join(images.places[:8]))}"
+            origin += f" and {len(images.places) - 8} more places" * (len(images.places) > 8)
     if problems:
         raise InputError(problems)
     questions = found.questions
     defects = find_defects(questions)
     _report(defects, len(questions))
-    splits = {split: [q for q in questions if q.split == split] for split in by_split}
+    splits = {split: [q for q in questions if q.split == split] for split in files}
     tables: dict[str, dict[str, Iterator[dict[str, Any]]]] = {}
     if images is not None:
         tables["default"] = {split: _rows(members, images) for split, members in splits.items()}
     else:
-        click.echo("no --images: the folder gets the text config only, without image columns", err=True)
+        click.echo("no images: the folder gets the text config only, without image columns", err=True)
     tables["text"] = {split: _rows(members, None) for split, members in splits.items()}
     as_json = json.dumps([asdict(defect) for defect in defects], indent=1, ensure_ascii=False) + "\n"
-    note = _note(questions, defects, images is not None)
+    note = _note(questions, defects, images is not None, origin)
     defect_files = {f"{config}/defects.json": as_json.encode() for config in tables}
     write_release(out, tables, dict.fromkeys(tables, note), files=defect_files, drop=MADE_FROM_RELEASE)
     if report is not None:
@@ -89,9 +187,19 @@ def release(files: Sequence[tuple[str, Path]], images: Path | None, out: Path, r
     click.echo(f"{out}: {' and '.join(tables)} with {sizes} questions, {len(defects)} known defects reported")
 
 
-def _rows(questions: Sequence[Question], root: Path | None) -> Iterator[dict[str, Any]]:
+def _report_missing(found: AuthorsRelease, images: FoundImages) -> None:
+    """Names on stderr how many images are not there, by slide."""
+    slides = {name: question.slide for question in found.questions for _, name in question.images}
+    if missing := [name for name, file in images.files.items() if isinstance(file, str)]:
+        by_slide = Counter(str(slides.get(name, name.split("/")[0])) for name in missing)
+        listed = ", ".join(f"{one_line(slide)} {count}" for slide, count in by_slide.most_common(20))
+        more = f", and {len(by_slide) - 20} more slides" if len(by_slide) > 20 else ""
+        click.echo(f"missing: {len(missing)} of {len(images.files)} images, by slide: {listed}{more}", err=True)
+
+
+def _rows(questions: Sequence[Question], images: FoundImages | None) -> Iterator[dict[str, Any]]:
     """Yields the rows of a split, image files read as they are: memory holds one at a time."""
-    for question in tqdm(questions, "rows written", disable=None if root else True):
+    for question in tqdm(questions, "rows written", disable=None if images else True):
         row = {
             "id": question.id,
             "question": question.question,
@@ -104,11 +212,11 @@ def _rows(questions: Sequence[Question], root: Path | None) -> Iterator[dict[str
             "path_id": question.path_id,
             "source": "Scale-VQA release (arXiv:2606.17412)",
         }
-        for view, name in question.images if root is not None else ():
-            file = inside(root, name)
-            if not isinstance(file, Path):
-                raise OSError(f"{question.id}: image {name!r} was there when it was checked and is now {file}")
-            row[view] = {"bytes": file.read_bytes(), "path": name}
+        for view, name in question.images if images is not None else ():
+            image = images.files[name]
+            assert not isinstance(image, str), "checked before"
+            with image.open() as file:
+                row[view] = {"bytes": file.read(), "path": name}
         yield row
 
 
@@ -121,7 +229,7 @@ def _report(defects: Sequence[Defect], rows: int) -> None:
     click.echo(f"{rows} rows kept, defects: {listed or 'none'}", err=True)
 
 
-def _note(questions: Sequence[Question], defects: Sequence[Defect], with_images: bool) -> str:
+def _note(questions: Sequence[Question], defects: Sequence[Defect], with_images: bool, origin: str) -> str:
     """Returns the card's paragraph: where the rows come from, and what is known to be wrong with them."""
     slides = {question.slide for question in questions}
     patients = {question.patient for question in questions}
@@ -131,6 +239,7 @@ def _note(questions: Sequence[Question], defects: Sequence[Defect], with_images:
         f"{len(questions)} questions on {len(slides)} slides of {len(patients)} patients. The patient of a TCGA slide",
         "is the first 12 characters of its barcode; every other slide counts as a patient of its own (assumed).",
         "The released files carry no licence; this folder adds none.",
+        *([f"{origin}."] if origin else []),
         "",
     ]
     if not with_images:

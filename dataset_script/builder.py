@@ -16,8 +16,13 @@ from datasets.packaged_modules.parquet.parquet import Parquet, ParquetConfig
 
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.release_folder.read import HOW_TO_MAKE_ONE, named_folder
-from scale_vqa_eval.release_folder.verify import check_columns, file_stamp, has_images, release_shards, unembedded_rows
-from scale_vqa_eval.release_folder.write import row_features
+from scale_vqa_eval.release_folder.verify import (
+    check_columns,
+    declared_features,
+    file_stamp,
+    release_shards,
+    unembedded_rows,
+)
 from scale_vqa_eval.schema import CONFIGS, DATASET_NAME
 
 
@@ -74,7 +79,7 @@ class ScaleVQA(Parquet):
             expected = f"a config that it has ({', '.join(configs)})"
             raise InputError(Problem(str(self.folder), expected, preview(name), "name one of those"))
         self.shards = configs[name]
-        self.images = has_images(name, self.shards)
+        self.declared = declared_features(name, self.shards)
         super().__init__(
             cache_dir=cache_dir,
             dataset_name=dataset_name or DATASET_NAME,
@@ -88,17 +93,16 @@ class ScaleVQA(Parquet):
         info.description = self.config.description
         info.homepage = "https://arxiv.org/abs/2606.17412"
         if info.features is None:
-            declared = row_features(self.images)
-            chosen = self.config.columns or list(declared)
-            unknown = sorted(set(chosen) - set(declared))
+            chosen = self.config.columns or list(self.declared)
+            unknown = sorted(set(chosen) - set(self.declared))
             if unknown:
-                location, expected = f"columns of config {self.config.name}", f"some of {', '.join(declared)}"
+                location, expected = f"columns of config {self.config.name}", f"some of {', '.join(self.declared)}"
                 raise InputError(Problem(location, expected, ", ".join(unknown), "correct the name"))
-            info.features = datasets.Features({name: declared[name] for name in chosen})
+            info.features = datasets.Features({name: self.declared[name] for name in chosen})
         return info
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        check_columns(self.shards, row_features(self.images))
+        check_columns(self.shards, self.declared)
         files = {
             split: DataFilesList([str(file) for file in shards], [()] * len(shards))
             for split, shards in self.shards.items()

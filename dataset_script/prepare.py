@@ -6,6 +6,7 @@ complete, and a killed run is continued by the next one, config by config.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -53,7 +54,8 @@ class PreparedData:
 @click.option(
     "--data",
     metavar="DIR",
-    help=f"Release folder or Hub id. [default: ${FOLDER_VARIABLE}, else ./{DATASET_NAME}, else ${HUB_VARIABLE}]",
+    help="Release folder, or Hub id of one or of the authors' data set. "
+    f"[default: ${FOLDER_VARIABLE}, else ./{DATASET_NAME}, else ${HUB_VARIABLE}]",
 )
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 def prepare(data: str | None, workers: int) -> None:
@@ -98,15 +100,38 @@ def _source(data: str | None) -> Path | None:
 
 
 def _snapshot(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    """Returns a release folder: the downloaded one, or the one made of a data set in the authors' layout.
 
+    The latter is kept in ``$HF_HOME/scale-vqa/releases`` by commit, so that it is built once.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HOME
+
+    from dataset_script.authors_release import build_from_hub
+    from dataset_script.hub_release import HubFolder, hub_errors
+
+    built = Path(HF_HOME) / "scale-vqa" / "releases"
     try:
-        return Path(snapshot_download(hub_id, repo_type="dataset", allow_patterns=["README.md", "*.parquet"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        found = " ".join(str(error).split())[:200]
-        hint = "check the id, `hf auth login` and the network, or name a folder"
-        raise InputError(Problem(hub_id, "a data set on the Hub", found, hint)) from error
+        hub = HubFolder.read(hub_id)
+    except InputError:
+        here = sorted(built.glob(f"{hub_id.replace('/', '--')}-*"), key=lambda path: path.stat().st_mtime)
+        with contextlib.suppress(OSError, ValueError):
+            snapshot = Path(snapshot_download(hub_id, repo_type="dataset", local_files_only=True))
+            here += [snapshot] * any(snapshot.glob("*/*.parquet"))
+        if not here:
+            raise
+        click.echo(f"the Hub cannot be read; taking what was downloaded of {hub_id} before", err=True)
+        return here[-1]
+    if hub.is_release_folder:
+        patterns = ["README.md", "*.parquet"]
+        with hub_errors(hub_id):
+            return Path(snapshot_download(hub_id, repo_type="dataset", revision=hub.commit, allow_patterns=patterns))
+    folder = built / f"{hub_id.replace('/', '--')}-{hub.commit[:16]}"
+    if not folder.is_dir():
+        click.echo(f"{hub_id} is not a release folder: building one from its JSON files and images", err=True)
+        built.mkdir(parents=True, exist_ok=True)
+        build_from_hub(hub, folder)
+    return folder
 
 
 def prepare_dataset(folder: Path, workers: int = 1) -> PreparedData:

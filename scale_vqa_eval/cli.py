@@ -20,10 +20,15 @@ CommandTable = dict[str, tuple[str, str, str]]
 """Name -> (module, function, one line of help); modules are named by text, so that nothing is imported here."""
 
 BUILDS: Final[CommandTable] = {
-    "release": ("dataset_script.authors_release", "release", "From the authors' JSON files and their images."),
+    "release": (
+        "dataset_script.authors_release",
+        "release",
+        "From the authors' JSON files and images, here or on the Hub.",
+    ),
     "slides": ("dataset_script.slides.command", "slides", "Grounding questions from slides that OpenSlide opens."),
     "phantom": ("dataset_script.phantom.build", "phantom", "Questions on synthetic slides, for tests and teaching."),
     "zoom": ("dataset_script.zoom", "zoom", "Questions about where to look, with the boxes that hold the evidence."),
+    "hub": ("dataset_script.hub_config", "hub", "Add the config that `inspect eval hf/ORG/NAME` reads."),
     "single": ("dataset_script.single_image", "single", "Rows from questions with one image, such as PathMMU's."),
 }
 EXPORTS: Final[CommandTable] = {

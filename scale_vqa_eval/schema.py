@@ -50,6 +50,7 @@ CONFIGS: Final[dict[str, str]] = {
     "grounding": "questions made from slide geometry, options are images",
     "phantom": "procedural slides with known truth: for tests, teaching and learning curves only",
     "text": "the questions without images",
+    "hub": "each question as one text and one composed image, as Inspect reads it from the Hub",
 }
 """Configs of a release folder and what each one is."""
 

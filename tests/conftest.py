@@ -20,6 +20,7 @@ SLOW = (
     "tests/dataset_script/curate/test_curate_pipeline.py",  # kills, limits, a small language model
     "tests/dataset_script/phantom/test_phantom_build.py",
     "tests/dataset_script/phantom/test_phantom_visible.py",
+    "tests/dataset_script/release/test_release_hub.py",  # each layout downloaded and built
     "tests/dataset_script/review/test_review_page.py",  # a browser
     "tests/dataset_script/slides/test_export_fields.py",
     "tests/dataset_script/slides/test_slides_real.py",

@@ -32,7 +32,8 @@ What is left to a person, because no program can know it:
   2. The licence of data and weights (scale-vqa card dataset --license; license in the facts of the model).
   3. An audit of every config, and experts who confirm the exchange groups: until then the card says that none did.
   4. Scores of the real weights with --blind; a card marks what has no blind control.
-  5. The facts: who made it, a contact, power of the devices and where that figure is from.
+  5. The facts: who made it, a contact, power of the devices and where that figure is from. Repository and Issues (or
+     Contact) under [project.urls] of pyproject.toml: the cards take their links from there.
   6. Read the three cards in {{out}}, then those of the real folders.
   7. make release VERSION=x.y.z, look at the diff, commit and tag.
   8. A token with write access (hf auth login); then, each first without --yes, which shows what would change:
@@ -41,7 +42,8 @@ What is left to a person, because no program can know it:
        scale-vqa weights CHECKPOINT --out FOLDER, scale-vqa card model ... --out FOLDER,
        scale-vqa publish model FOLDER --repo ORG/NAME --yes
        scale-vqa publish space model_card/leaderboard --repo ORG/NAME --yes, with results files in its results/
-  9. On the Hub: look at the viewer, open the Spaces, ask for a DOI.
+  9. On the Hub: look at the viewer, open the Spaces, ask for a DOI; then
+     scale-vqa card dataset FOLDER --doi DOI, doi in the facts of the model, and publish the cards again.
 Nothing of the demo ({FACTS["dataset"]}, {FACTS["repo"]}) is meant to be published.
 """
 

@@ -18,7 +18,7 @@ from scale_vqa_eval.release_folder.card import INCOMPLETE, NO_LICENCE, head, mar
 CardKind = Literal["dataset", "model", "metric", "space"]
 
 SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
-    "dataset": ("splits", "audit", "defects", "uses", "licence", "package"),
+    "dataset": ("splits", "audit", "defects", "uses", "licence", "datasheet", "package"),
     "model": ("summary", "use", "results", "transfer", "training", "limits", "cost", "citation"),
     "metric": ("example", "citation"),
     "space": (),

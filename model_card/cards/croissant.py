@@ -29,13 +29,14 @@ _CITE: Final = "Phan et al., Enhancing Pathological VLMs with Cross-scale Reason
 _HINT: Final = "write it again: scale-vqa card dataset --croissant --repo ORG/NAME, or remove it"
 
 
-def croissant(folder: Path, repo: str, licence: Licence) -> str:
+def croissant(folder: Path, repo: str, licence: Licence, doi: str | None = None) -> str:
     """Returns the Croissant JSON-LD of a release folder; the same folder gives the same text.
 
     Args:
         folder: the release folder.
         repo: Hub id under which it is published.
         licence: as its card states it.
+        doi: of the data set.
 
     Raises:
         InputError: if ``mlcroissant`` reports an error in the result.
@@ -56,6 +57,8 @@ def croissant(folder: Path, repo: str, licence: Licence) -> str:
         for file in shards
         for name in [file.relative_to(folder).as_posix()]
     ]
+    cite = _CITE if origin.of_paper else f"{origin.title}, made with scale-vqa {__version__}. Format: {_CITE}"
+    cite += f". Data: https://doi.org/{doi}" if doi else ""
     records = []
     for config, splits in configs.items():
         for split, files in splits.items():
@@ -69,7 +72,7 @@ def croissant(folder: Path, repo: str, licence: Licence) -> str:
         url=f"https://huggingface.co/datasets/{repo}",
         license=[licence.link or licence.id],
         version=__version__,
-        cite_as=_CITE if origin.of_paper else f"{origin.title}, made with scale-vqa {__version__}. Format: {_CITE}",
+        cite_as=cite,
         distribution=distribution,
         record_sets=records,
     )

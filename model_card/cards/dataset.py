@@ -16,13 +16,22 @@ import click
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from model_card.cards.text import FILE, FOLDER, merged_card, read_object, render, repo_option, stated_licence
+from model_card.cards.text import (
+    FILE,
+    FOLDER,
+    merged_card,
+    read_object,
+    render,
+    repo_option,
+    stated_doi,
+    stated_licence,
+)
 from scale_vqa_eval import __version__
 from scale_vqa_eval.audit.defects import KINDS
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import atomic_write
 from scale_vqa_eval.questions import Question, read_questions
-from scale_vqa_eval.release_folder.card import AUTHORS, head, read_notes
+from scale_vqa_eval.release_folder.card import AUTHORS, data_origin, head, read_notes
 from scale_vqa_eval.release_folder.read import release_configs
 from scale_vqa_eval.schema import CONFIGS, LETTERS
 from scale_vqa_eval.scoring.score import dimension_order, questions_digest
@@ -56,6 +65,7 @@ DatasetSlice = tuple[str, str | None]
 @click.option("--curation", type=FILE, metavar="FILE", help="The report of a curation run.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="[default: FOLDER/README.md]")
 @click.option("--croissant", is_flag=True, help="Write FOLDER/croissant.json too; needs --repo.")
+@click.option("--doi", metavar="DOI", help="DOI of the data set, once the Hub has given one.")
 @click.option("--repo", callback=repo_option, metavar="ORG/NAME", help="Hub id under which the folder is published.")
 def dataset(
     folder: Path,
@@ -64,6 +74,7 @@ def dataset(
     out: Path | None,
     croissant: bool,
     repo: str | None,
+    doi: str | None,
     **licence: str | None,
 ) -> None:
     """Complete the card of the release FOLDER: splits, audit, known defects, uses, licence.
@@ -75,17 +86,22 @@ def dataset(
     if croissant and not repo:
         raise click.UsageError("--croissant needs --repo ORG/NAME: the metadata names where the data is")
     out = out or folder / "README.md"
-    files = {out: dataset_card(folder, licence, audits, curation)}
+    files = {out: dataset_card(folder, licence, audits, curation, repo, doi)}
     stated = stated_licence(licence, head(files[out]), str(out), [])
     if croissant and repo and stated:
-        files[folder / metadata.NAME] = metadata.croissant(folder, repo, stated)
+        files[folder / metadata.NAME] = metadata.croissant(folder, repo, stated, head(files[out]).get("doi"))
     for path, text in files.items():
         atomic_write(path, text, "name another --out")
         click.echo(str(path))
 
 
 def dataset_card(
-    folder: Path, licence: Mapping[str, str | None], audits: Sequence[Path], curation: Path | None = None
+    folder: Path,
+    licence: Mapping[str, str | None],
+    audits: Sequence[Path],
+    curation: Path | None = None,
+    repo: str | None = None,
+    doi: str | None = None,
 ) -> str:
     """Returns the completed card of a release folder.
 
@@ -94,6 +110,8 @@ def dataset_card(
         licence: ``license``, ``license_name``, ``license_link`` as given; the card's own is the default.
         audits: files of ``scale-vqa audit --json`` that cover every config.
         curation: the report of a curation run.
+        repo: Hub id under which the folder is published.
+        doi: of the data set; the card's own is the default.
 
     Raises:
         InputError: naming every fact that is missing at once.
@@ -103,6 +121,7 @@ def dataset_card(
     old = path.read_text(encoding="utf-8")
     problems: list[Problem] = []
     stated = stated_licence(licence, head(old), str(path), problems)
+    doi = stated_doi(doi or head(old).get("doi"), f"{path}, doi", problems)
     notes = read_notes(path)
     configs = list(dict.fromkeys(part["config"] for part in facts))
     for config in configs:
@@ -118,7 +137,7 @@ def dataset_card(
     authors = {part["config"] for part in facts if any(one.startswith(AUTHORS) for one in part["sources"])}
     new = render(
         DatasetCard,
-        DatasetCardData(**stated.yaml(), size_categories=[size], tags=["leakage-audited"]),
+        DatasetCardData(**stated.yaml(), size_categories=[size], tags=["leakage-audited"], doi=doi),
         "dataset_card.md.j2",
         facts=facts,
         audits=audited,
@@ -127,6 +146,9 @@ def dataset_card(
         kinds=KINDS,
         max_ids=_MAX_IDS,
         licence=stated,
+        origin=data_origin(folder),
+        repo=repo,
+        doi=doi,
         authors_rows=[config for config in configs if config in authors],
         version=__version__,
     )

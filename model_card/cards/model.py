@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from model_card.cards.results import entries_yaml, model_index, one_system, read_scores
-from model_card.cards.text import FILE, merged_card, read_object, render, stated_licence
+from model_card.cards.text import FILE, merged_card, read_object, render, stated_doi, stated_licence
 from scale_vqa_eval import __version__
 from scale_vqa_eval.audit.reported_scores import read_reported_scores
 from scale_vqa_eval.errors import InputError, Problem, preview, validated
@@ -68,6 +68,7 @@ class ModelFacts(BaseModel):
     region: str | None = None
     limits: list[str] | None = None
     prompt: str | None = None
+    doi: str | None = None
 
 
 class TrainingRecord(BaseModel):
@@ -184,6 +185,7 @@ def model_card(
     raw_facts = _read_facts(facts_file, problems)
     raw_training = _read_training(training_file, problems)
     licence = stated_licence(raw_facts, {}, str(facts_file), problems)
+    doi = stated_doi(raw_facts.get("doi"), str(facts_file), problems)
     scores, others = read_scores(results, problems), read_scores(transfer, problems)
     if not results:
         hint = "scale-vqa score --json, then --results"
@@ -236,6 +238,7 @@ def model_card(
         "model_card.md.j2",
         facts=facts,
         licence=licence,
+        doi=doi,
         training=training,
         base=base,
         scores=scores,

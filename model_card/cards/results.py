@@ -130,7 +130,10 @@ def model_index(scores: Sequence[Score], dataset: str) -> list[EvalResult]:
 
 
 def entries_yaml(scores: Sequence[Score], dataset: str) -> str:
-    """Returns the content of ``.eval_results/scale-vqa.yaml``: one entry per score, its blind control in the notes."""
+    """Returns the content of ``.eval_results/scale-vqa.yaml``: an entry per score, and one per blind control.
+
+    The task ids are those of the data set's ``eval.yaml``; the blind control is in the notes of its score too.
+    """
     entries = []
     for score in scores:
         low, high = (_percent(end) for end in score.content["interval"])
@@ -138,9 +141,18 @@ def entries_yaml(scores: Sequence[Score], dataset: str) -> str:
         if score.blind is not None:
             control = f"blind control (no images) {_percent(score.blind['accuracy'])}"
         notes = f"95% interval {low} to {high}, {score.content['clusters']} patients; {control}"
-        task, value = f"{score.name}_{score.split}", _percent(score.content["accuracy"])
+        task, value = task_id(score.name, score.split), _percent(score.content["accuracy"])
         entries.append(EvalResultEntry(dataset_id=dataset, task_id=task, value=value, notes=notes))
+        if score.blind is not None:
+            task, value = task_id(score.name, score.split, blind=True), _percent(score.blind["accuracy"])
+            notes = f"the blind control of {task_id(score.name, score.split)}: the same text without images"
+            entries.append(EvalResultEntry(dataset_id=dataset, task_id=task, value=value, notes=notes))
     return dump_yaml(eval_result_entries_to_yaml(entries))
+
+
+def task_id(config: str, split: str, blind: bool = False) -> str:
+    """Returns the id of a task on the Hub: rows of a config and split, asked with images or blind."""
+    return f"{config}_{split}{'_blind' if blind else ''}"
 
 
 def _results(score: Score, dataset: str) -> Iterator[EvalResult]:

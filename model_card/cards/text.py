@@ -38,8 +38,14 @@ _MACROS: Final = (
     + "\n{{ caller() | trim }}\n"
     + CLOSE.replace("{name}", "{{ name }}")
     + "{% endmacro %}"
+    + "{% macro software(version) %}@software{scale_vqa_package,\n"
+    + "  title   = {scale-vqa: the release package of Scale-VQA, with leakage audit and controls},\n"
+    + "  author  = {{ '{{The scale-vqa developers}}' }},\n  version = {{ '{' }}{{ version }}{{ '}' }},\n"
+    + "{% if urls.Repository %}  url     = {{ '{' }}{{ urls.Repository }}{{ '}' }},\n{% endif %}"
+    + "  license = {Apache-2.0}\n}{% endmacro %}"
     + "{% macro ci(pair, format=pc) %}[{{ format(pair[0]) }}, {{ format(pair[1]) }}]{% endmacro %}"
 )
+_DOI: Final = re.compile(r"10\.\d{4,9}/[-._;()/:A-Za-z0-9]+")
 _LICENCE_ID: Final = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _LICENCE_LINK: Final = re.compile(r"https?://[^\s()<>]+|[\w.-]+")
 _EXAMPLE: Final[dict[str, list[Any]]] = {
@@ -117,6 +123,19 @@ def repo_option(ctx: click.Context, param: click.Parameter, value: str | None) -
         if value is None or "/" not in value or not value.isascii():
             raise click.BadParameter("a repository is ORG/NAME (letters, digits, '-', '_', '.')")
     return value
+
+
+def stated_doi(given: object, location: str, problems: list[Problem]) -> str | None:
+    """Returns a DOI without its resolver's address; adds a problem if it is not one.
+
+    >>> stated_doi("https://doi.org/10.57967/hf/1234", "facts.yaml", [])
+    '10.57967/hf/1234'
+    """
+    doi = re.sub(r"^(?:https?://(?:dx\.)?doi\.org/|doi:)", "", str(given)) if given else None
+    if doi is not None and not _DOI.fullmatch(doi):
+        problems.append(Problem(location, "a DOI such as 10.57967/hf/1234", preview(given), "correct it"))
+        return None
+    return doi
 
 
 def read_object(path: Path, what: str, hint: str, fields: Iterable[str] = ()) -> dict[str, Any]:

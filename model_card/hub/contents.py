@@ -7,6 +7,7 @@ and the metadata of PNG and JPEG are parsed. All other files are read as text (U
 from __future__ import annotations
 
 import ast
+import base64
 import html
 import re
 import struct
@@ -29,6 +30,7 @@ _MAX_PARSED: Final = 200_000_000
 _MAX_INFLATED: Final = 10_000_000
 _EDGE: Final = 1_000_000
 _RUNS: Final = re.compile(rb"[\x20-\x7e\t\r\n]{8,}|(?:[\x20-\x7e]\x00){8,}|(?:\x00[\x20-\x7e]){8,}")
+_IMAGE_URI: Final = re.compile(r"data:image/[a-z]+;base64,")
 _ESCAPES: Final = re.compile(r"\\(?:[ntrbf]|u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2})")
 
 
@@ -317,11 +319,26 @@ def _arrays(label: str, array: Any, name: str, report: ScanReport) -> Iterator[t
         report.notes.append(f"{name}, column {label} was not read: its type {kind} is not known")
 
 
+def _embedded_image(text: str) -> bytes | None:
+    """Returns the JPEG or PNG of a data URI, or None."""
+    if not (found := _IMAGE_URI.match(text)):
+        return None
+    try:
+        content = base64.b64decode(text[found.end() :], validate=True)
+    except ValueError:
+        return None
+    return content if content.startswith((b"\xff\xd8", b"\x89PNG")) else None
+
+
 def _cells(place: str, label: str, array: Any) -> Batch:
     import pyarrow as pa
 
     if pa.types.is_large_string(array.type):
         texts = [value for value in array.to_pylist() if value]
-        return Batch([part for text in texts for part in text_parts(text, place, label)])
+        # the base64 of an image is noise in which a scan finds keys: images are scanned as images
+        images = {text: content for text in texts if (content := _embedded_image(text))}
+        parts = [part for text in texts if text not in images for part in text_parts(text, place, label)]
+        embedded = _binary([(place, content) for content in images.values()])
+        return Batch([*parts, *embedded.parts], embedded.raw)
     unique = {buffer.address: buffer for buffer in (one.as_buffer() for one in array) if buffer is not None}
     return _binary([(place, bytes(buffer)) for buffer in unique.values()])

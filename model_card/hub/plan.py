@@ -16,6 +16,7 @@ from model_card.cards.check import dataset_info_problems, mixed_files
 from model_card.cards.croissant import NAME as CROISSANT
 from model_card.cards.croissant import hash_problems
 from model_card.hub.card_merge import MergedCard, merge_cards
+from model_card.hub.eval_yaml import EVAL_YAML, eval_yaml
 from model_card.hub.local import CARD, MANIFEST, LocalFile, LocalRelease, PublishRequest
 from model_card.hub.remote import INITIAL, HubRepository, HubUnreachable, RemoteSnapshot, RemoteState
 from model_card.hub.scan import problems_of, scan_text
@@ -154,6 +155,10 @@ def make_plan(
         if found:
             raise InputError(problems_of(found))
         ours[CARD] = LocalFile.of(CARD, merged.text.encode())
+    if request.kind.name == "dataset" and (benchmark := eval_yaml(request.folder)) is not None:
+        if EVAL_YAML in ours and ours[EVAL_YAML].text() != benchmark:
+            click.echo(f"the folder's own {EVAL_YAML} is replaced by that of its config hub", err=True)
+        ours[EVAL_YAML] = LocalFile.of(EVAL_YAML, benchmark.encode())
     ours[MANIFEST] = _manifest(ours, merged)
     removable = sorted(remote.files.keys() - ours.keys() - {".gitattributes"})
     deletes = tuple(path for path in removable if _matches(path, request.delete))

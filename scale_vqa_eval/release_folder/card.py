@@ -54,6 +54,10 @@ INCOMPLETE: Final = "incomplete"
 NOTE_MARK: Final = "<!-- note {config} -->"
 CONTROLS: Final = ("block_exchange", "exchange", "screened")
 """Configs made of another one, which are never what loads without a name where the other is there."""
+HUB: Final = "hub"
+"""Config made of another one for Inspect's tasks on the Hub: a text and a composed image for each question."""
+HUB_PROMPT: Final = "hub/prompt.yaml"
+"""The prompt whose texts the rows of ``hub`` hold."""
 _SPLIT_ORDER: Final = ("train", "validation", "val", "test")
 _SECTION: Final = re.compile(
     r"^(?:## [^\n]*\n\s*)?<!-- section (?P<name>[\w-]+): [^\n]* -->\n.*?^<!-- end of section (?P=name) -->$",
@@ -119,7 +123,7 @@ def write_card(folder: Path, notes: Mapping[str, str], previous: Path | None = N
         pretty_name=origin.title,
         annotations_creators=list(origin.annotators) or None,
     )
-    first = next((config for config in present if config not in CONTROLS), present[0])
+    first = next((config for config in present if config not in (*CONTROLS, HUB)), present[0])
     configs: dict[str, dict[str, Any]] = {}
     for config in present:
         configs[config] = {

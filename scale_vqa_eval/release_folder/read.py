@@ -22,11 +22,12 @@ from scale_vqa_eval.schema import DATASET_NAME
 FOLDER_VARIABLE: Final = "SCALE_VQA_PATH"
 HUB_VARIABLE: Final = "SCALE_VQA_HUB_ID"
 HOW_TO_MAKE_ONE: Final = (
-    "run `scale-vqa build release --json test=FILE --out scale-vqa` (the authors' files) or `scale-vqa build phantom "
-    "--slides 24 --out scale-vqa` (synthetic slides), then `scale-vqa prepare --data scale-vqa`; or name a release "
+    "run `scale-vqa prepare --data ORG/NAME` (a data set on the Hub, the authors' among them), or `scale-vqa build "
+    "release --json test=FILE --out scale-vqa` (the authors' files) or `scale-vqa build phantom --slides 24 --out "
+    "scale-vqa` (synthetic slides) and then `scale-vqa prepare --data scale-vqa`; or name a release "
     f"folder in ${FOLDER_VARIABLE} or a Hub id in ${HUB_VARIABLE}"
 )
-IMAGE_COLUMNS: Final = frozenset({"low_mag", "mid_mag", "high_mag", "option_images"})
+IMAGE_COLUMNS: Final = frozenset({"low_mag", "mid_mag", "high_mag", "option_images", "composite"})
 USUAL_SPLITS: Final = ("train", "val", "validation", "dev", "test")
 FIELD_NAMES: Final[dict[str, tuple[str, ...]]] = {
     "id": ("id", "question_id", "qid"),

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import sha256_file, sha256_json
-from scale_vqa_eval.release_folder.card import CONTROLS
+from scale_vqa_eval.release_folder.card import CONTROLS, HUB
 from scale_vqa_eval.release_folder.read import release_configs
 from scale_vqa_eval.release_folder.write import row_features
 from scale_vqa_eval.schema import CONFIGS, VIEWS
@@ -55,20 +55,25 @@ def release_shards(folder: Path) -> Mapping[str, Shards]:
 
 
 def has_images(config: str, shards: Shards) -> bool:
-    """Says whether a config has image columns: all but ``text``, and controls made of a folder without images.
+    """Says whether a config has image columns: not ``text``, ``hub``, and controls made of a folder without images.
 
     A control takes over the columns of the rows it was made of, so its own files are asked; whether any other config
     has its image columns is checked by ``check_columns``.
     """
     if config not in CONTROLS:
-        return config != "text"
+        return config not in ("text", HUB)
     return any(view in pq.read_schema(file).names for files in shards.values() for file in files for view in VIEWS)
+
+
+def declared_features(config: str, shards: Shards) -> Any:
+    """Returns the ``datasets.Features`` that a config must have."""
+    return row_features(has_images(config, shards), config)
 
 
 def content_hash(config: str, shards: Shards) -> str:
     """Returns the SHA-256 over a config's name and features and the splits, names and bytes of its shards."""
     files = [[split, file.name, sha256_file(file)] for split, files in shards.items() for file in files]
-    return sha256_json([config, [[str(row_features(has_images(config, shards)))], *files]])
+    return sha256_json([config, [[str(declared_features(config, shards))], *files]])
 
 
 def file_stamp(config: str, shards: Shards) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import exclusive_output
-from scale_vqa_eval.release_folder.card import write_card
+from scale_vqa_eval.release_folder.card import CONTROLS, HUB, write_card
 from scale_vqa_eval.release_folder.read import release_configs
 from scale_vqa_eval.schema import ALL_DIMENSIONS, CONFIGS, VIEWS
 
@@ -34,11 +34,12 @@ PARQUET: Final[dict[str, Any]] = {
 }
 
 
-def row_features(images: bool = True) -> Any:
+def row_features(images: bool = True, config: str = "") -> Any:
     """Returns the columns of a release folder as ``datasets.Features``.
 
     Args:
         images: False for the ``text`` config, which has no image column.
+        config: ``hub`` has a text and a data URI in place of the image columns.
     """
     from datasets import ClassLabel, Features, Image, List, Value
 
@@ -49,7 +50,9 @@ def row_features(images: bool = True) -> Any:
         "answer": ClassLabel(names=list("ABCD")),
         "rationale": Value("string"),
     }
-    if images:
+    if config == HUB:
+        columns |= {"prompt": Value("string"), "composite": Value("string")}
+    elif images:
         columns |= {view: Image() for view in VIEWS}
         columns["option_images"] = List(Image())
     columns["dimension"] = ClassLabel(names=list(ALL_DIMENSIONS))
@@ -90,7 +93,7 @@ def write_release(
 
     with staged_release(out, tables.keys() | drop, notes) as staging:
         for config, splits in tables.items():
-            features = row_features(images=config != "text")
+            features = row_features(images=config != "text", config=config)
             schema = features.arrow_schema
             for split, rows in splits.items():
                 encoded = (
@@ -154,8 +157,8 @@ def write_shards(folder: Path, split: str, schema: Any, tables: Iterable[Any]) -
 def staged_release(out: str | Path, configs: Set[str], notes: Mapping[str, str]) -> Iterator[Path]:
     """Yields a hidden folder to write ``configs`` into; on leaving, writes the card and takes the place of ``out``.
 
-    Everything else that ``out`` holds already stays: its other configs and any file beside them. The lock of ``out``
-    is held meanwhile.
+    Everything else that ``out`` holds already stays: its other configs and any file beside them. ``hub`` goes if the
+    rows that it may have been made of are written anew. The lock of ``out`` is held meanwhile.
 
     Args:
         out: the release folder; made, or extended if it is one already. A symlink is followed.
@@ -169,6 +172,7 @@ def staged_release(out: str | Path, configs: Set[str], notes: Mapping[str, str])
     unknown = sorted(configs - set(CONFIGS))
     if unknown:
         raise ValueError(f"unknown config {', '.join(unknown)}; a release folder has {', '.join(CONFIGS)}")
+    configs = configs | {HUB} if configs - {*CONTROLS, HUB} else configs
     with exclusive_release(out) as target:
         staging, retired = _hidden(target)
         shutil.rmtree(staging, ignore_errors=True)

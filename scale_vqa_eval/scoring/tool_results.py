@@ -74,11 +74,13 @@ def inspect_lines(path: Path, log: Iterator[dict[str, Any]]) -> Iterator[dict[st
         log: its header, then its samples.
 
     Raises:
-        InputError: if the log is not a finished run of ``scale_vqa`` with one epoch.
+        InputError: if the log is not a finished run of ``scale_vqa``, or of a task that ``eval.yaml`` of a data set on
+            the Hub defines (``hf/ORG/NAME``), with one epoch.
     """
     header = next(log)
     run, noted = header["eval"], header["eval"].get("metadata") or {}
-    if "prompt_digest" not in noted:
+    of_hub = str(run.get("task")).startswith("hf/") and "prompt_digest" not in noted
+    if "prompt_digest" not in noted and not of_hub:
         hint = "run scale_vqa_eval/plugins/inspect_task.py, or name another log"
         raise InputError(Problem(str(path), "a log of the task scale_vqa", preview(run.get("task")), hint))
     if (epochs := run.get("config", {}).get("epochs") or 1) != 1:
@@ -88,16 +90,20 @@ def inspect_lines(path: Path, log: Iterator[dict[str, Any]]) -> Iterator[dict[st
         found = f"none (status {header.get('status')})"
         raise InputError(Problem(str(path), "at least one sample", found, "run it again"))
     used = header.get("plan", {}).get("config") or {}
-    provenance = {
-        "data_hash": noted["data_hash"],
-        "prompt_id": f"{noted['prompt_id']}@{noted['prompt_version']}",
-        "prompt_hash": noted["prompt_digest"],
-        "model": run.get("model"),
-        "backend": "inspect_ai",
-        "sampling": {name: used[name] for name in _SAMPLING if used.get(name) is not None},
-        "ablation": noted["ablation"],
-        **{name: noted[name] for name in ("split", "config", "pixels") if name in noted},
-    }
+    provenance = {"model": run.get("model"), "backend": "inspect_ai"}
+    if of_hub:  # neither its prompt nor which rows the data set had is stated
+        for step in header["plan"]["steps"]:
+            used = {**(step.get("params") or {}), **used} if step["solver"].endswith("generate") else used
+        provenance |= {"task": run["task"], "ablation": "blind" if run["task"].endswith("_blind") else None}
+    else:
+        provenance |= {
+            "data_hash": noted["data_hash"],
+            "prompt_id": f"{noted['prompt_id']}@{noted['prompt_version']}",
+            "prompt_hash": noted["prompt_digest"],
+            "ablation": noted["ablation"],
+            **{name: noted[name] for name in ("split", "config", "pixels") if name in noted},
+        }
+    provenance["sampling"] = {name: used[name] for name in _SAMPLING if used.get(name) is not None}
     lines[0] |= {"provenance": provenance, "versions": dict(run.get("packages") or {})}
     yield from lines
 
@@ -137,6 +143,7 @@ def _inspect_line(sample: Mapping[str, Any]) -> dict[str, Any]:
     def whole(text: str) -> str:
         return _ATTACHMENT.sub(lambda match: attachments.get(match[1], match[0]), text)
 
+    identity = str((sample.get("metadata") or {}).get("id", sample["id"]))
     output = sample.get("output") or {}
     choice = next(iter(output.get("choices") or []), None)
     stop = choice.get("stop_reason") if choice else None
@@ -149,12 +156,12 @@ def _inspect_line(sample: Mapping[str, Any]) -> dict[str, Any]:
     if reason is None and stop == "content_filter":
         reason = f"refusal: {completion or 'finish reason content_filter'}"
     if reason is not None or choice is None:
-        return {"id": str(sample["id"]), "response": None, "error": whole(str(reason)).strip()[-REASON_KEPT:]}
+        return {"id": identity, "response": None, "error": whole(str(reason)).strip()[-REASON_KEPT:]}
     content = choice["message"]["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     text = "".join(whole(part["text"]) for part in parts if part["type"] == "text")
     thoughts = "".join(whole(part["reasoning"]) for part in parts if part["type"] == "reasoning")
-    return {"id": str(sample["id"]), "response": restore_thoughts(text, thoughts), "finish": stop}
+    return {"id": identity, "response": restore_thoughts(text, thoughts), "finish": stop}
 
 
 def lmms_eval_row(row: dict[str, Any], path: Path, first: bool) -> dict[str, Any]:

@@ -110,6 +110,7 @@ def chat_server(trouble: Trouble | None = None) -> Iterator[Server]:
                 self.send_any(*scripted)
                 return
             parts = body["messages"][-1]["content"]
+            parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
             images = sum(part["type"] == "image_url" for part in parts)
             problem = None
             if images and not trouble.images:

@@ -8,13 +8,16 @@ import shutil
 import publish_runs
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from hub_faults import HubFault
 from hub_server import READ_ONLY, TOKEN
 from paths import ROOT
 from publish_runs import REPO, TAG, Publisher
 
+from dataset_script.hub_config import hub
 from model_card.cards.croissant import croissant
 from model_card.cards.text import Licence
+from scale_vqa_eval.files import parse_yaml
 from scale_vqa_eval.release_folder.card import marked_sections
 from scale_vqa_eval.schema import METRIC_FOLDER
 
@@ -37,6 +40,18 @@ def test_dry_run_sends_nothing_and_names_every_file(publisher: Publisher) -> Non
     assert set(changes(plan).values()) == {"new"}
     assert {"README.md", "publish.json"} < changes(plan).keys()
     assert (plan["published"], plan["verified"], plan["remote"]["exists"]) == (False, False, False)
+
+
+def test_a_folder_with_the_config_hub_is_published_as_a_benchmark(publisher: Publisher) -> None:
+    assert "eval.yaml" not in changes(publisher.plan())
+    made = CliRunner().invoke(hub, [str(publisher.folder), "--config", "default"], catch_exceptions=False)
+    assert made.exit_code == 0, made.output
+    plan = publisher.plan("--yes", "--no-verify")
+    assert changes(plan)["eval.yaml"] == "new" and plan["findings"] == []
+    content = publisher.server.hub.bytes_of(publisher.repository().files()["eval.yaml"])
+    tasks = parse_yaml(content.decode(), "eval.yaml")["tasks"]
+    assert [task["id"] for task in tasks] == ["default_test", "default_test_blind"]
+    assert changes(publisher.plan())["eval.yaml"] == "same"
 
 
 def test_a_card_that_owns_up_to_what_it_lacks_goes_and_one_that_does_not_is_refused(publisher: Publisher) -> None:
