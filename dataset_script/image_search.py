@@ -84,7 +84,7 @@ def find_images(source: ImageSource, names: Iterable[str], scratch: Path, named:
         named: the user named ``source`` as the root: if it holds every image itself, nothing else is looked at.
 
     Raises:
-        InputError: if no image is found, more than one place fits, or an archive cannot be read.
+        InputError: if more than one place fits, an archive cannot be read, or ``source`` was not named and holds none.
     """
     found = {name: unsafe_path(name) or source.exact(name) for name in names}
     wanted = {_normal(name) for name in found if unsafe_path(name) is None}
@@ -93,8 +93,10 @@ def find_images(source: ImageSource, names: Iterable[str], scratch: Path, named:
     if wanted and not (named and wanted == exact.keys()):
         search = _Search(source, wanted, exact, scratch)
         search.run()
-        files, places = search.result()
-        click.echo(f"images: {len(files)} of {len(wanted)} in {_listed(places)} ({source.name})", err=True)
+        files, places = search.result(named)
+        click.echo(
+            f"images: {len(files)} of {len(wanted)} in {_listed(places) or 'no place'} ({source.name})", err=True
+        )
         found = {name: why if unsafe_path(name) else files.get(_normal(name), why) for name, why in found.items()}
     return FoundImages(found, source.name, tuple(places))
 
@@ -197,7 +199,7 @@ class _Search:
         self._scratch.flush()  # it is read past its buffer
         return refused
 
-    def result(self) -> tuple[dict[str, StoredFile], list[str]]:
+    def result(self, named: bool) -> tuple[dict[str, StoredFile], list[str]]:
         """Returns the file of each name, and the places that the files are taken from."""
         holders: dict[str, list[str]] = {}
         for place, files in self.places.items():
@@ -214,7 +216,10 @@ class _Search:
         if not chosen:
             expected = f"the {len(self.wanted)} images that the rows name, such as {preview(min(self.wanted))}"
             hint = "name the folder below which these paths lie, or an archive, by --images"
-            raise InputError(Problem(self.source.name, expected, f"none; tried {self._candidates()}", hint))
+            problem = Problem(self.source.name, expected, f"none; tried {self._candidates()}", hint)
+            if not named:
+                raise InputError(problem)
+            click.echo(str(problem), err=True)  # each image that is not there is an error of its own
         if unused := sorted(self.places.keys() - needed):
             click.echo(f"not used, as they hold copies of some images only: {_listed(unused)}", err=True)
         return chosen, sorted(needed)

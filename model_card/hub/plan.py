@@ -155,10 +155,13 @@ def make_plan(
         if found:
             raise InputError(problems_of(found))
         ours[CARD] = LocalFile.of(CARD, merged.text.encode())
-    if request.kind.name == "dataset" and (benchmark := eval_yaml(request.folder)) is not None:
+    benchmark = eval_yaml(request.folder) if request.kind.name == "dataset" else None
+    if benchmark is not None:
         if EVAL_YAML in ours and ours[EVAL_YAML].text() != benchmark:
             click.echo(f"the folder's own {EVAL_YAML} is replaced by that of its config hub", err=True)
         ours[EVAL_YAML] = LocalFile.of(EVAL_YAML, benchmark.encode())
+    elif request.kind.name == "dataset" and EVAL_YAML not in ours:
+        click.echo("not a benchmark of the Hub: no config hub (scale-vqa build hub adds it)", err=True)
     ours[MANIFEST] = _manifest(ours, merged)
     removable = sorted(remote.files.keys() - ours.keys() - {".gitattributes"})
     deletes = tuple(path for path in removable if _matches(path, request.delete))

@@ -79,6 +79,21 @@ def test_the_folder_still_loads_and_twice_is_the_same(work: Path, fresh_python: 
     assert done.stdout.strip() == "30", done.stderr
 
 
+def test_datasheet_and_doi_stay_and_a_wrong_doi_is_refused(work: Path) -> None:
+    text = complete(work, "--doi", "https://doi.org/10.57967/hf/1234", "--repo", "org/scale-vqa", "--croissant")
+    sheet = marked_sections(text)["datasheet"]
+    for part in ("Motivation", "Composition", "Collection and processing", "People", "Distribution", "Maintenance"):
+        assert f"**{part}.**" in sheet
+    assert "DOI [10.57967/hf/1234](https://doi.org/10.57967/hf/1234)" in sheet and "The authors made" in sheet
+    assert "doi     = {10.57967/hf/1234}" in text and "datasets/org/scale-vqa}" in marked_sections(text)["package"]
+    cited = json.loads((work / "scale-vqa/croissant.json").read_text())["citeAs"]
+    assert cited.endswith("https://doi.org/10.57967/hf/1234")
+    assert head(complete(work))["doi"] == "10.57967/hf/1234"
+    with pytest.raises(InputError, match="a DOI such as"):
+        complete(work, "--doi", "doi.org/x")
+    assert check_card(work / "scale-vqa", "dataset") == []
+
+
 def test_words_of_others_stay(work: Path) -> None:
     complete(work)
     path = work / "scale-vqa/README.md"

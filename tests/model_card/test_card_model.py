@@ -77,7 +77,9 @@ def test_scores_stand_beside_their_blind_control(results: dict[str, Path], tmp_p
     assert index["dataset"]["type"] == "org/scale-vqa" and index["dataset"]["config"] == "default"
     kinds = [metric["type"] for metric in index["metrics"]]
     assert kinds.count("accuracy") == kinds.count("blind_accuracy") == 6
-    entry = yaml.safe_load((tmp_path / "out/.eval_results/scale-vqa.yaml").read_text())[0]
+    entry, control = yaml.safe_load((tmp_path / "out/.eval_results/scale-vqa.yaml").read_text())
+    assert (entry["dataset"]["task_id"], control["dataset"]["task_id"]) == ("default_test", "default_test_blind")
+    assert control["value"] == round(100 * content["blind"]["accuracy"], 2)
     assert entry["value"] == round(100 * content["accuracy"], 2) and "blind control (no images)" in entry["notes"]
     assert check_card(tmp_path / "out", "model") == []
 

@@ -81,7 +81,8 @@ def test_inspect_asks_the_published_tasks_and_scores_as_score_does(
     result = json.loads((tmp_path / "score.json").read_text())
     assert 0 < result["accuracy"] < 1 and result["n"] == 30 and result["unparsed"]["n"] > 0
     assert figures["default_test"] == pytest.approx(result["accuracy"], abs=1e-12)
-    assert figures["default_test_blind"] == pytest.approx(result["blind"]["accuracy"], abs=1e-12)
+    blind = result["blind"] or result["blind_withheld"]  # withheld, as many of its responses are unreadable
+    assert figures["default_test_blind"] == pytest.approx(blind["accuracy"], abs=1e-12)
 
 
 def check_messages(asked: list[dict[str, Any]], folder: Path) -> None:
