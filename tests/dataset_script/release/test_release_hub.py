@@ -280,7 +280,7 @@ def test_two_commands_from_the_hub_to_a_loaded_data_set(
     load += "rows = load_dataset('scale-vqa')\n"
     load += "print({split: (len(part), sum(row['low_mag'].size[0] for row in part)) for split, part in rows.items()})"
     loaded = fresh_python(load)
-    assert loaded.stdout.strip() == "{'test': (20, 800), 'val': (10, 400)}", loaded.stderr
+    assert loaded.stdout.strip() == "{'val': (10, 400), 'test': (20, 800)}", loaded.stderr
     hub.requests.clear()
     again = fresh_python(command, **hub.environment(), SCALE_VQA_HUB_ID=REPO)
     assert again.returncode == 0 and "was there already" in again.stdout, again.stderr
