@@ -33,10 +33,11 @@ lint: $(VENV)/test.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(MAKE) --no-print-directory docs
 
 # the documentation as a site in site/, with the API reference; a warning is an error
 docs: $(VENV)/test.done
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: $(VENV)/test.done
 	for script in benchmarks/*.py; do $(BIN)/python $$script; done

@@ -31,6 +31,7 @@ SLOW = (
     "tests/model_card/test_card_model.py",  # runs the snippets of a card
     "tests/model_card/test_spaces.py",  # a browser
     "tests/model_card/test_weights.py",  # two gigabytes
+    "tests/package/test_notebook.py",
     "tests/package/test_package.py",  # builds a wheel
     "tests/scale_vqa_eval/audit/test_audit_language_model.py",
     "tests/scale_vqa_eval/plugins/",

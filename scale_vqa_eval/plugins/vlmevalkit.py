@@ -48,7 +48,7 @@ class _Questions:
         """Returns the messages of ``predict``: views, option images each after its letter, the text last."""
         line = self.data.iloc[line] if isinstance(line, int) else line
         prompt = load_prompt("published")
-        options = [str(line[letter]) for letter in LETTERS if letter in line and isinstance(line[letter], str)]
+        options = _options(line)
         paths = self._images(line)
         marked = isinstance(line.get("hint"), str) and len(options) <= len(paths)
         shown = len(paths) - len(options) * marked
@@ -96,8 +96,13 @@ def _indices(eval_file: str) -> list[str]:
 
 
 def _right(line: dict[str, Any], row: dict[str, Any]) -> float:
-    count = sum(isinstance(row.get(letter), str) for letter in LETTERS)
-    return float(parse_response(line["response"], "reference", count).letter == row["answer"])
+    return float(parse_response(line["response"], "reference", len(_options(row))).letter == row["answer"])
+
+
+def _options(row: Any) -> list[str]:
+    import pandas as pd
+
+    return [str(row[letter]) for letter in LETTERS if letter in row and not pd.isna(row[letter])]
 
 
 class ScaleVQA(_Questions, CustomMCQDataset):
