@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.files import sha256_json
 from scale_vqa_eval.predict.images import OPTION_IMAGES, Bounds, ImageRef, decode_image, embedded_bytes
 from scale_vqa_eval.predict.prompts import Prompt, load_prompt
 from scale_vqa_eval.release_folder.card import HUB, HUB_PROMPT
@@ -68,7 +69,7 @@ def _rows(files: Sequence[Path], prompt: Prompt, location: str) -> Iterator[dict
 
     shards = [pq.ParquetFile(file) for file in files]
     total = sum(shard.metadata.num_rows for shard in shards)
-    last: tuple[bytes, str] = (b"", "")
+    last = ("", "")
     for number, row in enumerate(tqdm(_plain(shards), f"{location} composed", total=total, disable=None)):
         parts = {ImageRef(number, view): row.pop(view, None) for view in VIEWS}
         options = row.pop(OPTION_IMAGES, None) or []
@@ -79,7 +80,7 @@ def _rows(files: Sequence[Path], prompt: Prompt, location: str) -> Iterator[dict
         if not contents:
             hint = "build the config with images, or name another --config"
             raise InputError(Problem(f"{location}, {row['id']}", "at least one image", "none", hint))
-        key = hashlib.sha256(b"".join(hashlib.sha256(one).digest() for one in contents.values())).digest()
+        key = sha256_json([(ref.column, hashlib.sha256(one).hexdigest()) for ref, one in contents.items()])
         if key != last[0]:
             decoded = {ref: decode_image(one, f"{row['id']}, {ref.column}", Bounds()) for ref, one in contents.items()}
             last = key, _uri(compose(decoded))
@@ -112,8 +113,8 @@ def compose(images: dict[ImageRef, Image.Image]) -> Image.Image:
     columns = max(len(views), min(len(options), 4), 1)
     width = columns * SIDE + (columns + 1) * _GAP
     rows = [list(views.items())] * bool(views)
-    rows += [[(LETTERS[at], options[at]) for at in range(first, min(first + 4, len(options)))]
-             for first in range(0, len(options), 4)]  # fmt: skip
+    lettered = list(zip(LETTERS, options, strict=False))
+    rows += [lettered[first : first + 4] for first in range(0, len(options), 4)]
     text = max(_TEXT, round(MIN_TEXT * width / 1024) + 4)
     page = Image.new("RGB", (width, len(rows) * (SIDE + 2 * _STRIP) + _GAP), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(text)

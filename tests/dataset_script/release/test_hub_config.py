@@ -55,20 +55,16 @@ def test_the_tasks_have_the_ids_of_scores_and_stale_rows_are_refused(folder: Pat
     tasks = parse_yaml(text, "eval.yaml")["tasks"]
     assert [task["id"] for task in tasks] == [task_id("default", "test"), task_id("default", "test", blind=True)]
     assert ["input_image" in task["field_spec"] for task in tasks] == [True, False]
-    stale = (folder / "hub/test-00000-of-00001.parquet").read_bytes(), (folder / "hub/prompt.yaml").read_bytes()
+    prompt = {"hub/prompt.yaml": (folder / "hub/prompt.yaml").read_bytes()}
     row = {"id": "s::p::type_A", "question": "?", "options": list("wxyz"), "answer": "A", "dimension": "Diagnosis"}
     write_release(folder, {"exchange": {"test": [row]}}, {})
     assert "hub" in release_configs(folder), "a control does not change what it was made of"
     write_release(folder, {"default": {"test": [row]}}, {})
     assert "hub" not in release_configs(folder) and eval_yaml(folder) is None
-    write_release(
-        folder, {"hub": {"test": [row | {"prompt": "?", "composite": ""}]}}, {}, {"hub/prompt.yaml": stale[1]}
-    )
+    write_release(folder, {"hub": {"test": [row | {"prompt": "?", "composite": ""}]}}, {}, prompt)
     assert eval_yaml(folder) is not None
     row["question"] = "Another?"
-    write_release(
-        folder, {"hub": {"test": [row | {"prompt": "?", "composite": ""}]}}, {}, {"hub/prompt.yaml": stale[1]}
-    )
+    write_release(folder, {"hub": {"test": [row | {"prompt": "?", "composite": ""}]}}, {}, prompt)
     with pytest.raises(InputError, match="the rows of another config"):
         eval_yaml(folder)
 
