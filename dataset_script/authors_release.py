@@ -118,6 +118,9 @@ def build_from_hub(
     Raises:
         InputError: as ``build_release``, or if the data set cannot be read or has no such files.
     """
+    if hub.is_release_folder and not named:
+        hint = f"load_dataset({hub.repo!r}) reads it, or scale-vqa prepare --data {hub.repo}"
+        raise InputError(Problem(hub.repo, "a data set in the authors' layout", "a release folder", hint))
     files = question_files(hub, named or {})
     source = (hub if images is None else hub.below(images)) if with_images else None
     hub.fetch(files.values())

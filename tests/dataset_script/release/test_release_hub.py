@@ -210,6 +210,9 @@ def test_files_of_one_split_and_without_a_split_are_errors_and_can_be_named(data
     assert [path.name for path in (tmp_path / "o/text").glob("*.parquet")] == ["test-00000-of-00001.parquet"]
     assert "did you mean" in refused("--hub", REPO, "--json", "test=old/tset.json", "--out", tmp_path / "p")
     assert "a data set on the Hub" in refused("--hub", "nobody/nothing", "--out", tmp_path / "p")
+    (data_set / "text").mkdir()
+    (data_set / "text/test-00000-of-00001.parquet").write_bytes(b"PAR1")
+    assert "found a release folder; load_dataset" in refused("--hub", REPO, "--out", tmp_path / "p")
 
 
 def test_names_in_archives_are_never_used_as_paths(data_set: Path, tmp_path: Path) -> None:
