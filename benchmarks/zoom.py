@@ -3,7 +3,8 @@
     python benchmarks/zoom.py [SLIDE_OR_DIR...] [--looks 200] [--episodes 3000]
 
 A look reads a field at its scale, resamples it, converts colours, and encodes a JPEG; the bare read is what OpenSlide
-needs for the level pixels under the same box. Looks are at places that are not in the cache.
+needs for the level pixels under the same box. Looks are at places that are not in the cache. Times are processor
+times, so that a busy machine does not count; the cache is bounded at 64 MiB here.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ def main(places: tuple[Path, ...], looks: int, episodes: int) -> None:
         boxes = []
         for _ in range(looks):
             place = rng.uniform(0, width), rng.uniform(0, height), rng.choice(list(MAGNIFICATION.values()))
-            start = time.perf_counter()
+            start = time.process_time()
             environment.look(*place)
-            ours += time.perf_counter() - start
+            ours += time.process_time() - start
             step = environment.steps[-1]
             if "sha256" in step:
                 boxes.append((step["box"], step["mpp"], step["px"]))
@@ -61,25 +62,27 @@ def main(places: tuple[Path, ...], looks: int, episodes: int) -> None:
         with openslide.OpenSlide(str(path)) as slide:
             slide.read_region((0, 0), 0, (16, 16))
             for box, scale, px in boxes:
-                start = time.perf_counter()
+                start = time.process_time()
                 level = slide.get_best_level_for_downsample(scale / mpp * 1.01)
                 side = round(px * scale / mpp / slide.level_downsamples[level])
                 slide.read_region((int(box[0] / mpp), int(box[1] / mpp)), level, (side, side)).convert("RGB")
-                bare += time.perf_counter() - start
+                bare += time.process_time() - start
     click.echo(f"{count} looks at {len(files)} slides: {count / ours:.0f}/s; bare reads {count / bare:.0f}/s")
     click.echo(f"a look takes {ours / bare:.2f} times a bare read")
 
-    environment = ZoomEnvironment(slide_files(Path("/")), questions, Budget(looks=2, px=256))
-    names, start = sorted(questions), time.perf_counter()
+    store = slide_files(Path("/"))
+    store.cache_bytes = 2**26
+    environment = ZoomEnvironment(store, questions, Budget(looks=2, px=256))
+    names, start = sorted(questions), time.process_time()
     for name in names:
         environment.reset(name)
-    first = time.perf_counter() - start
+    first = time.process_time() - start
     memory: list[float] = []
     resets = 0.0
     for number in range(episodes):
-        start = time.perf_counter()
+        start = time.process_time()
         environment.reset(names[number % len(names)])
-        resets += time.perf_counter() - start
+        resets += time.process_time() - start
         width, height = environment.steps[0]["box"][2:]
         for _ in range(2):
             environment.look(rng.uniform(0, width), rng.uniform(0, height), "200x")

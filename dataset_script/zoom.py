@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import numpy as np
+from scipy import ndimage
 from tqdm import tqdm
 
 from dataset_script.phantom.facts import FEATURES, Facts
-from dataset_script.phantom.geometry import Rect, overlap, seeded
+from dataset_script.phantom.geometry import Rect, seeded
 from dataset_script.phantom.plan import PhantomPath, PhantomPlan
-from dataset_script.phantom.scene import TISSUE_RADIUS
+from dataset_script.phantom.scene import LABEL_MPP, Label
 from dataset_script.phantom.slide import PhantomSlide, write_slide
 from dataset_script.slides.field_images import encode_jpeg, read_field
 from dataset_script.slides.plan import FAR, NEAR, plan_slide
@@ -39,8 +41,6 @@ from scale_vqa_eval.wsi import OpenSlideSource
 QUESTIONS_FILE: Final = "zoom.jsonl"
 AREA: Final[Rect] = (3532.0, 3532.0, 7732.0, 7732.0)
 """The part of a synthetic slide that is drawn, um: a quarter of each of its four pieces, at a seventh of the cost."""
-INSIDE: Final = 0.66
-"""Half the side of a square that lies within a piece of tissue, in parts of its radius."""
 PIECES: Final = ("upper left", "upper right", "lower left", "lower right")
 SYNTHETIC: Final = {
     "which-finding": "How does the {piece} piece of tissue look at 40x and at 200x?",
@@ -98,11 +98,18 @@ def synthetic_plans(quartets: int, seed: int) -> list[PhantomPlan]:
 
 
 def piece_box(slide: PhantomSlide, piece: int) -> list[float]:
-    """Returns a box of the drawn part that lies within a piece of tissue, in um of the slide file."""
-    (x, y), reach = slide.fragment_centre(piece), INSIDE * TISSUE_RADIUS
-    box = overlap((x - reach, y - reach, x + reach, y + reach), AREA)
-    assert box is not None
-    return [round(edge - AREA[index % 2], 1) for index, edge in enumerate(box)]
+    """Returns the largest square of the drawn part that shows a piece of tissue and none of its focus, in um."""
+    fragment = slide.fragment(piece)
+    left, top = (fragment.frame[axis] - AREA[axis] for axis in (0, 1))
+    side = fragment.labels.shape[0]
+    shown = np.isin(fragment.labels, (Label.BACKGROUND, Label.FOCUS, Label.FOLLICLE), invert=True)
+    middles = (np.arange(side) + 0.5) * LABEL_MPP
+    shown &= ((middles + left > 0) & (middles + left < AREA[2] - AREA[0]))[None, :]
+    shown &= ((middles + top > 0) & (middles + top < AREA[3] - AREA[1]))[:, None]
+    reach = ndimage.distance_transform_cdt(np.pad(shown, 1), "chessboard")[1:-1, 1:-1]
+    row, column = np.unravel_index(int(reach.argmax()), reach.shape)
+    x, y, half = middles[column] + left, middles[row] + top, (int(reach.max()) - 0.5) * LABEL_MPP
+    return [round(float(edge), 1) for edge in (x - half, y - half, x + half, y + half)]
 
 
 def synthetic_rows(plans: Sequence[PhantomPlan]) -> Iterator[Row]:

@@ -43,6 +43,7 @@ SLOW = (
     "tests/scale_vqa_eval/zoom/test_zoom_transformers.py",
     "tests/tools/",
     "tests/training_recipes/test_families.py",
+    "tests/training_recipes/test_grpo_zoom.py",
     "tests/training_recipes/test_learn.py",
     "tests/training_recipes/test_merge_vllm.py",
     "tests/training_recipes/test_run.py",

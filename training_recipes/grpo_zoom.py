@@ -121,7 +121,7 @@ def warm_up(folder: Path, questions: Sequence[ZoomQuestion], make: Callable[[], 
         schedule.step()
         optimizer.zero_grad()
         if step % 20 == 0:
-            print(json.dumps({"warm_up": step, "loss": round(float(loss), 4)}), flush=True)
+            print(json.dumps({"warm_up": step, "loss": round(loss.item(), 4)}), flush=True)
     model.save_pretrained(folder)
 
 

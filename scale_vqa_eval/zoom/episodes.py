@@ -391,10 +391,7 @@ def check_options(given: Mapping[str, Any]) -> None:
     """Raises UsageError where options do not go together with ``--zoom``."""
     if given["backend"] == "vllm":
         raise click.UsageError("--zoom: start vLLM's server (vllm serve) and ask it with --backend openai")
-    for name, wrong in (
-        ("structured", given["structured"]),
-        ("n", given["samples"] != 1),
-        ("config", given["config"]),
-    ):
-        if wrong:
+    names = ["structured", "config", "images", *(["n"] if given["samples"] != 1 else [])]
+    for name in names:
+        if name == "n" or given[name]:
             raise click.UsageError(f"--zoom does not go together with --{name}")

@@ -151,7 +151,8 @@ def compared(runs: Sequence[ZoomRun]) -> list[dict[str, Any]]:
     first, found = runs[0], []
     for other in runs[1:]:
         pair = paired_difference(first.answers.correct, other.answers.correct, first.answers.clusters).as_dict()
-        found.append({"file": str(other.predictions.path), "control": other.control, **pair})
+        named = {"model": other.predictions.settings["model"], "control": other.control, "looks_allowed": other.looks}
+        found.append({"file": str(other.predictions.path), **named, **pair})
     return found
 
 
@@ -178,7 +179,8 @@ def figures_table(runs: Sequence[Mapping[str, Any]], differences: Sequence[Mappi
     lines = [aligned(rows), f"{runs[0]['questions']} questions of {runs[0]['patients']} patients"]
     for one in differences:
         ends = f"{points(one['ci_low'])} to {points(one['ci_high'])}"
-        lines.append(f"minus {one['control']}: {points(one['difference'])} ({ends}), p {p_value(one['p_value'])}")
+        other = f"{one_line(str(one['model']))}, {one['control']}, {one['looks_allowed']} looks"
+        lines.append(f"minus {other}: {points(one['difference'])} ({ends}), p {p_value(one['p_value'])}")
     return "\n".join(lines)
 
 
