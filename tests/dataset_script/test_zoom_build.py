@@ -63,7 +63,8 @@ def test_synthetic_questions_are_true_of_the_scene_and_tell_nothing_by_text(seed
             assert FEATURES["growth"].phrases[pair[0]] in row["question"]
 
 
-def test_questions_of_real_slides_have_their_evidence_where_the_shown_field_lies(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_questions_of_slides_have_their_evidence_where_the_shown_field_lies(tmp_path: Path) -> None:
     for seed in range(3):
         (tmp_path / "in").mkdir(exist_ok=True)
         tissue_slide(tmp_path / "in" / f"s{seed}.tif", 2600, 2400, seed)

@@ -189,8 +189,10 @@ def policy_server(
         else:
             written = json.dumps({"name": asked[0], "arguments": asked[1]})
             message = {"role": "assistant", "content": f"I see.\n<tool_call>\n{written}\n</tool_call>"}
-        usage = {"prompt_tokens": 10, "completion_tokens": 5}
-        return 200, {"model": MODEL, "choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}
+        usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+        choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if "tools" in body else "stop"}
+        head = {"id": "1", "object": "chat.completion", "created": 0, "model": MODEL}
+        return 200, {**head, "choices": [choice], "usage": usage}
 
     with chat_server(Trouble(script=script)) as server:
         yield server
