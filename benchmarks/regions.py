@@ -240,7 +240,7 @@ def scale(slides: Sequence[Path], paths: int, workers: int, repeats: int) -> Non
             with tempfile.TemporaryDirectory() as folder, worker_pool(count) as run:
                 works = [slide_work(Path(folder), slide, settings) for slide in slides]
                 list(run(make_plan, [(work, settings) for work in works]))
-                tasks = [(work, settings, *batch) for work in works for batch in work.batches()]
+                tasks = [(work, settings, (batch,)) for work in works for batch in work.batches()]
                 start = time.perf_counter()
                 list(run(make_regions, tasks))
                 seconds = time.perf_counter() - start

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import random
 from collections.abc import Mapping
 from typing import Final
 
 SPLITS: Final = ("train", "val", "test")
 RATIOS: Final = (0.7, 0.1, 0.2)
+SPLIT_TABLE: Final = "splits.csv"
+"""Name of the split table, in the folder of a config."""
 
 
 def reference_splits(
@@ -61,29 +65,37 @@ def _distance(paths: list[int], split: int, added: int, ratios: tuple[float, flo
 
 
 def patient_splits(
-    paths_by_patient: Mapping[str, int], seed: int = 42, ratios: tuple[float, float, float] = RATIOS
+    paths_by_patient: Mapping[str, int],
+    seed: int = 42,
+    ratios: tuple[float, float, float] = RATIOS,
+    fixed: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Splits patients so that none stands in two splits; the default for new data.
+    """Splits patients so that none is in two splits; the default for new data.
 
-    Patients, sorted by name, are shuffled under the seed, then sorted by number of paths, descending; each goes to the
-    split that lacks most of its wanted share of all paths. With at least three patients no split stays empty, with
-    fewer the first go to train, then test. The order of the mapping does not matter.
+    Patients that have a split keep it. The others, sorted by name, are shuffled under the seed, then sorted by number
+    of paths, descending; each goes to the split that lacks most of its wanted share of all paths. With at least three
+    patients no split stays empty, with fewer the first go to train, then test. The order of the mapping does not
+    matter.
 
     Args:
         paths_by_patient: patient -> number of paths.
         seed: of the shuffle among patients with equally many paths.
         ratios: wanted shares of paths for train, val, test.
+        fixed: patient -> split of patients that have one; those without paths do not count.
 
     Returns:
         patient -> split.
     """
-    patients = sorted(paths_by_patient)
+    splits = {patient: split for patient, split in (fixed or {}).items() if patient in paths_by_patient}
+    patients = sorted(paths_by_patient.keys() - splits.keys())
     random.Random(seed).shuffle(patients)
     patients.sort(key=lambda patient: paths_by_patient[patient], reverse=True)
     total = sum(paths_by_patient.values()) or len(patients)
     paths: list[float] = [0, 0, 0]
-    empty = [0, 2, 1][: len(patients)]  # in the order in which they are served when patients run short
-    splits: dict[str, str] = {}
+    for patient, split in splits.items():
+        paths[SPLITS.index(split)] += paths_by_patient[patient]
+    # in the order in which they are served when patients run short
+    empty = [split for split in (0, 2, 1) if SPLITS[split] not in splits.values()][: len(patients)]
     for index, patient in enumerate(patients):
         left = len(patients) - index
         choices = empty if left <= len(empty) else range(3)
@@ -93,3 +105,10 @@ def patient_splits(
         if target in empty:
             empty.remove(target)
     return splits
+
+
+def split_table(split_of: Mapping[str, str]) -> bytes:
+    """Returns patient -> split as CSV with these two columns."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("patient", "split"), *sorted(split_of.items())])
+    return text.getvalue().encode()

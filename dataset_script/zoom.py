@@ -30,7 +30,7 @@ from dataset_script.slides.plan import FAR, NEAR, plan_slide
 from dataset_script.slides.sampling import Field, FieldGroup
 from dataset_script.slides.settings import GroundingSettings
 from dataset_script.slides.slide_files import find_slides, read_patients
-from dataset_script.slides.workers import worker_pool
+from dataset_script.slides.workers import run_all, worker_pool
 from dataset_script.splits import patient_splits
 from scale_vqa_eval.controls.exchange_group import GROUP_SIZE
 from scale_vqa_eval.errors import InputError, Problem
@@ -268,8 +268,7 @@ def _synthetic(out: Path, count: int, seed: int, workers: int) -> tuple[list[Row
         folder.unlink()
     folder.mkdir(exist_ok=True)
     with worker_pool(min(workers, len(plans))) as run:
-        for _ in tqdm(run(_write_synthetic, ((plan, folder) for plan in plans)), "slides drawn", len(plans)):
-            pass
+        run_all(run, _write_synthetic, [(plan, folder) for plan in plans], "slides drawn")
     return list(synthetic_rows(plans)), []
 
 

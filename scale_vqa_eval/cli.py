@@ -29,6 +29,7 @@ BUILDS: Final[CommandTable] = {
     "phantom": ("dataset_script.phantom.build", "phantom", "Questions on synthetic slides, for tests and teaching."),
     "zoom": ("dataset_script.zoom", "zoom", "Questions about where to look, with the boxes that hold the evidence."),
     "hub": ("dataset_script.hub_config", "hub", "Add the config that `inspect eval hf/ORG/NAME` reads."),
+    "join": ("dataset_script.join", "join", "Release folders that were built apart, into one."),
     "single": ("dataset_script.single_image", "single", "Rows from questions with one image, such as PathMMU's."),
 }
 EXPORTS: Final[CommandTable] = {
@@ -191,6 +192,7 @@ def _nearest_choice(error: click.ClickException) -> str:
 _EXTRA_OF: Final = {
     "openslide": "slides",
     "h5py": "slides",
+    "ray": "ray",
     "skimage": "slides",
     "skia": "slides",
     "imagecodecs": "slides",

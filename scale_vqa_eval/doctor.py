@@ -29,6 +29,7 @@ MIN_FREE: Final = 5 * GIGABYTE
 """Free bytes below which a download of a model or a data set is likely to fail."""
 USES: Final = {
     "slides": "build slides, build phantom",
+    "ray": "build slides --ray",
     "audit": "audit, control, predict --backend openai, plots",
     "train": "predict --backend transformers, audit --lm, training",
     "vllm": "predict --backend vllm",

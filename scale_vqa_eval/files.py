@@ -29,7 +29,8 @@ def atomic_path(path: str | Path, hint: str = "name another file") -> Iterator[P
         InputError: if the file cannot be written; ``hint`` says how to fix it.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # on shared storage, two machines may have a process of the same number
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial

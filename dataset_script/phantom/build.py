@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-from tqdm import tqdm
 
 from dataset_script.phantom.plan import PhantomPath, PhantomPlan, deal_pools, path_questions, plan_slides
 from dataset_script.phantom.slide import VIEW_PIXELS, PhantomSlide, write_slide
-from dataset_script.slides.workers import available_cores, worker_pool
+from dataset_script.slides.workers import available_cores, run_all, worker_pool
 from dataset_script.splits import SPLITS
 from scale_vqa_eval.errors import Problem
 from scale_vqa_eval.files import atomic_path, exclusive_output, sha256_json
@@ -85,9 +84,8 @@ def build_phantom(settings: PhantomSettings, out: Path, workers: int) -> dict[st
     with exclusive_output(parent):
         root = _work_folder(settings, parent)
         with worker_pool(min(workers, len(plans))) as run:
-            tasks = ((plan, root, settings.slide_files, settings.side) for plan in plans)
-            for _ in tqdm(run(draw_slide, tasks), desc="synthetic slides drawn", total=len(plans), unit="slide"):
-                pass
+            tasks = [(plan, root, settings.slide_files, settings.side) for plan in plans]
+            run_all(run, draw_slide, tasks, "synthetic slides drawn")
         counts: Counter[str] = Counter()
         by_split = {split: [plan for plan in plans if plan.split == split] for split in SPLITS}
         tables = {split: _rows(of_split, root, counts) for split, of_split in by_split.items() if of_split}

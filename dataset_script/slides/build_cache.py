@@ -1,15 +1,17 @@
-"""The hidden folder beside a release folder in which a build of slides keeps finished work, so that it can resume.
+"""The work folder of a build of slides: finished work per slide, so that a build resumes, and grows by the new slides.
 
 Each slide has a sub-folder whose name stands for the slide file, the settings and the software that its bytes depend
-on: a file with its final name is complete and current, and nothing needs to be checked twice.
+on: a file with its final name is complete and current, and nothing needs to be checked twice. The folder may lie on
+storage that several machines share.
 """
 
 from __future__ import annotations
 
+import platform
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -63,8 +65,7 @@ class SlideWork:
 
     def read(self, layout: str, group: int, name: str) -> bytes:
         """Returns one file of an archive."""
-        with zipfile.ZipFile(self.archive(layout, group)) as archive:
-            return archive.read(name)
+        return _read_image(self.archive(layout, group), name)
 
     def measures(self, layout: str, group: int) -> dict[str, list[float]]:
         """Returns name -> measures of the archive that holds a group."""
@@ -72,7 +73,7 @@ class SlideWork:
 
 
 def work_root(out: Path) -> Path:
-    """Returns the hidden folder that belongs to a release folder."""
+    """Returns the hidden work folder that belongs to a release folder."""
     out = out.absolute()
     return out.with_name(f".{out.name}.slides")
 
@@ -83,12 +84,14 @@ def slide_work(root: Path, slide: Path, settings: GroundingSettings) -> SlideWor
     A slide file is identified by its name, size and time of change.
     """
     state = slide.stat()
-    packages = {
-        name: version(name)
-        for name in ("openslide-python", "openslide-bin", "pillow", "numpy", "scipy", "scikit-image", "simplejpeg")
-    }
-    inputs = [FORMAT, slide.stem, state.st_size, state.st_mtime_ns, asdict(settings), packages]
+    inputs = [FORMAT, slide.stem, state.st_size, state.st_mtime_ns, asdict(settings), _packages()]
     return SlideWork(slide, root / sha256_json(inputs)[:32])
+
+
+@cache
+def _packages() -> dict[str, str]:
+    names = ("openslide-python", "openslide-bin", "pillow", "numpy", "scipy", "scikit-image", "simplejpeg")
+    return {name: version(name) for name in names}
 
 
 def make_plan(task: tuple[SlideWork, GroundingSettings]) -> tuple[Problem, ...]:
@@ -97,6 +100,7 @@ def make_plan(task: tuple[SlideWork, GroundingSettings]) -> tuple[Problem, ...]:
     if work.plan_file.exists():
         return ()
     try:
+        _check_machine(work, settings)
         with OpenSlideSource(work.slide, settings.mpp) as source:
             plan = plan_slide(source, settings)
             work.write_plan(replace(plan, notes=(*source.notes, *plan.notes)))
@@ -105,27 +109,44 @@ def make_plan(task: tuple[SlideWork, GroundingSettings]) -> tuple[Problem, ...]:
     return ()
 
 
-def make_regions(task: tuple[SlideWork, GroundingSettings, str, int]) -> tuple[Problem, ...]:
-    """Reads the regions of one batch of groups unless that is done; returns the problems of the slide."""
-    work, settings, layout, start = task
-    path = work.archive(layout, start)
-    if path.exists():
+def make_regions(task: tuple[SlideWork, GroundingSettings, tuple[tuple[str, int], ...]]) -> tuple[Problem, ...]:
+    """Reads the regions of some batches of groups of a slide, unless that is done; returns the problems of the slide.
+
+    Args:
+        task: the work, the settings, and the (layout, first group) of each batch.
+    """
+    work, settings, batches = task
+    left = [batch for batch in batches if not work.archive(*batch).exists()]
+    if not left:
         return ()
-    kinds = settings.kinds_of(layout)
-    groups = work.plan().groups[layout][start : start + BATCH]
     try:
+        _check_machine(work, settings)
         with OpenSlideSource(work.slide, settings.mpp) as source:
-            write_regions(
-                path,
-                source,
-                groups,
-                show_context="bridge" in kinds,
-                show_parents=bool({"zoom-in", "zoom-out", "bridge"} & set(kinds)),
-                mark="origin" in kinds,
-            )
+            for layout, start in left:
+                kinds = settings.kinds_of(layout)
+                write_regions(
+                    work.archive(layout, start),
+                    source,
+                    work.plan().groups[layout][start : start + BATCH],
+                    show_context="bridge" in kinds,
+                    show_parents=bool({"zoom-in", "zoom-out", "bridge"} & set(kinds)),
+                    mark="origin" in kinds,
+                )
     except InputError as error:
         return error.problems
     return ()
+
+
+def _check_machine(work: SlideWork, settings: GroundingSettings) -> None:
+    """Raises InputError unless this machine has the slide, unchanged, and the software of the build."""
+    location = f"{work.slide} on {platform.node()}"
+    if not work.slide.exists():
+        hint = "put the slides on storage that every machine mounts under the same path"
+        raise InputError(Problem(location, "the slide", "no such file", hint))
+    if slide_work(work.folder.parent, work.slide, settings) != work:
+        expected = "the slide and the package versions that the build began with"
+        hint = "install the same versions on every machine, leave slides unchanged, and run the command again"
+        raise InputError(Problem(location, expected, "others", hint))
 
 
 @lru_cache(maxsize=4)
@@ -136,3 +157,9 @@ def _read_plan(path: Path) -> FieldPlan:
 @lru_cache(maxsize=64)
 def _read_measures(path: Path) -> dict[str, list[float]]:
     return read_measures(path)
+
+
+@lru_cache(maxsize=128)
+def _read_image(path: Path, name: str) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(name)

@@ -122,6 +122,7 @@ def card_note(report: BuildReport) -> str:
             "; ".join(use.notes),
         ]
         lines.append("| " + " | ".join(markdown(cell) for cell in cells) + " |")
+    lines += ["", "The split of every patient is in `grounding/splits.csv`; `--splits` takes it, so that it stays."]
     if len(report.slides) > MAX_IN_CARD:
         lines += ["", f"{len(report.slides) - MAX_IN_CARD} more slides are listed in `grounding/build.json`."]
     return "\n".join(lines)

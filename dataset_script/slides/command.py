@@ -12,10 +12,12 @@ import click
 from dataset_script.slides.settings import MIN_PX, MIN_RATIO, VIEWS_OF, GroundingSettings, side_of
 from dataset_script.slides.workers import available_cores
 from scale_vqa_eval.controls.exchange_group import GROUP_SIZE
+from scale_vqa_eval.files import exclusive_output
 from scale_vqa_eval.schema import GROUNDING_KINDS, MAGNIFICATION, VIEWS
 
 SHORT: Final = {view.removesuffix("_mag"): view for view in VIEWS}
 MAX_PX: Final = 4096
+STAGES: Final = ("plan", "render", "assemble")
 
 
 class NameList(click.ParamType):
@@ -70,7 +72,26 @@ class ViewSizeList(click.ParamType):
     help="Questions of each kind per slide; rounded up to a multiple of four.",
 )
 @click.option("--seed", type=int, default=42, show_default=True)
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that read slides.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes of this machine.")
+@click.option(
+    "--ray",
+    metavar="ADDRESS|local",
+    help="Run on a Ray cluster instead: slides and --work on storage that all machines share. local: on this machine.",
+)
+@click.option(
+    "--work",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for finished work, which is kept: later builds of more slides read only the new ones.",
+)
+@click.option(
+    "--splits",
+    "split_table",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="CSV with columns patient,split, as in grounding/splits.csv. Default: that of the build in --out, if any.",
+)
+@click.option(
+    "--stop-after", type=click.Choice(STAGES[:-1]), help="Stop after this stage; the same command goes on from there."
+)
 @click.option("--kinds", type=NameList(GROUNDING_KINDS), default=",".join(GROUNDING_KINDS), show_default=True)
 @click.option("--views", type=NameList(tuple(SHORT)), default=",".join(SHORT), show_default=True)
 @click.option(
@@ -106,6 +127,10 @@ def slides(
     paths_per_slide: int,
     seed: int,
     workers: int,
+    ray: str | None,
+    work: Path | None,
+    split_table: Path | None,
+    stop_after: str | None,
     kinds: tuple[str, ...],
     views: tuple[str, ...],
     sizes: tuple[tuple[str, int], ...],
@@ -117,7 +142,7 @@ def slides(
     """Build cross-scale grounding questions from slides: any file that OpenSlide opens, or folders of them.
 
     Four kinds, their truth known from geometry: zoom-in, zoom-out, origin, bridge. If interrupted, run it again: it
-    resumes. The same slides and seed give the same bytes, whatever --workers.
+    resumes. The same slides, seed and split table give the same bytes, whatever --workers and --ray.
     """
     views = tuple(SHORT[view] for view in views)
     _check_sizes(dict(sizes), views)
@@ -128,20 +153,40 @@ def slides(
         )
     settings = GroundingSettings(paths, seed, _possible(kinds, views), views, sizes, min_tissue, distractors, mpp)
     from dataset_script.slides.build import build_slides
+    from dataset_script.slides.build_cache import work_root
     from dataset_script.slides.build_report import summary_lines
-    from dataset_script.slides.slide_files import find_slides, read_patients
+    from dataset_script.slides.slide_files import find_slides, read_patients, read_splits
     from scale_vqa_eval.release_folder.write import check_out, exclusive_release
 
+    root = work.absolute() if work is not None else work_root(out)
+    if root.is_relative_to(out.absolute()) or out.absolute().is_relative_to(root):
+        raise click.UsageError("--work and --out: expected two folders, none in the other")
     check_out(out)  # fail before hours of reading, not after
     found = find_slides(places)
     for path in found.skipped:
         click.echo(f"skipped, not a slide that OpenSlide opens: {path}", err=True)
     named = read_patients(found.slides, patients)
+    splits = read_splits(split_table) if split_table is not None else None
     cores = available_cores()
     if workers > cores:
         click.echo(f"--workers {workers}: this machine has {cores} cores", err=True)
-    with exclusive_release(out):  # the work folder beside it is one for all builds of this folder
-        report = build_slides(found.slides, named, settings, out, workers, lambda line: click.echo(line, err=True))
+    last_stage = stop_after or STAGES[-1]
+    with exclusive_release(out), exclusive_output(root, "--work"):
+        report = build_slides(
+            found.slides,
+            named,
+            settings,
+            out,
+            workers,
+            lambda line: click.echo(line, err=True),
+            work,
+            ray,
+            splits,
+            last_stage,
+        )
+    if report is None:
+        click.echo(f"stopped after {last_stage}; run the same command without --stop-after to go on", err=True)
+        return
     for line in summary_lines(report):
         click.echo(line, err=True)
     parts = ", ".join(f"{split} {count}" for split, count in report.splits.items())

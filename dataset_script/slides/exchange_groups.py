@@ -17,6 +17,7 @@ from dataset_script.slides.field_images import box_name, marked_name
 from dataset_script.slides.plan import FAR, NEAR, slide_generator
 from dataset_script.slides.sampling import Field, FieldGroup, standardised
 from scale_vqa_eval.controls.exchange_group import GROUP_SIZE, ExchangeGroup
+from scale_vqa_eval.files import sha256_json
 from scale_vqa_eval.schema import LETTERS, MAGNIFICATION, MPP, row_id
 
 CROSSABLE: Final = frozenset({"zoom-in", "zoom-out", "bridge"})
@@ -153,7 +154,7 @@ def cross_slide_groups(
     Options of one question have the same size. What is left when fewer than four patients remain is not used.
 
     Args:
-        works: slides of one split.
+        works: slides of one split, or of a block of it.
         patient_of: slide -> patient.
         kind: one of ``CROSSABLE``.
         split: name of the split.
@@ -165,11 +166,11 @@ def cross_slide_groups(
         for group in same_slide_groups(work, kind, seed):
             for member in group.members:
                 pools.setdefault((member.parent.size_px, member.target.size_px), []).append(member)
-    count = 0
     for size in sorted(pools):
         for members in _matched(pools[size], patient_of, kind, rng):
-            yield GroundingGroup(f"{split}::{kind}::x{count:04d}", tuple(_shuffled(members, rng)), kind)
-            count += 1
+            # the name is that of its members, so that no group of another block or folder has it too
+            name = sha256_json(sorted((member.slide, member.path_id) for member in members))[:16]
+            yield GroundingGroup(f"{split}::{kind}::x{name}", tuple(_shuffled(members, rng)), kind)
 
 
 def _matched(

@@ -1,4 +1,4 @@
-"""The input of a build: slide files named or found in folders, and the patient of each."""
+"""The input of a build: slide files named or found in folders, the patient of each, and splits that patients have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scale_vqa_eval.errors import InputError, Problem, preview
+from dataset_script.splits import SPLITS
+from scale_vqa_eval.errors import InputError, Problem, did_you_mean, preview
 from scale_vqa_eval.schema import patient_of
 
 
@@ -83,24 +84,7 @@ def read_patients(slides: Sequence[Path], table: Path | None) -> dict[str, str]:
     """
     if table is None:
         return {slide.stem: patient_of(slide.stem) for slide in slides}
-    patients: dict[str, str] = {}
-    problems: list[Problem] = []
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        if not {"slide", "patient"} <= set(columns):
-            found = ", ".join(columns) or "no header"
-            raise InputError(
-                Problem(f"{table}, line 1", "the columns slide and patient", found, "name the columns so")
-            )
-        for row in reader:
-            location = f"{table}, line {reader.line_num}"
-            slide, patient = (row["slide"] or "").strip(), (row["patient"] or "").strip()
-            if not slide or not patient:
-                problems.append(Problem(location, "a slide and a patient", "an empty cell", "fill it in"))
-            elif patients.setdefault(slide, patient) != patient:
-                found = f"{preview(patients[slide])} and {preview(patient)} for {preview(slide)}"
-                problems.append(Problem(location, "one patient a slide", found, "correct one"))
+    patients, problems = _read_pairs(table, "slide", "patient")
     named = {slide.stem: patients.get(slide.stem) or patients.get(slide.name) for slide in slides}
     problems += [
         Problem(str(table), f"a row for slide {preview(name)}", "none", "add one")
@@ -110,6 +94,54 @@ def read_patients(slides: Sequence[Path], table: Path | None) -> dict[str, str]:
     if problems:
         raise InputError(problems)
     return {name: patient for name, patient in named.items() if patient is not None}
+
+
+def read_splits(table: Path) -> dict[str, str]:
+    """Returns patient -> split of a CSV with the columns ``patient`` and ``split``.
+
+    Raises:
+        InputError: if the table lacks a column, has an empty cell or two splits of a patient, or another split's name.
+    """
+    splits, problems = _read_pairs(table, "patient", "split")
+    problems += [
+        Problem(
+            f"{table}, patient {preview(patient)}",
+            f"one of {', '.join(SPLITS)}",
+            preview(split),
+            did_you_mean(split, SPLITS),
+        )
+        for patient, split in splits.items()
+        if split not in SPLITS
+    ]
+    if problems:
+        raise InputError(problems)
+    return splits
+
+
+def _read_pairs(table: Path, key: str, value: str) -> tuple[dict[str, str], list[Problem]]:
+    """Returns two columns of a CSV as a mapping, and the problems of its rows."""
+    pairs: dict[str, str] = {}
+    problems: list[Problem] = []
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            if not {key, value} <= set(columns):
+                found = ", ".join(columns) or "no header"
+                raise InputError(
+                    Problem(f"{table}, line 1", f"the columns {key} and {value}", found, "name the columns so")
+                )
+            for row in reader:
+                location = f"{table}, line {reader.line_num}"
+                left, right = (row[key] or "").strip(), (row[value] or "").strip()
+                if not left or not right:
+                    problems.append(Problem(location, f"a {key} and a {value}", "an empty cell", "fill it in"))
+                elif pairs.setdefault(left, right) != right:
+                    found = f"{preview(pairs[left])} and {preview(right)} for {preview(left)}"
+                    problems.append(Problem(location, f"one {value} a {key}", found, "correct one"))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(Problem(str(table), "a CSV file in UTF-8", preview(str(error), 160), "save it so")) from error
+    return pairs, problems
 
 
 def _dicom_series(path: Path) -> str | None:

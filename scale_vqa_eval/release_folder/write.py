@@ -12,7 +12,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,13 +23,17 @@ from scale_vqa_eval.schema import ALL_DIMENSIONS, CONFIGS, VIEWS
 
 Row = Mapping[str, Any]
 ROWS_PER_GROUP: Final = 64
+"""Rows of a row group, or of a piece of one: a row group whose rows share images is longer."""
+GROUP_BYTES: Final = (16 * 2**20, 64 * 2**20)
+"""Image bytes of a row group, counted once per row that shows them: it may end from the first number on, at a row that
+shares no image with those before; it must end at the second, so that a reader's memory is bounded."""
 SHARD_BYTES: Final = 500_000_000
 PARQUET: Final[dict[str, Any]] = {
     "compression": "snappy",
     "write_page_index": True,
     "write_page_checksum": True,
-    # a dictionary page that holds a row group's images stores an image once that the questions of a path share
-    "dictionary_pagesize_limit": 64 * 2**20,
+    # with all images of a row group in its dictionary page, a column stores an image once that several rows show
+    "dictionary_pagesize_limit": 2 * GROUP_BYTES[1],
 }
 
 
@@ -89,18 +92,11 @@ def write_release(
         InputError: if ``out`` holds something that is not a release folder, cannot be written, or another process
             writes to it.
     """
-    import pyarrow as pa
-
     with staged_release(out, tables.keys() | drop, notes) as staging:
         for config, splits in tables.items():
             features = row_features(images=config != "text", config=config)
-            schema = features.arrow_schema
             for split, rows in splits.items():
-                encoded = (
-                    [features.encode_example(_complete(row, features)) for row in batch] for batch in _batches(rows)
-                )
-                made = (pa.Table.from_pylist(batch, schema=schema) for batch in encoded)
-                write_shards(staging / config, split, schema, made)
+                write_shards(staging / config, split, features.arrow_schema, row_tables(rows, features))
         for name, content in (files or {}).items():
             (staging / name).write_bytes(content)
         if finish is not None:
@@ -109,13 +105,41 @@ def write_release(
     return Path(out).absolute()
 
 
+def row_tables(rows: Iterable[Row], features: Any) -> Iterator[Any]:
+    """Yields rows as Arrow tables, each of them a row group; one at a time in memory.
+
+    Args:
+        rows: as for ``write_release``.
+        features: the columns, from ``row_features``.
+    """
+    import pyarrow as pa
+
+    for batch in row_groups(rows):
+        encoded = [features.encode_example(_complete(row, features)) for row in batch]
+        yield pa.Table.from_pylist(encoded, schema=features.arrow_schema)
+
+
 def _complete(row: Row, names: Iterable[str]) -> dict[str, Any]:
     return {name: (row.get(name) or []) if name == "option_images" else row.get(name) for name in names}
 
 
-def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    iterator = iter(rows)
-    while batch := list(islice(iterator, ROWS_PER_GROUP)):
+def row_groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Yields the rows of each row group; its end is where no image is shared across it, if that comes in time."""
+    batch: list[Row] = []
+    seen: set[bytes] = set()
+    size = 0
+    for row in rows:
+        cells = [*(row.get(view) for view in VIEWS), *(row.get("option_images") or ())]
+        images = [cell.get("bytes") or b"" for cell in cells if isinstance(cell, Mapping)]
+        size += sum(map(len, images))
+        shares = any(image in seen for image in images)
+        full = size > min(GROUP_BYTES[0], SHARD_BYTES) or (not seen and len(batch) >= ROWS_PER_GROUP)
+        if batch and ((full and not shares) or size > GROUP_BYTES[1]):
+            yield batch
+            batch, seen, size = [], set(), sum(map(len, images))
+        batch.append(row)
+        seen.update(images)
+    if batch:
         yield batch
 
 
@@ -126,11 +150,25 @@ def write_shards(folder: Path, split: str, schema: Any, tables: Iterable[Any]) -
         folder: folder of the config; made if it is missing.
         split: name of the split.
         schema: Arrow schema of the tables, the ``datasets`` features in its metadata.
-        tables: Arrow tables of at most ``ROWS_PER_GROUP`` rows.
+        tables: Arrow tables, such as ``row_tables`` yields.
 
     Raises:
         ValueError: if there is no table.
     """
+    shards = write_parts(folder, split, schema, tables)
+    if not shards:
+        raise ValueError(f"split {split!r} has no row")
+    for shard, name in zip(shards, shard_names(split, len(shards)), strict=True):
+        shard.rename(folder / name)
+
+
+def shard_names(split: str, count: int) -> list[str]:
+    """Returns the file names of a split that has ``count`` shards, in order."""
+    return [f"{split}-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
+
+
+def write_parts(folder: Path, prefix: str, schema: Any, tables: Iterable[Any]) -> list[Path]:
+    """Writes tables as ``<prefix>.<number>.shard`` of about ``SHARD_BYTES`` each; returns the files, none for none."""
     import pyarrow.parquet as pq
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,16 +179,13 @@ def write_shards(folder: Path, split: str, schema: Any, tables: Iterable[Any]) -
             if writer is None or shards[-1].stat().st_size > SHARD_BYTES:
                 if writer is not None:
                     writer.close()
-                shards.append(folder / f"{split}.{len(shards):05d}.shard")
+                shards.append(folder / f"{prefix}.{len(shards):05d}.shard")
                 writer = pq.ParquetWriter(shards[-1], schema, **PARQUET)
             writer.write_table(table)
     finally:
         if writer is not None:
             writer.close()
-    if not shards:
-        raise ValueError(f"split {split!r} has no row")
-    for number, shard in enumerate(shards):
-        shard.rename(folder / f"{split}-{number:05d}-of-{len(shards):05d}.parquet")
+    return shards
 
 
 @contextlib.contextmanager
@@ -180,9 +215,9 @@ def staged_release(out: str | Path, configs: Set[str], notes: Mapping[str, str])
         try:
             for entry in sorted(target.iterdir()) if target.exists() else ():
                 if entry.is_dir() and entry.name not in configs:
-                    shutil.copytree(entry, staging / entry.name, copy_function=_link_or_copy)
+                    shutil.copytree(entry, staging / entry.name, copy_function=link_or_copy)
                 elif entry.is_file() and entry.name != "README.md":
-                    _link_or_copy(entry, staging / entry.name)
+                    link_or_copy(entry, staging / entry.name)
             yield staging
             write_card(staging, notes, previous=target / "README.md")
             _swap(staging, target, retired)
@@ -241,7 +276,7 @@ def _hidden(target: Path) -> tuple[Path, Path]:
     return target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.retired")
 
 
-def _link_or_copy(source: str | Path, target: str | Path) -> None:
+def link_or_copy(source: str | Path, target: str | Path) -> None:
     """Hard-links a file that stays as it is (no second copy of large shards); copies if links are not supported."""
     try:
         os.link(source, target)

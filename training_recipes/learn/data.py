@@ -16,7 +16,6 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +24,7 @@ import pyarrow as pa
 from PIL import Image
 
 from scale_vqa_eval.questions import Question
-from scale_vqa_eval.release_folder.write import ROWS_PER_GROUP, staged_release, write_shards
+from scale_vqa_eval.release_folder.write import row_groups, staged_release, write_shards
 from scale_vqa_eval.schema import DIMENSIONS, LETTERS, VIEWS
 from training_recipes.rows import dimension_names, load_rows, question_of
 from training_recipes.tiny_model import make_tiny_model
@@ -179,8 +178,7 @@ def write_folder(
 
 
 def _tables(rows: Iterator[dict[str, Any]], schema: Any) -> Iterator[Any]:
-    while part := list(islice(rows, ROWS_PER_GROUP)):
-        yield pa.Table.from_pylist(part, schema=schema)
+    yield from (pa.Table.from_pylist(part, schema=schema) for part in row_groups(rows))
 
 
 @click.group()
