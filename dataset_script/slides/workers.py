@@ -151,6 +151,7 @@ def _lost(task: object, found: str) -> Problem:
 @contextmanager
 def _ray_runner(address: str, workers: int) -> Iterator[TaskRunner]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 otherwise: nothing would be done on a busy machine
     import ray
 
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
