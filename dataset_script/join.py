@@ -75,7 +75,7 @@ def _conflicts(configs: Mapping[Path, Mapping[str, Shards]], splits: dict[str, d
     for folder, shards_of in configs.items():
         for config, shards in shards_of.items():
             images = {has_images(config, other[config]) for other in configs.values() if config in other}
-            check_columns(shards, row_features(max(images)))
+            check_columns(shards, row_features(max(images), config))
             for split, row in _rows(shards):
                 for column in ("id", "group"):
                     other = ids.setdefault((config, column, row[column]), folder) if row[column] else folder

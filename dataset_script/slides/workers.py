@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -158,9 +159,12 @@ def _ray_runner(address: str, workers: int) -> Iterator[TaskRunner]:
     if address == "local":
         cores = workers if workers > 1 else available_cores()
         options |= {"num_cpus": cores, "include_dashboard": False, "object_store_memory": RAY_STORE_BYTES}
+    host, _, port = address.rpartition("//")[2].rpartition(":")
     try:
+        if host and port.isdecimal():  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, OverflowError) as error:
         expected, hint = "the address of a Ray cluster", "start one with `ray start --head`, or give --ray local"
         raise InputError(Problem(f"--ray {address}", expected, preview(str(error), 160), hint)) from error
 
