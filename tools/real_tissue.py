@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from PIL import Image
 from pixel_baseline import image_features
 
 from scale_vqa_eval.release_folder.write import write_release
+from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
 from training_recipes.tiny_model import make_tiny_model
 
 Array = npt.NDArray[np.float64]
@@ -40,6 +42,8 @@ FOLDS: Final = 2
 HELD_OUT: Final = 4
 SIDE: Final = 84
 """Pixels of an image that the model sees."""
+WORDS: Final = (("palest", "pale", "dark", "darkest"), ("pink", "rose", "violet", "blue"))
+"""Words for darkness and for hue, in order."""
 LEVELS: Final = 4
 KINDS: Final = ("cross-slide", "same-slide")
 
@@ -155,7 +159,7 @@ def ranked(train: Array, gold: npt.NDArray[np.int64], test: Array, weight: float
     return np.asarray((-(torch.tensor(test / scale, dtype=torch.float32) @ weights)).argmax(dim=1))
 
 
-def interval(right: npt.NDArray[np.bool_], clusters: Sequence[str], seed: int = 0) -> tuple[float, float, float]:
+def interval(right: npt.NDArray[Any], clusters: Sequence[str], seed: int = 0) -> tuple[float, float, float]:
     """Returns accuracy and its 95% interval, in percent, groups of questions drawn with replacement."""
     groups = defaultdict(list)
     for value, cluster in zip(right, clusters, strict=True):
@@ -222,11 +226,10 @@ def colour_words(rows: Sequence[Row]) -> Any:
 
     values = np.array([axes(cell) for cell in cells])
     edges = [np.quantile(values[:, axis], np.arange(1, LEVELS) / LEVELS) for axis in (0, 1)]
-    names = (("palest", "pale", "dark", "darkest"), ("pink", "rose", "violet", "blue"))
 
     def words(cell: Mapping[str, Any]) -> str:
         levels = [int(np.searchsorted(edge, value)) for edge, value in zip(edges, axes(cell), strict=True)]
-        return " ".join(name[level] for name, level in zip(names, levels, strict=True))
+        return " ".join(name[level] for name, level in zip(WORDS, levels, strict=True))
 
     return words
 
@@ -261,6 +264,52 @@ def folders(data: Path, out: Path, fold: int, rounds: int) -> None:
         tables = {"grounding": {name: short_rows(rows, words) for name, rows in (("train", train), ("test", test))}}
         write_release(out / kind, tables, {"grounding": f"zoom-in questions in few words, options {kind}"})
         click.echo(f"{kind}: {len(train)} questions to learn from, {len(test)} on held-out slides")
+
+
+def nearest_by_words(said: str, answer: int) -> float:
+    """Returns the share that an answer has among the options whose words are nearest to the field's; 0 if unreadable.
+
+    >>> nearest_by_words("dark rose; A pale rose, B dark rose, C dark blue, D dark rose", 1)
+    0.5
+    """
+    try:
+        field, options = said.split(";")
+        levels = [_levels(field.split()), *(_levels(option.split()[1:]) for option in options.split(","))]
+    except ValueError:
+        return 0.0
+    distances = np.abs(np.array(levels[1:]) - levels[0]).sum(axis=1)
+    nearest = distances == distances.min()
+    return float(nearest[answer] / nearest.sum()) if answer < len(nearest) else 0.0
+
+
+def _levels(words: Sequence[str]) -> list[int]:
+    return [names.index(word) for names, word in zip(WORDS, words, strict=True)]
+
+
+@main.command()
+@click.argument("data", type=click.Path(exists=True, path_type=Path))
+@click.argument("predictions", type=click.Path(exists=True, path_type=Path))
+def answers(data: Path, predictions: Path) -> None:
+    """Print how a file of answers to the test split of DATA sees and chooses."""
+    rows = load_dataset(str(data), "grounding", split="test").select_columns(
+        ["id", "answer", "group", "wsi_name", "rationale"]
+    )
+    responses = {row["id"]: row["response"] for row in map(json.loads, predictions.read_text().splitlines())}
+    figures, groups, slides = defaultdict(list), [], defaultdict(list)
+    for row in rows:
+        said = responses[row["id"]].partition("<think>")[2].partition("</think>")[0]
+        right = parse_response(responses[row["id"]], "reference", 4).letter == "ABCD"[row["answer"]]
+        pairs = zip(re.findall(r"[a-z]+", said), re.findall(r"[a-z]+", row["rationale"]), strict=False)
+        figures["answers"].append(float(right))
+        figures["colour words"].append(sum(a == b for a, b in pairs) / len(re.findall(r"[a-z]+", row["rationale"])))
+        figures["nearest by the words said"].append(nearest_by_words(said, row["answer"]))
+        figures["nearest by the true words"].append(nearest_by_words(row["rationale"], row["answer"]))
+        groups.append(row["group"])
+        slides[row["wsi_name"]].append(float(right))
+    for name, values in figures.items():
+        accuracy, low, high = interval(np.array(values), groups)
+        click.echo(f"{name}: {accuracy:.1f}% [{low:.1f}, {high:.1f}] of {len(values)}")
+    click.echo(", ".join(f"{slide} {100 * np.mean(values):.0f}%" for slide, values in sorted(slides.items())))
 
 
 @main.command()

@@ -7,7 +7,17 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from real_tissue import Features, colour_words, cross_slide, differences, held_out_slides, interval, ranked, short_rows
+from real_tissue import (
+    Features,
+    colour_words,
+    cross_slide,
+    differences,
+    held_out_slides,
+    interval,
+    nearest_by_words,
+    ranked,
+    short_rows,
+)
 
 
 def cell(name: str, colour: tuple[int, int, int]) -> dict:
@@ -63,3 +73,9 @@ def test_short_rows_say_the_colours_and_not_the_answer(rows):
     assert first["rationale"].startswith(words(row["mid_mag"]) + "; A ")
     assert (first["options"], first["answer"], first["low_mag"]) == (list("ABCD"), "ABCD"[row["answer"]], None)
     assert Image.open(io.BytesIO(first["option_images"][0]["bytes"])).size == (84, 84)
+
+
+def test_nearest_by_words():
+    said = "dark rose; A pale rose, B dark rose, C dark blue, D dark rose"
+    assert [nearest_by_words(said, answer) for answer in range(4)] == [0, 0.5, 0, 0.5]
+    assert nearest_by_words("dark rose; A pale", 0) == 0
