@@ -11,7 +11,7 @@ RELEASE ?=
 
 demo: # first, so that make alone runs it
 
-include tools/vllm_cpu.mk tools/inspect_ai.mk tools/lmms_eval.mk tools/release.mk tools/learn.mk
+include tools/vllm_cpu.mk tools/inspect_ai.mk tools/lmms_eval.mk tools/exports.mk tools/release.mk tools/learn.mk
 
 demo: $(VENV)/demo.done
 	$(BIN)/python tools/demo.py $(if $(SLIDES),--slides "$(SLIDES)") $(if $(RELEASE),--release "$(RELEASE)")

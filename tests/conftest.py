@@ -43,6 +43,7 @@ SLOW = (
     "tests/scale_vqa_eval/zoom/test_zoom_inspect.py",
     "tests/scale_vqa_eval/zoom/test_zoom_transformers.py",
     "tests/tools/",
+    "tests/training_recipes/test_export_loaders.py",  # other environments
     "tests/training_recipes/test_families.py",
     "tests/training_recipes/test_grpo_zoom.py",
     "tests/training_recipes/test_learn.py",

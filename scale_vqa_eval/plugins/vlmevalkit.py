@@ -21,7 +21,7 @@ from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.predict.prompts import filled, load_prompt
 from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
 from scale_vqa_eval.schema import LETTERS, MAGNIFICATION, VIEWS
-from scale_vqa_eval.scoring.tool_results import tool_lines
+from scale_vqa_eval.scoring.tool_results import PROMPT_COLUMN, tool_lines
 
 _HEAD: Final = "index\tid\tquestion\t"
 
@@ -43,6 +43,11 @@ class _Questions:
     force_use_dataset_prompt = True
     dataset_name: str
     data: Any
+
+    def post_build(self, dataset: str) -> None:
+        """Adds a column that stays in the table of predictions: these were asked for with our prompt."""
+        prompt = load_prompt("published")
+        self.data[PROMPT_COLUMN] = f"{prompt.id}@{prompt.version}"
 
     def build_prompt(self, line: Any) -> list[dict[str, str]]:
         """Returns the messages of ``predict``: views, option images each after its letter, the text last."""

@@ -25,6 +25,8 @@ REASON_KEPT: Final = 400
 """Characters kept of an error, from its end: Inspect writes the whole request before it, images included."""
 SAMPLE_FIELD: Final = "scale_vqa_acc"
 """What lmms-eval logs of a question under the name of the task's metric."""
+PROMPT_COLUMN: Final = "prompt_id"
+"""Column of a table of VLMEvalKit whose questions were asked by our plug-in, and so with our prompt."""
 _SAMPLING: Final = ("temperature", "max_tokens", "top_p", "seed")
 _ZSTANDARD: Final = 93
 _ATTACHMENT: Final = re.compile(r"attachment://([0-9a-f]{32})")
@@ -199,7 +201,8 @@ def lmms_eval_row(row: dict[str, Any], path: Path, first: bool) -> dict[str, Any
 def _vlmevalkit_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yields the predictions of a table that VLMEvalKit wrote for a data set of ``scale-vqa export vlmevalkit``.
 
-    A response without ``<answer>`` gets the letter that VLMEvalKit's exact matching reads, in these tags at its end.
+    Where the questions were asked in VLMEvalKit's words, a response without ``<answer>`` gets the letter that its
+    exact matching reads, in these tags at its end.
     """
     import pandas as pd
 
@@ -225,9 +228,11 @@ def _vlmevalkit_lines(path: Path) -> Iterator[dict[str, Any]]:
         **({"model": model} if model else {}),
         **({"split": splits.pop()} if len(splits) == 1 else {}),
     }
+    ours = PROMPT_COLUMN in table.columns
+    provenance |= {"prompt_id": table[PROMPT_COLUMN].iloc[0]} if ours and len(table) else {}
     for number, row in enumerate(table.to_dict("records")):
-        letters = [letter for letter in LETTERS if row.get(letter)]
-        line = {"id": row["id"], **vlmevalkit_response(row["prediction"], [row[letter] for letter in letters])}
+        texts = [] if ours else [row[letter] for letter in LETTERS if row.get(letter)]
+        line = {"id": row["id"], **vlmevalkit_response(row["prediction"], texts)}
         line |= {"rotation": int(float(row["index"])) // _ROTATION_STEP} if circular else {}
         yield line | ({"provenance": provenance} if number == 0 else {})
 
@@ -246,7 +251,7 @@ def vlmevalkit_response(text: str, options: list[str]) -> dict[str, Any]:
     if parse_response(text, "reference", max(len(options), 2)).letter is not None:
         return {"response": restore_thoughts(text)}
     words = text.translate(_PUNCTUATION).split()
-    found = [letter for letter in LETTERS[: len(options)] if letter in words]
+    found = [letter for letter in LETTERS[: len(options)] if letter in words]  # none without options
     if len(found) == 1 and words.index(found[0]) > len(words) - 5:
         return {"response": f"{text} <answer>{found[0]}</answer>"}
     folded = [option.lower() for option in options]
@@ -254,4 +259,4 @@ def vlmevalkit_response(text: str, options: list[str]) -> dict[str, Any]:
         held = [letter for letter, option in zip(LETTERS, folded, strict=False) if option in text.lower()]
         if len(held) == 1:
             return {"response": f"{text} <answer>{held[0]}</answer>"}
-    return {"response": text}
+    return {"response": restore_thoughts(text)}

@@ -211,3 +211,11 @@ def test_score_writes_a_tidy_table_of_the_same_figures(tmp_path):
     assert set(table["model"]) == {"'=m"} and set(table["questions"]) == {20, 4}
     by_dimension = table[(table["measure"] == "blind") & (table["dimension"] != "")]
     assert len(by_dimension) == 5 and len(table[table["measure"] == "accuracy"]) == 6
+
+
+def test_a_table_of_our_plug_in_is_read_by_the_published_rule_alone(tmp_path):
+    release = make_release(tmp_path / "scale-vqa", paths=1)
+    path = tmp_path / "M_ScaleVQA_default_test.tsv"
+    table_of(release, lambda n, one: "B", prompt_id="published@1").to_csv(path, sep="\t", index=False)
+    found = read_predictions(path)
+    assert {row.response for row in found.rows} == {"B"} and found.settings["prompt_id"] == "published@1"
