@@ -50,7 +50,7 @@ def main() -> None:
         found = []
         for name, kept in (("once a path", EncodedImages()), ("for every question", EncodedImages(limit=0))):
             bounds = Bounds(maximum=given.max_pixels)
-            job = InferenceConfig(MODEL, load_prompt("published"), Sampling(64), bounds, store, _encoded=kept)
+            job = InferenceConfig(MODEL, load_prompt("think-answer"), Sampling(64), bounds, store, _encoded=kept)
             sink, start, busy = Gathered(), time.perf_counter(), time.process_time()
             OpenAIBackend(server.url).run(job, paths, sink)
             busy, seconds = time.process_time() - busy, time.perf_counter() - start

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import sha256_json
+from scale_vqa_eval.predict import DEFAULT_PROMPT, PROMPT_HELP
 from scale_vqa_eval.predict.images import OPTION_IMAGES, Bounds, ImageRef, decode_image, embedded_bytes
 from scale_vqa_eval.predict.prompts import Prompt, load_prompt
 from scale_vqa_eval.release_folder.card import HUB, HUB_PROMPT
@@ -39,7 +40,7 @@ _BAR: Final = 0.4
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default="scale-vqa")
 @click.option("--config", help="Config to make it of.  [default: the one that loads without a name]")
-@click.option("--prompt", "prompt_name", default="published", show_default=True, help="Prompt id, or a YAML file.")
+@click.option("--prompt", "prompt_name", default=DEFAULT_PROMPT, show_default=True, help=PROMPT_HELP)
 def hub(folder: Path, config: str | None, prompt_name: str) -> None:
     """Add the config `hub` to a release FOLDER: each question as one text and one composed image.
 

@@ -30,6 +30,7 @@ BUILDS: Final[CommandTable] = {
     "zoom": ("dataset_script.zoom", "zoom", "Questions about where to look, with the boxes that hold the evidence."),
     "hub": ("dataset_script.hub_config", "hub", "Add the config that `inspect eval hf/ORG/NAME` reads."),
     "join": ("dataset_script.join", "join", "Release folders that were built apart, into one."),
+    "anticipation": ("dataset_script.anticipation", "anticipation", "Which of four images fits a description."),
     "single": ("dataset_script.single_image", "single", "Rows from questions with one image, such as PathMMU's."),
 }
 EXPORTS: Final[CommandTable] = {

@@ -48,6 +48,12 @@ class InputError(ValueError):
         return type(self), (self.problems,)
 
 
+def first_line(error: BaseException, length: int = 160) -> str:
+    """Returns the first line of an error's message, shortened; its kind where it has no message."""
+    text = str(error).strip()
+    return preview(text.splitlines()[0] if text else type(error).__name__, length)
+
+
 def preview(value: object, limit: int = 80) -> str:
     """Shows a value of an input on one line of an error message.
 

@@ -30,8 +30,11 @@ QUESTION_TYPES: Final[dict[str, str]] = {
 GROUNDING_KINDS: Final[tuple[str, ...]] = ("zoom-in", "zoom-out", "origin", "bridge")
 """Kinds of grounding question; each is a dimension of the ``grounding`` config."""
 
+ANTICIPATION: Final = "anticipation"
+"""The fifth kind of grounding question, a config and a dimension of its own: its truth is a text, not geometry."""
+
 DIMENSIONS: Final[tuple[str, ...]] = tuple(QUESTION_TYPES.values())
-ALL_DIMENSIONS: Final[tuple[str, ...]] = DIMENSIONS + GROUNDING_KINDS
+ALL_DIMENSIONS: Final[tuple[str, ...]] = (*DIMENSIONS, *GROUNDING_KINDS, ANTICIPATION)
 """Names of the ``dimension`` ClassLabel, the same in every config, so that configs can be concatenated."""
 
 VIEWS: Final[tuple[str, ...]] = ("low_mag", "mid_mag", "high_mag")
@@ -48,6 +51,7 @@ CONFIGS: Final[dict[str, str]] = {
     "exchange": "groups of four with identical text: text-only accuracy of items asked one by one is exactly 25%",
     "screened": "what is left after pruning by image-free probes",
     "grounding": "questions made from slide geometry, options are images",
+    "anticipation": "a view and a description of what a higher scale shows, options are images",
     "phantom": "procedural slides with known truth: for tests, teaching and learning curves only",
     "text": "the questions without images",
     "hub": "each question as one text and one composed image, as Inspect reads it from the Hub",

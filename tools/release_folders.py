@@ -37,7 +37,7 @@ TRAINING = {
     "data": "none",
     "train_split": "none",
     "train_rows": 0,
-    "prompt_id": "published",
+    "prompt_id": "think-answer",
     "steps": 0,
     "seconds": 0.0,
     "seed": 0,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.predict import DEFAULT_PROMPT, PROMPT_HELP
 from scale_vqa_eval.schema import VIEWS
 
 
@@ -23,7 +24,7 @@ class RecipeArguments:
     difficulty: str | None = field(default=None, metadata={"help": "File written by training_recipes/difficulty.py."})
     views: list[str] = field(default_factory=lambda: list(VIEWS), metadata={"help": "Views to show, if they exist."})
     blind: bool = field(default=False, metadata={"help": "Train without images (text-only control)."})
-    prompt: str = field(default="published", metadata={"help": "Prompt id, or a YAML file of your own."})
+    prompt: str = field(default=DEFAULT_PROMPT, metadata={"help": PROMPT_HELP})
     min_pixels: int | None = field(default=None, metadata={"help": "Minimum pixels of an image."})
     max_pixels: int | None = field(default=None, metadata={"help": "Maximum pixels of an image."})
     max_prompt_length: int | None = field(default=None, metadata={"help": "Maximum tokens of a prompt with images."})

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from transformers import TrainerCallback
 
-from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.errors import InputError, Problem, first_line, preview
 from scale_vqa_eval.files import sha256_json, write_json
 
 MARK: Final = "scale_vqa_checkpoint.json"
@@ -163,5 +163,5 @@ def disk_errors(output_dir: str | Path, folder: Path | None = None) -> Iterator[
         complete = last_complete(output_dir)
         kept = f"{complete.name} is complete" if complete is not None else "there is no earlier checkpoint"
         location, hint = folder or (torn or [output_dir])[-1], f"free disk space and run again with --resume; {kept}"
-        found = preview(text.splitlines()[0] if text else type(error).__name__, 160)
+        found = first_line(error)
         raise InputError(Problem(str(location), "a disk that can be written", found, hint)) from error

@@ -22,6 +22,7 @@ import click
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.export import ImageFolder
 from scale_vqa_eval.files import atomic_path, atomic_write, exclusive_output, parse_json, write_json
+from scale_vqa_eval.predict import DEFAULT_PROMPT, PROMPT_HELP
 from scale_vqa_eval.predict.images import OPTION_IMAGES, embedded_bytes
 from scale_vqa_eval.schema import DATASET_NAME, VIEWS
 from scale_vqa_eval.scoring.score import questions_digest
@@ -222,9 +223,7 @@ def _row_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder."),
             click.option("--views", multiple=True, type=click.Choice(VIEWS), default=VIEWS, show_default=True),
             click.option("--dimension", "dimensions", multiple=True, help="Keep this dimension; may be given again."),
-            click.option(
-                "--prompt", default="published", show_default=True, help="Prompt id, or a YAML file of yours."
-            ),
+            click.option("--prompt", default=DEFAULT_PROMPT, show_default=True, help=PROMPT_HELP),
             click.option("--min-pixels", type=click.IntRange(min=1), default=None, help="Minimum pixels of an image."),
             click.option("--max-pixels", type=click.IntRange(min=1), default=None, help="Maximum pixels of an image."),
         )

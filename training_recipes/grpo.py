@@ -16,7 +16,7 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config
 
 from training_recipes.arguments import GRPOArguments, parse
 from training_recipes.checks import check_context, check_settings, check_step
-from training_recipes.models import load_processor, opens_thoughts, set_model_loading
+from training_recipes.models import load_model_files, opens_thoughts, set_model_loading
 from training_recipes.rewards import reward_functions
 from training_recipes.rows import prompt_format, with_processor_bounds
 from training_recipes.run import callbacks, constructing, fit, report_errors, select_rows
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config.remove_unused_columns = False  # rewards need the columns
 
     # data first: what is wrong with it is known before any weight is loaded
-    processor, model_config = load_processor(recipe, config, model_arguments)
+    processor, model_config = load_model_files(recipe, config, model_arguments)
     shape = prompt_format(recipe.prompt, recipe.views, recipe.min_pixels, recipe.max_pixels, recipe.blind)
     shape, opened = with_processor_bounds(shape, processor), opens_thoughts(processor)
     training = partial(candidates, recipe, shape, recipe.train_split, blind_prior=recipe.blind_prior)

@@ -33,7 +33,7 @@ from scale_vqa_eval.zoom.environment import (
     slide_files,
 )
 from training_recipes.arguments import RecipeArguments, parse
-from training_recipes.models import load_processor, set_model_loading
+from training_recipes.models import load_model_files, set_model_loading
 from training_recipes.run import constructing, report_errors
 from training_recipes.tiny_model import make_tiny_qwen3
 
@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         make_tiny_qwen3(staged, corpus, config.seed)
         warm_up(staged, questions, make, recipe.warm_up, prompt, config.seed)
         staged.rename(model)
-    processor, _ = load_processor(recipe, config, model_arguments)
+    processor, _ = load_model_files(recipe, config, model_arguments)
     config.remove_unused_columns = False  # the environment is reset by the question's id
     rows = [{"prompt": first_messages(prompt, item.question), "id": item.question.id} for item in questions]
     with constructing():

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.errors import InputError, Problem, first_line
+from scale_vqa_eval.predict.transformers_backend import REFUSALS, load_processor
 from scale_vqa_eval.scale_vqa_acc.parsing import END_THINK, THINK
 from training_recipes.arguments import RecipeArguments
 from training_recipes.tiny_model import make_tiny_model, teach_format
+from training_recipes.trainer import encoded
 
 
-def load_processor(recipe: RecipeArguments, config: Any, model_arguments: Any) -> tuple[Any, Any]:
-    """Returns the processor (padding on the left) and the configuration of a vision-language model.
+def load_model_files(recipe: RecipeArguments, config: Any, model_arguments: Any) -> tuple[Any, Any]:
+    """Returns the processor and the configuration of the model to train.
 
     Raises:
-        InputError: if there is no such model, it reads no images, or its folder has no processor.
+        InputError: if there is no such model, it reads no images, or TRL cannot train it.
     """
-    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoProcessor
-
     name = model_arguments.model_name_or_path
     if not name:
         raise InputError(Problem("model_name_or_path", "a model folder or Hub id", "none", "name one"))
@@ -28,29 +29,36 @@ def load_processor(recipe: RecipeArguments, config: Any, model_arguments: Any) -
                 staged = Path(f"{name}.partial")  # a killed process leaves no model that looks complete
                 teach_format(make_tiny_model(staged))
                 staged.rename(name)
-    location = f"model {name}"
-    source = {"revision": model_arguments.model_revision, "trust_remote_code": config.trust_remote_code}
     if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
         hint = f"merge it first: scale-vqa weights {name} --out FOLDER"
-        raise InputError(Problem(location, "a complete model", "a LoRA adapter", hint))
-    try:
-        kind = AutoConfig.from_pretrained(name, **source)
-    except (OSError, ValueError, KeyError) as error:
-        hint = "name a model folder, or a Hub id that this machine can reach or has in its cache"
-        raise InputError(Problem(location, "a model that can be loaded", first_line(error), hint)) from error
-    own_code = "AutoModelForImageTextToText" in (getattr(kind, "auto_map", None) or {})
-    if type(kind) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not own_code:
-        hint = "name a vision-language model, such as Qwen2.5-VL"
-        raise InputError(Problem(location, "a model that reads images", f"{kind.model_type}, which reads none", hint))
-    try:
-        processor = AutoProcessor.from_pretrained(name, padding_side="left", **source)
-    except (OSError, ValueError, ImportError) as error:
-        hint = "complete the model's folder; `scale-vqa doctor` lists what is installed"
-        raise InputError(Problem(location, "a processor", first_line(error), hint)) from error
-    if getattr(processor, "image_processor", None) is None:
-        hint = "complete the model's folder: processor_config.json or preprocessor_config.json"
-        raise InputError(Problem(location, "a processor for images", type(processor).__name__, hint))
+        raise InputError(Problem(f"model {name}", "a complete model", "a LoRA adapter", hint))
+    source = {"revision": model_arguments.model_revision, "trust_remote_code": config.trust_remote_code}
+    processor, kind = load_processor(name, source)
+    _check_family(processor, f"model {name}", sft=hasattr(recipe, "conversations"))
     return processor, kind
+
+
+def _check_family(processor: Any, location: str, sft: bool) -> None:
+    """Checks with a blank image that TRL passes on what the processor makes of a prompt.
+
+    GRPO passes on the inputs that it names, and nothing else. SFT passes on all, but knows no other input with a value
+    per token, which it would have to continue for the answer.
+    """
+    from PIL import Image
+    from trl import GRPOTrainer
+
+    prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
+    try:
+        inputs = encoded(processor, [{"prompt": prompt, "images": [Image.new("RGB", (112, 112))]}])
+    except REFUSALS as error:
+        hint = "name a model whose processor has a chat template for images"
+        raise InputError(Problem(location, "a prompt with an image", first_line(error), hint)) from error
+    known, length = signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters, inputs["input_ids"].shape[1]
+    lost = [name for name in inputs if name not in known and (not sft or tuple(inputs[name].shape[1:2]) == (length,))]
+    if lost:
+        found = f"{type(processor).__name__} makes {', '.join(lost)}, which TRL does not pass to the model"
+        hint = "train a family of the table in docs/training.md"
+        raise InputError(Problem(location, f"a model that TRL trains by {'SFT' if sft else 'GRPO'}", found, hint))
 
 
 def opens_thoughts(processor: Any) -> bool:
@@ -80,9 +88,3 @@ def set_model_loading(config: Any, model_arguments: Any) -> str:
     }
     name: str = model_arguments.model_name_or_path
     return name
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, shortened."""
-    text = str(error).strip()
-    return preview(text.splitlines()[0] if text else type(error).__name__, 200)

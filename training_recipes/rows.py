@@ -13,8 +13,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.predict.images import OPTION_IMAGES, UNREADABLE, Bounds, ImageRef, decode_image, embedded_bytes
+from scale_vqa_eval.errors import InputError, Problem, first_line, preview
+from scale_vqa_eval.predict import DEFAULT_PROMPT
+from scale_vqa_eval.predict.images import (
+    OPTION_IMAGES,
+    PIXELS,
+    UNREADABLE,
+    Bounds,
+    ImageRef,
+    ProcessorBounds,
+    decode_image,
+    embedded_bytes,
+    stated_bounds,
+)
 from scale_vqa_eval.predict.prompts import Prompt, build_messages, load_prompt
 from scale_vqa_eval.predict.requests import Request, VisualQuestion
 from scale_vqa_eval.questions import Question
@@ -27,28 +38,6 @@ TARGET: Final = "target"
 """Column with the text that SFT learns."""
 Sized = tuple[ImageRef, tuple[int, int]]
 """An image and its (width, height) inside the bounds."""
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessorBounds(Bounds):
-    """Bounds as Qwen's processors apply them: sides are multiples of ``factor`` pixels.
-
-    An image of such a size is changed by no processor, so training, vLLM's rollouts, and prediction with the bounds
-    that are saved beside the weights make the same number of image tokens.
-    """
-
-    factor: int = 28
-
-    def size(self, width: int, height: int) -> tuple[int, int]:
-        """Returns the size that the processor gives an image."""
-        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
-        assert self.minimum is not None and self.maximum is not None
-        # an image that is far too thin is refused when tokens are counted, and its row is named
-        with suppress(ValueError):
-            for _ in range(4):  # of thin images the processor makes less each time
-                height, width = smart_resize(height, width, self.factor, self.minimum, self.maximum)
-        return width, height
 
 
 @dataclass(frozen=True)
@@ -75,7 +64,7 @@ class PromptFormat:
 
 
 def prompt_format(
-    prompt: str = "published",
+    prompt: str = DEFAULT_PROMPT,
     views: Sequence[str] = VIEWS,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
@@ -100,19 +89,24 @@ def prompt_format(
 
 
 def with_processor_bounds(shape: PromptFormat, processor: Any) -> PromptFormat:
-    """Writes the bounds into a processor of Qwen's kind, and returns the format with the sizes that it gives.
+    """Writes the bounds into the processor, and returns the format with the sizes that it gives.
 
-    The processor is saved with each checkpoint, and prediction reads it. Other processors resize to a fixed size or
-    by other rules: their images are brought inside the bounds before.
+    The processor is saved with each checkpoint, and prediction reads it. Processors of Qwen's kind apply the bounds;
+    others resize to a fixed size or by other rules: their images are brought inside the bounds before. Without bounds
+    in the format, those that the processor states from an earlier training are used.
     """
     images, bounds = processor.image_processor, shape.bounds
-    limits = [getattr(images, "size", {}).get(name) for name in ("shortest_edge", "longest_edge")]
-    if bounds == Bounds() or None in limits or not hasattr(images, "merge_size"):
+    if bounds == Bounds() and (stated := stated_bounds(getattr(images, PIXELS, None))) is None:
         return shape
-    maximum = bounds.maximum or max(limits[1], bounds.minimum or 0)
-    minimum = bounds.minimum or min(limits[0], maximum)
-    images.size = {"shortest_edge": minimum, "longest_edge": maximum}
-    return replace(shape, bounds=ProcessorBounds(minimum, maximum, images.patch_size * images.merge_size))
+    bounds = bounds if bounds != Bounds() else stated
+    limits = [getattr(images, "size", {}).get(name) for name in ("shortest_edge", "longest_edge")]
+    if None not in limits and hasattr(images, "merge_size"):
+        maximum = bounds.maximum or max(limits[1], bounds.minimum or 0)
+        minimum = bounds.minimum or min(limits[0], maximum)
+        images.size = {"shortest_edge": minimum, "longest_edge": maximum}
+        bounds = ProcessorBounds(minimum, maximum, images.patch_size * images.merge_size)
+    setattr(images, PIXELS, bounds.as_dict())
+    return replace(shape, bounds=bounds)
 
 
 def load_rows(data: str, config: str | None, split: str, dimensions: Iterable[str] | None = None) -> Any:
@@ -142,9 +136,10 @@ def load_rows(data: str, config: str | None, split: str, dimensions: Iterable[st
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = "name a release folder, a Hub id, or `scale-vqa` once prepared (`scale-vqa prepare`); see docs/data.md"
-        raise InputError(Problem(location, "a data set in the release's format", preview(first, 240), hint)) from error
+        raise InputError(
+            Problem(location, "a data set in the release's format", first_line(error, 240), hint)
+        ) from error
     missing = [name for name in ("id", "question", "options", "answer") if name not in rows.column_names]
     if missing:
         found = preview(f"columns {', '.join(rows.column_names)}", 200)

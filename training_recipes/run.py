@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import atomic_write
+from scale_vqa_eval.predict.backend import installed_versions
 from training_recipes.arguments import RecipeArguments
 from training_recipes.checkpoints import (
     MarkCheckpoints,
@@ -27,7 +27,7 @@ from training_recipes.checkpoints import (
 from training_recipes.checks import check_disk
 from training_recipes.rows import PromptFormat
 from training_recipes.selection import Candidates, ChosenRows, candidates, fitting, report_rows
-from training_recipes.trainer import GREEDY, figures, greedy_answers, write_answers
+from training_recipes.trainer import ENGINE_GREEDY, GREEDY, figures, greedy_answers, write_answers
 
 METADATA: Final = "training_metadata.json"
 OTHERS_WAIT: Final = 5.0
@@ -194,13 +194,13 @@ def metadata(
         "prompt_id": shape.prompt.id,
         "prompt_version": shape.prompt.version,
         "prompt_digest": shape.prompt.digest,
-        "min_pixels": recipe.min_pixels,
-        "max_pixels": recipe.max_pixels,
+        "min_pixels": shape.bounds.minimum,
+        "max_pixels": shape.bounds.maximum,
         "tokens_least": train.tokens[0],
         "tokens_most": train.tokens[1],
         "validation_split": recipe.validation_split,
         "validation_rows": len(validation.rows) if validation is not None else 0,
-        "validation_sampling": GREEDY,
+        "validation_sampling": ENGINE_GREEDY if getattr(args, "use_vllm", False) else GREEDY,
         "template_opens_thoughts": trainer.opened,
         "steps": state.global_step,
         "epochs": state.epoch,
@@ -218,7 +218,7 @@ def metadata(
         "log": list(state.log_history),
         "config": {name: value for name, value in args.to_dict().items() if not name.endswith("hub_token")},
         "recipe": vars(recipe),
-        "versions": {"python": platform.python_version()} | _versions(),
+        "versions": {"python": platform.python_version()} | installed_versions(*_PACKAGES),
     }
 
 
@@ -230,16 +230,6 @@ def _last_rewards(history: list[dict[str, Any]]) -> dict[str, float]:
             is_part = name.startswith(("rewards/", "reference/", "strict/")) and not name.endswith("/std")
             if (is_part or name == "reward") and value is not None:
                 found[name.removesuffix("/mean")] = value
-    return found
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 

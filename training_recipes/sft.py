@@ -14,7 +14,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
 from training_recipes.arguments import SFTArguments, parse
 from training_recipes.checks import check_context, check_settings
-from training_recipes.models import load_processor, set_model_loading
+from training_recipes.models import load_model_files, set_model_loading
 from training_recipes.rows import prompt_format, with_processor_bounds
 from training_recipes.run import callbacks, constructing, fit, report_errors, select_rows
 from training_recipes.selection import candidates
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # the trainer would cut a row at max_length, image tokens and answer alike: rows too long are found before
     bound, config.max_length = config.max_length, None
 
-    processor, model_config = load_processor(recipe, config, model_arguments)
+    processor, model_config = load_model_files(recipe, config, model_arguments)
     shape = prompt_format(recipe.prompt, recipe.views, recipe.min_pixels, recipe.max_pixels, recipe.blind)
     shape = with_processor_bounds(shape, processor)
     if recipe.conversations is not None:

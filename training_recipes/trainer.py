@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from scale_vqa_eval.files import atomic_write
+from scale_vqa_eval.predict.backend import NEUTRAL
+from scale_vqa_eval.predict.transformers_backend import UNCHANGED
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.parsing import parse_batch
 from scale_vqa_eval.scale_vqa_acc.summary import gold_codes, summarise
@@ -21,9 +24,21 @@ from training_recipes.rows import questions_of
 
 METRICS: Final = ("accuracy", "reward", "format_rate", "unparsed_rate")
 """What a validation during training logs, under ``eval_``."""
-GREEDY: Final = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+GREEDY: Final = {"do_sample": False, **UNCHANGED}
 GREEDY_UNSET: Final = {"temperature": None, "top_p": None, "top_k": None}
 """Sampling values of a validation: all are set, so that a checkpoint's generation config cannot change the answers."""
+ENGINE_GREEDY: Final[dict[str, Any]] = {
+    "temperature": 0.0,
+    "top_p": 1.0,
+    **NEUTRAL,
+    "generation_kwargs": {},
+    "structured_outputs_regex": None,
+}
+"""The same for TRL's vLLM engine, by the names of its attributes."""
+ENGINE_ROWS: Final = 256
+"""Rows that a process hands to the engine at a time: as many images are in memory."""
+Generate = Callable[[Sequence[Mapping[str, Any]]], Any]
+"""Takes trainer rows, and returns the token ids of their completions."""
 
 
 class RecipeTrainer:
@@ -116,39 +131,74 @@ def _with_images(row: Mapping[str, Any], blind: bool) -> list[dict[str, Any]]:
 def greedy_answers(trainer: Any, rows: Any, tokens: int, blind: bool = False) -> list[str]:
     """Answers every row greedily, the rows split over the processes; every process gets all answers.
 
+    A trainer with vLLM answers by its engine, after handing over the weights; any other by its model, in batches of
+    its per-device evaluation batch size.
+
     Args:
-        trainer: a trainer whose model generates; its per-device evaluation batch size is used.
+        trainer: what trains.
         rows: trainer rows.
         tokens: maximum new tokens.
         blind: leave the images out.
     """
-    import torch
     from accelerate.utils import gather_object
-    from trl.models import unwrap_model_for_generation
 
-    accelerator, processor, model = trainer.accelerator, trainer.processing_class, trainer.model_wrapped
-    size, world = trainer.args.per_device_eval_batch_size, accelerator.num_processes
-    mine = list(range(accelerator.process_index, len(rows), world))
-    # sharded weights are gathered in step, so every process generates equally often: one without rows repeats one
-    rounds = math.ceil(math.ceil(len(rows) / world) / size)
-    was_training, found = model.training, []
-    model.eval()
-    with (
-        unwrap_model_for_generation(
-            model, accelerator, gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs
-        ) as unwrapped,
-        torch.no_grad(),
-    ):
-        for start in range(0, rounds * size, size):
-            indices = mine[start : start + size]
-            inputs = encoded(processor, [rows[index] for index in indices or [0]], blind).to(accelerator.device)
-            output = unwrapped.generate(**inputs, max_new_tokens=tokens, **GREEDY, **GREEDY_UNSET)
-            texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    accelerator, processor = trainer.accelerator, trainer.processing_class
+    mine = list(range(accelerator.process_index, len(rows), accelerator.num_processes))
+    # sharded weights are gathered in step, so every process asks equally much: one with a row less repeats the first
+    asked = [*mine, 0][: math.ceil(len(rows) / accelerator.num_processes)]
+    by_engine, found = getattr(trainer, "use_vllm", False), []
+    size = ENGINE_ROWS if by_engine else trainer.args.per_device_eval_batch_size
+    with (_engine if by_engine else _model)(trainer, tokens, blind) as generate:
+        for start in range(0, len(asked), size):
+            completions = generate([rows[index] for index in asked[start : start + size]])
+            texts = processor.batch_decode(completions, skip_special_tokens=True)
             texts = [restore_thoughts(text) for text in texts] if trainer.opened else texts
-            found += list(zip(indices, texts, strict=False))
-    model.train(was_training)
+            found += list(zip(mine[start : start + size], texts, strict=False))
     gathered = dict(gather_object(found))
     return [gathered[index] for index in range(len(rows))]
+
+
+@contextmanager
+def _model(trainer: Any, tokens: int, blind: bool) -> Iterator[Generate]:
+    """Generates with the trained model itself, gathered from its shards."""
+    import torch
+    from trl.models import unwrap_model_for_generation
+
+    model, was_training = trainer.model_wrapped, trainer.model_wrapped.training
+    settings = trainer.args.gradient_checkpointing_kwargs
+    model.eval()
+    with (
+        unwrap_model_for_generation(model, trainer.accelerator, gradient_checkpointing_kwargs=settings) as unwrapped,
+        torch.no_grad(),
+    ):
+
+        def generate(batch: Sequence[Mapping[str, Any]]) -> Any:
+            inputs = encoded(trainer.processing_class, batch, blind).to(trainer.accelerator.device)
+            output = unwrapped.generate(**inputs, max_new_tokens=tokens, **GREEDY, **GREEDY_UNSET)
+            return output[:, inputs["input_ids"].shape[1] :]
+
+        yield generate
+    model.train(was_training)
+
+
+@contextmanager
+def _engine(trainer: Any, tokens: int, blind: bool) -> Iterator[Generate]:
+    """Generates with the vLLM engine of a GRPO trainer, whose prompts and images are those of rollouts."""
+    engine = trainer.vllm_generation
+    greedy = {**ENGINE_GREEDY, "max_completion_length": tokens}
+    rollouts = {name: getattr(engine, name) for name in greedy}
+    engine.sync_weights()  # the best checkpoint may have been loaded since the last rollouts
+    trainer._last_loaded_step = trainer.state.global_step
+
+    def generate(batch: Sequence[Mapping[str, Any]]) -> Any:
+        prompts, images, _ = trainer._tokenize_prompts([_with_images(row, blind) for row in batch])
+        return engine.generate(prompts=prompts, images=images, num_generations=1)[1]
+
+    try:
+        vars(engine).update(greedy)
+        yield generate
+    finally:
+        vars(engine).update(rollouts)
 
 
 def figures(rows: Any, answers: Sequence[str], blind: Sequence[str] | None = None) -> dict[str, Any]:

@@ -15,14 +15,15 @@ from typing import Any, Final
 
 import click
 
-from dataset_script.phantom.plan import PhantomPath, PhantomPlan, deal_pools, path_questions, plan_slides
+from dataset_script.anticipation import DescribedPath, anticipation_config
+from dataset_script.phantom.plan import PhantomPath, PhantomPlan, captions, deal_pools, path_questions, plan_slides
 from dataset_script.phantom.slide import VIEW_PIXELS, PhantomSlide, write_slide
 from dataset_script.slides.workers import available_cores, run_all, worker_pool
 from dataset_script.splits import SPLITS
 from scale_vqa_eval.errors import Problem
 from scale_vqa_eval.files import atomic_path, exclusive_output, sha256_json
 from scale_vqa_eval.release_folder.write import check_out, write_release
-from scale_vqa_eval.schema import VIEWS
+from scale_vqa_eval.schema import ANTICIPATION, VIEWS
 
 CONFIG: Final = "phantom"
 QUALITY: Final = 88
@@ -56,6 +57,7 @@ class PhantomSettings:
         missing_high: share of groups of paths without a 200x view.
         slide_files: folder to write slide files into as well, or None.
         side: pixels along a side of a view; the field stays the same, fewer pixels are coarser.
+        anticipation: also write Scale Anticipation questions, described by the scene.
     """
 
     slides: int
@@ -63,6 +65,7 @@ class PhantomSettings:
     missing_high: float = 0.0
     slide_files: Path | None = None
     side: int = VIEW_PIXELS
+    anticipation: bool = False
 
 
 def build_phantom(settings: PhantomSettings, out: Path, workers: int) -> dict[str, int]:
@@ -89,7 +92,10 @@ def build_phantom(settings: PhantomSettings, out: Path, workers: int) -> dict[st
         counts: Counter[str] = Counter()
         by_split = {split: [plan for plan in plans if plan.split == split] for split in SPLITS}
         tables = {split: _rows(of_split, root, counts) for split, of_split in by_split.items() if of_split}
-        write_release(out, {CONFIG: tables}, {CONFIG: card_note(settings, plans)})
+        configs, notes = {CONFIG: tables}, {CONFIG: card_note(settings, plans)}
+        if settings.anticipation:
+            configs[ANTICIPATION], notes[ANTICIPATION] = described_questions(plans, root, settings.seed)
+        write_release(out, configs, notes)
         shutil.rmtree(parent)
     return {split: counts[split] for split in tables}
 
@@ -115,6 +121,25 @@ def _rows(plans: Sequence[PhantomPlan], root: Path, counts: Counter[str]) -> Ite
                         "source": CONFIG,
                         "group": question.group,
                     }
+
+
+def described_questions(plans: Sequence[PhantomPlan], root: Path, seed: int) -> tuple[Any, str]:
+    """Returns the config ``anticipation``; descriptions are the scene's facts, of which each excludes other images."""
+    paths = [
+        DescribedPath(plan.name, plan.name, path.path_id, captions(path)["high_mag"])
+        for plan in plans
+        for path in plan.paths
+        if path.has_high
+    ]
+
+    def read(path: DescribedPath, view: str) -> dict[str, Any]:
+        name = f"{path.path_id}/{view}.jpg"
+        with zipfile.ZipFile(root / f"{path.slide}.zip") as archive:
+            return {"bytes": archive.read(name), "path": f"{path.slide}/{name}"}
+
+    splits = {plan.name: plan.split for plan in plans}
+    tables, note = anticipation_config(paths, splits, read, cross_slide=len(plans) >= 12, limit=0.999, seed=seed)
+    return tables, f"**A phantom, not tissue**, as in `{CONFIG}`. {note}"
 
 
 def _images(plan: PhantomPlan, path: PhantomPath, archive: zipfile.ZipFile) -> dict[str, dict[str, Any] | None]:
@@ -180,6 +205,7 @@ def card_note(settings: PhantomSettings, plans: Sequence[PhantomPlan]) -> str:
     show_default=True,
     help="Pixels a side of every view. The fields stay the same, so fewer pixels are coarser.",
 )
+@click.option("--anticipation", is_flag=True, help="Also write Scale Anticipation questions (a config of that name).")
 @click.option(
     "--write-slides",
     type=click.Path(path_type=Path, file_okay=False),
@@ -192,6 +218,7 @@ def phantom(
     workers: int | None,
     missing_high: float,
     side: int,
+    anticipation: bool,
     write_slides: Path | None,
 ) -> None:
     """Build questions on synthetic slides ("phantoms"): H&E-like pictures drawn by a program, with known truth.
@@ -207,7 +234,9 @@ def phantom(
     if slides < 3:
         click.echo(f"--slides {slides}: too few for train, val and test", err=True)
     counts = build_phantom(
-        PhantomSettings(slides, seed, missing_high, write_slides, side), out, workers or available_cores()
+        PhantomSettings(slides, seed, missing_high, write_slides, side, anticipation),
+        out,
+        workers or available_cores(),
     )
     parts = ", ".join(f"{split} {count}" for split, count in counts.items())
     click.echo(f"{out}: phantom with {parts} questions")

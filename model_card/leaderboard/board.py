@@ -10,7 +10,7 @@ from typing import Any, Final
 from scale_vqa_eval.audit.reported_scores import read_reported_scores
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.files import inside_root
-from scale_vqa_eval.schema import CONFIGS, DIMENSIONS, GROUNDING_KINDS
+from scale_vqa_eval.schema import ANTICIPATION, CONFIGS, DIMENSIONS, GROUNDING_KINDS
 from scale_vqa_eval.scoring.blind_control import control_problems
 from scale_vqa_eval.scoring.results import read_results
 from scale_vqa_eval.text import one_line
@@ -20,7 +20,11 @@ NO_GAIN: Final = "no visual gain shown"
 PUBLISHED: Final = "published"
 UPLOADED: Final = "uploaded"
 MAX_FILE: Final = 20_000_000
-_OTHER_DIMENSIONS: Final = {"grounding": frozenset(GROUNDING_KINDS), "phantom": None}
+_OTHER_DIMENSIONS: Final = {
+    "grounding": frozenset(GROUNDING_KINDS),
+    ANTICIPATION: frozenset([ANTICIPATION]),
+    "phantom": None,
+}
 """Config -> its dimensions; None for any. All other configs have those of the benchmark."""
 
 Interval = tuple[float, float]

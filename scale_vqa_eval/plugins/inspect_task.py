@@ -27,6 +27,7 @@ from inspect_ai.scorer import CORRECT, INCORRECT, Score, Scorer, Target, accurac
 from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
 
 from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.predict import DEFAULT_PROMPT
 from scale_vqa_eval.predict.backend import InferenceConfig, Sampling
 from scale_vqa_eval.predict.images import Bounds
 from scale_vqa_eval.predict.prompts import Prompt, load_prompt
@@ -43,7 +44,7 @@ def scale_vqa(
     data: str,
     split: str | None = "test",
     config: str | None = None,
-    prompt: str = "published",
+    prompt: str = DEFAULT_PROMPT,
     blind: bool = False,
     mode: str = "reference",
     images: str | None = None,
@@ -56,7 +57,7 @@ def scale_vqa(
         data: release folder, Parquet file, Hub id, or question file, as ``scale-vqa predict --data`` takes it.
         split: split to ask, None for all.
         config: config of a release folder or Hub id, None for its default.
-        prompt: prompt id, or a YAML file.
+        prompt: prompt id, YAML file, or ``card:MODEL``.
         blind: the control, the same text to the byte without the images.
         mode: how the letter is read, ``reference`` or ``strict``.
         images: folder that a question file's image paths are relative to; None for the file's own folder.
@@ -151,8 +152,9 @@ def from_here(name: str) -> str:
     What is no path of the shell's working directory (a Hub id, a prompt's id, an absolute path) stays as it is.
     """
     moved = Path.cwd() == Path(__file__).resolve().parent
-    meant = Path(os.environ.get("PWD", "."), name)
-    return str(meant) if moved and meant.exists() else name
+    card = "card:" if name.startswith("card:") else ""
+    meant = Path(os.environ.get("PWD", "."), name.removeprefix(card))
+    return f"{card}{meant}" if moved and meant.exists() else name
 
 
 def _sample(item: VisualQuestion, prompt: Prompt) -> Sample:

@@ -18,6 +18,7 @@ from vlmeval.dataset.text_mcq import CustomTextMCQDataset
 from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path
 
 from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.predict import DEFAULT_PROMPT
 from scale_vqa_eval.predict.prompts import filled, load_prompt
 from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
 from scale_vqa_eval.schema import LETTERS, MAGNIFICATION, VIEWS
@@ -52,7 +53,7 @@ class _Questions:
     def build_prompt(self, line: Any) -> list[dict[str, str]]:
         """Returns the messages of ``predict``: views, option images each after its letter, the text last."""
         line = self.data.iloc[line] if isinstance(line, int) else line
-        prompt = load_prompt("published")
+        prompt = load_prompt(DEFAULT_PROMPT)
         options = _options(line)
         paths = self._images(line)
         marked = isinstance(line.get("hint"), str) and len(options) <= len(paths)

@@ -7,10 +7,12 @@ import io
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from PIL import Image
 
@@ -26,6 +28,9 @@ from scale_vqa_eval.predict.images import (
 from scale_vqa_eval.predict.prompts import Prompt, build_messages
 from scale_vqa_eval.predict.requests import Request
 from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
+
+NEUTRAL: Final = {"repetition_penalty": 1.0, "top_k": 0, "min_p": 0.0}
+"""Sampling values that no backend takes from a checkpoint's generation config: off in every run (top_k 0 is off)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +222,15 @@ def largest_request(paths: Sequence[Sequence[Request]], config: InferenceConfig)
         return pixels[key], len(item.question.question) + sum(map(len, request.options))
 
     return max((request for request in requests if request.image_count == most), key=weight)
+
+
+def installed_versions(*names: str) -> dict[str, str]:
+    """Returns package -> version of those that are installed."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def model_digest(folder: Path) -> str | None:

@@ -7,6 +7,7 @@ import platform
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from scale_vqa_eval import __version__
+from scale_vqa_eval.predict import DEFAULT_PROMPT, PROMPT_HELP
 from scale_vqa_eval.predict.ablations import ABLATIONS, WITHOUT_IMAGES, ZOOM_CONTROLS
 
 if TYPE_CHECKING:
     from scale_vqa_eval.predict.backend import Backend, InferenceConfig, ModelAnswer
+    from scale_vqa_eval.predict.images import Bounds
     from scale_vqa_eval.predict.predictions_file import PredictionsFile
     from scale_vqa_eval.predict.requests import Request, VisualQuestion
 
@@ -80,7 +83,7 @@ def _options(ctx: click.Context, parameter: click.Parameter, values: tuple[str, 
     show_default=True,
     help="Images in tool results, in a user turn after them, or no tools and calls as text.",
 )
-@click.option("--prompt", help="Prompt id, or a YAML file of your own.  [default: published; zoom with --zoom]")
+@click.option("--prompt", help=f"{PROMPT_HELP}  [default: {DEFAULT_PROMPT}; zoom with --zoom]")
 @click.option("--min-pixels", type=click.IntRange(min=1), help="Enlarge smaller images to so many pixels.")
 @click.option("--max-pixels", type=click.IntRange(min=1), help="Reduce larger images to so many pixels.")
 @click.option("--max-tokens", type=int, help="Maximum length of an answer.  [default: the prompt's]")
@@ -118,7 +121,7 @@ def predict(**given: Any) -> int:
         raise click.BadParameter(
             f"{'with' if given['zoom'] else 'without'} --zoom it is one of {one_of}", param_hint="--ablate"
         )
-    prompt = load_prompt(given["prompt"] or ("zoom" if given["zoom"] else "published"))
+    prompt = load_prompt(given["prompt"] or ("zoom" if given["zoom"] else DEFAULT_PROMPT))
     prompt = prompt.guessing() if ablation == "guess" else prompt
     max_tokens = prompt.max_tokens if given["max_tokens"] is None else given["max_tokens"]
     sampling = Sampling(max_tokens, given["temperature"], given["top_p"], given["samples"], given["seed"])
@@ -142,7 +145,14 @@ def predict(**given: Any) -> int:
     for note in notes:
         click.echo(f"note: {note}", err=True)
     shown = BlankImages(source) if ablation == "blank" else source
-    bounds = Bounds(minimum, maximum)
+    bounds, trained = Bounds(minimum, maximum), _trained_bounds(given)
+    if trained is not None and bounds == Bounds():
+        bounds = trained
+    if trained is not None:
+        used = "used" if bounds == trained else "not used"
+        click.echo(
+            f"note: pixel bounds of training, from the model's processor: {trained.as_dict()}, {used}", err=True
+        )
     config = InferenceConfig(given["model"], prompt, sampling, bounds, shown, given["structured"], given["options"])
     result = run(
         backend,
@@ -153,6 +163,19 @@ def predict(**given: Any) -> int:
         **{name: given[name] for name in ("retry_failed", "allow_failures", "limit")},
     )
     return _report(result, given["out"], given["allow_failures"])
+
+
+def _trained_bounds(given: dict[str, Any]) -> Bounds | None:
+    """Returns the pixel bounds that the processor of a model folder or Hub id states from training, or None."""
+    from scale_vqa_eval.predict.images import PIXELS, stated_bounds
+    from scale_vqa_eval.predict.prompts import model_file
+
+    if given["backend"] == "openai" and not Path(given["model"]).is_dir():
+        return None  # a name that the server knows
+    with suppress(ValueError, TypeError, AttributeError):  # the backend reports a file that is broken
+        processor = json.loads(model_file(given["model"], "processor_config.json", given["options"]) or "{}")
+        return stated_bounds(processor.get("image_processor", {}).get(PIXELS))
+    return None
 
 
 def _backend(given: dict[str, Any]) -> Backend:
@@ -196,7 +219,7 @@ def _provenance(
         "backend": given["backend"],
         "sampling": asdict(config.sampling),
         "ablation": given["ablate"],
-        "pixels": {"least": config.bounds.minimum, "most": config.bounds.maximum},
+        "pixels": config.bounds.as_dict(),
         "structured": config.structured,
         "options": _without_secrets(config.options),
     }

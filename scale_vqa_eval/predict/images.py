@@ -13,6 +13,7 @@ import math
 from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -29,6 +30,8 @@ from scale_vqa_eval.release_folder.read import release_files, resolve_data
 from scale_vqa_eval.schema import VIEWS
 
 OPTION_IMAGES: Final = "option_images"
+PIXELS: Final = "scale_vqa_pixels"
+"""Entry of an image processor's configuration: the pixel bounds that the model was trained with."""
 UNREADABLE: Final = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What PIL raises of bytes that are not an image it can read."""
 _SENT_UNCHANGED: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
@@ -245,6 +248,10 @@ class Bounds:
     minimum: int | None = None
     maximum: int | None = None
 
+    def as_dict(self) -> dict[str, int | None]:
+        """Returns the bounds as files state them."""
+        return {"least": self.minimum, "most": self.maximum}
+
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Returns the size inside the bounds, the aspect ratio kept to a pixel.
 
@@ -259,6 +266,43 @@ class Bounds:
             factor = math.sqrt(self.minimum / area)
             return math.ceil(width * factor), math.ceil(height * factor)
         return width, height
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessorBounds(Bounds):
+    """Bounds as Qwen's processors apply them: sides are multiples of ``factor`` pixels.
+
+    An image of such a size is changed by no processor, so training, vLLM's rollouts, and prediction with the bounds
+    that are saved beside the weights make the same number of image tokens.
+    """
+
+    factor: int = 28
+
+    def as_dict(self) -> dict[str, int | None]:
+        """Returns the bounds and the factor as files state them."""
+        return {"least": self.minimum, "most": self.maximum, "factor": self.factor}
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Returns the size that the processor gives an image."""
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        assert self.minimum is not None and self.maximum is not None
+        # an image that is far too thin is left as it is, and refused by the processor
+        with suppress(ValueError):
+            for _ in range(4):  # of thin images the processor makes less each time
+                height, width = smart_resize(height, width, self.factor, self.minimum, self.maximum)
+        return width, height
+
+
+def stated_bounds(entry: Any) -> Bounds | None:
+    """Returns the bounds of training from the entry ``PIXELS`` of an image processor; None without a valid one."""
+    if not isinstance(entry, Mapping):
+        return None
+    least, most, factor = (entry.get(name) for name in ("least", "most", "factor"))
+    whole = [number for number in (least, most, factor) if isinstance(number, int) and number > 0]
+    if isinstance(factor, int) and len(whole) == 3:
+        return ProcessorBounds(least, most, factor)
+    return Bounds(least, most) if whole and len(whole) == 3 - [least, most, factor].count(None) else None
 
 
 def decode_image(content: bytes, location: str, bounds: Bounds) -> Image.Image:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from scale_vqa_eval.chat_replies import CallResult
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.llm import ChatSettings, LLMSession, run_workers
-from scale_vqa_eval.predict.backend import AnswerSink, InferenceConfig, ModelAnswer, largest_request
+from scale_vqa_eval.predict.backend import NEUTRAL, AnswerSink, InferenceConfig, ModelAnswer, largest_request
 from scale_vqa_eval.predict.requests import Request
 from scale_vqa_eval.text import restore_thoughts
 
@@ -58,8 +58,9 @@ _HINTS: Final = (
 """Pattern of an error that every question, or the largest, would meet -> how to fix it."""
 
 
-_NEUTRAL_SAMPLING: Final = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-"""Sent to vLLM servers, which otherwise take these values from the model's generation config."""
+_NEUTRAL_SAMPLING: Final = {**NEUTRAL, "top_k": -1}
+"""Sent to the servers of ``_ENGINES``, which otherwise take these values from the model's generation config."""
+_ENGINES: Final = ("vllm", "sglang")
 
 
 @dataclass
@@ -77,8 +78,8 @@ class OpenAIBackend:
     own_fields: dict[str, Any] = field(default_factory=dict)
 
     def identity(self, config: InferenceConfig) -> dict[str, Any]:
-        """Nothing: the same model may move to another address."""
-        return {}
+        """The server's address is no part: the same model may move to another one."""
+        return {"other_sampling": f"{NEUTRAL} if the server is vLLM or SGLang, else the server's own"}
 
     def versions(self) -> dict[str, str]:
         return {"httpx": version("httpx")}
@@ -108,7 +109,7 @@ class Preflight:
             models = await session.models() or {}
             listed = models.get(self.config.model) or models.get(f"{self.config.model}:latest") or {}
             self.names = ", ".join(sorted(models)[:5])
-            if any(entry.get("owned_by") == "vllm" for entry in models.values()):
+            if any(entry.get("owned_by") in _ENGINES for entry in models.values()):
                 self.backend.own_fields = dict(_NEUTRAL_SAMPLING)
             notes = []
             if models and not listed:

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import TemplateError
 
-from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.errors import InputError, Problem, first_line
 from scale_vqa_eval.predict.backend import (
+    NEUTRAL,
     AnswerSink,
     InferenceConfig,
     ModelAnswer,
+    installed_versions,
     largest_request,
     model_digest,
     readable_messages,
@@ -35,8 +36,12 @@ _SOURCE: Final = ("revision", "trust_remote_code", "token", "cache_dir", "local_
 """Options that say where a model's files come from: they go to its configuration and processor as well."""
 _KEPT_GENERATION: Final = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 """Values of a model's generation config that are used; its sampling values are not."""
+UNCHANGED: Final = {"num_beams": 1, "repetition_penalty": NEUTRAL["repetition_penalty"], "no_repeat_ngram_size": 0}
+"""Values of ``generate`` that hold for greedy and for drawn answers alike."""
 REFUSALS: Final = (ValueError, TypeError, IndexError, KeyError, TemplateError)
 """What a processor raises of a prompt or an image that it cannot take."""
+_COMPLETE: Final = "weights and a processor"
+_INCOMPLETE: Final = "complete the model's folder, or correct the options; `scale-vqa doctor` tells what is installed"
 
 
 @dataclass
@@ -51,10 +56,10 @@ class TransformersBackend:
     _loaded: tuple[Any, Any] | None = field(default=None, repr=False)
 
     def identity(self, config: InferenceConfig) -> dict[str, Any]:
-        return {"model_sha256": model_digest(Path(config.model))}
+        return {"model_sha256": model_digest(Path(config.model)), "other_sampling": NEUTRAL}
 
     def versions(self) -> dict[str, str]:
-        return {name: version(name) for name in ("torch", "transformers")}
+        return installed_versions("torch", "transformers")
 
     def check(self, config: InferenceConfig, paths: Sequence[Sequence[Request]]) -> list[str]:
         """Loads the model and counts the tokens of the largest question."""
@@ -143,6 +148,41 @@ def tokens_of(processor: Any, conversations: list[list[dict[str, Any]]], tools: 
     )
 
 
+def load_processor(model: str, source: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Returns the processor (padding on the left) and the configuration of a vision-language model.
+
+    Args:
+        model: folder or Hub id.
+        source: which copy of it (revision, ...), and ``trust_remote_code``.
+
+    Raises:
+        InputError: where there is no such model, it reads no images, or it has no processor for them.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    location = f"model {model}"
+    try:
+        kind = AutoConfig.from_pretrained(model, **source)
+    except (OSError, ValueError, KeyError) as error:
+        hint = "name a model folder or a Hub id that this machine can reach or has in its cache"
+        if "trust_remote_code" in str(error):
+            hint = "read the model's code, then allow it to run by the option trust_remote_code=true"
+        raise InputError(Problem(location, "a model that can be loaded", first_line(error), hint)) from error
+    own_code = "AutoModelForImageTextToText" in (getattr(kind, "auto_map", None) or {})
+    if type(kind) not in AutoModelForImageTextToText._model_mapping and not own_code:
+        hint = "name a vision-language model; for text models see `scale-vqa audit --lm`"
+        found = f"{kind.model_type}, which reads none"
+        raise InputError(Problem(location, "a model that reads images and answers in text", found, hint))
+    try:
+        processor = AutoProcessor.from_pretrained(model, padding_side="left", **source)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(Problem(location, _COMPLETE, first_line(error), _INCOMPLETE)) from error
+    if getattr(processor, "image_processor", None) is None:
+        hint = "complete the model's folder: preprocessor_config.json or processor_config.json"
+        raise InputError(Problem(location, "a processor for images", type(processor).__name__, hint))
+    return processor, kind
+
+
 def load(config: InferenceConfig) -> tuple[Any, Any]:
     """Returns processor and model, ready to generate.
 
@@ -150,35 +190,19 @@ def load(config: InferenceConfig) -> tuple[Any, Any]:
         InputError: where there is no such model, or it takes no images.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+    from transformers import AutoModelForImageTextToText, GenerationConfig
 
     location = f"model {config.model}"
     source = {name: value for name, value in config.options.items() if name in _SOURCE}
-    try:
-        kind = AutoConfig.from_pretrained(config.model, **source)
-    except (OSError, ValueError, KeyError) as error:
-        hint = "name a model folder or a Hub id that this machine can reach or has in its cache"
-        if "trust_remote_code" in str(error):
-            hint = "read the model's code, then give --option trust_remote_code=true to run it"
-        raise InputError(Problem(location, "a model that can be loaded", first_line(error), hint)) from error
-    own_code = "AutoModelForImageTextToText" in (getattr(kind, "auto_map", None) or {})
-    if type(kind) not in AutoModelForImageTextToText._model_mapping and not own_code:
-        hint = "name a vision-language model; for text models see `scale-vqa audit --lm`"
-        found = f"{kind.model_type}, which reads none"
-        raise InputError(Problem(location, "a model that reads images and answers in text", found, hint))
+    processor, _ = load_processor(config.model, source)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     settings: dict[str, Any] = {"dtype": "auto", "device_map": device} | dict(config.options)
     settings["output_loading_info"] = True
     try:
-        processor = AutoProcessor.from_pretrained(config.model, padding_side="left", **source)
         model, loaded = AutoModelForImageTextToText.from_pretrained(config.model, **settings)
     except (OSError, ValueError, ImportError) as error:
-        hint = "complete the model's folder, or correct --option; `scale-vqa doctor` tells what is installed"
-        raise InputError(Problem(location, "weights and a processor", first_line(error), hint)) from error
+        raise InputError(Problem(location, _COMPLETE, first_line(error), _INCOMPLETE)) from error
     _refuse_random_weights(location, loaded)
-    if getattr(processor, "image_processor", None) is None:
-        hint = "complete the model's folder: preprocessor_config.json or processor_config.json"
-        raise InputError(Problem(location, "a processor for images", type(processor).__name__, hint))
     own = model.generation_config
     model.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in _KEPT_GENERATION})
     return processor, model.eval()
@@ -201,9 +225,14 @@ def generated(
     import torch
 
     sampling, drawn = config.sampling, []
-    settings: dict[str, Any] = {"max_new_tokens": sampling.max_tokens, "do_sample": sampling.temperature > 0}
+    settings: dict[str, Any] = {
+        "max_new_tokens": sampling.max_tokens,
+        "do_sample": sampling.temperature > 0,
+        **UNCHANGED,
+    }
     if sampling.temperature > 0:
-        settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        settings |= {name: NEUTRAL[name] for name in ("top_k", "min_p")}
+        settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
     ends = _ends(model)
     for sample in range(sampling.n):
         with torch.inference_mode(), torch.random.fork_rng(enabled=sampling.temperature > 0):
@@ -233,8 +262,3 @@ def _cut(tokens: list[int], ends: set[int]) -> tuple[list[int], str]:
         if token in ends:
             return tokens[: index + 1], "stop"
     return tokens, "length"
-
-
-def first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return preview(text.splitlines()[0] if text else type(error).__name__, 160)

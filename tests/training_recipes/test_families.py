@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny_families import FAMILIES
+from click.testing import CliRunner
+from tiny_families import FAMILIES, make_mllama
 from training_release import CPU, make_training_release
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.predict.command import predict
 from training_recipes import grpo, sft
 from training_recipes.rows import load_rows, prompt_format, with_processor_bounds
 from training_recipes.selection import candidates_of, count_tokens
@@ -33,6 +36,15 @@ def test_tokens_are_counted_as_the_processor_makes_them(release, model):
     given = candidates_of(load_rows(str(release), None, "train").select(range(6)), shape)
     real = [encoded(processor, [row])["input_ids"].shape[1] for row in given.rows.with_transform(given.transform)]
     assert count_tokens(given, processor).prompt.tolist() == real
+
+
+def test_predict_answers_every_question(release, model, tmp_path):
+    out = tmp_path / "seen.jsonl"
+    options = ["--data", str(release), "--split", "val", "--model", str(model), "--out", str(out), "--max-tokens", "4"]
+    result = CliRunner().invoke(predict, [*options, "--backend", "transformers", "--limit", "6"])
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 6 and {row["images"] for row in rows} <= {2, 3} and all(row["response"] for row in rows)
 
 
 def test_a_family_names_the_layers_that_fsdp_wraps(model):
@@ -61,3 +73,21 @@ def test_a_step_of_training_changes_the_weights_and_the_result_loads(release, mo
     pairs = zip(before.state_dict().values(), after.state_dict().values(), strict=True)
     changed = any(bool((one != other).any()) for one, other in pairs)
     assert changed or recipe is grpo  # rollouts of a random model may all earn nothing: then there is no gradient
+
+
+@pytest.mark.parametrize(
+    "recipe, lost", [(grpo, "aspect_ratio_ids"), (sft, "cross_attention_mask")], ids=["grpo", "sft"]
+)
+def test_a_family_that_trl_cannot_train_is_refused_by_name(release, recipe, lost, tmp_path):
+    folder = make_mllama(tmp_path / "mllama")
+    options = [
+        "--data",
+        str(release),
+        "--model_name_or_path",
+        str(folder),
+        "--output_dir",
+        str(tmp_path / "out"),
+        *CPU,
+    ]
+    with pytest.raises(InputError, match=f"MllamaProcessor makes .*{lost}.*, which TRL does not pass to the model"):
+        recipe.main(options)

@@ -7,10 +7,11 @@ import inspect
 import pytest
 from transformers import Trainer
 from trl import GRPOTrainer, SFTTrainer
+from trl.generation.vllm_generation import VLLMGeneration
 
 from training_recipes.grpo import ScaleVQAGRPOTrainer
 from training_recipes.sft import ScaleVQASFTTrainer
-from training_recipes.trainer import RecipeTrainer
+from training_recipes.trainer import ENGINE_GREEDY, RecipeTrainer
 
 OVERRIDDEN = {
     "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
@@ -43,6 +44,21 @@ def test_trl_keeps_the_table_of_completions_in_logs():
     source = inspect.getsource(GRPOTrainer)
     assert 'self._logs["prompt"].extend' in source and 'self._logs["completion"].extend' in source
     assert '"prompt": deque(maxlen=' in source and '"completion": deque(maxlen=' in source
+
+
+def test_validation_finds_the_engine_of_rollouts():
+    generate = inspect.signature(VLLMGeneration.generate).parameters
+    assert tuple(generate)[:4] == ("self", "prompts", "images", "num_generations")
+    assert "return prompt_ids, completion_ids, logprobs, logprob_token_ids" in inspect.getsource(VLLMGeneration)
+    assert tuple(inspect.signature(VLLMGeneration.sync_weights).parameters) == ("self",)
+    built = inspect.getsource(VLLMGeneration.__init__)
+    for name in (*ENGINE_GREEDY, "max_completion_length"):  # read from the engine at each call, not fixed at its start
+        assert f"self.{name} = " in built and f"self.{name}" in inspect.getsource(VLLMGeneration.generate), name
+    source = inspect.getsource(GRPOTrainer)
+    assert "self.vllm_generation = VLLMGeneration(" in source and "self.use_vllm = args.use_vllm" in source
+    assert "if self.state.global_step != self._last_loaded_step:" in source
+    assert tuple(inspect.signature(GRPOTrainer._tokenize_prompts).parameters) == ("self", "prompts")
+    assert "return prompt_ids, images, multimodal_fields" in inspect.getsource(GRPOTrainer._tokenize_prompts)
 
 
 def test_processors_count_image_tokens_by_the_name_that_the_preflight_calls():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import json
 import os
 import resource
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from click.testing import CliRunner
@@ -121,6 +123,58 @@ def test_grpo_trains_validates_and_leaves_a_record(run, model):
     assert not list(out.rglob("README.md"))  # a draft card without a licence is no card
 
 
+class EngineDouble:
+    """In place of vLLM's engine, which takes no weights on a CPU: its interface in TRL, around transformers."""
+
+    calls: ClassVar = []
+
+    def __init__(self, model, accelerator, processing_class, **settings):
+        vars(self).update(settings, model=model, processor=processing_class, weights=None)
+        type(self).calls = []
+
+    def sync_weights(self):
+        self.weights = {name: weight.clone() for name, weight in self.model.state_dict().items()}
+
+    def generate(self, prompts, images, num_generations, profiler=None):
+        import torch
+
+        self.calls.append({"rows": len(prompts), **{name: getattr(self, name) for name in trainer.ENGINE_GREEDY}})
+        assert all(bool((self.weights[name] == weight).all()) for name, weight in self.model.state_dict().items())
+        shown, completions, training = images or [None] * len(prompts), [], self.model.training
+        self.model.eval()
+        for ids, pictures in zip(prompts, shown, strict=True):
+            inputs = {"input_ids": torch.tensor([ids])}
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.processor.image_token_id).int()
+            if pictures:
+                inputs |= self.processor.image_processor(images=pictures, return_tensors="pt")
+            drawn = {"do_sample": self.temperature > 0, "repetition_penalty": self.repetition_penalty}
+            out = self.model.generate(**inputs, **drawn, max_new_tokens=self.max_completion_length, top_k=0)
+            completions.append(out[0, len(ids) :].tolist())
+        self.model.train(training)
+        return prompts, completions, [[[0.0] for _ in ids] for ids in completions], None
+
+
+def test_validation_with_vllm_is_by_the_engine_of_rollouts_and_greedy(run, monkeypatch):
+    monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", EngineDouble)
+    monkeypatch.setattr(importlib.import_module("trl.import_utils"), "is_vllm_available", lambda: True)
+    steps = ("--max_steps", "2", "--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "no", *VALIDATED)
+    engine = ("--use_vllm", "true", "--vllm_mode", "server", "--vllm_importance_sampling_correction", "false")
+    drawn = ("--repetition_penalty", "1.2", "--temperature", "0.9")
+    out = run(grpo, *steps, *engine, *drawn)
+    greedy = [call for call in EngineDouble.calls if call["temperature"] == 0]
+    rollouts = [call for call in EngineDouble.calls if call["temperature"] != 0]
+    assert [call["rows"] for call in greedy] == [6, 6, 6, 6]  # two validations, the final one, and the blind one
+    assert all(call == {"rows": 6, **trainer.ENGINE_GREEDY} for call in greedy)
+    assert rollouts and all((call["temperature"], call["repetition_penalty"]) == (0.9, 1.2) for call in rollouts)
+    assert record(out)["validation_sampling"] == trainer.ENGINE_GREEDY
+    # the model itself gives the same answers, with images and blind
+    again = run(
+        grpo, "--max_steps", "1", "--learning_rate", "0", *VALIDATED, base=(out / "final").resolve(), out="again"
+    )
+    for name in ("final.jsonl", "final-blind.jsonl"):
+        assert (out / "validation" / name).read_text() == (again / "validation" / name).read_text()
+
+
 def test_an_interrupted_run_goes_on_to_the_same_weights(run):
     steps = ("--save_steps", "2", "--save_strategy", "steps")
     whole = run(grpo, "--max_steps", "4", *steps, out="whole")
@@ -149,7 +203,13 @@ def test_lora_is_merged_into_a_folder_that_predict_loads(run, release, model, tm
     asked = ["--data", str(release), "--split", "val", "--backend", "transformers", "--model", str(merged)]
     done = CliRunner().invoke(predict, [*asked, "--max-tokens", "24", "--limit", "3", "--out", "seen.jsonl"])
     assert done.exit_code in (0, 1), done.output
-    assert len(Path("seen.jsonl").read_text().splitlines()) == 3
+    lines = Path("seen.jsonl").read_text().splitlines()
+    bounds = {"least": 784, "most": 3136, "factor": 28}  # of training: no option was given
+    assert len(lines) == 3 and json.loads(lines[0])["provenance"]["pixels"] == bounds
+    assert json.loads(lines[0])["provenance"]["other_sampling"]["repetition_penalty"] == 1.0
+    assert f"pixel bounds of training, from the model's processor: {bounds}, used" in done.output
+    asked += ["--max-pixels", "1568", "--max-tokens", "24", "--limit", "1", "--out", "other.jsonl"]
+    assert "not used" in CliRunner().invoke(predict, asked).output
     with pytest.raises(InputError, match="not there yet"):
         prepare_weights(out / "final", tmp_path / "merged")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tiny_llava import make_tiny_llava
 from training_release import make_training_release, trained_rows
 
 from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.predict.images import PIXELS, Bounds, stated_bounds
 from scale_vqa_eval.release_folder.write import write_release
 from scale_vqa_eval.schema import VIEWS
 from training_recipes.arguments import RecipeArguments, SFTArguments
@@ -173,6 +175,27 @@ def test_bounds_are_applied_as_the_processor_does_and_saved_with_it(release, tmp
     again = [encoded(processor_of(tmp_path / "saved"), [row])["input_ids"].shape[1] for row in plain]
     thin = high < 9  # so small a bound resizes a thin image to more than the bound, and again to less
     assert thin or again == lengths.prompt.tolist()
+
+
+def test_bounds_of_an_earlier_training_are_read_from_the_processor(tmp_path):
+    for make in (make_tiny_model, make_tiny_llava):
+        processor = processor_of(make(tmp_path / make.__name__))
+        assert with_processor_bounds(prompt_format(), processor).bounds == Bounds()
+        trained = with_processor_bounds(prompt_format(max_pixels=4 * 784), processor).bounds
+        processor.save_pretrained(tmp_path / "saved")
+        assert with_processor_bounds(prompt_format(), processor_of(tmp_path / "saved")).bounds == trained
+        saved = json.loads((tmp_path / "saved" / "processor_config.json").read_text())["image_processor"]
+        assert stated_bounds(saved[PIXELS]) == trained and type(trained).__name__ in ("Bounds", "ProcessorBounds")
+    for broken in (
+        None,
+        {},
+        {"least": None, "most": None},
+        {"most": -1},
+        {"most": "9"},
+        {"most": 9, "factor": 0},
+        [9],
+    ):
+        assert stated_bounds(broken) is None
 
 
 def test_a_think_block_that_the_template_opens_is_found(processor):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from scale_vqa_eval.predict import DEFAULT_PROMPT
 from scale_vqa_eval.predict.images import OPTION_IMAGES, ImageRef, to_rgb
 from scale_vqa_eval.predict.prompts import Prompt, build_messages, load_prompt
 from scale_vqa_eval.predict.requests import Request, VisualQuestion
@@ -19,7 +20,7 @@ Row = dict[str, Any]
 
 @cache
 def _prompt() -> Prompt:
-    return load_prompt("published")
+    return load_prompt(DEFAULT_PROMPT)
 
 
 def doc_to_visual(doc: Row) -> list[Any]:

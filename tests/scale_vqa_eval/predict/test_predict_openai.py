@@ -267,7 +267,7 @@ def test_guess_is_blind_with_a_prompt_that_says_so(release: Path, tmp_path: Path
         json.loads((tmp_path / name).read_text().splitlines()[0])["provenance"] for name in ("2.jsonl", "4.jsonl")
     ]
     assert [head["ablation"] for head in heads] == ["blind", "guess"]
-    assert [head["prompt_id"] for head in heads] == ["published@1", "published-guess@1"]
+    assert [head["prompt_id"] for head in heads] == ["think-answer@1", "think-answer-guess@1"]
     assert heads[0]["prompt_hash"] != heads[1]["prompt_hash"] and heads[1]["images_hash"] is None
 
 
