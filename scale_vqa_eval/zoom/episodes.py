@@ -19,7 +19,7 @@ import click
 from jinja2 import TemplateError
 
 from scale_vqa_eval.chat_replies import CallResult
-from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.errors import InputError, Problem, first_line
 from scale_vqa_eval.llm import LLMSession
 from scale_vqa_eval.predict.backend import AnswerSink, InferenceConfig, ModelAnswer
 from scale_vqa_eval.predict.images import ImageSource, data_uri, decode_image
@@ -29,7 +29,6 @@ from scale_vqa_eval.predict.requests import Request, VisualQuestion
 from scale_vqa_eval.predict.transformers_backend import (
     REFUSALS,
     TransformersBackend,
-    first_line,
     generated,
     tokens_of,
 )
