@@ -7,6 +7,7 @@ such as a synthetic slide, goes through the same code by having the same members
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ MAX_MPP: Final = 20.0
 """Um per pixel of level 0 that a slide can have; a scale outside is a converter's placeholder or a slip."""
 UM_AT_1X: Final = 10.0
 """By convention an objective of power P scans at 10/P um per pixel: 40x at 0.25, 20x at 0.5."""
+UM_IN: Final = {"um": 1.0, "\u00b5m": 1.0, "\u03bcm": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
+"""Units of OME's physical sizes in um; um is OME's default."""
 ANISOTROPY_LIMIT: Final = 1.01
 """Most that the two directions may differ in scale; their mean is then taken, an error of half a percent at most."""
 MAGNIFY_LIMIT: Final = 1.15
@@ -110,6 +113,7 @@ class OpenSlideSource:
             hint = "check the file, or convert it to a pyramidal TIFF"
             raise InputError(Problem(str(self.path), "a slide that OpenSlide opens", preview(error), hint)) from error
         try:
+            _check_channels(self._slide.properties.get("tiff.ImageDescription", ""), self.path)
             self.mpp = slide_mpp(self._slide.properties, self.path, mpp)
         except InputError:
             self._slide.close()
@@ -318,7 +322,8 @@ def slide_mpp(properties: Mapping[str, str], path: Path, given: float | None = N
     """
     if given is not None:
         return _plausible(given, path, "--mpp")
-    stated_x, stated_y = (_positive(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
+    ome = ome_mpp(properties.get("tiff.ImageDescription", ""))
+    stated_x, stated_y = (_positive(properties.get(f"openslide.mpp-{axis}")) or ome.get(axis) for axis in "xy")
     if stated_x and stated_y:
         for stated in (stated_x, stated_y):
             _plausible(stated, path, "the stated scale")
@@ -334,6 +339,31 @@ def slide_mpp(properties: Mapping[str, str], path: Path, given: float | None = N
     scales = {key: properties[key] for key in sorted(properties) if key.startswith(("openslide.mpp", "openslide.obj"))}
     expected = "a scale: openslide.mpp-x and -y, or openslide.objective-power"
     raise InputError(Problem(str(path), expected, preview(scales or "neither"), "give it with --mpp UM_PER_PIXEL"))
+
+
+def _check_channels(description: str, path: Path) -> None:
+    """Raises InputError for an OME-TIFF of separate channels, of which OpenSlide shows the first one in grey."""
+    channels = re.search(r'<(?:\w+:)?Pixels\b[^>]*SizeC="(\d+)"', description)
+    if channels and int(channels[1]) > 1 and re.search(r'<(?:\w+:)?Channel\b[^>]*SamplesPerPixel="1"', description):
+        hint = "export it as RGB, or leave it out"
+        raise InputError(Problem(str(path), "RGB pixels", f"{channels[1]} channels in images of their own", hint))
+
+
+def ome_mpp(description: str) -> dict[str, float]:
+    """Returns the um per pixel by axis (``x``, ``y``) of the first image that an OME-TIFF's XML describes.
+
+    >>> ome_mpp('<OME><Image><Pixels PhysicalSizeX="500" PhysicalSizeXUnit="nm" SizeX="9"/></Image></OME>')
+    {'x': 0.5}
+    """
+    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", description)
+    attributes = dict(re.findall(r'(\w+)="([^"]*)"', pixels[0])) if pixels else {}
+    found = {}
+    for axis in "xy":
+        size = _positive(attributes.get(f"PhysicalSize{axis.upper()}"))
+        unit = UM_IN.get(attributes.get(f"PhysicalSize{axis.upper()}Unit", "um"))
+        if size and unit:
+            found[axis] = size * unit
+    return found
 
 
 def _plausible(mpp: float, path: Path, source: str) -> float:

@@ -293,5 +293,7 @@ def _use(work: SlideWork, patient: str, tally: _Tally) -> SlideUse:
 
 def _unused(work: SlideWork) -> Problem:
     notes = "; ".join(work.plan().notes) or "none"
-    hint = "give slides with more tissue, a smaller --size, other --views, or a lower --min-tissue"
+    hint = "give other slides; of one with tissue, a smaller --size or a lower --min-tissue makes more of"
+    if not any(work.plan().groups.values()) and notes.startswith("refused: "):
+        hint = "do as it says, or leave the slide out"
     return Problem(str(work.slide), "fields for at least one group of four questions", notes, hint)

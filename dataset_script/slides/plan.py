@@ -14,7 +14,7 @@ from dataset_script.slides.sampling import FieldGroup, SamplingSpec, sample_grou
 from dataset_script.slides.settings import GroundingSettings, ViewSizes, fit_sizes
 from dataset_script.slides.thumbnail import TissueMap, map_slide
 from scale_vqa_eval.controls.exchange_group import GROUP_SIZE
-from scale_vqa_eval.schema import MAGNIFICATION, MPP
+from scale_vqa_eval.schema import MAGNIFICATION, MPP, VIEWS
 from scale_vqa_eval.wsi import MAGNIFY_LIMIT, SlideSource
 
 NEAR: Final = "near"
@@ -62,18 +62,22 @@ def plan_slide(source: SlideSource, settings: GroundingSettings) -> FieldPlan:
     """
     extent = (source.size[0] * source.mpp, source.size[1] * source.mpp)
     if source.mpp > MPP["high_mag"] * MAGNIFY_LIMIT:
-        reason = f"refused: {source.mpp:.3g} um/px is too coarse for the 200x view at {MPP['high_mag']:g} um/px"
+        finest = MPP["high_mag"] * MAGNIFY_LIMIT
+        reason = (
+            f"refused: {source.mpp:.3g} um/px is too coarse for the 200x view at {MPP['high_mag']:g} um/px; scan at "
+            f"{finest:.2g} um/px or finer, or give --mpp if the scale is wrong"
+        )
         return FieldPlan(source.name, extent, {}, (reason,))
     sizes = fit_sizes(extent, settings.views, settings.fixed_sizes)
     if isinstance(sizes, str):
-        return FieldPlan(source.name, extent, {}, (f"refused: {sizes}",))
+        return FieldPlan(source.name, extent, {}, (f"refused: {sizes}; {_remedy(extent, settings)}",))
     tissue = map_slide(source)
     groups: dict[str, tuple[FieldGroup, ...]] = {}
     notes = list(sizes.notes)
     for layout, specs in _specs(sizes, settings):
         rng = slide_generator(settings.seed, source.name, layout)
         groups[layout] = _best(tissue, specs, settings.groups_per_slide, rng)
-        notes += _notes(layout, groups[layout], settings)
+        notes += _notes(layout, groups[layout], settings, tissue)
     return FieldPlan(source.name, extent, groups, tuple(notes))
 
 
@@ -111,7 +115,16 @@ def _best(
     return tuple(best)
 
 
-def _notes(layout: str, groups: tuple[FieldGroup, ...], settings: GroundingSettings) -> list[str]:
+def _remedy(extent: tuple[float, float], settings: GroundingSettings) -> str:
+    """Returns what would make a slide large enough for the views."""
+    if not isinstance(fit_sizes(extent, settings.views, {}), str):
+        return "leave out --size, or give smaller ones"
+    if not isinstance(fit_sizes(extent, VIEWS, {}), str):
+        return "give all --views, without --size"
+    return "no size of view fits it: leave it out"
+
+
+def _notes(layout: str, groups: tuple[FieldGroup, ...], settings: GroundingSettings, tissue: TissueMap) -> list[str]:
     """Returns notes on how a layout differs from what was asked."""
     notes = []
     if groups:
@@ -125,8 +138,12 @@ def _notes(layout: str, groups: tuple[FieldGroup, ...], settings: GroundingSetti
                 )
     if len(groups) < settings.groups_per_slide:
         kinds = ", ".join(settings.kinds_of(layout))
+        reason = "no more fields that lie apart have enough tissue and structure, and no pen"
+        if not tissue.tissue.any():
+            reason = "no tissue was found"
+        elif tissue.ink.any():
+            reason += f" (tissue on {tissue.tissue.mean():.0%} of the slide, pen on {tissue.ink.mean():.0%})"
         notes.append(
-            f"{len(groups) * GROUP_SIZE} of {settings.groups_per_slide * GROUP_SIZE} paths for {kinds}: no more "
-            "fields with tissue lie apart"
+            f"{len(groups) * GROUP_SIZE} of {settings.groups_per_slide * GROUP_SIZE} paths for {kinds}: {reason}"
         )
     return notes

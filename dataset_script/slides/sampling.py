@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dataset_script.slides.thumbnail import Mask, TissueMap, Values
 from scale_vqa_eval.controls.exchange_group import GROUP_SIZE
@@ -25,11 +26,25 @@ LOW_SHARE: Final = 0.25
 """Part of the minimum tissue share that a 10x field needs: a needle biopsy fills no more of one."""
 MAX_CONTEXTS: Final = 40
 """10x fields tried for one group before the slide counts as full."""
-MAX_CANDIDATES: Final = 1500
+MAX_CANDIDATES: Final = 2500
+MAX_NEAREST: Final = 300
+"""Candidates among which a group is sought first."""
 MAX_GROWN: Final = 64
 """Groups grown, of which the tightest is taken; more would leave out a slide's rarer tissue."""
 MAX_TRIES: Final = 300
 """Candidates from which growing a group is tried."""
+MATCH_STEPS: Final = np.array([1, 1, 1, 0.1, 0.5])
+"""Differences that count alike when targets are matched: grey levels of mean colour, share of tissue, log sharpness.
+
+A box and its 200x field differ by one or two levels in mean colour, so boxes as close as that cannot be told by it.
+"""
+PARENT_STEPS: Final = 3.0
+"""Parents may differ this many times more: their colour differs from their targets' by five levels and more."""
+SURPLUS_STEPS: Final = 0.5
+"""What one answer too many to a reader of mean colour counts, in steps of matching."""
+MIN_STRUCTURE: Final = 2.3
+"""Least standard deviation of lightness within a target: a just noticeable difference in CIELAB (Mahy et al., Color
+Research and Application 1994; 19: 105-121). A field below it has nothing by which a person could find it again."""
 BOX_GAP: Final = 1.2
 """200x fields of one group keep a fifth of a side between them, for the box marks of an origin question."""
 
@@ -176,23 +191,30 @@ def _group_in(
     share = spec.min_tissue * (LOW_SHARE if spec.parent_view == "low_mag" else 1)
     fit = tissue.tissue_share(x, y, parent_side) >= share
     fit &= tissue.tissue_share(target_x, target_y, target_side) >= spec.min_tissue
+    fit &= tissue.structure(target_x, target_y, target_side) >= MIN_STRUCTURE
     distance = np.maximum(np.abs(target_x[:, None] - used[:, 0]), np.abs(target_y[:, None] - used[:, 1]))
     fit &= (distance >= target_side / 2).all(axis=1)
     x, y, target_x, target_y = x[fit], y[fit], target_x[fit], target_y[fit]
     limit = OVERLAP_LIMIT if context is not None or spec.parent_view == "low_mag" else 1.0
 
-    def compatible_with(index: int) -> Mask:
-        """Returns which candidates may share a question with one of them."""
-        across, down = target_x - target_x[index], target_y - target_y[index]
-        found = apart(across, down, BOX_GAP * target_side)
+    def compatible_with(index: int, others: NDArray[np.intp]) -> Mask:
+        """Returns which of some candidates may share a question with one."""
+        u, v, other_u, other_v = target_x[index], target_y[index], target_x[others], target_y[others]
+        found = apart(other_u - u, other_v - v, BOX_GAP * target_side)
         reach = (parent_side + target_side) / 2
-        found &= apart(target_x - x[index], target_y - y[index], reach)
-        found &= apart(target_x[index] - x, target_y[index] - y, reach)
-        found &= shared_area(x - x[index], y - y[index], parent_side) <= limit
+        found &= apart(other_u - x[index], other_v - y[index], reach)
+        found &= apart(u - x[others], v - y[others], reach)
+        found &= shared_area(x[others] - x[index], y[others] - y[index], parent_side) <= limit
         return found
 
-    appearance = np.hstack([tissue.appearance(target_x, target_y, target_side), tissue.appearance(x, y, parent_side)])
-    chosen = most_similar_group(standardised(appearance), compatible_with, rng)
+    targets = tissue.appearance(target_x, target_y, target_side) / MATCH_STEPS
+    parents = tissue.appearance(x, y, parent_side) / MATCH_STEPS
+
+    def surplus(chosen: list[int]) -> float:
+        """Returns by how much a group gives itself away to a reader that compares mean colours."""
+        return SURPLUS_STEPS * colour_surplus(targets[chosen], parents[chosen])
+
+    chosen = most_similar_group(np.hstack([targets, parents / PARENT_STEPS]), compatible_with, surplus, rng)
     if chosen is None:
         return None
     order = rng.permutation(chosen)
@@ -204,36 +226,68 @@ def _group_in(
 
 
 def most_similar_group(
-    appearance: Values, compatible_with: Callable[[int], Mask], rng: np.random.Generator
+    appearance: Values,
+    compatible_with: Callable[[int, NDArray[np.intp]], Mask],
+    surplus: Callable[[list[int]], float],
+    rng: np.random.Generator,
 ) -> list[int] | None:
     """Returns the indices of four candidates that look alike and may share a question, or None.
 
-    Grown from random candidates by adding the nearest that may join all so far; the tightest four are taken.
+    Grown from random candidates by adding the nearest that may join all so far; of these the four with the smallest
+    sum of widest distance and surplus are taken.
 
     Args:
-        appearance: (n, features), each feature of unit spread.
-        compatible_with: index -> (n,) truth of the others being allowed together with that candidate.
+        appearance: (n, features), in units that count alike.
+        compatible_with: index, indices -> truth of each of these being allowed together with that candidate.
+        surplus: four indices -> what is added to their widest distance.
         rng: generator.
     """
     best: tuple[float, list[int]] | None = None
     grown = 0
     for seed in rng.permutation(len(appearance))[:MAX_TRIES]:
-        free, chosen = compatible_with(int(seed)), [int(seed)]
-        if np.count_nonzero(free) < GROUP_SIZE - 1:
-            continue
         distance = np.linalg.norm(appearance - appearance[seed], axis=1)
-        while len(chosen) < GROUP_SIZE and np.count_nonzero(free) >= GROUP_SIZE - len(chosen):
-            nearest = int(np.argmin(np.where(free, distance, np.inf)))
-            chosen.append(nearest)
-            free &= compatible_with(nearest)
-        if len(chosen) < GROUP_SIZE:
+        order = np.argsort(distance, kind="stable")
+        chosen = _grown(int(seed), order[:MAX_NEAREST], compatible_with) or _grown(int(seed), order, compatible_with)
+        if not chosen:
             continue
-        if best is None or distance[chosen[-1]] < best[0]:
-            best = (float(distance[chosen[-1]]), chosen)
+        cost = distance[chosen[-1]] + surplus(chosen)
+        if best is None or cost < best[0]:
+            best = (float(cost), chosen)
         grown += 1
         if grown == MAX_GROWN:
             break
     return None if best is None else best[1]
+
+
+def _grown(seed: int, order: NDArray[np.intp], compatible_with: Callable[[int, NDArray[np.intp]], Mask]) -> list[int]:
+    """Returns a candidate and the first three others in an order that may all join, or nothing."""
+    free, chosen = compatible_with(seed, order), [seed]
+    while len(chosen) < GROUP_SIZE and np.count_nonzero(free) >= GROUP_SIZE - len(chosen):
+        chosen.append(int(order[np.argmax(free)]))
+        free &= compatible_with(chosen[-1], order)
+    return chosen if len(chosen) == GROUP_SIZE else []
+
+
+def colour_surplus(targets: Values, parents: Values) -> float:
+    """Returns how far readers of mean colour and of its saturation are from one right answer in four.
+
+    Each reader takes the option nearest to the image asked about; both directions are asked.
+
+    Args:
+        targets: (4, features) of the targets, red, green and blue first.
+        parents: (4, features) of their parents, in the same order.
+    """
+    surplus = 0.0
+    for left, right in ((targets[:, :3], parents[:, :3]), (_saturation(targets), _saturation(parents))):
+        distance = np.linalg.norm(left[:, None] - right, axis=2)
+        for axis in (0, 1):
+            surplus += abs(float(np.count_nonzero(distance.argmin(axis=axis) == np.arange(len(left)))) - 1)
+    return surplus
+
+
+def _saturation(appearance: Values) -> Values:
+    colour = appearance[:, :3]
+    return np.asarray(1 - colour.min(axis=1, keepdims=True) / colour.max(axis=1, keepdims=True))
 
 
 def standardised(appearance: Values) -> Values:

@@ -44,10 +44,7 @@ def find_slides(places: Sequence[Path]) -> SlideFiles:
         for path in [place] if place.is_file() else _files_in(place):
             if openslide.OpenSlide.detect_format(str(path)) is None:
                 if place.is_file():
-                    hint = "convert it to a pyramidal TIFF, or leave it out"
-                    problems.append(
-                        Problem(str(path), "a slide that OpenSlide opens", "no format that it knows", hint)
-                    )
+                    problems.append(_not_opened(path))
                 else:
                     skipped.append(path)
                 continue
@@ -142,6 +139,24 @@ def _read_pairs(table: Path, key: str, value: str) -> tuple[dict[str, str], list
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(Problem(str(table), "a CSV file in UTF-8", preview(str(error), 160), "save it so")) from error
     return pairs, problems
+
+
+def _not_opened(path: Path) -> Problem:
+    """Returns why OpenSlide does not open a file, and how to convert it where that is known."""
+    import tifffile
+
+    found, hint = "no format that it knows", "give another file, or leave it out"
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages.first
+            if not page.is_tiled:
+                found = f"a TIFF in strips ({page.compression.name}), not in tiles"
+                hint = (
+                    f"convert it with libvips: vips tiffsave {path.name} OUT.tif --tile --pyramid --compression jpeg"
+                )
+    except Exception:  # not a TIFF, or a damaged one
+        pass
+    return Problem(str(path), "a slide that OpenSlide opens", found, hint)
 
 
 def _dicom_series(path: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""A low-power map of a whole slide: tissue, pen ink, stain and sharpness of any field at the cost of four look-ups.
+"""A low-power map of a whole slide: tissue, pen ink, colour and structure of any field at the cost of four look-ups.
 
 Fields are chosen and matched on this map, so that only the regions that a question shows are read from the slide.
 Optical density is that of Beer and Lambert, -log10(I / I0), I0 being the light of the empty slide (Ruifrok and
@@ -40,6 +40,12 @@ BLACK_STROKE_UM: Final = 60.0
 """Narrowest ink; black is asked to be wider, because pigment and dust are black too."""
 INK_RIM_UM: Final = 50.0
 MIN_PIECE_UM: Final = 100.0
+MAX_FILLER: Final = 6
+"""Brightest channel of black filler, after JPEG; the blackest ink that is scanned is brighter."""
+DETAIL_UM: Final = 16.0
+"""Size of what a person can find again at 40x: a gland's edge or a vessel, not a nucleus."""
+LUMA: Final = np.array([0.299, 0.587, 0.114], dtype=np.float32) / 2.55
+"""Weights of ITU-R BT.601 that give lightness in percent."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class TissueMap:
         um_per_pixel: (across, down) of the maps.
         tissue: (height, width), where tissue is.
         ink: (height, width), where pen ink is.
-        sums: (height + 1, width + 1, 6) summed-area tables of tissue, ink, density of red, green, blue, sharpness.
+        sums: (height + 1, width + 1, 7) summed-area tables of tissue, ink, red, green, blue, sharpness, structure.
     """
 
     extent: tuple[float, float]
@@ -61,7 +67,7 @@ class TissueMap:
     sums: NDArray[np.float64]
 
     def means(self, x: Values, y: Values, side: float) -> Values:
-        """Returns the (n, 6) means of the maps over square fields centred at ``x``, ``y`` with ``side``, all in um."""
+        """Returns the (n, 7) means of the maps over square fields centred at ``x``, ``y`` with ``side``, all in um."""
         height, width = self.tissue.shape
         across, down = self.um_per_pixel
         left, right = _span(x, side, across, width)
@@ -92,9 +98,13 @@ class TissueMap:
         return x, y
 
     def appearance(self, x: Values, y: Values, side: float) -> Values:
-        """Returns (n, 5) features for matching: tissue share, three densities of stain, log sharpness."""
+        """Returns (n, 5) features for matching: mean red, green and blue, tissue share, log sharpness."""
         means = self.means(x, y, side)
-        return np.column_stack([means[:, 0], means[:, 2:5], np.log(means[:, 5] + 1e-6)])
+        return np.column_stack([means[:, 2:5], means[:, 0], np.log(means[:, 5] + 1e-6)])
+
+    def structure(self, x: Values, y: Values, side: float) -> Values:
+        """Returns the standard deviation of lightness (0 to 100) in each field, over details of ``DETAIL_UM``."""
+        return np.asarray(np.sqrt(np.maximum(0, self.means(x, y, side)[:, 6])))
 
 
 def map_slide(source: SlideSource) -> TissueMap:
@@ -108,9 +118,11 @@ def map_slide(source: SlideSource) -> TissueMap:
     pixels = np.asarray(source.thumbnail(min(MAP_PIXELS, max(1, round(longer * source.mpp / MAP_MPP)))))
     scale = longer * source.mpp / max(pixels.shape[:2])
     density = optical_density(pixels)
+    density[filler := filler_mask(pixels, scale)] = 0
     ink = ink_mask(density, scale)
-    tissue = tissue_mask(density, ink, scale)
-    maps = (tissue, ink, *np.moveaxis(density, -1, 0), _sharpness(density.mean(axis=-1, dtype=np.float64)))
+    tissue = tissue_mask(density, ink, scale) & ~filler
+    sharpness = _sharpness(density.mean(axis=-1, dtype=np.float64))
+    maps = (tissue, ink, *np.moveaxis(pixels, -1, 0), sharpness, _structure(pixels, scale))
     sums = np.zeros((tissue.shape[0] + 1, tissue.shape[1] + 1, len(maps)))
     for number, values in enumerate(maps):
         sums[1:, 1:, number] = values.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
@@ -123,6 +135,21 @@ def _sharpness(grey: Values) -> Values:
     from scipy import ndimage
 
     return np.asarray(ndimage.laplace(grey) ** 2)
+
+
+def _structure(pixels: Pixels, um_per_pixel: float) -> Values:
+    """Returns half the squared difference of lightness over a distance, whose mean over a field is the variance.
+
+    Lightness is the luma of sRGB as a percentage, within a few units of CIELAB's L*.
+    """
+    from scipy import ndimage
+
+    light = ndimage.uniform_filter(pixels @ LUMA, max(1, round(DETAIL_UM / um_per_pixel)))
+    step = max(1, round(4 * DETAIL_UM / um_per_pixel))
+    moved = (
+        np.pad(light, ((0, down), (0, across)), mode="edge")[down:, across:] for down, across in ((step, 0), (0, step))
+    )
+    return np.asarray(sum((light - other) ** 2 for other in moved) / 4)
 
 
 def _span(centre: Values, side: float, scale: float, limit: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -138,6 +165,20 @@ def optical_density(pixels: Pixels) -> Density:
     table = np.arange(256, dtype=np.float32)[:, None]
     densities = np.maximum(0, np.log10(glass) - np.log10(np.maximum(table, 1)))
     return np.stack([densities[pixels[..., channel], channel] for channel in range(3)], axis=-1)
+
+
+def filler_mask(pixels: Pixels, um_per_pixel: float) -> Mask:
+    """Returns where a scanner or a converter filled in black for what was not scanned.
+
+    Filler is black to a few levels and without any noise over ``MIN_PIECE_UM``; ink and pigment are not. A rim of the
+    width of the thumbnail's kernel is added.
+    """
+    from scipy import ndimage
+
+    if not np.any(black := pixels.max(axis=-1) <= MAX_FILLER):
+        return black
+    core = _strokes(black, MIN_PIECE_UM / um_per_pixel)
+    return np.asarray(ndimage.binary_dilation(core, iterations=4)) if core.any() else core
 
 
 def ink_mask(density: Density, um_per_pixel: float) -> Mask:

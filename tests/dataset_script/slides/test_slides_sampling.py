@@ -150,3 +150,15 @@ def test_sizes_always_fit_and_nest(extent: tuple[float, float], views: tuple[str
         assert all(m * MPP["mid_mag"] >= 2 * h * MPP["high_mag"] for m, h in zip(sizes.mid, sizes.high, strict=True))
     for view, found in (("low_mag", sizes.context + sizes.zoom_out), ("mid_mag", sizes.mid), ("high_mag", sizes.high)):
         assert all(px == fixed[view] if view in fixed else px <= 512 for px in found)
+
+
+def test_a_reader_of_mean_colour_is_right_once_in_four() -> None:
+    settings = {"anywhere": 14, "in a 10x field": 10}
+    for name, count in settings.items():
+        groups = sample_groups(TISSUE_MAP, SPECS[name], count, np.random.default_rng(5))
+        right = []
+        for group in groups:
+            targets, parents = (looks(list(fields))[:, :3] for fields in (group.targets, group.parents))
+            distance = np.linalg.norm(targets[:, None] - parents, axis=2)
+            right += [distance.argmin(axis=axis) == np.arange(4) for axis in (0, 1)]
+        assert abs(np.mean(right) - 0.25) < 1.96 * np.sqrt(0.25 * 0.75 / np.size(right)), name

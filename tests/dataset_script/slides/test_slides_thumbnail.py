@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from dataset_script.slides.sampling import MIN_STRUCTURE
 from dataset_script.slides.thumbnail import map_slide
 
 PENS = {"green": (30, 140, 70), "blue": (30, 60, 170), "black": (25, 25, 30), "teal": (20, 120, 130)}
@@ -49,6 +50,28 @@ def test_fields_that_a_pen_touched_are_rejected(pen: str) -> None:
     assert not (tissue_map.tissue & tissue_map.ink).any()
     assert tissue_map.tissue_share(*at(300 * 4, 175 * 4), 400)[0] == -1
     assert tissue_map.tissue_share(*at(200 * 4, 320 * 4), 200)[0] > 0.8
+
+
+@pytest.mark.parametrize("blackest", [0, 4])
+def test_black_filler_is_neither_tissue_nor_pen(blackest: int) -> None:
+    pixels = tissue_pixels(600, 500, seed=4, margin=60)
+    pixels[:, 430:] = np.random.default_rng(0).integers(0, blackest + 1, (500, 170, 3))
+    blurred = Image.fromarray(pixels).resize((1200, 1000)).resize((600, 500))  # as a thumbnail's edge
+    tissue_map = map_slide(Picture(np.asarray(blurred)))
+    assert not tissue_map.ink.any() and not tissue_map.tissue[:, 432:].any()
+    assert tissue_map.tissue[100:400, 100:420].mean() > 0.9
+    assert tissue_map.tissue_share(*at(430 * 4, 1000), 400)[0] == pytest.approx(0.5, abs=0.1)
+
+
+def test_structure_is_the_spread_of_lightness() -> None:
+    rng = np.random.default_rng(1)
+    plain = np.clip(rng.normal(180, 20, (500, 600, 3)), 0, 255)  # noise, as of nuclei
+    coarse = np.kron(rng.normal(180, 20, (25, 30)), np.ones((20, 20)))  # structures of 80 um
+    fields = [
+        map_slide(Picture(np.clip(image, 0, 255).astype(np.uint8))) for image in (plain, np.stack([coarse] * 3, -1))
+    ]
+    found = [field.structure(*at(1000, 1000), 800)[0] for field in fields]
+    assert found[0] < MIN_STRUCTURE < 5 < found[1] < 10
 
 
 def test_stained_tissue_is_no_ink() -> None:

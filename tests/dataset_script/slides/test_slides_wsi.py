@@ -298,6 +298,35 @@ def test_a_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert len(source._tiles._cache) == 1  # type: ignore[union-attr]
 
 
+OME = '<OME><Image><Pixels SizeC="3" PhysicalSizeX="{0}" PhysicalSizeXUnit="{1}" PhysicalSizeY="{0}" {2}'
+
+
+@pytest.mark.parametrize(
+    ("size", "unit", "expected"), [("0.5", "\u00b5m", 0.5), ("250", "nm", 0.25), ("1", "pixel", None)]
+)
+def test_the_scale_of_an_ome_tiff(size: str, unit: str, expected: float | None) -> None:
+    properties = {"tiff.ImageDescription": OME.format(size, unit, f'PhysicalSizeYUnit="{unit}"/>')}
+    if expected is None:
+        with pytest.raises(InputError, match="--mpp"):
+            slide_mpp(properties, Path("a.ome.tif"))
+    else:
+        assert slide_mpp(properties, Path("a.ome.tif")) == pytest.approx(expected)
+
+
+def test_an_ome_tiff_of_separate_channels_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.tif"
+    channels = np.moveaxis(tissue_pixels(512, 300, seed=1), -1, 0)
+    scale = {"axes": "CYX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+    tifffile.imwrite(path, channels, tile=(256, 256), photometric="minisblack", metadata=scale)
+    with pytest.raises(InputError, match="3 channels"):
+        OpenSlideSource(path)
+    tifffile.imwrite(
+        path, np.moveaxis(channels, 0, -1), tile=(256, 256), photometric="rgb", metadata=scale | {"axes": "YXS"}
+    )
+    with OpenSlideSource(path) as slide:
+        assert slide.mpp == 0.5
+
+
 def test_what_openslide_does_not_open_is_named(tmp_path: Path) -> None:
     (tmp_path / "note.tif").write_text("no slide")
     with pytest.raises(InputError, match=r"note\.tif.*OpenSlide"):
