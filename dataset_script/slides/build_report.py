@@ -92,8 +92,8 @@ def card_note(report: BuildReport) -> str:
     lines = [
         f"{report.questions} questions whose truth is the geometry of {_used(report)} slides; no expert was needed, "
         f"none has looked at them. Views at {scales} um per pixel, nothing padded. Paths a slide and kind: "
-        f"{settings.paths_per_slide}; seed {settings.seed}; distractors from {distractors}, matched on share of "
-        "tissue, stain and sharpness; split by patient.",
+        f"{settings.paths_per_slide}; seed {settings.seed}; distractors from {distractors}, matched on mean "
+        "colour, share of tissue and sharpness; split by patient.",
         "",
         "Questions come in exchange groups of four (`group`): the same four options, each the answer once, so a "
         "reader of the options alone is right on exactly one in four. File names in the image columns tell the "
