@@ -19,7 +19,6 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
-from scale_vqa_eval.audit import fitted_probes
 from scale_vqa_eval.audit.battery import read_features, redraw_gold, run_battery
 from scale_vqa_eval.audit.clusters import clusters_of
 from scale_vqa_eval.audit.joint_reader import joint_probes
@@ -127,7 +126,6 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=[200, 500, 1005])
     parser.add_argument("--leaks", type=float, nargs="*", default=[0, 5, 10])
     options = parser.parse_args()
-    fitted_probes.TREES = 20  # type: ignore[misc]
     if options.power:
         print_power(options.sizes, options.leaks, options.runs)
         return

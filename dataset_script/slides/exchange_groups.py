@@ -2,12 +2,16 @@
 
 The fields of four members are the options of four questions, and each is the answer of one. Whatever looks at the
 options alone gives the same answer to all four questions and is right on exactly one of them.
+
+Letters follow from the option fields alone, the order of the rows and the path names from the query fields alone. So
+neither the seed, nor the order of the rows, nor the rows of another kind tell which option belongs to which query.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -49,6 +53,8 @@ QUESTIONS: Final[dict[str, str]] = {
     ),
 }
 """Kind -> the question, the same for every row of the kind: its text does not tell the answer."""
+PATH_LETTERS: Final = {"zoom-in": "i", "zoom-out": "w", "origin": "o", "bridge": "b"}
+"""First letter of a path's name: the fields of one pair have another path in each kind."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +90,11 @@ class GroupMember:
         """The pair's 200x field."""
         return self.fields.targets[self.index]
 
-    @property
-    def path_id(self) -> str:
-        """Name of the path: numbered by position on the slide, so that it does not tell the answer's letter."""
-        rank = sorted(self.fields.targets).index(self.target)
-        return f"{'w' if self.layout == FAR else 'p'}{self.number * GROUP_SIZE + rank:04d}"
+    def path_id(self, kind: str) -> str:
+        """Name of the path of a kind, numbered by the query fields: it tells neither letter nor other kinds."""
+        every = sorted(_drawn(kind, replace(self, index=index).query(kind)) for index in range(GROUP_SIZE))
+        rank = every.index(_drawn(kind, self.query(kind)))
+        return f"{PATH_LETTERS[kind]}{self.number * GROUP_SIZE + rank:04d}"
 
     def option(self, kind: str) -> Field:
         """The field that a kind of question shows as option."""
@@ -140,8 +146,8 @@ def same_slide_groups(work: SlideWork, kind: str, seed: int) -> Iterator[Groundi
             continue
         name = f"{work.slide.stem}::{kind}::g{number:04d}"
         members = [GroupMember(work, layout, number, fields, index) for index in range(GROUP_SIZE)]
-        if kind != "origin":  # its letters are drawn on the view; elsewhere a path has another letter in every kind
-            members = _shuffled(members, slide_generator(seed, name, "letters"))
+        if kind != "origin":  # its letters are drawn on the view
+            members.sort(key=lambda member: _drawn(seed, kind, member.slide, member.option(kind)))
         yield GroundingGroup(name, tuple(members), kind)
 
 
@@ -169,8 +175,9 @@ def cross_slide_groups(
     for size in sorted(pools):
         for members in _matched(pools[size], patient_of, kind, rng):
             # the name is that of its members, so that no group of another block or folder has it too
-            name = sha256_json(sorted((member.slide, member.path_id) for member in members))[:16]
-            yield GroundingGroup(f"{split}::{kind}::x{name}", tuple(_shuffled(members, rng)), kind)
+            name = sha256_json(sorted((member.slide, member.path_id(kind)) for member in members))[:16]
+            members.sort(key=lambda member: _drawn(seed, kind, member.slide, member.option(kind)))
+            yield GroundingGroup(f"{split}::{kind}::x{name}", tuple(members), kind)
 
 
 def _matched(
@@ -198,8 +205,9 @@ def _serves(fields: FieldGroup, kind: str) -> bool:
     return {"zoom-in": nested, "zoom-out": nested, "origin": in_context, "bridge": nested and in_context}[kind]
 
 
-def _shuffled(members: Sequence[GroupMember], rng: np.random.Generator) -> list[GroupMember]:
-    return [members[index] for index in rng.permutation(len(members))]
+def _drawn(*parts: object) -> str:
+    """Returns a sort key that looks random and follows from its parts alone."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def option_texts(kind: str) -> list[str]:
@@ -208,13 +216,13 @@ def option_texts(kind: str) -> list[str]:
 
 
 def group_rows(group: GroundingGroup, patient_of: Mapping[str, str], seed: int) -> Iterator[dict[str, Any]]:
-    """Yields the four rows of a group in random order, with the columns of ``features.row_features``."""
-    rng = slide_generator(seed, group.name, "order of rows")
+    """Yields the four rows of a group in an order of their query fields, with the columns of ``row_features``."""
     options = [] if group.kind == "origin" else [_image(member, member.option(group.kind)) for member in group.members]
-    for index in rng.permutation(len(group.members)):
-        member = group.members[index]
+    kind = group.kind
+    for member in sorted(group.members, key=lambda one: _drawn(seed, "row", kind, one.slide, one.query(kind))):
+        index, path_id = group.answer_of(member), member.path_id(kind)
         yield {
-            "id": row_id(member.slide, member.path_id, group.kind),
+            "id": row_id(member.slide, path_id, kind),
             "question": QUESTIONS[group.kind],
             "options": option_texts(group.kind),
             "answer": LETTERS[index],
@@ -224,7 +232,7 @@ def group_rows(group: GroundingGroup, patient_of: Mapping[str, str], seed: int) 
             "dimension": group.kind,
             "wsi_name": member.slide,
             "patient_id": patient_of[member.slide],
-            "path_id": member.path_id,
+            "path_id": path_id,
             "source": SOURCE,
             "group": group.name,
         }

@@ -21,7 +21,6 @@ from scale_vqa_eval.audit.probe import (
     FloatArray,
     OptionLayout,
     ProbeScores,
-    credit,
     gold_of,
     option_counts,
     p_above_chance,
@@ -62,7 +61,7 @@ def run_battery(
     features: TextFeatures | None = None,
     folds: int = 5,
     progress: bool = False,
-    trees: int | None = None,
+    sequence_only: bool = False,
 ) -> list[ProbeScores]:
     """Scores every question with every probe of the wanted families; fitted probes are cross-fitted by cluster.
 
@@ -76,7 +75,7 @@ def run_battery(
         features: ``read_features`` of these questions, to save reading the texts again.
         folds: folds of a partition, at most.
         progress: show a bar on standard error.
-        trees: trees of a forest; None takes ``fitted_probes.TREES``.
+        sequence_only: make the votes in sequence alone; the cross-fitted ones are then 0.
 
     Raises:
         ValueError: a family is unknown, there is no question, or ``features`` are of other questions.
@@ -109,11 +108,12 @@ def run_battery(
 
     gold = gold_of(chosen)
     votes = cross_fit(
-        {f: make_fitter(f, sample, gold, trees) for f in fitted_probes.FAMILIES if f in _needed(wanted)},
+        {f: make_fitter(f, sample, gold) for f in fitted_probes.FAMILIES if f in _needed(wanted)},
         folds_of(clusters_of(questions), seed, partitions or (1 if streamed else 3), folds),
         parts(),
         seed,
         rows if streamed else None,
+        crossed=not sequence_only,
         progress="fitting probes" if progress else None,
     )
     layout = OptionLayout.of_questions(questions)
@@ -191,7 +191,7 @@ def label_permutation_test(
     A probe that stays above chance then sees the answers of the questions that it is scored on: a fault of the audit,
     not of the data. The right picks in sequence (``fitted_probes.Votes``) of all draws together are tested against
     the binomial distribution at chance (redrawn gold answers are independent, so no clustering is needed),
-    Holm-corrected over the probes, at ``NULL_LEVEL``. The reported accuracies are the cross-fitted ones.
+    Holm-corrected over the probes, at ``NULL_LEVEL``. The reported accuracies are those picks'.
 
     Args:
         questions: those of the audit; of more than ``NULL_CAP`` a seeded sample is taken.
@@ -213,16 +213,17 @@ def label_permutation_test(
         questions = [questions[row] for row in kept]
         features = None if features is None else features.take(kept)
     features = features or read_features(questions, families)
+    even = 1.0 / option_counts(questions)
     rates: dict[str, list[float]] = {}
     tested: dict[str, list[FloatArray]] = {}
     for draw in tqdm(range(draws), "label-permutation test", unit=" draws", disable=not progress, leave=False):
         drawn = redraw_gold(questions, seed * 1009 + draw)
-        results = run_battery(drawn, seed * 1009 + draw, 1, families, features, trees=fitted_probes.FEW_TREES)
+        results = run_battery(drawn, seed * 1009 + draw, 1, families, features, sequence_only=True)
         for result in [*results, *(further(drawn, seed * 1009 + draw) if complete else [])]:
             if result.trained:
-                rates.setdefault(result.name, []).append(float(credit(result, drawn).mean()))
-                tested.setdefault(result.name, []).append(sequential_credit(result, drawn))
-    even = 1.0 / option_counts(questions)
+                picks = sequential_credit(result, drawn)
+                rates.setdefault(result.name, []).append(float(np.where(np.isnan(picks), even, picks).mean()))
+                tested.setdefault(result.name, []).append(picks)
     adjusted = holm([_binomial_tail(np.concatenate(credits), np.tile(even, draws)) for credits in tested.values()])
     return {
         "passed": min(adjusted) > NULL_LEVEL,

@@ -10,16 +10,16 @@ from typing import Any, Final
 import numpy as np
 from tqdm import tqdm
 
-from scale_vqa_eval.audit.battery import MEMBERS, read_features, sample_rows
+from scale_vqa_eval.audit.battery import MEMBERS, TRAIN_CAP, read_features, sample_rows
 from scale_vqa_eval.audit.clusters import IntArray, clusters_of, folds_of
-from scale_vqa_eval.audit.fitted_probes import FEW_TREES, Fitter, Model, cross_fit, fit_listwise, make_fitter
+from scale_vqa_eval.audit.fitted_probes import Fitter, Model, cross_fit, fit_listwise, make_fitter
 from scale_vqa_eval.audit.option_geometry import COLUMN, FEATURES, HASH_COLUMNS, hash_of, terms_of
-from scale_vqa_eval.audit.probe import FloatArray, ProbeScores, evaluate_probe, gold_of
+from scale_vqa_eval.audit.probe import Accuracy, FloatArray, ProbeScores, evaluate_probe, gold_of
 from scale_vqa_eval.audit.text_features import BLOCKS, NGramColumns, TextFeatures
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import LETTERS
 
-FRACTIONS: Final = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+FRACTIONS: Final = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 CURVE_CAP: Final = 4_000
 WORD_FAMILIES: Final = ("words", "contrast")
 
@@ -125,14 +125,19 @@ def _extremes(question: Question, ranks: FloatArray, others: FloatArray) -> list
 
 
 def learning_curve(
-    questions: Sequence[Question], seed: int = 0, features: TextFeatures | None = None, progress: bool = False
+    questions: Sequence[Question],
+    ensemble: ProbeScores,
+    seed: int = 0,
+    features: TextFeatures | None = None,
+    progress: bool = False,
 ) -> list[dict[str, Any]]:
-    """Returns the ensemble's accuracy at each of ``FRACTIONS`` of the training clusters, over one partition.
+    """Returns the ensemble's accuracy at ``FRACTIONS`` of the training clusters, over one partition, and at all.
 
     A curve that still rises at its end says that more data would leak more.
 
     Args:
-        questions: those of the audit; of more than ``CURVE_CAP`` a seeded sample is taken.
+        questions: those of the audit; of more than ``CURVE_CAP`` a seeded sample is taken for the fractions.
+        ensemble: its scores on all questions: the last point.
         seed: of folds and of the order in which clusters are added.
         features: ``read_features`` of these questions.
         progress: show a bar on standard error.
@@ -141,6 +146,9 @@ def learning_curve(
         ``questions`` (mean number fitted to), ``accuracy``, ``ci_low``, ``ci_high`` of each point; points that would
         be fitted to fewer than four questions are left out.
     """
+    folds = folds_of(clusters_of(questions), seed, 1)
+    fitted = min(len(questions), TRAIN_CAP) * (1 - np.bincount(folds[0]).max() / len(questions))
+    last = _point(fitted, evaluate_probe(ensemble, questions))
     if len(questions) > CURVE_CAP:
         kept = sample_rows(len(questions), CURVE_CAP, [seed, 6])
         questions = [questions[row] for row in kept]
@@ -149,9 +157,9 @@ def learning_curve(
     clusters = clusters_of(questions)
     ids = clusters.ids if clusters.ids.any() else np.arange(len(questions))
     order = np.random.default_rng([seed, 7]).permutation(int(ids.max(initial=0)) + 1)[ids]
-    folds = folds_of(clusters, seed, 1)
+    folds = folds if len(folds[0]) == len(questions) else folds_of(clusters, seed, 1)
     gold, rows = gold_of(questions), np.arange(len(questions))
-    fitters = {family: make_fitter(family, features, gold, FEW_TREES) for family in MEMBERS}
+    fitters = {family: make_fitter(family, features, gold) for family in MEMBERS}
     points = []
     for fraction in tqdm(FRACTIONS, "learning curve", unit=" points", disable=not progress, leave=False):
         sizes: list[int] = []
@@ -160,9 +168,13 @@ def learning_curve(
         scores = features.layout.padded(np.mean([votes[family].crossed for family in MEMBERS], axis=0))
         if np.mean(sizes) >= 4:
             reached = evaluate_probe(ProbeScores("ensemble", "ensemble", True, scores), questions, clusters)
-            point = {name: getattr(reached, name) for name in ("accuracy", "ci_low", "ci_high")}
-            points.append({"questions": round(float(np.mean(sizes)), 1), **point})
-    return points
+            points.append(_point(float(np.mean(sizes)), reached))
+    return [*points, last] if last["questions"] >= 4 else points
+
+
+def _point(fitted: float, reached: Accuracy) -> dict[str, Any]:
+    point = {name: getattr(reached, name) for name in ("accuracy", "ci_low", "ci_high")}
+    return {"questions": round(float(fitted), 1), **point}
 
 
 def _starved(fitter: Fitter, order: IntArray, fraction: float, sizes: list[int]) -> Fitter:

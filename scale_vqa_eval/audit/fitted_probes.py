@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -20,9 +21,8 @@ from scale_vqa_eval.audit.probe import FloatArray, OptionLayout, ProbeScores
 from scale_vqa_eval.audit.text_features import NGRAM_FAMILIES, NGramColumns, TextFeatures
 
 FAMILIES: Final = ("position", "geometry", *NGRAM_FAMILIES)
-TREES: Final = 60
-FEW_TREES: Final = 20
-"""Trees of the label-permutation test and of the learning curve, whose forests are many."""
+TREES: Final = 20
+"""Trees of a forest; the votes of three partitions are averaged."""
 Model = Callable[[TextFeatures], FloatArray]
 """A fitted model: the features of some questions -> votes (N,), not negative, that sum to 1 in each question."""
 Fitter = Callable[[IntArray, int], Model]
@@ -68,6 +68,7 @@ def cross_fit(
     seed: int,
     sampled: IntArray | None = None,
     sequential: bool = True,
+    crossed: bool = True,
     progress: str | None = None,
 ) -> dict[str, Votes]:
     """Returns family -> votes of all options of the file.
@@ -79,11 +80,12 @@ def cross_fit(
         seed: of the models that draw.
         sampled: (m,) ascending rows of the questions that the sample holds; then all models are fitted first and kept,
             for many parts. None: the sample is the one part, and each model is dropped after use.
-        sequential: make the sequential votes too.
+        sequential: make the sequential votes.
+        crossed: make the cross-fitted votes.
         progress: title of a bar over the fits on standard error; None shows none.
     """
     in_sample = folds if sampled is None else folds[:, sampled]
-    fits = [(family, fit) for family in fitters for fit in _fits(folds, sequential)]
+    fits = [(family, fit) for family in fitters for fit in _fits(folds, crossed, sequential)]
 
     def fitted() -> Iterator[tuple[str, _Fit, Model]]:
         for family, fit in tqdm(fits, progress, unit=" fits", disable=progress is None, leave=False):
@@ -112,9 +114,11 @@ def cross_fit(
     }
 
 
-def _fits(folds: IntArray, sequential: bool) -> list[_Fit]:
+def _fits(folds: IntArray, crossed: bool, sequential: bool) -> list[_Fit]:
     """Lists all fits. The last fold's model has seen exactly the folds before it, so it serves both kinds of votes."""
     last = int(folds[0].max(initial=-1))
+    if not crossed:
+        return [_Fit(0, fold, False, True) for fold in range(1, last + 1)]
     fits = [
         _Fit(partition, fold, True, sequential and partition == 0 and fold == last > 0)
         for partition in range(len(folds))
@@ -123,19 +127,18 @@ def _fits(folds: IntArray, sequential: bool) -> list[_Fit]:
     return fits + [_Fit(0, fold, False, True) for fold in range(1, last)] * sequential
 
 
-def make_fitter(family: str, sample: TextFeatures, gold: IntArray, trees: int | None = None) -> Fitter:
+def make_fitter(family: str, sample: TextFeatures, gold: IntArray) -> Fitter:
     """Returns the fitter of a family of ``FAMILIES``, or of ``sample.dense``.
 
     Args:
         family: the family.
         sample: features of m questions.
         gold: (m,) 0-based gold option of each.
-        trees: trees of a forest; None takes ``TREES``.
     """
     if family == "position":
         return _letter_prior(sample, gold)
     if family == "geometry":
-        return _forest(sample, gold, trees or TREES)
+        return _forest(sample, gold)
     if family in sample.dense:
         return _linear(sample, gold, lambda features: features.dense[family])
     columns = NGramColumns.fit(sample.presence[family], sample.layout)
@@ -173,7 +176,7 @@ def _letter_prior(sample: TextFeatures, gold: IntArray) -> Fitter:
     return fit
 
 
-def _forest(sample: TextFeatures, gold: IntArray, trees: int) -> Fitter:
+def _forest(sample: TextFeatures, gold: IntArray) -> Fitter:
     """Extremely randomised trees (Geurts et al. 2006) on the geometry of the options.
 
     The trees regress on whether an option is gold: for two classes the squared error splits as Gini's index does, and
@@ -198,7 +201,7 @@ def _forest(sample: TextFeatures, gold: IntArray, trees: int) -> Fitter:
             tree = ExtraTreeRegressor(min_samples_leaf=leaf, max_features="sqrt", random_state=tree_seed)
             return tree.fit(given, target, check_input=False)
 
-        seeds = np.random.RandomState(seed % 2**31).randint(2**31 - 1, size=trees).tolist()
+        seeds = np.random.RandomState(seed % 2**31).randint(2**31 - 1, size=TREES).tolist()
         with config_context(skip_parameter_validation=True), ThreadPoolExecutor(2) as pool:
             # threads pay for large samples only: below, they would wait for each other
             forest = list(pool.map(grow, seeds) if len(rows) > 4000 else map(grow, seeds))
@@ -241,7 +244,6 @@ def fit_listwise(matrix: Any, layout: OptionLayout, gold: IntArray, strength: fl
         strength: inverse of the ridge penalty.
     """
     from scipy.optimize import minimize
-    from threadpoolctl import threadpool_limits
 
     transposed = matrix.T.tocsr() if hasattr(matrix, "tocsr") else np.ascontiguousarray(matrix.T)
     gold_rows = layout.starts + gold
@@ -257,5 +259,14 @@ def fit_listwise(matrix: Any, layout: OptionLayout, gold: IntArray, strength: fl
         return strength * missed + 0.5 * float(weights @ weights), strength * (transposed @ slope) + weights
 
     start = np.zeros(matrix.shape[1])
-    with threadpool_limits(1):  # the vectors are short: threads of the linear algebra would only wait for each other
-        return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200, "ftol": 1e-6}).x)
+    options = {"maxiter": 200, "ftol": 1e-6, "maxcor": 6}
+    # the vectors are short: threads of the linear algebra would only wait for each other
+    with _linear_algebra().limit(limits=1):
+        return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x)
+
+
+@cache
+def _linear_algebra() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()

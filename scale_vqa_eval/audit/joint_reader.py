@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement
 from typing import Any, Final
 
 import numpy as np
@@ -127,7 +128,7 @@ def _tf_idf(questions: Sequence[Question]) -> Any:
     """Returns the (N, f) sparse TF-IDF rows of all options: words and characters, each half of the squared length."""
     from scipy import sparse
 
-    texts = [text for question in questions for text in question.options]
+    texts = tuple(text for question in questions for text in question.options)
     blocks = []
     for kind in ("words", "characters"):
         matrix = ngrams(texts, kind)
@@ -157,13 +158,17 @@ def coherence(
     blocks = [(rows, vectors[rows]) for rows in (np.flatnonzero(own == kind) for kind in range(link.max() + 1))]
     members = np.bincount(link[link >= 0])[np.maximum(own, 0)].astype(np.float64)
     belief = 1.0 / layout.counts[layout.owner]
+    grams = _grams(vectors, layout)
     found: list[FloatArray] = []
     for _ in range(ROUNDS):
         inside = np.zeros(len(own))
         for rows, block in blocks:
             inside[rows] = block @ (block.T @ belief[rows])
-        near = (inside - _own_question(vectors, layout, belief)) / np.maximum(1.0, members - 1.0)
-        far = (vectors @ (vectors.T @ belief) - inside) / np.maximum(1.0, n - members)
+        outside = vectors @ (vectors.T @ belief) - inside
+        for rows, gram in grams:  # less the options of its own question
+            inside[rows] -= np.einsum("nij,nj->ni", gram, belief[rows])
+        near = inside / np.maximum(1.0, members - 1.0)
+        far = outside / np.maximum(1.0, n - members)
         scores = np.where(own >= 0, near - far, 0.0)
         for _, rows in _group_rows(layout, groups):  # words that suit every row of a group cancel
             scores[rows] -= scores[rows].mean(axis=1, keepdims=True)
@@ -173,15 +178,16 @@ def coherence(
     return found[0], found[-1]
 
 
-def _own_question(vectors: Any, layout: OptionLayout, belief: FloatArray) -> FloatArray:
-    """Returns (N,): the part of each option's coherence that comes from the options of its own question."""
-    out = np.zeros(len(belief))
+def _grams(vectors: Any, layout: OptionLayout) -> list[tuple[IntArray, FloatArray]]:
+    """Returns ((m, k) option rows, (m, k, k) dot products) of the options of the m questions with k options."""
+    found = []
     for k, rows in layout.same_count():
-        for left in range(k):
-            for right in range(k):
-                dots = _row_dots(vectors[rows[:, left]], vectors[rows[:, right]])
-                out[rows[:, left]] += belief[rows[:, right]] * dots
-    return out
+        gram = np.empty((len(rows), k, k))
+        for left, right in combinations_with_replacement(range(k), 2):
+            dots = _row_dots(vectors[rows[:, left]], vectors[rows[:, right]])
+            gram[:, left, right] = gram[:, right, left] = dots
+        found.append((rows, gram))
+    return found
 
 
 def _row_dots(left: Any, right: Any) -> FloatArray:

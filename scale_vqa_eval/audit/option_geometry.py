@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -22,12 +22,6 @@ from scale_vqa_eval.text import negations, words
 HASH_COLUMNS: Final = 1 << 20
 Sparse = Any  # scipy.sparse has no types
 
-# kind of n-gram -> arguments of HashingVectorizer
-_NGRAMS: Final[dict[str, dict[str, Any]]] = {
-    "words": {"ngram_range": (1, 1), "tokenizer": words, "token_pattern": None},
-    "phrases": {"ngram_range": (2, 3), "tokenizer": words, "token_pattern": None},
-    "characters": {"ngram_range": (3, 4), "analyzer": "char", "preprocessor": lambda text: f" {text.lower()} "},
-}
 _SIMILARITIES: Final = ("tokens", "rare tokens", "phrases", "characters")
 _HEDGE = re.compile(
     r"\b(?:may|might|could|can|likely|possibl\w*|probabl\w*|suggest\w*|appear\w*|seem\w*|consistent|compatible|some|"
@@ -64,43 +58,71 @@ FEATURES: Final[tuple[str, ...]] = (
 COLUMN: Final = {name: number for number, name in enumerate(FEATURES)}
 
 
-def ngrams(texts: Sequence[str], kind: str) -> Sparse:
+@lru_cache(maxsize=4)
+def ngrams(texts: tuple[str, ...], kind: str) -> Sparse:
     """Returns the (N, 2**20) 0/1 matrix of the n-grams of texts; a text that occurs twice is read once."""
     from scipy import sparse
 
     first = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    matrix = sparse.csr_array(_vectorizer(kind).transform(list(first)))
+    if kind == "characters":
+        matrix = _characters(list(first))
+    else:
+        matrix = sparse.csr_array(_hasher().transform([terms_of(text, kind) for text in first]))
     matrix.sort_indices()
     return matrix if len(first) == len(texts) else matrix[[first[text] for text in texts]]
 
 
 def terms_of(text: str, kind: str) -> list[str]:
-    """Returns the n-grams of a text as they are hashed."""
-    return list(_vectorizer(kind).build_analyzer()(text))
+    """Returns the distinct n-grams of a text as they are hashed: ``words``, or ``phrases`` of 2 to 3 words.
+
+    >>> terms_of("No mucin, no mucin", "phrases")
+    ['no mucin', 'mucin no', 'no mucin no', 'mucin no mucin']
+    """
+    found = words(text.lower())
+    if kind == "phrases":
+        found = [" ".join(found[at : at + size]) for size in (2, 3) for at in range(len(found) - size + 1)]
+    return list(dict.fromkeys(found))
+
+
+def _characters(texts: Sequence[str]) -> Sparse:
+    """Returns the (N, 2**20) 0/1 matrix of 3- and 4-grams of characters; a rolling FNV-1a hash of code points."""
+    from scipy import sparse
+
+    lines = [re.sub(r"\s+", " ", f" {text.lower()} ") for text in texts]
+    codes = np.frombuffer("".join(lines).encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
+    lengths = np.array([len(line) for line in lines], dtype=np.int64)
+    row = np.repeat(np.arange(len(lines)), lengths)
+    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(codes))  # characters to the end of the line
+    keys = []
+    hashed = np.full(len(codes), 14695981039346656037, dtype=np.uint64)
+    for size in range(1, 5):
+        hashed = (hashed[: len(codes) - size + 1] ^ codes[size - 1 :]) * np.uint64(1099511628211)
+        if size >= 3:
+            inside = left[: len(hashed)] >= size
+            column = (hashed[inside] ^ hashed[inside] >> np.uint64(32)) % np.uint64(HASH_COLUMNS)
+            keys.append(row[: len(hashed)][inside] * HASH_COLUMNS + column.astype(np.int64))
+    found = np.unique(np.concatenate(keys))
+    pointer = np.searchsorted(found, np.arange(len(lines) + 1) * HASH_COLUMNS)
+    ones = np.ones(len(found), dtype=np.float32)
+    return sparse.csr_array((ones, found % HASH_COLUMNS, pointer), shape=(len(lines), HASH_COLUMNS))
 
 
 def hash_of(term: str) -> int:
     """Returns the column that an n-gram is hashed to."""
+    return int(_hasher().transform([[term]]).indices[0])
+
+
+def _hasher() -> Any:
     from sklearn.feature_extraction import FeatureHasher
 
-    hasher = FeatureHasher(HASH_COLUMNS, input_type="string", alternate_sign=False)
-    return int(hasher.transform([[term]]).indices[0])
-
-
-@cache
-def _vectorizer(kind: str) -> Any:
-    from sklearn.feature_extraction.text import HashingVectorizer
-
-    return HashingVectorizer(
-        n_features=HASH_COLUMNS, binary=True, norm=None, alternate_sign=False, dtype=np.float32, **_NGRAMS[kind]
-    )
+    return FeatureHasher(HASH_COLUMNS, input_type="string", alternate_sign=False, dtype=np.float32)
 
 
 def token_rarity(questions: Sequence[Question], parts: Sequence[range]) -> FloatArray:
     """Returns (2**20,): inverse document frequency ln((N+1)/(df+1)) + 1 of each hashed token over all N options."""
     frequency = np.zeros(HASH_COLUMNS)
     for part in parts:
-        matrix = ngrams([text for row in part for text in questions[row].options], "words")
+        matrix = ngrams(tuple(text for row in part for text in questions[row].options), "words")
         frequency += np.bincount(matrix.indices, minlength=HASH_COLUMNS)
     options = sum(len(question.options) for question in questions)
     return np.asarray(np.log((options + 1.0) / (frequency + 1.0)) + 1.0, dtype=np.float64)
@@ -125,7 +147,7 @@ def geometry_of(
     similar = [column for matrix, values in pairs for column in _similarities(matrix, values, layout)]
     counted = np.array([_counts(text) for question in questions for text in question.options], dtype=np.float64)
     size = np.maximum(1, np.diff(tokens.indptr))
-    stems = ngrams([question.question for question in questions], "words")
+    stems = ngrams(tuple(question.question for question in questions), "words")
     shared = _row_sums(tokens * stems[layout.owner])
     rare = _row_sums(weighted) / size
     return np.column_stack([*similar, *counted.T, *_holding(tokens, layout), shared, shared / size, rare])

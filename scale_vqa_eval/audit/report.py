@@ -109,7 +109,7 @@ def audit_questions(
         "notes": _notes(questions, summary, verdict, probes, margin, blocks),
     }
     if detailed:
-        report["learning_curve"] = learning_curve(questions, seed, features, progress)
+        report["learning_curve"] = learning_curve(questions, ensemble, seed, features, progress)
         report["items"] = _items(questions, ensemble)
         report["leakiest"] = _leakiest(questions, ensemble, features, seed)
     versions = {"scale-vqa": __version__, "numpy": np.__version__, "python": platform.python_version()}

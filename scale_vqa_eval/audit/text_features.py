@@ -162,7 +162,7 @@ class TextReader:
 
     def _chunk(self, questions: Sequence[Question]) -> TextFeatures:
         layout = OptionLayout.of_questions(questions)
-        texts = [text for question in questions for text in question.options]
+        texts = tuple(text for question in questions for text in question.options)
         matrices = {kind: ngrams(texts, kind) for kind in ("words", "phrases", "characters")}
         types = np.array([self.types.get(question.dimension or "", -1) for question in questions], dtype=np.int64)
         geometry = geometry_of(questions, layout, matrices, self.rarity).astype(np.float32)

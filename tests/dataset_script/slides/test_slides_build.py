@@ -89,6 +89,21 @@ def test_a_path_says_nothing_of_its_letter(rows: list[dict[str, Any]]) -> None:
     assert len(order) == 16
 
 
+def test_rows_of_other_kinds_do_not_tell_which_option_belongs_to_a_path(rows: list[dict[str, Any]]) -> None:
+    """A reader who does not look at the images, but knows which rows share a file, a path or a slide, is at chance."""
+    for link in (("wsi_name", "path_id"), ("wsi_name",)):
+        shown: dict[bytes, set[tuple[str, ...]]] = {}
+        for row in rows:
+            for view in (view for view in VIEWS if row[view]):
+                shown.setdefault(row[view]["bytes"], set()).add(tuple(row[name] for name in link))
+        credits = []
+        for row in (row for row in rows if row["option_images"]):
+            own = tuple(row[name] for name in link)
+            hits = [own in shown.get(image["bytes"], ()) for image in row["option_images"]]
+            credits.append(hits[row["answer"]] / sum(hits) if any(hits) else 0.25)
+        assert np.mean(credits) == pytest.approx(0.25)
+
+
 def test_views_and_options_are_jpeg_of_the_sizes_asked_for(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         views, options = SHOWN[row["dimension"]]

@@ -11,19 +11,13 @@ from audit_questions import clean_questions, exchange_questions, leaking_questio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scale_vqa_eval.audit import battery, fitted_probes
+from scale_vqa_eval.audit import battery
 from scale_vqa_eval.audit.battery import FAMILIES, MEMBERS, read_features, run_battery
 from scale_vqa_eval.audit.clusters import clusters_of, make_folds
 from scale_vqa_eval.audit.probe import ProbeScores, credit, evaluate_probe, gold_probability
 from scale_vqa_eval.questions import Question, read_questions
 
 UNTRAINED = ("position", "length", "similarity", "overlap", "negation")
-
-
-@pytest.fixture(autouse=True)
-def few_trees(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "shared" not in request.fixturenames:
-        monkeypatch.setattr(fitted_probes, "TREES", 20)
 
 
 def by_name(results: list[ProbeScores]) -> dict[str, ProbeScores]:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from scale_vqa_eval.audit import fitted_probes
 from scale_vqa_eval.audit import report as report_module
-from scale_vqa_eval.audit.battery import read_features
+from scale_vqa_eval.audit.battery import read_features, run_battery
 from scale_vqa_eval.audit.command import audit
 from scale_vqa_eval.audit.evidence import find_evidence, learning_curve
 from scale_vqa_eval.audit.language_model import embedding_probes
@@ -155,14 +155,14 @@ def test_learning_curve_rises_on_a_leak_that_is_learned() -> None:
         replace(q, options=tuple(f"{t} notable" if at == q.answer else t for at, t in enumerate(q.options)))
         for q in clean_questions(120, patients=40)
     ]
-    points = learning_curve(questions)
+    points = learning_curve(questions, run_battery(questions)[-1])
     sizes = [point["questions"] for point in points]
     assert sizes == sorted(sizes) and sizes[-1] == pytest.approx(96)
     assert points[-1]["accuracy"] > 0.9
 
 
 def test_learning_curve_of_next_to_nothing_is_empty() -> None:
-    assert learning_curve(clean_questions(3)) == []
+    assert learning_curve(clean_questions(3), run_battery(clean_questions(3))[-1]) == []
 
 
 def test_the_leakiest_of_a_large_file_are_explained_within_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,6 @@ def test_shuffled_golds_are_at_chance_in_twenty_seeds(monkeypatch: pytest.Monkey
     cross-fitted accuracies (t over the seeds, which are independent). A light configuration, 20 trees and one
     partition, stands in for the full one: it has the same folds.
     """
-    monkeypatch.setattr(fitted_probes, "TREES", 20)
     questions = leaking_questions(120, patients=20)
     assert reach_verdict([evaluate_probe(r, questions) for r in run_battery(questions, 0, 1)]).verdict == "leaks"
     texts, units = read_features(questions), clusters_of(questions)
@@ -135,7 +134,6 @@ def test_a_gold_trains_no_model_that_scores_it_or_comes_before_it() -> None:
 
 
 def test_null_check_fails_a_probe_that_sees_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitted_probes, "TREES", 20)
     questions = leaking_questions(60)
     report = label_permutation_test(questions, families=("words", "position"), draws=2)
     assert report["passed"] and set(report["probes"]) == {"words", "letter prior"}
@@ -144,7 +142,7 @@ def test_null_check_fails_a_probe_that_sees_the_answers(monkeypatch: pytest.Monk
     def everything(chosen: np.ndarray, seed: int) -> fitted_probes.Model:
         return fitter(np.arange(len(questions)), seed)
 
-    def peeking(family: str, sample: object, gold: np.ndarray, trees: int | None) -> fitted_probes.Fitter:
+    def peeking(family: str, sample: object, gold: np.ndarray) -> fitted_probes.Fitter:
         nonlocal fitter
         fitter = honest(family, sample, gold)  # type: ignore[arg-type]
         return everything
