@@ -1,6 +1,7 @@
 """Exchange groups: how many, how near to the bound, how long; beside a first-come greedy peer in the same run.
 
     python benchmarks/control.py [--released val.json] [--sizes 1000 10000] [--screened 5000] [--json OUT]
+    python benchmarks/control.py --attack val.json [--json OUT]
 
 The peer takes the rows in their order and puts each into the first open group of its question text that it is
 compatible with (the same limits); a group closes at four. Generated corpora repeat a few question texts over patients
@@ -9,12 +10,18 @@ too alike. Ratios are ours over the peer's.
 
 ``--screened N`` prunes N generated questions instead, of which 60% have the right option at the centre of the four;
 the medoid's 70% then leave four times 10% of them, which is what a perfect reader would have to keep.
+
+``--attack FILE`` makes exchange and block exchange, with and without shared images and contradicted options, and
+prints for each: groups and bound, the estimated ambiguity, the share of wrong options that the item's sources
+contradict, the Diagnosis groups of four organs, and what the joint reader of ``tests/helpers`` gets by slide, path and
+image, one letter each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -119,6 +126,52 @@ def screened(rows: int, leak: float = 0.6) -> dict[str, Any]:
     }
 
 
+def attacked(file: Path) -> list[dict[str, Any]]:
+    """Makes every design of the same file and lets the joint reader answer it; prints a line each."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
+    from joint_reader import accuracy, assigned, joint_votes
+
+    from scale_vqa_eval.controls.block_exchange import block_exchange
+    from scale_vqa_eval.controls.row_edits import exchange_edits
+
+    questions = read_questions(file)
+    links = {
+        "slide": lambda q: q.slide,
+        "path": lambda q: (q.slide, q.path_id),
+        "image": lambda q: sorted(path for _, path in q.images),
+    }
+    designs = [("exchange", exchange, {}), ("block exchange", block_exchange, {}),
+               ("block exchange, shared images", block_exchange, {"allow_shared_images": True})]  # fmt: skip
+    lines = []
+    print("design, contradiction required: groups, bound, ambiguity, contradicted, four organs, reader by " +
+          ", ".join(links))  # fmt: skip
+    for strict in (False, True):
+        pairs = PairRules(questions, ValidityLimits(require_contradiction=strict))
+        for name, build, options in designs:
+            start = time.process_time()
+            found = build(pairs, 42, **options)
+            seconds = time.process_time() - start
+            edits = exchange_edits(questions, found.groups)
+            rows = [replace(questions[row], question=edit.question, options=edit.options, answer=edit.answer,
+                            group=edit.group) for row, edit in sorted(edits.items())]  # fmt: skip
+            diagnosis = [group for group in found.groups if questions[group.members[0]].dimension == "Diagnosis"]
+            line = {
+                "design": name,
+                "contradiction_required": strict,
+                "groups": len(found.groups),
+                "bound": found.bound,
+                "ambiguity": float(np.mean([group.ambiguity for group in found.groups])) if found.groups else None,
+                "contradicted": sum(group.contradicted for group in found.groups) / max(1, 12 * len(found.groups)),
+                "four_organs": [sum(group.four_organs for group in diagnosis), len(diagnosis)],
+                "reader": {kind: accuracy(rows, assigned(rows, joint_votes(rows, link))) if rows else None
+                           for kind, link in links.items()},
+                "seconds": seconds,
+            }  # fmt: skip
+            lines.append(line)
+            print(json.dumps(line), flush=True)
+    return lines
+
+
 def main() -> None:
     """Prints one line a corpus."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -126,7 +179,13 @@ def main() -> None:
     parser.add_argument("--released", type=Path, help="a released split, such as val.json")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--screened", type=int, metavar="N", help="prune N generated questions instead")
+    parser.add_argument("--attack", type=Path, metavar="FILE", help="make every exchange of a file and attack it")
     arguments = parser.parse_args()
+    if arguments.attack:
+        lines = attacked(arguments.attack)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(lines, indent=2) + "\n")
+        return
     if arguments.screened:
         print(json.dumps(screened(arguments.screened), indent=2))
         return

@@ -15,6 +15,7 @@ from dataset_script.curate.settings import RoleSettings
 from dataset_script.curate.work import add_reports
 from scale_vqa_eval.audit.battery import FAMILIES, TRAIN_CAP, read_features, run_battery
 from scale_vqa_eval.audit.chat import chat_probe
+from scale_vqa_eval.audit.joint_reader import joint_probes
 from scale_vqa_eval.audit.probe import credit, gold_probability, option_counts, sequential_credit
 from scale_vqa_eval.audit.text_features import TextFeatures
 from scale_vqa_eval.errors import InputError, Problem
@@ -135,7 +136,7 @@ def all_agree(readers: Sequence[BlindAnswers]) -> list[BlindAnswers]:
 def probe_answers(
     questions: Sequence[Question], judged: Sequence[int], seed: int
 ) -> tuple[list[BlindAnswers], TextFeatures | None]:
-    """Runs the audit's battery on all questions and returns its answers to the judged rows.
+    """Runs the audit's battery and joint reader on all questions and returns their answers to the judged rows.
 
     Args:
         questions: all questions: fitted probes learn from all of them, exchange groups included.
@@ -145,6 +146,8 @@ def probe_answers(
     if len(questions) < 2:
         return [], None
     features = read_features(questions) if len(questions) <= TRAIN_CAP else None
+    results = run_battery(questions, seed, partitions=1, families=FAMILIES, features=features)
+    results += joint_probes(questions, seed, 1) if features is not None else []
     at = np.array(judged, dtype=np.int64)
     chance = chance_of(questions)
     answers = [
@@ -156,6 +159,6 @@ def probe_answers(
             chance[at],
             sequential_credit(result, questions)[at],
         )
-        for result in run_battery(questions, seed, partitions=1, families=FAMILIES, features=features)
+        for result in results
     ]
     return answers, features

@@ -109,19 +109,26 @@ def joint_clusters(questions: Sequence[Question]) -> Clusters:
 def is_block_exchange(questions: Sequence[Question]) -> bool:
     """Tests whether relabelling slides and paths leaves the set of texts unchanged: every joint reader is at chance.
 
-    True where every row is in an exchange set of k rows, the sets connect slides (and paths, and image sets) in blocks
-    of exactly k, and each set has one row of every member of its block. Then the texts do not depend on which slide of
-    a block, and which path of its set, is which, so a reader of all texts who also knows which rows share a slide, a
-    path or an image is right on 1/k of the items, on average over the relabellings.
+    True where every row is in an exchange group of k rows (of one text, and of one name if groups are named), the
+    groups connect slides (and paths, and images of a view) in blocks of exactly k, and each group has one row of every
+    member of its block. Then the texts do not depend on which slide of a block, and which path of its group, is which,
+    so a reader of all texts who also knows which rows share a slide, a path or an image is right on 1/k of the items,
+    on average over the relabellings.
     """
-    sets = exchange_sets(questions)
-    groups = assignment_groups(questions)
-    if (sets < 0).any() or sum(map(len, groups)) < len(questions):
+    rows: dict[tuple[str, tuple[str, ...], str | None], list[int]] = {}
+    for row, question in enumerate(questions):
+        rows.setdefault((question.question, question.options, question.group), []).append(row)
+    if any(sorted(questions[row].answer for row in some) != list(range(len(key[1]))) for key, some in rows.items()):
         return False
+    groups = [np.array(some) for some in rows.values()]
+    views = dict.fromkeys(view for question in questions for view, _ in question.images)
     for names in (
         [question.slide or question.cluster for question in questions],
         [(question.slide, question.path_id or question.cluster) for question in questions],
-        [question.images or (question.slide, question.path_id) for question in questions],
+        *(
+            [dict(question.images).get(view) or (question.slide, question.path_id) for question in questions]
+            for view in views
+        ),
     ):
         codes: dict[object, int] = {}
         values = np.array([codes.setdefault(name, len(codes)) for name in names], dtype=np.int64)

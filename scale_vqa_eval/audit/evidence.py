@@ -56,7 +56,7 @@ def find_evidence(
     """
     folds = folds_of(clusters_of(questions), seed, 1)[0]
     gold = gold_of(questions)
-    columns = {family: NGramColumns.fit(features.presence[family], features.layout) for family in WORD_FAMILIES}
+    columns = {family: features.columns(family)[0] for family in WORD_FAMILIES}
     ranks = features.layout.ranks(features.geometry.astype(np.float64))[features.layout.starts + gold]
     found: dict[int, list[Evidence]] = {}
     for fold in sorted({int(folds[row]) for row in chosen}):
@@ -65,8 +65,7 @@ def find_evidence(
             continue
         weights = {}
         for family in WORD_FAMILIES:
-            presence = features.presence[family].take(features.layout.rows_of(others))
-            matrix = columns[family].matrix(presence)
+            matrix = features.columns(family)[1][features.layout.rows_of(others)]
             weights[family] = fit_listwise(matrix, features.layout.take(others), gold[others])
         for row in (row for row in chosen if folds[row] == fold):
             wordings = _wordings(questions[row], features.take(np.array([row])), columns, weights)[:limit]

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from scale_vqa_eval.audit.clusters import IntArray
 from scale_vqa_eval.audit.option_geometry import forest_columns
 from scale_vqa_eval.audit.probe import FloatArray, OptionLayout, ProbeScores
-from scale_vqa_eval.audit.text_features import NGRAM_FAMILIES, NGramColumns, TextFeatures
+from scale_vqa_eval.audit.text_features import NGRAM_FAMILIES, TextFeatures
 
 FAMILIES: Final = ("position", "geometry", *NGRAM_FAMILIES)
 TREES: Final = 20
@@ -140,9 +140,9 @@ def make_fitter(family: str, sample: TextFeatures, gold: IntArray) -> Fitter:
     if family == "geometry":
         return _forest(sample, gold)
     if family in sample.dense:
-        return _linear(sample, gold, lambda features: features.dense[family])
-    columns = NGramColumns.fit(sample.presence[family], sample.layout)
-    return _linear(sample, gold, lambda features: columns.matrix(features.presence[family]))
+        return _linear(sample, gold, sample.dense[family], lambda features: features.dense[family])
+    columns, matrix = sample.columns(family)
+    return _linear(sample, gold, matrix, lambda features: columns.matrix(features.presence[family]))
 
 
 def _even(features: TextFeatures) -> FloatArray:
@@ -217,9 +217,8 @@ def _forest(sample: TextFeatures, gold: IntArray) -> Fitter:
     return fit
 
 
-def _linear(sample: TextFeatures, gold: IntArray, columns: Callable[[TextFeatures], Any]) -> Fitter:
-    """Listwise ridge regression on the (N, f) columns, sparse or dense, that ``columns`` makes of features."""
-    matrix = columns(sample)
+def _linear(sample: TextFeatures, gold: IntArray, matrix: Any, columns: Callable[[TextFeatures], Any]) -> Fitter:
+    """Listwise ridge regression on the sample's (N, f) matrix, sparse or dense; ``columns`` makes that of others."""
 
     def fit(chosen: IntArray, seed: int) -> Model:
         if not len(chosen):

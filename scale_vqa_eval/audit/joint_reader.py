@@ -24,6 +24,7 @@ from scale_vqa_eval.audit.option_geometry import ngrams
 from scale_vqa_eval.audit.probe import FloatArray, OptionLayout, ProbeScores, gold_of
 from scale_vqa_eval.audit.text_features import TextFeatures
 from scale_vqa_eval.questions import Question
+from scale_vqa_eval.schema import VIEWS
 
 FAMILY: Final = "joint"
 ROUNDS: Final = 7
@@ -105,14 +106,14 @@ def joint_probes(
 
 
 def links_of(questions: Sequence[Question]) -> dict[str, IntArray]:
-    """Returns kind of link -> (n,) number of the slide, path or image set of each row, -1 where it has none.
+    """Returns kind of link -> (n,) number of the slide, path or coarsest image of each row, -1 where it has none.
 
     A kind is left out where no two rows share one, or where it joins the same rows as a kind before it.
     """
     names: dict[str, list[Hashable]] = {
         "slide": [question.slide or question.patient for question in questions],
         "path": [(question.slide, question.path_id) if question.path_id else None for question in questions],
-        "image": [tuple(sorted({path for _, path in question.images})) or None for question in questions],
+        "image": [next((path for _, path in sorted(question.images, key=_coarsest)), None) for question in questions],
     }
     links: dict[str, IntArray] = {}
     for kind, values in names.items():
@@ -122,6 +123,10 @@ def links_of(questions: Sequence[Question]) -> dict[str, IntArray]:
         if numbers and not any(np.array_equal(link, other) for other in links.values()):
             links[kind] = link
     return links
+
+
+def _coarsest(image: tuple[str, str]) -> tuple[int, str]:
+    return (VIEWS.index(image[0]) if image[0] in VIEWS else len(VIEWS), image[0])
 
 
 def _tf_idf(questions: Sequence[Question]) -> Any:
@@ -155,16 +160,18 @@ def coherence(
         groups: exchange groups in which each letter is used once; empty for none.
     """
     n, own = len(link), link[layout.owner]
-    blocks = [(rows, vectors[rows]) for rows in (np.flatnonzero(own == kind) for kind in range(link.max() + 1))]
+    linked = (np.flatnonzero(own == kind) for kind in range(link.max() + 1))
+    blocks = [(rows, block, block.T) for rows, block in ((rows, vectors[rows]) for rows in linked)]
+    every = vectors.T
     members = np.bincount(link[link >= 0])[np.maximum(own, 0)].astype(np.float64)
     belief = 1.0 / layout.counts[layout.owner]
     grams = _grams(vectors, layout)
     found: list[FloatArray] = []
     for _ in range(ROUNDS):
         inside = np.zeros(len(own))
-        for rows, block in blocks:
-            inside[rows] = block @ (block.T @ belief[rows])
-        outside = vectors @ (vectors.T @ belief) - inside
+        for rows, block, transposed in blocks:
+            inside[rows] = block @ (transposed @ belief[rows])
+        outside = vectors @ (every @ belief) - inside
         for rows, gram in grams:  # less the options of its own question
             inside[rows] -= np.einsum("nij,nj->ni", gram, belief[rows])
         near = inside / np.maximum(1.0, members - 1.0)

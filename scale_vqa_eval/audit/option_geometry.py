@@ -62,12 +62,14 @@ COLUMN: Final = {name: number for number, name in enumerate(FEATURES)}
 def ngrams(texts: tuple[str, ...], kind: str) -> Sparse:
     """Returns the (N, 2**20) 0/1 matrix of the n-grams of texts; a text that occurs twice is read once."""
     from scipy import sparse
+    from sklearn.feature_extraction import FeatureHasher
 
+    hasher = FeatureHasher(HASH_COLUMNS, input_type="string", alternate_sign=False, dtype=np.float32)
     first = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     if kind == "characters":
         matrix = _characters(list(first))
     else:
-        matrix = sparse.csr_array(_hasher().transform([terms_of(text, kind) for text in first]))
+        matrix = sparse.csr_array(hasher.transform([terms_of(text, kind) for text in first]))
     matrix.sort_indices()
     return matrix if len(first) == len(texts) else matrix[[first[text] for text in texts]]
 
@@ -109,13 +111,9 @@ def _characters(texts: Sequence[str]) -> Sparse:
 
 def hash_of(term: str) -> int:
     """Returns the column that an n-gram is hashed to."""
-    return int(_hasher().transform([[term]]).indices[0])
+    from sklearn.utils import murmurhash3_32
 
-
-def _hasher() -> Any:
-    from sklearn.feature_extraction import FeatureHasher
-
-    return FeatureHasher(HASH_COLUMNS, input_type="string", alternate_sign=False, dtype=np.float32)
+    return abs(int(murmurhash3_32(term, 0))) % HASH_COLUMNS
 
 
 def token_rarity(questions: Sequence[Question], parts: Sequence[range]) -> FloatArray:

@@ -118,6 +118,14 @@ class TextFeatures:
     geometry: npt.NDArray[np.float32]
     presence: Mapping[str, NGramPresence]
     dense: Mapping[str, FloatArray] = field(default_factory=dict)
+    _fitted: dict[str, tuple[NGramColumns, Sparse]] = field(default_factory=dict, repr=False)
+
+    def columns(self, family: str) -> tuple[NGramColumns, Sparse]:
+        """Returns the columns that models of an n-gram family use, and their matrix; computed once."""
+        if family not in self._fitted:
+            columns = NGramColumns.fit(self.presence[family], self.layout)
+            self._fitted[family] = columns, columns.matrix(self.presence[family])
+        return self._fitted[family]
 
     def take(self, chosen: IntArray) -> TextFeatures:
         """Returns the features of chosen questions."""

@@ -105,10 +105,11 @@ def minimum_detectable_leak(part: Accuracy, level: float) -> float:
 
     (t_(1-level) + t_POWER) * standard error, at clusters - 1 degrees of freedom; at most 1 - chance.
     """
-    from scipy import stats
+    from scipy import special
 
-    tails = stats.norm if part.clusters < 2 else stats.t(part.clusters - 1)
-    return min(1.0 - part.chance, float(tails.ppf(1.0 - level) + tails.ppf(POWER)) * part.standard_error)
+    ends = [1.0 - level, POWER]
+    tails = special.ndtri(ends) if part.clusters < 2 else special.stdtrit(part.clusters - 1, ends)
+    return min(1.0 - part.chance, float(tails.sum()) * part.standard_error)
 
 
 def _slice_verdict(

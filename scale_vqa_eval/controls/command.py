@@ -82,6 +82,16 @@ def _out(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
     help="exchanges: YAML file of findings that extends the package's own.",
 )
 @click.option(
+    "--require-contradiction",
+    is_flag=True,
+    help="exchanges: a wrong option has a finding that the item's own sources contradict; fewer groups.",
+)
+@click.option(
+    "--embedding",
+    is_flag=True,
+    help="exchanges: compare diagnoses by sentence embeddings (extra `embedding`).  [default: by words]",
+)
+@click.option(
     "--rationales",
     type=click.Choice(["drop", "keep"]),
     help="exchanges: drop all, or keep those that name no letter and no option.  [default: drop]",
@@ -154,6 +164,8 @@ def _check_options(method: str, options: dict[str, Any]) -> None:
             "allow_shared_images",
             "max_jaccard",
             "vocabulary",
+            "require_contradiction",
+            "embedding",
             "rationales",
             "allow_unknown_patients",
             "no_audit",
@@ -183,9 +195,15 @@ def _exchange(
         hint = "add wsi_name or patient_id, or give --allow-unknown-patients: each then counts as its own patient"
         found = f"neither in {unknown} of {len(questions)} rows"
         raise InputError(Problem(data, "a patient or slide for every question: a group has four", found, hint))
-    limits = ValidityLimits(max_jaccard=options["max_jaccard"] or ValidityLimits().max_jaccard)
+    strict = options["require_contradiction"]
+    limits = ValidityLimits(options["max_jaccard"] or ValidityLimits().max_jaccard, require_contradiction=strict)
     similarity = case_similarity(questions, source.organs, source.views)
-    pairs = PairRules(questions, limits, similarity, read_vocabulary(options["vocabulary"]))
+    embed = None
+    if options["embedding"]:
+        from scale_vqa_eval.audit.language_model import minilm
+
+        embed, settings = minilm(), {**settings, "embedding": "MiniLM"}
+    pairs = PairRules(questions, limits, similarity, read_vocabulary(options["vocabulary"]), embed)
     with tqdm(total=len(questions), desc="questions grouped", disable=None) as bar:
         if settings["method"] == "exchange":
             found_groups = exchange(pairs, options["seed"], bar.update)

@@ -12,7 +12,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any, Final
 
 import numpy as np
@@ -47,6 +47,7 @@ class QuestionGroup(ExchangeGroup[int]):
         likeness: mean case similarity of its six pairs.
         same_views: whether all four have images for the same views.
         ambiguity: mean estimated probability that a wrong option could be true as well; see ``findings``.
+        contradicted: how many of its twelve wrong options have a finding that the item's sources contradict.
         four_organs: whether the four right answers are diagnoses of four different organs.
         doubtful: pairs (row, other row) whose gold may be true for the other: it is close to what the release calls
             right in the same dimension for another region of the other's patient.
@@ -58,6 +59,7 @@ class QuestionGroup(ExchangeGroup[int]):
     likeness: float
     same_views: bool
     ambiguity: float
+    contradicted: int
     four_organs: bool
     doubtful: tuple[tuple[int, int], ...]
     block: str = ""
@@ -213,6 +215,7 @@ class PairRules:
         limits: ValidityLimits | None = None,
         similarity: CaseSimilarity | None = None,
         vocabulary: Vocabulary | None = None,
+        embed: Callable[[Sequence[str]], Any] | None = None,
     ) -> None:
         """Reads what the release calls right for whom.
 
@@ -221,11 +224,12 @@ class PairRules:
             limits: on how similar the right answers of a group may be.
             similarity: what is known of the cases; by default ``case_similarity(questions)``.
             vocabulary: of findings; by default the package's.
+            embed: texts -> vectors of unit length, for the similarity of diagnoses; None takes TF-IDF.
         """
         self.questions, self.limits = questions, limits or ValidityLimits()
         self.similarity = similarity or case_similarity(questions)
         self.ambiguity_model = AmbiguityModel(
-            questions, [_path(question) for question in questions], vocabulary or read_vocabulary()
+            questions, [_path(question) for question in questions], vocabulary or read_vocabulary(), embed
         )
         self.golds = [question.options[question.answer] for question in questions]
         self._by_path: dict[tuple[str, ...], set[str]] = defaultdict(set)
@@ -253,7 +257,8 @@ class PairRules:
         """Returns (n, n): which two of n rows may share a group."""
         golds = [self.golds[row] for row in rows.tolist()]
         on_images = [sorted(self._by_path[_path(self.questions[row])]) for row in rows.tolist()]
-        return compatible(golds, on_images, self.patients(rows), self.limits)
+        result = compatible(golds, on_images, self.patients(rows), self.limits)
+        return result & self.ambiguity_model.contradicted(rows) if self.limits.require_contradiction else result
 
     def patients(self, rows: Items) -> list[str]:
         """Returns the patient of each row."""
@@ -318,7 +323,7 @@ def described_group(pairs: PairRules, rows: Items, stem: str) -> QuestionGroup:
     """Returns a group, without a name yet, of four rows."""
     likeness, unlike_views = pairs.similarity.between(rows), pairs.similarity.unlike_views(rows)
     doubtful, ambiguity = pairs.doubtful(rows), pairs.ambiguity(rows)
-    organs = pairs.other_organs(rows)
+    organs, names = pairs.other_organs(rows), rows.tolist()
     six = list(combinations(range(GROUP_SIZE), 2))
     return QuestionGroup(
         "",
@@ -327,6 +332,7 @@ def described_group(pairs: PairRules, rows: Items, stem: str) -> QuestionGroup:
         float(np.mean([likeness[pair] for pair in six])),
         not any(unlike_views[pair] for pair in six),
         float(np.mean([ambiguity[pair] for pair in six])),
+        sum(bool(pairs.ambiguity_model.reasons(row, other).contradicted) for row, other in permutations(names, 2)),
         all(organs[pair] for pair in six),
         tuple((int(rows[left]), int(rows[right])) for left, right in six if doubtful[left, right]),
     )

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -212,6 +212,15 @@ def option_reasons(
     return OptionReasons(frozenset(contradicted), frozenset(supported), frozenset(unknown - supported - contradicted))
 
 
+def _values(statements: frozenset[Statement]) -> frozenset[str]:
+    """Returns the values of exclusive attributes that are stated."""
+    return frozenset(one.finding for one in statements if one.present and ": " in one.finding)
+
+
+def _organs(statements: frozenset[Statement]) -> frozenset[str]:
+    return frozenset(name for name in _values(statements) if name.startswith("organ: "))
+
+
 def _same_view(left: Statement, right: Statement) -> bool:
     return left.view == right.view or left.view is None or right.view is None
 
@@ -219,14 +228,22 @@ def _same_view(left: Statement, right: Statement) -> bool:
 class AmbiguityModel:
     """Estimates how likely the right answer of one question could be true for another one as well."""
 
-    def __init__(self, questions: Sequence[Question], keys: Sequence[object], vocabulary: Vocabulary) -> None:
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        keys: Sequence[object],
+        vocabulary: Vocabulary,
+        embed: Callable[[Sequence[str]], Any] | None = None,
+    ) -> None:
         """Parses the sources of every question.
 
         Args:
             questions: n questions.
             keys: what each question's images are known by: questions of one key have the same sources.
             vocabulary: of findings.
+            embed: texts -> vectors of unit length, for the similarity of diagnoses; None takes TF-IDF.
         """
+        from scipy.sparse import csr_array
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         self.parser = FindingParser(vocabulary)
@@ -243,37 +260,49 @@ class AmbiguityModel:
         index = {key: number for number, key in enumerate(sources)}
         self._at = np.array([index[key] for key in keys], dtype=np.int64)
         texts = [" ".join(diagnoses[key]) for key in sources]
+        self._diagnosis = [question.dimension == "Diagnosis" for question in questions]
         self._known = np.array([bool(text) for text in texts], dtype=bool)
-        self._vectors = TfidfVectorizer(sublinear_tf=True).fit_transform(texts) if any(texts) else None
+        vectors = embed or TfidfVectorizer(sublinear_tf=True).fit_transform
+        self._vectors = csr_array(vectors(texts)) if any(texts) else None
 
     def reasons(self, row: int, other: int) -> OptionReasons:
         """Returns what speaks for and against the right answer of ``row`` as an option of ``other``."""
         if (row, other) not in self._compared:
             sources = self._sources[self._keys[other]]
-            self._compared[row, other] = option_reasons(self._golds[row], sources, self.parser.generic)
+            found = option_reasons(self._golds[row], sources, self.parser.generic)
+            values = [_values(self._golds[one]) for one in (row, other)]
+            nested = all(values) and (values[0] <= values[1] or values[1] <= values[0])
+            if nested and self._diagnosis[row] and self._diagnosis[other]:
+                found = OptionReasons(frozenset(), values[0] | values[1], frozenset())
+            self._compared[row, other] = found
         return self._compared[row, other]
+
+    def _directed(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        names = rows.tolist()
+        estimates = [[self.reasons(row, other).ambiguity for other in names] for row in names]
+        return np.array(estimates, dtype=np.float64).reshape(len(names), len(names))
 
     def supported(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Returns (n, n), symmetric: whether the other's own sources support all findings of one right answer."""
-        names = rows.tolist()
-        estimates = np.array([[self.reasons(row, other).ambiguity for other in names] for row in names])
-        result = estimates.reshape(len(names), len(names)) >= SUPPORTED
-        return np.asarray((result | result.T) & ~np.eye(len(names), dtype=bool))
+        result = self._directed(rows) >= SUPPORTED
+        return np.asarray((result | result.T) & ~np.eye(len(rows), dtype=bool))
+
+    def contradicted(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Returns (n, n), symmetric: whether each right answer has a finding that the other's sources contradict."""
+        result = self._directed(rows) <= CONTRADICTED
+        return np.asarray(result & result.T)
 
     def between(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Returns (n, n), symmetric: the mean estimate of the two directions, from 0 to ``MAX_AMBIGUITY``."""
-        names = rows.tolist()
-        directed = np.array([[self.reasons(row, other).ambiguity for other in names] for row in names]).reshape(
-            len(names), len(names)
-        )
+        directed = self._directed(rows)
         result = (directed + directed.T) / 2 * self._diagnosis_factor(rows)
         np.fill_diagonal(result, 0.0)
         return np.asarray(np.minimum(result, MAX_AMBIGUITY))
 
     def organs(self, row: int) -> frozenset[str]:
-        """Returns the organs that the right answer of a question names."""
-        named = (statement.finding for statement in self._golds[row] if statement.present)
-        return frozenset(name.removeprefix("organ: ") for name in named if name.startswith("organ: "))
+        """Returns the organs that the right answer of a question names; if none, those of its sources."""
+        sources = self._sources[self._keys[row]]
+        return next(filter(None, (_organs(some) for some in (self._golds[row], sources))), frozenset())
 
     def _diagnosis_factor(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         factor = np.ones((len(rows), len(rows)))

@@ -90,12 +90,7 @@ class ControlSource:
 def read_source(data: str | Path, split: str | None = None, config: str | None = None) -> ControlSource:
     """Reads the questions of ``data`` and the rows they stand in; see ``read_questions``."""
     questions = read_questions(data, split, config)
-    files = _parquet_files(data, config)
-    paths = {location: images for file in files for location, images in _named_images(file)}
-    rows: list[Mapping[str, Any]] = []
-    for record in read_records(data, split, config):
-        images = paths.get(record.location)
-        rows.append({**record.row, "image_path": images} if images else record.row)
+    rows = [record.row for record in read_records(data, split, config)]
     assert len(rows) == len(questions)  # read_questions raises where it leaves a row out
     return ControlSource(questions, rows)
 
@@ -296,26 +291,3 @@ def _organ(row: Mapping[str, Any]) -> str | None:
             if isinstance(value := place.get(name), str) and value.strip():
                 return value.strip().casefold()
     return None
-
-
-def _parquet_files(data: str | Path, config: str | None) -> list[Path]:
-    path = Path(data)
-    if path.is_dir():
-        return [file for files in release_files(path, config).values() for file in files]
-    return [path] if path.suffix.lower() == ".parquet" else []
-
-
-def _named_images(file: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
-    """Yields location and view -> image path for every row of a Parquet file, without reading the images."""
-    shard = pq.ParquetFile(file)
-    leaves = {shard.schema.column(index).path for index in range(len(shard.schema.names))}
-    views = [view for view in VIEWS if f"{view}.path" in leaves]
-    if not views:
-        return
-    number = 0
-    for batch in shard.iter_batches(columns=[f"{view}.path" for view in views], batch_size=4096):
-        for row in batch.to_pylist():
-            number += 1
-            # an image without a name is there all the same
-            names = {view: row[view] and (row[view]["path"] or f"{view} without a name") for view in views}
-            yield f"{file}, row {number}", {view: names.get(view) for view in VIEWS}

@@ -134,6 +134,8 @@ def exchange_report(
             },
         },
         "groups_of_four_organs": [group.name for group in found.groups if group.four_organs],
+        "diagnosis_groups": sum(questions[group.members[0]].dimension == "Diagnosis" for group in found.groups),
+        "contradicted": sum(group.contradicted for group in found.groups),
         "groups_with_unlike_views": [group.name for group in found.groups if not group.same_views]
         if views_known
         else None,

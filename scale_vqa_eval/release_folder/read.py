@@ -17,7 +17,7 @@ from typing import Any, Final
 from scale_vqa_eval.errors import InputError, Problem, did_you_mean, preview
 from scale_vqa_eval.files import parse_json
 from scale_vqa_eval.release_folder.card import head
-from scale_vqa_eval.schema import DATASET_NAME
+from scale_vqa_eval.schema import DATASET_NAME, VIEWS
 
 FOLDER_VARIABLE: Final = "SCALE_VQA_PATH"
 HUB_VARIABLE: Final = "SCALE_VQA_HUB_ID"
@@ -300,7 +300,7 @@ def _record(row: object, location: str, number: int) -> Record:
 
 
 def _parquet(path: Path, split: str | None = None) -> Iterator[Record]:
-    """Yields the rows of a Parquet file, batch by batch; columns with images are not read."""
+    """Yields the rows of a Parquet file, batch by batch; of images the names are read, as ``image_path``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -309,11 +309,20 @@ def _parquet(path: Path, split: str | None = None) -> Iterator[Record]:
         schema = file.schema_arrow
         labels = _class_names(path, schema)
         columns = [field.name for field in schema if not _holds_images(field)]
+        leaves = {file.schema.column(index).path for index in range(len(file.schema.names))}
+        views = [view for view in VIEWS if f"{view}.path" in leaves and "image_path" not in columns]
+        columns += [f"{view}.path" for view in views]
         number = 0
         for batch in file.iter_batches(columns=columns, batch_size=2048):
             for row in batch.to_pylist():
                 number += 1
                 location = f"{path}, row {number}"
+                named = {view: row.pop(view) for view in views}
+                if views:  # an image without a name is there all the same
+                    row["image_path"] = {
+                        view: image and (image["path"] or f"{view} without a name, row {number}")
+                        for view, image in named.items()
+                    }
                 record = _record(_plain(row, labels, location), location, number)
                 yield record if split is None else replace(record, split=split)
     except InputError:

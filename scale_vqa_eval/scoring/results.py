@@ -132,6 +132,13 @@ def _set_notes(results: Mapping[str, Any]) -> list[str]:
             f"{groups['n']} groups; chance {percent(groups['chance'])}%, by giving each letter of a group once "
             f"{percent(groups['chance_by_assignment'])}%."
         )
+        if groups.get("block_exchange"):
+            notes.append("Block exchange: a text-only reader is at chance, also one that reads the whole file.")
+        else:
+            notes.append(
+                "Exchange groups are for items asked one by one: a text-only reader of the whole file may be above "
+                "chance (scale-vqa audit measures it; block exchange excludes it)."
+            )
     if circular is not None:
         notes.append(
             f"Right under every rotation of the options: {_estimate(circular['accuracy'], circular['interval'])}, "

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import special
 
 from scale_vqa_eval import __version__
+from scale_vqa_eval.audit.clusters import is_block_exchange
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.release_folder.read import release_configs
@@ -144,6 +145,9 @@ def score_answers(answers: Answers, blind: Answers | None = None, withheld: Sequ
     )
     figures["by_dimension"] = dict(sorted(figures["by_dimension"].items(), key=lambda part: dimension_order(part[0])))
     figures["clustered"] = answers.clustered
+    if figures["groups"] is not None:
+        once = list({question.id: question for question in answers.questions}.values())
+        figures["groups"]["block_exchange"] = is_block_exchange(once)
     return {**figures, "failed": answers.failed, "circular": _circular(answers) if answers.circular else None}
 
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from dataset_script.phantom.facts import ASKED, FEATURES, OPTION_TEMPLATES, SIGNS, WORDINGS
 from dataset_script.phantom.plan import PATHS, PhantomQuestion, captions, deal_pools, path_questions, plan_slides
+from scale_vqa_eval.audit.clusters import is_block_exchange
+from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import LETTERS, QUESTION_TYPES
 
 PLANS = {"slides": st.integers(1, 40), "seed": st.integers(0, 2**32), "missing_high": st.sampled_from([0.0, 0.3])}
@@ -84,6 +86,20 @@ def test_classifiers_trained_on_the_text_are_at_chance_on_other_splits():
                 if of == split
             ]
             assert 4 * sum(right) == len(right) == 80
+
+
+def test_slides_in_fours_are_a_block_exchange() -> None:
+    """Where every pool has four slides, relabelling them leaves all texts as they are: joint readers are at chance."""
+    for slides, blocks in ((24, True), (26, False)):
+        rows = []
+        for plan in plan_slides(slides, 42, 0.07):
+            for path in plan.paths:
+                about = {"slide": plan.name, "path_id": path.path_id}
+                rows += [
+                    Question(one.id, one.question, one.options, LETTERS.index(one.answer), group=one.group, **about)
+                    for one in path_questions(plan, path)
+                ]
+        assert is_block_exchange(rows) is blocks
 
 
 def test_ids_are_unique_and_every_path_is_asked_all_five_dimensions():

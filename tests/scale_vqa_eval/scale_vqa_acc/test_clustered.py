@@ -65,6 +65,29 @@ def test_interval_is_the_formula(items, weighted):
     assert (interval.ci_low, interval.ci_high) == pytest.approx((low, high), abs=1e-6)
 
 
+def test_cr2_is_that_of_adjustment_matrices():
+    """The definition of Bell & McCaffrey and of clubSandwich: residuals times (I - H_g)^(-1/2), cluster by cluster."""
+    generator = np.random.default_rng(3)
+    codes = np.repeat(np.arange(9), [2, 3, 5, 8, 8, 9, 12, 15, 20])
+    values = (generator.random(codes.size) < generator.beta(3, 3, 9)[codes]).astype(float)
+    n, hat = codes.size, np.full((codes.size, codes.size), 1 / codes.size)
+    columns = []
+    for cluster in range(9):
+        own = codes == cluster
+        roots, basis = np.linalg.eigh(np.eye(own.sum()) - hat[np.ix_(own, own)])
+        adjusted = basis @ np.diag(roots**-0.5) @ basis.T @ np.ones(own.sum())
+        columns.append((np.eye(n) - hat)[:, own] @ adjusted / n)
+    products = np.array(columns) @ np.array(columns).T
+    terms = (np.array(columns) @ values) ** 2
+    interval = clustered_interval(values, codes)
+    assert interval.standard_error == pytest.approx(math.sqrt(terms.sum()))
+    half = (special.logit(interval.ci_high) - special.logit(interval.ci_low)) / 2
+    t = half * interval.mean * (1 - interval.mean) / interval.standard_error
+    satterthwaite = np.trace(products) ** 2 / np.sum(products**2)
+    spread = 2 * terms.sum() ** 2 / (np.sum((terms - terms.mean()) ** 2) * 9 / 8)
+    assert t == pytest.approx(stats.t.ppf(0.975, min(satterthwaite, spread)))
+
+
 def test_macro_is_the_mean_of_the_strata_with_their_own_residuals():
     generator = np.random.default_rng(2)
     strata, clusters = generator.integers(0, 3, 200), generator.integers(0, 15, 200)
