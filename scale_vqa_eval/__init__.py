@@ -143,7 +143,7 @@ def build_control(
         InputError: with every problem of the data, or if a question has no patient: a group has four of them.
     """
     from scale_vqa_eval.controls.block_exchange import block_exchange
-    from scale_vqa_eval.controls.exchange import PairRules, case_similarity, exchange
+    from scale_vqa_eval.controls.exchange import PairRules, exchange
     from scale_vqa_eval.controls.row_edits import authors_row, exchange_edits, read_source
     from scale_vqa_eval.errors import InputError, Problem
 
@@ -153,8 +153,7 @@ def build_control(
         found = f"none in {unknown} of {len(source.questions)} questions"
         hint = "add wsi_name or patient_id, or set allow_unknown_patients"
         raise InputError(Problem(str(data), "a patient or slide for every question", found, hint))
-    similarity = case_similarity(source.questions, source.organs, source.views)
     build = {"exchange": exchange, "block-exchange": block_exchange}[method]
-    groups = build(PairRules(source.questions, similarity=similarity), seed).groups
+    groups = build(PairRules(source.questions), seed).groups
     edits = exchange_edits(source.questions, groups, False)
     return [authors_row(source.questions[row], source.rows[row], edits[row]) for row in sorted(edits)]

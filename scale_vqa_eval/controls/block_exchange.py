@@ -182,7 +182,7 @@ def _path(pairs: PairRules, slide: str, path: str, rows: Sequence[int]) -> PathI
         key = (question.dimension or "", *(() if question.dimension in DIMENSIONS else (_text(question)[1],)))
         times[key] += 1
         items[(*key, str(times[key]))] = row
-    views = pairs.similarity.views[rows[0]]
+    views = pairs.views[rows[0]]
     images = frozenset(name for row in rows for _, name in pairs.questions[row].images)
     return PathItems(slide, f"{slide}/{path}", views, images, items)
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from scale_vqa_eval.audit.battery import FAMILIES
 from scale_vqa_eval.controls.block_exchange import block_exchange
-from scale_vqa_eval.controls.exchange import PairRules, case_similarity, exchange
+from scale_vqa_eval.controls.exchange import PairRules, exchange
 from scale_vqa_eval.controls.findings import read_vocabulary
 from scale_vqa_eval.controls.row_edits import (
     ControlSource,
@@ -197,13 +197,12 @@ def _exchange(
         raise InputError(Problem(data, "a patient or slide for every question: a group has four", found, hint))
     strict = options["require_contradiction"]
     limits = ValidityLimits(options["max_jaccard"] or ValidityLimits().max_jaccard, require_contradiction=strict)
-    similarity = case_similarity(questions, source.organs, source.views)
     embed = None
     if options["embedding"]:
         from scale_vqa_eval.audit.language_model import minilm
 
         embed, settings = minilm(), {**settings, "embedding": "MiniLM"}
-    pairs = PairRules(questions, limits, similarity, read_vocabulary(options["vocabulary"]), embed)
+    pairs = PairRules(questions, limits, read_vocabulary(options["vocabulary"]), embed)
     with tqdm(total=len(questions), desc="questions grouped", disable=None) as bar:
         if settings["method"] == "exchange":
             found_groups = exchange(pairs, options["seed"], bar.update)
@@ -226,7 +225,7 @@ def _exchange(
     kept_if = "kept where they name no letter and no option" if options["rationales"] == "keep" else "dropped"
     settings = {**settings, "rationales": kept_if, "unknown_patients": unknown}
     return edits, exchange_report(
-        settings.pop("method"), questions, found_groups, limits, settings, audit, any(source.views)
+        settings.pop("method"), questions, found_groups, limits, settings, audit, any(pairs.views)
     )
 
 

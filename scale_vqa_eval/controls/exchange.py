@@ -16,14 +16,13 @@ from itertools import combinations, permutations
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from scale_vqa_eval.controls.exchange_group import GROUP_SIZE, ExchangeGroup
 from scale_vqa_eval.controls.findings import AmbiguityModel, Vocabulary, read_vocabulary
 from scale_vqa_eval.controls.group_packing import Items, Weights, capacity_bound, pack
 from scale_vqa_eval.controls.validity import Matrix, ValidityLimits, claims, compatible, gold_problem
 from scale_vqa_eval.questions import Question
-from scale_vqa_eval.text import same_text, tokens
+from scale_vqa_eval.text import same_text
 
 ROWS_AT_ONCE: Final = 400
 """Items with the same text that are packed at once; more are dealt into portions, patient by patient."""
@@ -44,7 +43,6 @@ class QuestionGroup(ExchangeGroup[int]):
 
     Attributes:
         stem: the question text that all four get: the most frequent spelling among the rows that share it.
-        likeness: mean case similarity of its six pairs.
         same_views: whether all four have images for the same views.
         ambiguity: mean estimated probability that a wrong option could be true as well; see ``findings``.
         contradicted: how many of its twelve wrong options have a finding that the item's sources contradict.
@@ -56,7 +54,6 @@ class QuestionGroup(ExchangeGroup[int]):
     """
 
     stem: str
-    likeness: float
     same_views: bool
     ambiguity: float
     contradicted: int
@@ -96,60 +93,6 @@ class ExchangeResult:
     groups: tuple[QuestionGroup, ...]
     parts: dict[tuple[str | None, str | None], PartCounts]
     bound: int
-
-
-@dataclass(frozen=True)
-class CaseSimilarity:
-    """How similar the cases behind n questions are, as far as texts and a named organ tell; images are not read.
-
-    Attributes:
-        vectors: sparse (n, vocabulary) TF-IDF vectors of length one: all right answers and rationales on the images.
-        organs: n names of organs, None where unknown.
-        views: the views that each question has an image for; empty where unknown.
-    """
-
-    vectors: Any
-    organs: tuple[str | None, ...]
-    views: tuple[frozenset[str], ...]
-
-    def between(self, rows: Items) -> Weights:
-        """Returns (m, m): cosine of the texts of each two of m questions, plus 1 where both name one organ."""
-        part = self.vectors[rows]
-        names = np.array([self.organs[row] or "" for row in rows.tolist()], dtype=object)
-        same = (names[:, None] == names[None, :]) & (names != "")[:, None]
-        return np.asarray((part @ part.T).toarray() + same, dtype=np.float64)
-
-    def unlike_views(self, rows: Items) -> npt.NDArray[np.bool_]:
-        """Returns (m, m): whether two questions have images for different views."""
-        kinds = list(dict.fromkeys(self.views))
-        of = np.array([kinds.index(self.views[row]) for row in rows.tolist()], dtype=np.int64)
-        return np.asarray(of[:, None] != of[None, :])
-
-
-def case_similarity(
-    questions: Sequence[Question],
-    organs: Sequence[str | None] | None = None,
-    views: Sequence[frozenset[str]] | None = None,
-) -> CaseSimilarity:
-    """Collects the texts about each question's images: of its path, else of its slide, else its own.
-
-    Args:
-        questions: n questions.
-        organs: organ of each question where the file names it.
-        views: the views that each question has an image for; by default those of the questions.
-    """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    about: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    keys = [_images(question, row) for row, question in enumerate(questions)]
-    for key, question in zip(keys, questions, strict=True):
-        about[key] += [question.options[question.answer], question.rationale or ""]
-    index = {key: number for number, key in enumerate(about)}
-    vectorizer = TfidfVectorizer(analyzer=lambda text: sorted(tokens(text)), sublinear_tf=True)
-    vectors = vectorizer.fit_transform(" ".join(parts) for parts in about.values())[[index[key] for key in keys]]
-    if views is None:
-        views = [frozenset(view for view, _ in question.images) for question in questions]
-    return CaseSimilarity(vectors, tuple(organs or (None,) * len(questions)), tuple(views))
 
 
 def exchange(
@@ -213,7 +156,6 @@ class PairRules:
         self,
         questions: Sequence[Question],
         limits: ValidityLimits | None = None,
-        similarity: CaseSimilarity | None = None,
         vocabulary: Vocabulary | None = None,
         embed: Callable[[Sequence[str]], Any] | None = None,
     ) -> None:
@@ -222,12 +164,11 @@ class PairRules:
         Args:
             questions: n questions.
             limits: on how similar the right answers of a group may be.
-            similarity: what is known of the cases; by default ``case_similarity(questions)``.
             vocabulary: of findings; by default the package's.
             embed: texts -> vectors of unit length, for the similarity of diagnoses; None takes TF-IDF.
         """
         self.questions, self.limits = questions, limits or ValidityLimits()
-        self.similarity = similarity or case_similarity(questions)
+        self.views = [frozenset(view for view, _ in question.images) for question in questions]
         self.ambiguity_model = AmbiguityModel(
             questions, [_path(question) for question in questions], vocabulary or read_vocabulary(), embed
         )
@@ -267,6 +208,12 @@ class PairRules:
     def ambiguity(self, rows: Items) -> Weights:
         """Returns (n, n): estimated probability, 0 to 1, that one's gold could be true for the other as well."""
         return self.ambiguity_model.between(rows)
+
+    def unlike_views(self, rows: Items) -> Matrix:
+        """Returns (n, n): whether two questions have images for different views."""
+        kinds = {views: number for number, views in enumerate(dict.fromkeys(self.views))}
+        of = np.array([kinds[self.views[row]] for row in rows.tolist()], dtype=np.int64)
+        return np.asarray(of[:, None] != of[None, :])
 
     def other_organs(self, rows: Items) -> Matrix:
         """Returns (n, n): whether two diagnoses name organs, and none in common."""
@@ -314,22 +261,20 @@ def _dealt(questions: Sequence[Question], rows: Items) -> list[Items]:
 def _packed_portion(pairs: PairRules, rows: Items, seed: int, stem: str) -> tuple[list[QuestionGroup], int]:
     doubtful = pairs.doubtful(rows) | pairs.ambiguity_model.supported(rows)
     weight = -pairs.ambiguity(rows) - DOUBT * doubtful
-    weight -= UNLIKE_VIEWS * pairs.similarity.unlike_views(rows) + OTHER_ORGANS * pairs.other_organs(rows)
+    weight -= UNLIKE_VIEWS * pairs.unlike_views(rows) + OTHER_ORGANS * pairs.other_organs(rows)
     packing = pack(pairs.allowed(rows), weight, pairs.patients(rows), seed)
     return [described_group(pairs, rows[list(group)], stem) for group in packing.groups], packing.bound
 
 
 def described_group(pairs: PairRules, rows: Items, stem: str) -> QuestionGroup:
     """Returns a group, without a name yet, of four rows."""
-    likeness, unlike_views = pairs.similarity.between(rows), pairs.similarity.unlike_views(rows)
-    doubtful, ambiguity = pairs.doubtful(rows), pairs.ambiguity(rows)
+    unlike_views, doubtful, ambiguity = pairs.unlike_views(rows), pairs.doubtful(rows), pairs.ambiguity(rows)
     organs, names = pairs.other_organs(rows), rows.tolist()
     six = list(combinations(range(GROUP_SIZE), 2))
     return QuestionGroup(
         "",
         tuple(rows.tolist()),
         stem,
-        float(np.mean([likeness[pair] for pair in six])),
         not any(unlike_views[pair] for pair in six),
         float(np.mean([ambiguity[pair] for pair in six])),
         sum(bool(pairs.ambiguity_model.reasons(row, other).contradicted) for row, other in permutations(names, 2)),
@@ -356,9 +301,3 @@ def _path(question: Question) -> tuple[str, ...]:
     if question.slide is None or question.path_id is None:
         return ("question", question.id, question.split or "")
     return ("path", question.slide, question.path_id)
-
-
-def _images(question: Question, row: int) -> tuple[str, ...]:
-    if question.slide is None:
-        return ("row", str(row))
-    return ("path", question.slide, question.path_id) if question.path_id else ("slide", question.slide)

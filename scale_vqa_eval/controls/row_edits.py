@@ -23,7 +23,6 @@ from scale_vqa_eval.release_folder.read import FIELD_NAMES, read_records, releas
 from scale_vqa_eval.release_folder.write import ROWS_PER_GROUP, staged_release, write_shards
 from scale_vqa_eval.schema import DIMENSIONS, LETTERS, QUESTION_TYPES, VIEWS, row_id
 
-ORGAN_FIELDS: Final = ("organ", "primary_site", "anatomic_site", "tissue", "site")
 _TYPES: Final = {dimension: question_type for question_type, dimension in QUESTION_TYPES.items()}
 _OWN_PLACE = ("id", "question", "options", "answer", "rationale", "dimension", "group")
 _LAID_OUT: Final = {
@@ -75,16 +74,6 @@ class ControlSource:
 
     questions: list[Question]
     rows: list[Mapping[str, Any]]
-
-    @property
-    def organs(self) -> list[str | None]:
-        """Organ of each question, in lower case; None where the file names none."""
-        return [_organ(row) for row in self.rows]
-
-    @property
-    def views(self) -> list[frozenset[str]]:
-        """Views that each question has an image for; empty where the file does not say."""
-        return [frozenset(view for view, path in _images(row).items() if path) for row in self.rows]
 
 
 def read_source(data: str | Path, split: str | None = None, config: str | None = None) -> ControlSource:
@@ -282,12 +271,3 @@ def _plain(value: Any) -> bool:
 def _images(row: Mapping[str, Any]) -> dict[str, Any]:
     images = row.get("image_path")
     return dict(images) if isinstance(images, Mapping) else {}
-
-
-def _organ(row: Mapping[str, Any]) -> str | None:
-    extra = row.get("extra_info")
-    for place in (row, extra if isinstance(extra, Mapping) else {}):
-        for name in ORGAN_FIELDS:
-            if isinstance(value := place.get(name), str) and value.strip():
-                return value.strip().casefold()
-    return None

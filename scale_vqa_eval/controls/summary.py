@@ -125,7 +125,6 @@ def exchange_report(
             {"split": split, "dimension": dimension, "kept": GROUP_SIZE * part.groups, **asdict(part)}
             for (split, dimension), part in found.parts.items()
         ],
-        "mean_likeness": sum(group.likeness for group in found.groups) / max(1, len(found.groups)),
         "ambiguity": {
             "estimate": sum(group.ambiguity for group in found.groups) / max(1, len(found.groups)),
             "groups": {
