@@ -212,13 +212,12 @@ def option_reasons(
     return OptionReasons(frozenset(contradicted), frozenset(supported), frozenset(unknown - supported - contradicted))
 
 
-def _values(statements: frozenset[Statement]) -> frozenset[str]:
-    """Returns the values of exclusive attributes that are stated."""
-    return frozenset(one.finding for one in statements if one.present and ": " in one.finding)
+def _stated(statements: frozenset[Statement]) -> frozenset[str]:
+    return frozenset(one.finding for one in statements if one.present)
 
 
 def _organs(statements: frozenset[Statement]) -> frozenset[str]:
-    return frozenset(name for name in _values(statements) if name.startswith("organ: "))
+    return frozenset(name for name in _stated(statements) if name.startswith("organ: "))
 
 
 def _same_view(left: Statement, right: Statement) -> bool:
@@ -270,10 +269,10 @@ class AmbiguityModel:
         if (row, other) not in self._compared:
             sources = self._sources[self._keys[other]]
             found = option_reasons(self._golds[row], sources, self.parser.generic)
-            values = [_values(self._golds[one]) for one in (row, other)]
-            nested = all(values) and (values[0] <= values[1] or values[1] <= values[0])
+            left, right = (_stated(self._golds[one]) - self.parser.generic for one in (row, other))
+            nested = bool(left and right) and (left <= right or right <= left)
             if nested and self._diagnosis[row] and self._diagnosis[other]:
-                found = OptionReasons(frozenset(), values[0] | values[1], frozenset())
+                found = OptionReasons(frozenset(), left | right, frozenset())
             self._compared[row, other] = found
         return self._compared[row, other]
 

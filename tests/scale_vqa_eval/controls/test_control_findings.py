@@ -13,6 +13,7 @@ from scale_vqa_eval.controls.findings import (
     NO_FINDING,
     SUPPORTED,
     UNKNOWN,
+    AmbiguityModel,
     FindingParser,
     option_reasons,
     read_vocabulary,
@@ -103,3 +104,16 @@ def test_similar_diagnoses_raise_the_estimate() -> None:
     assert (estimates == estimates.T).all() and not estimates.diagonal().any()
     organs = pairs.other_organs(np.array([1, 3, 5]))
     assert not organs[0, 1]
+
+
+def test_nested_diagnoses_support_each_other_and_contradicted_ones_can_be_required() -> None:
+    texts = ("adenocarcinoma", "pulmonary adenocarcinoma", "squamous cell carcinoma", "adenocarcinoma with necrosis")
+    questions = [
+        Question(f"{row}", "Which?", (text, "x"), 0, "Diagnosis", f"s{row}", path_id="p")
+        for row, text in enumerate(texts)
+    ]
+    model = AmbiguityModel(questions, list(range(4)), read_vocabulary())
+    rows = np.arange(4)
+    supported, contradicted = model.supported(rows), model.contradicted(rows)
+    assert supported[0, 1] and supported[1, 0] and not supported[1, 3] and not supported[0, 2]
+    assert contradicted[0, 2] and contradicted[2, 3] and not contradicted[0, 1]
