@@ -122,14 +122,15 @@ def is_block_exchange(questions: Sequence[Question]) -> bool:
         return False
     groups = [np.array(some) for some in rows.values()]
     views = dict.fromkeys(view for question in questions for view, _ in question.images)
-    for names in (
+    linked: list[list[object]] = [
         [question.slide or question.cluster for question in questions],
         [(question.slide, question.path_id or question.cluster) for question in questions],
         *(
             [dict(question.images).get(view) or (question.slide, question.path_id) for question in questions]
             for view in views
         ),
-    ):
+    ]
+    for names in linked:
         codes: dict[object, int] = {}
         values = np.array([codes.setdefault(name, len(codes)) for name in names], dtype=np.int64)
         block = _connected(values, groups)
