@@ -134,7 +134,7 @@ def test_folders_built_apart_are_joined(drawn: list[Path], tmp_path: Path) -> No
 def test_what_does_not_fit_together_is_refused_by_name(drawn: list[Path], tmp_path: Path) -> None:
     build(drawn[:3], tmp_path / "a", ZOOM)
     shutil.copytree(tmp_path / "a", tmp_path / "same")
-    with pytest.raises(InputError, match=r"slide_a::p0000::zoom-in.*no other folder has") as raised:
+    with pytest.raises(InputError, match=r"slide_a::i0000::zoom-in.*no other folder has") as raised:
         join_releases([tmp_path / "a", tmp_path / "same"], tmp_path / "c")
     assert {problem.location.split(", ")[-1].split()[0] for problem in raised.value.problems} == {"id", "group"}
     patients = {slide.stem: "slide_a" for slide in drawn}
