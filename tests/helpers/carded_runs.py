@@ -35,7 +35,7 @@ TRAINING: dict[str, Any] = {
     "data": "org/scale-vqa",
     "train_split": "train",
     "train_rows": 40,
-    "prompt_id": "published",
+    "prompt_id": "think-answer",
     "steps": 3,
     "seconds": 7200.0,
     "seed": 42,

@@ -129,7 +129,7 @@ def test_what_the_recipes_write_is_what_the_card_reads(results: dict[str, Path],
     trained = {"trained_parameters": 1234}
     model = SimpleNamespace(model_name_or_path="org/base", model_revision="main", use_peft=True)
     rows = ChosenRows([1, 2, 3], "train", [], (10, 20), "0" * 64)
-    shape = PromptFormat(load_prompt("published"))
+    shape = PromptFormat(load_prompt("think-answer"))
     record = metadata(trainer, RecipeArguments(), model, shape, rows, None, trained) | {"seconds": 12.5}
     text = made(tmp_path, "--results", results["control"], training=json.loads(json.dumps(record, default=str)))
     for part in ("| LoRA | yes |", "| parameters trained | 1234 |", "split train, 3 questions", "| optim |"):
@@ -152,7 +152,7 @@ def test_all_that_is_missing_is_named_at_once(results: dict[str, Path], tmp_path
         assert part in found
     assert "at least one results file" in found
     found = problems(tmp_path, "--results", results["control"], training=TRAINING | {"prompt_id": "letter-only"})
-    assert "trained with letter-only, evaluated with published@1" in found
+    assert "trained with letter-only, evaluated with think-answer@1" in found
 
 
 def test_results_of_other_runs_are_refused(results: dict[str, Path], tmp_path: Path) -> None:
@@ -171,10 +171,10 @@ def test_results_of_other_runs_are_refused(results: dict[str, Path], tmp_path: P
     assert "a blind control with the same model" in problems(tmp_path, "--transfer", f"X={tmp_path / 'another'}")
     assert "ablation blind" in problems(tmp_path, "--results", tmp_path / "ablated")
     assert "the config of the questions" in problems(tmp_path, "--results", tmp_path / "nameless")
-    assert "prompt published@1 as it is here" in problems(tmp_path, "--results", tmp_path / "reworded")
+    assert "prompt think-answer@1 as it is here" in problems(tmp_path, "--results", tmp_path / "reworded")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(load_prompt("letter-only").model_dump()))
     found = problems(tmp_path, "--results", results["control"], facts=FACTS | {"prompt": "mine.yaml"})
-    assert "prompt published@1 as it is here" in found, "other words than the runs noted"
+    assert "prompt think-answer@1 as it is here" in found, "other words than the runs noted"
     twice = ("--results", results["control"], "--results", f"other={tmp_path / 'reworded'}")
     assert "one prompt in all runs" in problems(tmp_path, *twice)
 
