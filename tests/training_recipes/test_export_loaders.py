@@ -86,7 +86,7 @@ def test_the_plug_in_asks_as_predict_and_scores_as_score(release, tmp_path):
     for part in ("", "_blind"):
         found = read_by("plugin", tmp_path / "out" / f"ScaleVQA_default_train{part}.tsv", tmp_path)
         for row, wanted in zip(found, made, strict=True):
-            texts = [piece["text"] for message in wanted["prompt"] for piece in message["content"] if piece["text"]]
+            texts = [piece["text"] for turn in wanted["prompt"] for piece in turn["content"] if piece.get("text")]
             assert [text for text in row["texts"] if text != "<image>"] == texts
             assert len(row["images"]) == (0 if part else len(wanted["images"]))
         answered = tmp_path / "out" / f"answered_ScaleVQA_default_train{part}.xlsx"
