@@ -122,7 +122,7 @@ def is_block_exchange(questions: Sequence[Question]) -> bool:
         return False
     groups = [np.array(some) for some in rows.values()]
     views = dict.fromkeys(view for question in questions for view, _ in question.images)
-    linked: list[list[object]] = [
+    linked: list[Sequence[object]] = [
         [question.slide or question.cluster for question in questions],
         [(question.slide, question.path_id or question.cluster) for question in questions],
         *(
