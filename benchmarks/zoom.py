@@ -22,7 +22,7 @@ from dataset_script.phantom.slide import phantom_slides, write_slide
 from dataset_script.slides.slide_files import find_slides
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import MAGNIFICATION
-from scale_vqa_eval.zoom.environment import Budget, Evidence, ZoomEnvironment, ZoomQuestion, slide_files
+from scale_vqa_eval.zoom.environment import Budget, VisibleEvidence, ZoomEnvironment, ZoomQuestion, slide_files
 
 
 @click.command()
@@ -37,7 +37,9 @@ def main(places: tuple[Path, ...], looks: int, episodes: int) -> None:
     files = find_slides(places).slides
     questions = {
         path.name: ZoomQuestion(
-            Question(path.name, "?", ("a", "b"), 0), str(path.resolve())[1:], (Evidence("low_mag", ((0, 0, 1, 1),)),)
+            Question(path.name, "?", ("a", "b"), 0),
+            str(path.resolve())[1:],
+            (VisibleEvidence("low_mag", ((0, 0, 1, 1),)),),
         )
         for path in files
     }

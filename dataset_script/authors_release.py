@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from dataset_script.hub_release import HubFolder, question_files
 from dataset_script.image_files import FoundImages, check_images
-from dataset_script.image_search import Folder, ImageSource, find_images
+from dataset_script.image_search import Folder, ImageFiles, find_images
 from scale_vqa_eval.audit.defects import KINDS, Defect, find_defects
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import atomic_write, parse_json
@@ -132,7 +132,7 @@ def build_from_hub(
 
 def build_release(
     files: Mapping[str, Path],
-    source: ImageSource | None,
+    source: ImageFiles | None,
     out: Path,
     named: bool,
     report: Path | None = None,

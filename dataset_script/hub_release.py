@@ -53,7 +53,7 @@ def hub_errors(repo: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class HubFolder:
-    """A data set on the Hub at one commit, or a part of it, as an ``ImageSource``; files are downloaded when needed.
+    """A data set on the Hub at one commit, or a part of it, as an ``ImageFiles``; files are downloaded when needed.
 
     Attributes:
         repo: Hub id.

@@ -34,7 +34,7 @@ _SHOWN: Final = 8
 _SKIPPED: Final = "__MACOSX"
 
 
-class ImageSource(Protocol):
+class ImageFiles(Protocol):
     """A folder or repository: files with sizes, one at its own path, one on this machine, one for random access."""
 
     @property
@@ -46,7 +46,7 @@ class ImageSource(Protocol):
 
 
 class Folder:
-    """A local folder, or one archive, as an ``ImageSource``."""
+    """A local folder, or one archive, as an ``ImageFiles``."""
 
     def __init__(self, path: Path) -> None:
         self.name, self._archive = str(path), path.name if path.is_file() else ""
@@ -74,7 +74,7 @@ class Folder:
         return self.local(path).open("rb")
 
 
-def find_images(source: ImageSource, names: Iterable[str], scratch: Path, named: bool) -> FoundImages:
+def find_images(source: ImageFiles, names: Iterable[str], scratch: Path, named: bool) -> FoundImages:
     """Returns where the images of a table are.
 
     Args:
@@ -104,7 +104,7 @@ def find_images(source: ImageSource, names: Iterable[str], scratch: Path, named:
 class _Search:
     """The candidates: place -> name -> file, filled by ``run``."""
 
-    def __init__(self, source: ImageSource, wanted: set[str], exact: dict[str, StoredFile], scratch: Path) -> None:
+    def __init__(self, source: ImageFiles, wanted: set[str], exact: dict[str, StoredFile], scratch: Path) -> None:
         self.source, self.wanted = source, wanted
         self.places = {".": dict(exact)} if exact else {}
         self._depths = sorted({name.count("/") + 1 for name in wanted})

@@ -111,7 +111,7 @@ def _options(row: Any) -> list[str]:
     return [str(row[letter]) for letter in LETTERS if letter in row and not pd.isna(row[letter])]
 
 
-class ScaleVQA(_Questions, CustomMCQDataset):
+class ScaleVQAImages(_Questions, CustomMCQDataset):
     """The tables with images."""
 
     @classmethod
@@ -133,7 +133,7 @@ class ScaleVQABlind(_Questions, CustomTextMCQDataset):
         return _tables(images=False)
 
 
-vlmeval.dataset.DATASET_CLASSES[:0] = [ScaleVQA, ScaleVQABlind]
+vlmeval.dataset.DATASET_CLASSES[:0] = [ScaleVQAImages, ScaleVQABlind]
 
 
 def main() -> None:

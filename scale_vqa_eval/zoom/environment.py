@@ -49,7 +49,7 @@ _VIEWS: Final = {name: view for view, name in MAGNIFICATION.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class VisibleEvidence:
     """Something that a question needs: it is in view once a field at ``view`` or finer shows any of ``boxes``."""
 
     view: str
@@ -58,7 +58,7 @@ class Evidence:
     def in_view(self, box: BoxUm, mpp: float) -> bool:
         """Returns whether a field shows the evidence.
 
-        >>> nuclei = Evidence("high_mag", ((0, 0, 256, 256),))
+        >>> nuclei = VisibleEvidence("high_mag", ((0, 0, 256, 256),))
         >>> nuclei.in_view((100, 100, 356, 356), 0.5), nuclei.in_view((0, 0, 250, 250), 0.5)
         (False, True)
         >>> nuclei.in_view((0, 0, 250, 250), 2.5)
@@ -83,7 +83,7 @@ class ZoomQuestion:
 
     question: Question
     slide: str
-    evidence: tuple[Evidence, ...]
+    evidence: tuple[VisibleEvidence, ...]
     query: Path | None = None
     mpp: float | None = None
 
@@ -145,7 +145,7 @@ def read_zoom_questions(data: str, split: str | None, slides: Path | None = None
         if row.query and (query is None or not query.is_file()):
             expected = f"an image file below {path.parent}"
             problems.append(Problem(f"{location}.query", expected, preview(row.query), "restore the file"))
-        evidence = tuple(Evidence(one.view, tuple(one.boxes)) for one in row.evidence)
+        evidence = tuple(VisibleEvidence(one.view, tuple(one.boxes)) for one in row.evidence)
         found.append(ZoomQuestion(question, row.slide, evidence, query, row.mpp))
     for name in sorted({item.slide for item in found}):
         file = inside_root(root, name)
