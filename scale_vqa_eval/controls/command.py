@@ -114,6 +114,7 @@ def _out(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
     help="screened: write the keep probabilities of all questions here, as weights for `score --weights`.",
 )
 @click.option("--no-hold-out", is_flag=True, help="screened: do not prune again without each family of probes.")
+@click.option("--quiet", is_flag=True, help="Show no progress on standard error.")
 def control(data: str, method: str, out: Path, report_path: Path | None, **options: Any) -> None:
     """Make a split of DATA on which a text-only reader is at chance.
 
@@ -203,7 +204,7 @@ def _exchange(
 
         embed, settings = minilm(), {**settings, "embedding": "MiniLM"}
     pairs = PairRules(questions, limits, read_vocabulary(options["vocabulary"]), embed)
-    with tqdm(total=len(questions), desc="questions grouped", disable=None) as bar:
+    with tqdm(total=len(questions), desc="questions grouped", disable=options["quiet"] or None) as bar:
         if settings["method"] == "exchange":
             found_groups = exchange(pairs, options["seed"], bar.update)
         else:
@@ -219,7 +220,8 @@ def _exchange(
     edits = exchange_edits(questions, found_groups.groups, options["rationales"] == "keep")
     audit = None
     if with_audit and not options["no_audit"]:
-        click.echo("auditing before and after", err=True)
+        if not options["quiet"]:
+            click.echo("auditing before and after", err=True)
         grouped = [_edited(questions[row], edits[row]) for row in sorted(edits)]
         audit = {name: audited(some, options["seed"]) for name, some in (("before", questions), ("after", grouped))}
     kept_if = "kept where they name no letter and no option" if options["rationales"] == "keep" else "dropped"
@@ -241,7 +243,7 @@ def _screened(
     kept: dict[int, RowEdit | None] = {}
     weighted: dict[str | None, tuple[Any, str]] = {}
     runs = len(splits) * (1 if options["no_hold_out"] else 1 + len(FAMILIES))
-    with tqdm(total=runs, desc="prunings", disable=None) as bar:
+    with tqdm(total=runs, desc="prunings", disable=options["quiet"] or None) as bar:
         readers = Readers(questions, options["seed"], bar.set_postfix_str)
         for split, rows in splits.items():
             pruned = prune(readers, rows)
