@@ -70,7 +70,9 @@ def find_overlap(
     report["images"] = image_overlap(data, config, questions, progress) if images else None
     report["letters"] = letter_balance(questions)
     report["nulls"] = _nulls(questions, report["images"])
-    shared = [(report[level]["shared"], f"{noun}(s) in more than one split") for level, (noun, _) in _LEVELS.items()]
+    # where the images were compared, two of one name may differ
+    levels = {level: noun for level, (noun, _) in _LEVELS.items() if level != "image_paths" or not report["images"]}
+    shared = [(report[level]["shared"], f"{noun}(s) in more than one split") for level, noun in levels.items()]
     shared.append((report["texts"]["across_splits"], "question text(s) with the same options in more than one split"))
     if report["images"]:
         shared.append((report["images"]["exact"]["across_splits"], "image(s), pixel by pixel, in more than one split"))

@@ -320,8 +320,7 @@ def _parquet(path: Path, split: str | None = None) -> Iterator[Record]:
                 named = {view: row.pop(view) for view in views}
                 if views:  # an image without a name is there all the same
                     row["image_path"] = {
-                        view: image and (image["path"] or f"{view} without a name, row {number}")
-                        for view, image in named.items()
+                        view: image and (image["path"] or f"{view} of {location}") for view, image in named.items()
                     }
                 record = _record(_plain(row, labels, location), location, number)
                 yield record if split is None else replace(record, split=split)

@@ -133,7 +133,7 @@ def row_groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
         images = [cell.get("bytes") or b"" for cell in cells if isinstance(cell, Mapping)]
         size += sum(map(len, images))
         shares = any(image in seen for image in images)
-        full = size > min(GROUP_BYTES[0], SHARD_BYTES) or (not seen and len(batch) >= ROWS_PER_GROUP)
+        full = size > GROUP_BYTES[0] or (not seen and len(batch) >= ROWS_PER_GROUP)
         if batch and ((full and not shares) or size > GROUP_BYTES[1]):
             yield batch
             batch, seen, size = [], set(), sum(map(len, images))

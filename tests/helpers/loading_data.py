@@ -66,7 +66,7 @@ def write_folder(out: Path, seed: int = 0, sizes: dict[str, dict[str, int]] | No
         config: {split: list(rows(config, split, count, seed)) for split, count in splits.items()}
         for config, splits in (sizes or SIZES).items()
     }
-    with mock.patch.object(release_shards, "SHARD_BYTES", 1):
+    with mock.patch.multiple(release_shards, SHARD_BYTES=1, GROUP_BYTES=(200_000, 10**7)):
         write_release(out, tables, {config: "Generated for a test." for config in tables})
     return {
         config: {split: digest(map(_labelled, made)) for split, made in splits.items()}

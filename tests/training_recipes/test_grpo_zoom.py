@@ -22,7 +22,7 @@ def train(data: Path, folder: Path, *more: str) -> subprocess.CompletedProcess[s
     ]
     named = {"data": data, "train_split": "test", "kinds": "where", "model_name_or_path": folder / "tiny"}
     named |= {"output_dir": folder / "out", "warm_up": 2, "max_steps": 1, "per_device_train_batch_size": 8}
-    named |= {"prompt": recipe / "configs" / "zoom-short.yaml", "looks": 1, "look_px": 64}
+    named |= {"prompt": recipe / "configs" / "prompts" / "zoom-short.yaml", "looks": 1, "look_px": 64}
     options = [part for name, value in named.items() for part in (f"--{name}", str(value))]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     return subprocess.run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_rows_are_those_of_the_config_and_load_by_every_way(folder: Path, tmp_path: Path) -> None:
     hub_rows, rows = (read_questions(folder, "test", name) for name in ("hub", "default"))
-    assert hub_rows == rows
+    assert hub_rows == [replace(row, images=()) for row in rows]
     loaded = load_dataset(str(folder), "hub", split="test", cache_dir=str(tmp_path / "cache"))
     assert loaded[0]["prompt"].startswith(rows[0].question) and "low_mag" not in loaded.column_names
     assert next(iter(release_configs(folder))) == "default"

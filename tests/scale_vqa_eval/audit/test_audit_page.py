@@ -251,6 +251,7 @@ def test_a_published_file_may_be_json_with_the_models_alone(tmp_path: Path) -> N
     assert read_reported_scores(file) == {
         "source": None,
         "data": None,
+        "chance": None,
         "models": {"GPT-5.2": {"all": pytest.approx(0.585)}},
     }
     with pytest.raises(InputError, match="scale-vqa-test"):

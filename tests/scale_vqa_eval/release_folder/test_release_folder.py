@@ -42,6 +42,7 @@ def test_card_makes_it_load_and_counts_are_true(tmp_path: Path) -> None:
 
 def test_shards_are_bounded_and_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release_shards, "SHARD_BYTES", 200_000)
+    monkeypatch.setattr(release_shards, "GROUP_BYTES", (200_000, 10**7))
     distinct = (row | {"low_mag": {"bytes": os.urandom(20_000), "path": "low.jpg"}} for row in rows(200))
     folder = write_release(tmp_path / "d", {"default": {"test": distinct}}, {})
     shards = sorted((folder / "default").glob("*.parquet"))
