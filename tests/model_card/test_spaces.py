@@ -68,6 +68,8 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., st
         settings = {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
         clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         package = "scale-vqa" in (folder / "requirements.txt").read_text()
+        if package:  # as if installed: an editable installation has a finder of its own
+            clean["PYTHONPATH"] = str(ROOT)
         process = subprocess.Popen(
             [sys.executable, "-c", AS_ON_A_SPACE.replace("PACKAGE", "" if package else "scale_vqa_eval")],
             cwd=copy,

@@ -34,6 +34,7 @@ def read_by(tool, path, tmp_path):
         "HF_HOME": str(tmp_path / "hf"),
         "MODELSCOPE_CACHE": str(tmp_path / "ms"),
         "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(ROOT),  # the plug-in, as if installed there
     }
     command = [str(PYTHON), str(ROOT / "tests" / "helpers" / "consumer_loaders.py"), tool, str(path), str(out)]
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=500)
