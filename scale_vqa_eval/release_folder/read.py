@@ -317,18 +317,20 @@ def _parquet(path: Path, split: str | None = None) -> Iterator[Record]:
             for row in batch.to_pylist():
                 number += 1
                 location = f"{path}, row {number}"
-                named = {view: row.pop(view) for view in views}
-                if views:  # an image without a name is there all the same
-                    row["image_path"] = {
-                        view: image and (image["path"] or f"{view} of {location}") for view, image in named.items()
-                    }
-                record = _record(_plain(row, labels, location), location, number)
+                record = _record(_plain(_with_image_names(row, views, location), labels, location), location, number)
                 yield record if split is None else replace(record, split=split)
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
         found, hint = preview(" ".join(str(error).split()), 160), "build or download it again"
         raise InputError(Problem(str(path), "a Parquet file", found, hint)) from error
+
+
+def _with_image_names(row: dict[str, Any], views: Iterable[str], location: str) -> dict[str, Any]:
+    """Returns a row with ``image_path`` (view -> name, None without an image) in place of its image columns."""
+    # an image without a name is there all the same
+    names = {view: image and (image["path"] or f"{view} of {location}") for view in views for image in [row.pop(view)]}
+    return {**row, "image_path": names} if names else row
 
 
 def _holds_images(field: Any) -> bool:
@@ -382,7 +384,7 @@ def _decoded(value: Any) -> Any:
 
 
 def _hub(name: str, split: str | None, config: str | None) -> Iterator[Record]:
-    from datasets import load_dataset
+    from datasets import Image, load_dataset
 
     try:
         data = load_dataset(name, config, streaming=True)
@@ -391,9 +393,13 @@ def _hub(name: str, split: str | None, config: str | None) -> Iterator[Record]:
             features = rows.features or {}
             labels = {key: one.names for key, one in features.items() if key != "answer" and hasattr(one, "names")}
             images = [key for key, one in features.items() if key in IMAGE_COLUMNS or _is_media(one)]
-            for number, row in enumerate(rows.remove_columns(images), 1):
+            views = [view for view in VIEWS if isinstance(features.get(view), Image) and "image_path" not in features]
+            for view in views:  # first: a later cast would encode the decoded images again, without their names
+                rows = rows.cast_column(view, Image(decode=False))
+            for number, row in enumerate(rows.remove_columns([key for key in images if key not in views]), 1):
                 location = f"{name} {part}, row {number}"
-                yield Record(_plain(row, labels, location), location, number, str(part))
+                row = _plain(_with_image_names(row, views, location), labels, location)
+                yield Record(row, location, number, str(part))
     except InputError:
         raise
     except Exception as error:  # no network, no such name or config, a URL or a file that is broken: of many libraries
