@@ -1,9 +1,8 @@
 """``scale-vqa export``: the questions as VLMEvalKit, spreadsheets and scripts read them.
 
 The layouts of trainers are in ``training_recipes.export``, fields of slides in ``dataset_script.slides.export``.
-
-Images
-are written as ``predict`` sends them: the original bytes where any program decodes them alike, else lossless PNG.
+Images are written as ``predict`` sends them: the original bytes where any program decodes them alike, else lossless
+PNG.
 """
 
 from __future__ import annotations
@@ -27,12 +26,11 @@ from scale_vqa_eval.predict.images import OPTION_IMAGES, Bounds, sent_image
 from scale_vqa_eval.predict.requests import Request, read_visual_questions, rotated
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import LETTERS, VIEWS
+from scale_vqa_eval.scoring.tool_results import ROTATION_STEP
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _SUFFIXES: Final = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
-_ROTATION_STEP: Final = 1_000_000
-"""VLMEvalKit takes ``index`` modulo this for the question that a rotation belongs to."""
 _MAX_TABLE_BYTES: Final = 10**9
 """VLMEvalKit unpacks larger tables by other rules, in 32 processes."""
 _SPECIAL_NAMES: Final = ("mmbench", "ccbench", "circular", "mmcr", "mmmu", "mmt", "mmsci", "lego")
@@ -211,7 +209,7 @@ def vlmevalkit(
         raise InputError(Problem(data, "an image in every row", found, hint))
     letters = LETTERS[: max(len(item.question.options) for item in items)]
     requests = [
-        (number + _ROTATION_STEP * (rotation or 0), Request(item, rotation))
+        (number + ROTATION_STEP * (rotation or 0), Request(item, rotation))
         for rotation in (range(len(letters)) if circular else (None,))
         for number, item in enumerate(items)
         if rotation is None or rotation < len(item.question.options)

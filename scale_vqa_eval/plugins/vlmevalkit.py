@@ -8,6 +8,7 @@ the rule of ``score``. Without this module VLMEvalKit asks them in its own words
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,12 +20,17 @@ from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path
 
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.predict import DEFAULT_PROMPT
-from scale_vqa_eval.predict.prompts import filled, load_prompt
+from scale_vqa_eval.predict.prompts import Prompt, filled, load_prompt
 from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
 from scale_vqa_eval.schema import LETTERS, MAGNIFICATION, VIEWS
 from scale_vqa_eval.scoring.tool_results import PROMPT_COLUMN, tool_lines
 
 _HEAD: Final = "index\tid\tquestion\t"
+
+
+@cache
+def _prompt() -> Prompt:
+    return load_prompt(DEFAULT_PROMPT)
 
 
 def _tables(images: bool) -> list[str]:
@@ -47,14 +53,12 @@ class _Questions:
 
     def post_build(self, dataset: str) -> None:
         """Adds a column that stays in the table of predictions: these were asked for with our prompt."""
-        prompt = load_prompt("published")
-        self.data[PROMPT_COLUMN] = f"{prompt.id}@{prompt.version}"
+        self.data[PROMPT_COLUMN] = f"{_prompt().id}@{_prompt().version}"
 
     def build_prompt(self, line: Any) -> list[dict[str, str]]:
         """Returns the messages of ``predict``: views, option images each after its letter, the text last."""
         line = self.data.iloc[line] if isinstance(line, int) else line
-        prompt = load_prompt(DEFAULT_PROMPT)
-        options = _options(line)
+        prompt, options = _prompt(), _options(line)
         paths = self._images(line)
         marked = isinstance(line.get("hint"), str) and len(options) <= len(paths)
         shown = len(paths) - len(options) * marked

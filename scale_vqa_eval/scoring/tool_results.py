@@ -31,7 +31,8 @@ _SAMPLING: Final = ("temperature", "max_tokens", "top_p", "seed")
 _ZSTANDARD: Final = 93
 _ATTACHMENT: Final = re.compile(r"attachment://([0-9a-f]{32})")
 _TABLES: Final = (".xlsx", ".tsv", ".csv")
-_ROTATION_STEP: Final = 1_000_000
+ROTATION_STEP: Final = 1_000_000
+"""VLMEvalKit takes ``index`` modulo this for the question that a rotation belongs to."""
 _FAILED: Final = "Failed to obtain answer via API"
 _PUNCTUATION: Final = str.maketrans({letter: " " for letter in ".()[],:;!*#{}"})
 
@@ -233,7 +234,7 @@ def _vlmevalkit_lines(path: Path) -> Iterator[dict[str, Any]]:
     for number, row in enumerate(table.to_dict("records")):
         texts = [] if ours else [row[letter] for letter in LETTERS if row.get(letter)]
         line = {"id": row["id"], **vlmevalkit_response(row["prediction"], texts)}
-        line |= {"rotation": int(float(row["index"])) // _ROTATION_STEP} if circular else {}
+        line |= {"rotation": int(float(row["index"])) // ROTATION_STEP} if circular else {}
         yield line | ({"provenance": provenance} if number == 0 else {})
 
 
