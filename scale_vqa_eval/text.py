@@ -6,7 +6,10 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _WORD: Final = re.compile(r"\w+")
 _UNSPACED: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")  # scripts that put no space between words
@@ -110,6 +113,23 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def html_environment(package: str, **settings: Any) -> Environment:
+    """Returns the jinja2 environment of the HTML templates in a package's folder ``templates``.
+
+    Every text is escaped, and what hides or reorders text is shown as its code; an undefined name is an error.
+    ``settings`` are those of ``jinja2.Environment``.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader(package, "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: escape_invisible(value) if type(value) is str else value,
+        **settings,
+    )
 
 
 def escape_invisible(text: str) -> str:

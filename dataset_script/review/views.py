@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from dataset_script.review.decisions import Key, letter_problems
 from dataset_script.review.registration import BoundingBox
 from dataset_script.review.session import ReviewerState, ReviewSession
@@ -13,7 +11,7 @@ from scale_vqa_eval.audit.defects import normalised
 from scale_vqa_eval.predict.requests import VisualQuestion
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import GROUNDING_KINDS, LETTERS, MAGNIFICATION, VIEWS
-from scale_vqa_eval.text import escape_invisible
+from scale_vqa_eval.text import html_environment
 
 
 def render_item(session: ReviewSession, viewer: ReviewerState) -> str:
@@ -148,10 +146,4 @@ def _template(name: str) -> Any:
     return _ENVIRONMENT.get_template(name)
 
 
-_ENVIRONMENT = Environment(
-    loader=PackageLoader("dataset_script.review", "templates"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    # what hides or reorders text is shown as its code
-    finalize=lambda value: escape_invisible(value) if type(value) is str else value,
-)
+_ENVIRONMENT = html_environment("dataset_script.review")

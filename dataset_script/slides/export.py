@@ -22,7 +22,7 @@ import numpy as np
 
 from dataset_script.slides.field_images import encode_jpeg
 from dataset_script.slides.thumbnail import TissueMap, map_slide
-from dataset_script.slides.workers import worker_pool
+from dataset_script.slides.workers import run_all, worker_pool
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import atomic_path, atomic_write, exclusive_output, parse_json, sha256_json, write_json
 from scale_vqa_eval.wsi import MAGNIFY_LIMIT, UM_AT_1X, OpenSlideSource
@@ -296,10 +296,8 @@ def fields(
     with exclusive_output(out):
         fitted = _check(found.slides, out, settings)
         with worker_pool(workers) as run:
-            tasks = ((slide, out, fitted[slide], named[slide.stem]) for slide in found.slides)
-            problems = [problem for ones in run(export_slide, tasks) for problem in ones]
-        if problems:
-            raise InputError(problems)
+            tasks = [(slide, out, fitted[slide], named[slide.stem]) for slide in found.slides]
+            run_all(run, export_slide, tasks, "slides exported")
         rows = [row for slide in found.slides for row in _manifest(out / slide.stem / MANIFEST)]
         atomic_write(out / MANIFEST, _csv(rows), "name another --out")
     empty = [slide.stem for slide in found.slides if slide.stem not in {row["slide"] for row in rows}]

@@ -13,12 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from scale_vqa_eval.audit.defects import KINDS
 from scale_vqa_eval.audit.plots import dimension_plot, learning_plot, probe_plot, score_plot
 from scale_vqa_eval.files import atomic_write
-from scale_vqa_eval.text import escape_invisible, p_value, percent
+from scale_vqa_eval.text import html_environment, p_value, percent
 
 MAX_LISTED: Final = 50
 """Maximum number of defects of one kind that the page lists; the count is complete, and the JSON has them all."""
@@ -35,14 +33,7 @@ def write_page(path: str | Path, report: Mapping[str, Any]) -> None:
 
 def render_page(report: Mapping[str, Any]) -> str:
     """Returns the page of a report as HTML."""
-    environment = Environment(
-        loader=PackageLoader("scale_vqa_eval.audit", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: escape_invisible(value) if type(value) is str else value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = html_environment("scale_vqa_eval.audit", trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "p": p_value, "marked": _marked}
     published = report.get("published") or {"source": None, "data": None, "models": {}}
     defects = defaultdict(list)

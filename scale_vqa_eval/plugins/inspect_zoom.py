@@ -27,6 +27,7 @@ from scale_vqa_eval.zoom.environment import (
     call_tool,
     read_zoom_questions,
     slide_files,
+    with_files,
 )
 
 
@@ -136,12 +137,11 @@ def _tool(environment: ZoomEnvironment, function: Mapping[str, Any]) -> Tool:
 
 
 def _contents(environment: ZoomEnvironment, parts: Sequence[Mapping[str, Any]]) -> list[Content]:
-    images = iter(environment.images[len(environment.images) - sum("image" in part for part in parts) :])
     return [
-        ContentImage(image=f"data:image/jpeg;base64,{base64.b64encode(next(images)).decode('ascii')}")
-        if "image" in part
-        else ContentText(text=part["text"])
-        for part in parts
+        ContentText(text=part["text"])
+        if content is None
+        else ContentImage(image=f"data:image/jpeg;base64,{base64.b64encode(content).decode('ascii')}")
+        for part, content in with_files(environment, parts)
     ]
 
 

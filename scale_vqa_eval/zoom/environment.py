@@ -15,7 +15,7 @@ import json
 import math
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -364,7 +364,7 @@ class ZoomEnvironment:
         if len(given) != 1 or not "A" <= given <= last:
             return self._refused("answer", {"letter": letter}, f"letter must be one of A to {last}")
         self.letter = given
-        return self._noted({"call": "answer", "arguments": {"letter": given}}, f"The answer {given} is recorded.")
+        return self._recorded({"call": "answer", "arguments": {"letter": given}}, f"The answer {given} is recorded.")
 
     def get_reward(self) -> float:
         """Returns 0.8 for the right letter and 0.2 for evidence that was in view."""
@@ -455,9 +455,9 @@ class ZoomEnvironment:
 
     def _refused(self, call: str, asked: Mapping[str, Any], reason: str) -> list[dict[str, Any]]:
         asked = {name: preview(value, _SAID) for name, value in asked.items()}
-        return self._noted({"call": call, "arguments": asked, "refused": reason}, f"Refused: {reason}.")
+        return self._recorded({"call": call, "arguments": asked, "refused": reason}, f"Refused: {reason}.")
 
-    def _noted(self, step: dict[str, Any], text: str) -> list[dict[str, Any]]:
+    def _recorded(self, step: dict[str, Any], text: str) -> list[dict[str, Any]]:
         self.steps.append(step)
         return [{"type": "text", "text": text}]
 
@@ -486,6 +486,14 @@ def call_tool(environment: ZoomEnvironment, name: Any, arguments: Any) -> list[d
     if not isinstance(arguments, Mapping) or set(arguments) != set(wanted):
         return environment._refused(name, {"arguments": arguments}, f"{name} takes {', '.join(wanted)}")
     return environment.look(**arguments) if name == "look" else environment.answer(**arguments)
+
+
+def with_files(
+    environment: ZoomEnvironment, parts: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[Mapping[str, Any], bytes | None]]:
+    """Yields the parts of the last observation, each with the JPEG file of its image; None for a text."""
+    images = iter(environment.images[len(environment.images) - sum("image" in part for part in parts) :])
+    return ((part, next(images) if "image" in part else None) for part in parts)
 
 
 def first_messages(prompt: Prompt, question: Question) -> list[dict[str, Any]]:

@@ -43,6 +43,7 @@ from scale_vqa_eval.zoom.environment import (
     first_messages,
     slide_files,
     slides_digest,
+    with_files,
 )
 
 PROTOCOLS: Final = ("tool", "user", "text")
@@ -152,8 +153,8 @@ class Episode:
         return self.last if letter is None else f"<answer>{letter}</answer>"
 
     def _encoded(self, parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        images = iter(self.environment.images[len(self.environment.images) - sum("image" in part for part in parts) :])
-        return [self.encode(next(images)) if "image" in part else dict(part) for part in parts]
+        files = with_files(self.environment, parts)
+        return [dict(part) if content is None else self.encode(content) for part, content in files]
 
 
 def _written_calls(text: str) -> list[tuple[Any, Any]]:
@@ -390,7 +391,5 @@ def check_options(given: Mapping[str, Any]) -> None:
     """Raises UsageError where options do not go together with ``--zoom``."""
     if given["backend"] == "vllm":
         raise click.UsageError("--zoom: start vLLM's server (vllm serve) and ask it with --backend openai")
-    names = ["structured", "config", "images", *(["n"] if given["samples"] != 1 else [])]
-    for name in names:
-        if name == "n" or given[name]:
-            raise click.UsageError(f"--zoom does not go together with --{name}")
+    for name in [name for name in ("structured", "config", "images") if given[name]] + ["n"] * (given["samples"] != 1):
+        raise click.UsageError(f"--zoom does not go together with --{name}")

@@ -12,18 +12,17 @@ from typing import Any, Final
 
 import click
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from pydantic import BaseModel, Field
 
 from scale_vqa_eval.errors import InputError, Problem, validated
 from scale_vqa_eval.files import atomic_write, write_json
 from scale_vqa_eval.scale_vqa_acc.clustered import clustered_interval, paired_difference
-from scale_vqa_eval.schema import MAGNIFICATION
+from scale_vqa_eval.schema import LETTERS, MAGNIFICATION
 from scale_vqa_eval.scoring.answers import Answers, join
 from scale_vqa_eval.scoring.predictions import Predictions, read_predictions
 from scale_vqa_eval.scoring.score import consistency_warnings, read_each
-from scale_vqa_eval.text import aligned, escape_invisible, interval, one_line, p_value, percent, points
+from scale_vqa_eval.text import aligned, html_environment, interval, one_line, p_value, percent, points
 from scale_vqa_eval.zoom.environment import BoxUm, SlideStore, ZoomQuestion, read_zoom_questions, slide_files
 
 PAGE_PX: Final = 256
@@ -194,26 +193,18 @@ def write_page(
     Raises:
         InputError: where a slide cannot be read, or the page not written.
     """
-    environment = Environment(
-        loader=PackageLoader("scale_vqa_eval.zoom", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=lambda value: escape_invisible(value) if type(value) is str else value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = html_environment("scale_vqa_eval.zoom", trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "interval": interval, "points": points}
-    by_id = {item.question.id: item for item in questions}
+    by_id, given_mpp = {item.question.id: item for item in questions}, {item.slide: item.mpp for item in questions}
     rows = zip(run.answers.questions, run.answers.correct, run.answers.parsed.letters, run.episodes, strict=True)
     blind = run.control == "blind"
     shown = []
     for question, right, letter, episode in list(rows)[:limit]:
-        item = by_id[question.id]
-        mpp = next((one.mpp for one in questions if one.slide == episode.slide), None)
+        item, mpp = by_id[question.id], given_mpp.get(episode.slide)
         shown.append(
             {
                 "question": question,
-                "options": list(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", question.options, strict=False)),
+                "options": list(zip(LETTERS, question.options, strict=False)),
                 "letter": chr(letter) if letter else "no answer",
                 "right": bool(right),
                 "episode": episode,
