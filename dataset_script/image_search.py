@@ -122,11 +122,10 @@ class _Search:
             else:
                 self._add(StoredFile(path, size, "", partial(self.source.peek, path)))
         for path in sorted(archives, key=lambda path: (not path.lower().endswith(".zip"), path)):
-            missing = self.wanted - {name for files in self.places.values() for name in files}
             try:
                 if path.lower().endswith(".zip"):
                     refused = self._add_zip(path)
-                elif missing or isinstance(self.source, Folder):
+                elif isinstance(self.source, Folder) or not self.wanted <= set().union(*self.places.values()):
                     refused = self._add_tar(path)
                 else:
                     unread.append(path)

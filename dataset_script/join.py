@@ -72,10 +72,14 @@ def _conflicts(configs: Mapping[Path, Mapping[str, Shards]], splits: dict[str, d
     ids: dict[tuple[str, str, str], Path] = {}
     first: dict[str, tuple[str, str]] = {}
     reported: set[tuple[str, str]] = set()
+    # columns of images that one folder has, all need
+    images = {
+        config: any(has_images(config, shards_of[config]) for shards_of in configs.values() if config in shards_of)
+        for config in splits
+    }
     for folder, shards_of in configs.items():
         for config, shards in shards_of.items():
-            images = {has_images(config, other[config]) for other in configs.values() if config in other}
-            check_columns(shards, row_features(max(images), config))
+            check_columns(shards, row_features(images[config], config))
             for split, row in _rows(shards):
                 for column in ("id", "group"):
                     other = ids.setdefault((config, column, row[column]), folder) if row[column] else folder

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -249,16 +250,12 @@ def build_zoom(
                         _real(real, places, settings, patients))  # fmt: skip
         if not rows:
             raise InputError(unused)
-        weights: dict[str, int] = {}
-        for row in rows:
-            owner = row["group"].partition("::")[0] if synthetic else row["patient_id"]
-            weights[owner] = weights.get(owner, 0) + 1
-        split_of = patient_splits(weights, settings.seed)
-        for row in rows:
-            row["split"] = split_of[row["group"].partition("::")[0] if synthetic else row["patient_id"]]
+        owners = [row["group"].partition("::")[0] if synthetic else row["patient_id"] for row in rows]
+        split_of = patient_splits(Counter(owners), settings.seed)
+        for row, owner in zip(rows, owners, strict=True):
+            row["split"] = split_of[owner]
         atomic_write(real / QUESTIONS_FILE, "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows))
-    kinds = dict.fromkeys(row["dimension"] for row in rows)
-    return {kind: sum(row["dimension"] == kind for row in rows) for kind in kinds}
+    return Counter(row["dimension"] for row in rows)
 
 
 def _synthetic(out: Path, count: int, seed: int, workers: int) -> tuple[list[Row], list[Problem]]:

@@ -95,12 +95,12 @@ def warm_up(folder: Path, questions: Sequence[ZoomQuestion], make: Callable[[], 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1, pct_start=0.1)
     head = processor.tokenizer("<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
     end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    of_slide: dict[str, list[ZoomQuestion]] = {}
+    for item in questions:
+        of_slide.setdefault(item.slide, []).append(item)
     for step in range(steps):
         chosen = rng.choices(questions, k=batch)
-        conversations = [
-            example(environment, prompt, item, [one for one in questions if one.slide == item.slide], rng)
-            for item in chosen
-        ]
+        conversations = [example(environment, prompt, item, of_slide[item.slide], rng) for item in chosen]
         inputs = processor.apply_chat_template(
             conversations,
             tools=TOOLS,

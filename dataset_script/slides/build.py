@@ -250,10 +250,10 @@ class _Tally:
 
 def _clear_stale(root: Path, works: Sequence[SlideWork], keep: bool) -> None:
     """Removes files that were being written; without ``keep``, also work on other slides or settings."""
-    current = {work.folder.name for work in works}
+    current = {"blocks", *(work.folder.name for work in works)}
     (root / "blocks").mkdir(parents=True, exist_ok=True)
     for folder in root.iterdir():
-        if folder.name not in {*current, "blocks"}:
+        if folder.name not in current:
             if not keep:
                 shutil.rmtree(folder)
             continue
