@@ -145,8 +145,8 @@ class HubFolder:
 def question_files(hub: HubFolder, named: Mapping[str, str]) -> dict[str, str]:
     """Returns split -> path of the JSON files with questions.
 
-    Files are told by their content, splits by a word in their name, else in the name of a folder above. Files whose
-    path has no such word are read only if there is no other.
+    Files are recognised by their content, splits by a word in their name, else in the name of a folder above. Files
+    whose path has no such word are read only if there is no other.
 
     Args:
         hub: the repository.

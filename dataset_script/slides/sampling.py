@@ -36,7 +36,8 @@ MAX_TRIES: Final = 300
 MATCH_STEPS: Final = np.array([1, 1, 1, 0.1, 0.5])
 """Differences that count alike when targets are matched: grey levels of mean colour, share of tissue, log sharpness.
 
-A box and its 200x field differ by one or two levels in mean colour, so boxes as close as that cannot be told by it.
+A box and its 200x field differ by one or two levels in mean colour, so a reader of mean colour cannot tell apart boxes
+that are this close.
 """
 PARENT_STEPS: Final = 3.0
 """Parents may differ this many times more: their colour differs from their targets' by five levels and more."""
