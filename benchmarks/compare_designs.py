@@ -27,11 +27,10 @@ from scripted_roles import serving
 
 from dataset_script.curate.candidates import UNCROSSED, Candidate, without_capital
 from dataset_script.curate.captions import CaptionFeature
+from dataset_script.curate.command import CurationRun, decompose, generate, plan, read_candidates, screen
 from dataset_script.curate.distractors import distractor_pool
-from dataset_script.curate.pipeline import CurationRun, decompose, generate, plan, read_candidates, screen
 from dataset_script.curate.report import finished
-from dataset_script.curate.settings import CurationSettings, read_settings
-from dataset_script.curate.work import open_work, write_lines
+from dataset_script.curate.work import CurationSettings, open_work, read_settings, write_lines
 from scale_vqa_eval.audit.report import audit_questions
 from scale_vqa_eval.files import write_json
 from scale_vqa_eval.questions import Question

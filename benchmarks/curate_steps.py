@@ -41,11 +41,10 @@ async def _answered(session: Any, model: str, messages: Any, sampling: Mapping[s
 def _run(step: str, folder: str, out: Any) -> None:
     """Runs one step and sends seconds, peak memory (MB), and that of the bare process."""
     from dataset_script.curate import (
-        pipeline,
+        command,
         screening,  # noqa: F401  imported before the bare process is measured
     )
-    from dataset_script.curate.settings import read_settings
-    from dataset_script.curate.work import open_work
+    from dataset_script.curate.work import open_work, read_settings
     from scale_vqa_eval.llm import LLMSession
 
     LLMSession.ask = _answered  # type: ignore[assignment, method-assign]
@@ -54,9 +53,9 @@ def _run(step: str, folder: str, out: Any) -> None:
     bare = _peak()
     start = time.perf_counter()
     work = open_work(root / "work", root / "captions.jsonl", settings)
-    run = pipeline.CurationRun(settings, work, progress=False)
+    run = command.CurationRun(settings, work, progress=False)
     if step != "open":
-        {"decompose": pipeline.decompose, "generate": pipeline.generate, "screen": pipeline.screen}[step](run)
+        {"decompose": command.decompose, "generate": command.generate, "screen": command.screen}[step](run)
     out.send((time.perf_counter() - start, _peak(), bare))
 
 

@@ -11,8 +11,7 @@ import numpy as np
 
 from dataset_script.curate.leakage_test import BlindAnswers, FloatArray
 from dataset_script.curate.roles import add_spending, remaining
-from dataset_script.curate.settings import RoleSettings
-from dataset_script.curate.work import add_reports
+from dataset_script.curate.work import RoleSettings, add_reports
 from scale_vqa_eval.audit.battery import FAMILIES, TRAIN_CAP, read_features, run_battery
 from scale_vqa_eval.audit.chat import chat_probe
 from scale_vqa_eval.audit.joint_reader import joint_probes

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations, product
 from typing import Any, Final
 
-from dataset_script.curate.captions import PATH_VIEW, CaptionedPath, CaptionFeature
-from dataset_script.curate.grounding import content
+from dataset_script.curate.captions import PATH_VIEW, CaptionedPath, CaptionFeature, content
 from dataset_script.curate.roles import load_prompt
 from scale_vqa_eval.controls.factorial_options import geometry_problems
 from scale_vqa_eval.errors import InputError, Problem

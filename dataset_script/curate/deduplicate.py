@@ -15,8 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataset_script.curate.candidates import Candidate
-from dataset_script.curate.captions import CaptionedPath
-from dataset_script.curate.grounding import grounded_in, may_hold
+from dataset_script.curate.captions import CaptionedPath, grounded_in, may_hold
 from dataset_script.image_files import inside
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import sha256_json, write_json

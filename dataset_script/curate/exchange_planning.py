@@ -25,9 +25,8 @@ from dataset_script.curate.candidates import (
     pair_problem,
     usable_features,
 )
-from dataset_script.curate.captions import PATH_VIEW, SCALES, CaptionFeature
+from dataset_script.curate.captions import PATH_VIEW, SCALES, CaptionFeature, may_hold, stems
 from dataset_script.curate.generate import FREE, QuestionPlan
-from dataset_script.curate.grounding import may_hold, stems
 from dataset_script.curate.work import WorkFolder, read_lines, write_lines
 from scale_vqa_eval.controls.exchange_group import GROUP_SIZE, ExchangeGroup
 from scale_vqa_eval.schema import row_id

@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import yaml
 
-from dataset_script.curate.settings import RoleSettings
+from dataset_script.curate.work import RoleSettings
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import sha256_json
 from scale_vqa_eval.llm import ChatReply, ChatRequest, ChatSettings, LLMClient, Spending

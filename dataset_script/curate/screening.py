@@ -10,11 +10,9 @@ from typing import Any, Final
 
 from dataset_script.curate.adversaries import Adversary, VersionedQuestion, all_agree, probe_answers
 from dataset_script.curate.candidates import Candidate, QuestionSpec
-from dataset_script.curate.captions import CaptionedPath
-from dataset_script.curate.cooccurrence import Implication
-from dataset_script.curate.distractors import build_options
+from dataset_script.curate.captions import CaptionedPath, content, instruction_in
+from dataset_script.curate.distractors import Implication, build_options
 from dataset_script.curate.generate import write_candidates
-from dataset_script.curate.grounding import content, instruction_in
 from dataset_script.curate.leakage_test import LeakageResult, find_leaks
 from dataset_script.curate.roles import (
     BadReply,
@@ -26,7 +24,7 @@ from dataset_script.curate.roles import (
     outcomes,
     text_field,
 )
-from dataset_script.curate.settings import CurationSettings
+from dataset_script.curate.work import CurationSettings
 from scale_vqa_eval.audit.evidence import find_evidence
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import LETTERS

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset_script.curate.settings import read_settings
+from dataset_script.curate.work import read_settings
 from scale_vqa_eval.audit.reported_scores import read_reported_scores
 from scale_vqa_eval.errors import InputError, preview
 from scale_vqa_eval.files import parse_json, parse_yaml

@@ -7,8 +7,7 @@ from typing import Any
 
 from dataset_script.curate.candidates import Candidate
 from dataset_script.curate.captions import CaptionedPath, CaptionFeature
-from dataset_script.curate.cooccurrence import find_implications
-from dataset_script.curate.distractors import build_options
+from dataset_script.curate.distractors import build_options, find_implications
 
 GROWTH = ("solid nests", "fused glands", "single files", "papillary fronds")
 TYPE = dict(zip(GROWTH, ("medullary", "tubular", "lobular", "papillary"), strict=True))
@@ -90,6 +89,6 @@ def test_they_are_crossed_neither_as_the_right_nor_as_the_wrong_finding() -> Non
 
 
 def _words(value: str) -> tuple[str, ...]:
-    from dataset_script.curate.grounding import stems
+    from dataset_script.curate.captions import stems
 
     return stems(value)

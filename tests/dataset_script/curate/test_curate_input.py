@@ -13,8 +13,7 @@ from curate_inputs import write_config, write_input
 from dataset_script.curate import work
 from dataset_script.curate.captions import PATH_VIEW, read_paths
 from dataset_script.curate.command import curate
-from dataset_script.curate.settings import read_settings
-from dataset_script.curate.work import open_work
+from dataset_script.curate.work import open_work, read_settings
 from scale_vqa_eval.errors import InputError
 
 

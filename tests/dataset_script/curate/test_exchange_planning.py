@@ -18,6 +18,7 @@ from scripted_roles import decomposed
 
 from dataset_script.curate.candidates import Candidate, QuestionSpec
 from dataset_script.curate.captions import CaptionedPath, CaptionFeature
+from dataset_script.curate.command import CurationRun, plan
 from dataset_script.curate.distractors import build_options
 from dataset_script.curate.exchange_planning import (
     OpenQuestion,
@@ -28,10 +29,8 @@ from dataset_script.curate.exchange_planning import (
     plan_groups,
 )
 from dataset_script.curate.generate import read_candidate
-from dataset_script.curate.pipeline import CurationRun, plan
 from dataset_script.curate.roles import BadReply
-from dataset_script.curate.settings import CurationSettings, read_settings
-from dataset_script.curate.work import open_work, write_lines
+from dataset_script.curate.work import CurationSettings, open_work, read_settings, write_lines
 from scale_vqa_eval.files import write_json
 
 ASPECTS = (("low_mag", "growth pattern"), ("mid_mag", "stroma"), ("high_mag", "nuclei"))

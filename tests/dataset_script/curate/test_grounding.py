@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset_script.curate.captions import CaptionedPath
-from dataset_script.curate.decompose import read_features
-from dataset_script.curate.grounding import grounded_in, instruction_in
+from dataset_script.curate.captions import CaptionedPath, grounded_in, instruction_in
+from dataset_script.curate.generate import read_features
 from dataset_script.curate.roles import BadReply
 
 CAPTION = "Glands are round, with open lumens. No mitoses are seen; the stroma is loose but not inflamed."
