@@ -17,8 +17,7 @@ import click
 from tqdm import tqdm
 
 from dataset_script.hub_release import HubFolder, question_files
-from dataset_script.image_files import FoundImages, check_images
-from dataset_script.image_search import Folder, ImageFiles, find_images
+from dataset_script.image_files import Folder, FoundImages, ImageFiles, check_images, find_images
 from scale_vqa_eval.audit.defects import KINDS, Defect, find_defects
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import atomic_write, parse_json

@@ -1,27 +1,43 @@
-"""Checks image files that a table names: each lies inside the image root, is complete and is of a sane size.
+"""Image files that a table names: finds them in whatever layout a release has, and checks each.
 
-The paths come from a file that somebody else wrote: none is opened before it is known to stay inside the root.
-``dataset_script.image_search`` finds images below other folders than the root itself, and in archives.
+The paths come from a file that somebody else wrote: none is opened before it is known to stay inside the root. An
+image has to be complete and of a sane size.
+
+A table names an image as ``SLIDE/rois/10_4_2.jpg``. Every folder, and every place in an archive, below which that path
+lies is a candidate. Images are taken from the places that hold an image no other place holds; if those do not give each
+image once, the error lists all candidates. Names in archives are compared and never used as paths; links, absolute
+names and ``..`` are refused. Nothing is unpacked but the named images of a compressed tar, which has no random access:
+they go to a temporary file without a name.
 """
 
 from __future__ import annotations
 
+import io
 import lzma
+import os
+import re
+import shutil
+import stat
 import struct
 import tarfile
+import tempfile
+import unicodedata
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, Final
+from typing import IO, Final, Protocol
 
+import click
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from scale_vqa_eval.errors import Problem, preview
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import inside_root
 
 FORMATS: Final = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
@@ -146,3 +162,243 @@ def check_images(root: Path | FoundImages, named: Iterable[tuple[str, str]], wor
         elif (found := broken[file]) is not None:
             problems.append(Problem(where, "a complete image", found, "download it again"))
     return problems
+
+
+ARCHIVE: Final = re.compile(r"\.(?:zip|tar|tar\.(?:gz|bz2|xz)|tgz|tbz2?|txz)$", re.IGNORECASE)
+_SHOWN: Final = 8
+_SKIPPED: Final = "__MACOSX"
+
+
+class ImageFiles(Protocol):
+    """A folder or repository: files with sizes, one at its own path, one on this machine, one for random access."""
+
+    @property
+    def name(self) -> str: ...
+    def listing(self) -> Iterable[tuple[str, int]]: ...
+    def exact(self, name: str) -> StoredFile | str: ...
+    def local(self, path: str) -> Path: ...
+    def peek(self, path: str) -> IO[bytes]: ...
+
+
+class Folder:
+    """A local folder, or one archive, as an ``ImageFiles``."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self._archive = str(path), path.name if path.is_file() else ""
+        self._root = path.parent if self._archive else path
+
+    def listing(self) -> Iterator[tuple[str, int]]:
+        if self._archive:
+            yield self._archive, self.local(self._archive).stat().st_size
+            return
+        for place, folders, names in os.walk(self._root):
+            folders[:] = sorted(name for name in folders if not name.startswith((".", _SKIPPED)))
+            for path in (Path(place, name) for name in sorted(names)):
+                shown = path.relative_to(self._root).as_posix()
+                if not path.is_symlink() or isinstance(inside(self._root, shown), Path):
+                    yield shown, path.stat().st_size
+
+    def exact(self, name: str) -> StoredFile | str:
+        file = "no file there" if self._archive else inside(self._root, name)
+        return file if isinstance(file, str) else StoredFile(name, file.stat().st_size, "", partial(file.open, "rb"))
+
+    def local(self, path: str) -> Path:
+        return self._root / path
+
+    def peek(self, path: str) -> IO[bytes]:
+        return self.local(path).open("rb")
+
+
+def find_images(source: ImageFiles, names: Iterable[str], scratch: Path, named: bool) -> FoundImages:
+    """Returns where the images of a table are.
+
+    Args:
+        source: folder or repository.
+        names: paths as the table has them.
+        scratch: folder for the images of compressed tars.
+        named: the user named ``source`` as the root: if it holds every image itself, nothing else is looked at.
+
+    Raises:
+        InputError: if more than one place fits, an archive cannot be read, or ``source`` was not named and holds none.
+    """
+    found = {name: unsafe_path(name) or source.exact(name) for name in names}
+    wanted = {_normal(name) for name in found if unsafe_path(name) is None}
+    exact = {_normal(name): file for name, file in found.items() if not isinstance(file, str)}
+    places = ["."]
+    if wanted and not (named and wanted == exact.keys()):
+        search = _Search(source, wanted, exact, scratch)
+        search.run()
+        files, places = search.result(named)
+        click.echo(
+            f"images: {len(files)} of {len(wanted)} in {_listed(places) or 'no place'} ({source.name})", err=True
+        )
+        found = {name: why if unsafe_path(name) else files.get(_normal(name), why) for name, why in found.items()}
+    return FoundImages(found, source.name, tuple(places))
+
+
+class _Search:
+    """The candidates: place -> name -> file, filled by ``run``."""
+
+    def __init__(self, source: ImageFiles, wanted: set[str], exact: dict[str, StoredFile], scratch: Path) -> None:
+        self.source, self.wanted = source, wanted
+        self.places = {".": dict(exact)} if exact else {}
+        self._depths = sorted({name.count("/") + 1 for name in wanted})
+        self._others: Counter[str] = Counter()
+        self._example: dict[str, str] = {}
+        self._scratch = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115  (as long as the images are read)
+        self._zip = lru_cache(maxsize=16)(zipfile.ZipFile)
+
+    def run(self) -> None:
+        """Goes through all files; tars come last, and on the Hub only if images are still missing."""
+        archives, unread = [], []
+        for path, size in self.source.listing():
+            if ARCHIVE.search(path):
+                archives.append(path)
+            else:
+                self._add(StoredFile(path, size, "", partial(self.source.peek, path)))
+        for path in sorted(archives, key=lambda path: (not path.lower().endswith(".zip"), path)):
+            try:
+                if path.lower().endswith(".zip"):
+                    refused = self._add_zip(path)
+                elif isinstance(self.source, Folder) or not self.wanted <= set().union(*self.places.values()):
+                    refused = self._add_tar(path)
+                else:
+                    unread.append(path)
+                    continue
+            except InputError:
+                raise
+            except (*UNREADABLE, RuntimeError, ValueError) as error:
+                location, hint = f"{self.source.name}, {path}", "download it again, or name the images by --images"
+                raise InputError(Problem(location, "a complete archive", preview(str(error), 160), hint)) from error
+            if refused:
+                click.echo(f"{path}: {refused} links, or names that leave the archive, were not read", err=True)
+        if unread:
+            click.echo(f"not downloaded, because all images are found without: {_listed(unread)}", err=True)
+
+    def _add(self, file: StoredFile) -> bool:
+        """Adds a file to every place below which it has a name that is wanted; says whether there is one."""
+        path, found = _normal(file.path), False
+        parts = path.split("/")
+        for depth in self._depths:
+            name = "/".join(parts[-depth:])
+            if depth > len(parts) or name not in self.wanted:
+                continue
+            place = _place(path[: -len(name)], name, _normal(file.archive) if file.archive else "")
+            files, found = self.places.setdefault(place, {}), True
+            if name in files and place != ".":
+                location, hint = f"{self.source.name}, {place}", "remove one of the two"
+                raise InputError(Problem(location, "each image once", f"{name} twice", hint))
+            files.setdefault(name, file)
+        if not found:
+            group = file.archive or "/".join(parts[:-1][:2]) or "."
+            self._others[group] += 1
+            self._example.setdefault(group, "/".join(parts[-3:] if file.archive else parts[-1:]))
+        return found
+
+    def _add_zip(self, path: str) -> int:
+        bare, refused = ARCHIVE.sub("", path), 0
+        with self.source.peek(path) as content, zipfile.ZipFile(content) as archive:
+            for info in archive.infolist():
+                name = info.filename.replace("\\", "/")
+                if info.is_dir() or name.startswith(_SKIPPED):
+                    continue
+                if unsafe_path(name) or stat.S_ISLNK(info.external_attr >> 16):
+                    refused += 1
+                    continue
+                opened = partial(self._zipped, path, info)
+                if self._add(StoredFile(f"{bare}/{name}", info.file_size, path, opened)) and info.flag_bits & 1:
+                    raise RuntimeError("it needs a password")
+        return refused
+
+    def _zipped(self, path: str, info: zipfile.ZipInfo) -> IO[bytes]:
+        return self._zip(self.source.local(path)).open(info)
+
+    def _add_tar(self, path: str) -> int:
+        bare, refused, packed = ARCHIVE.sub("", path), 0, not path.lower().endswith(".tar")
+        local = self.source.local(path)
+        # the mode "r|" reads from start to end, without going back
+        with tarfile.open(local, "r|*" if packed else "r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # it keeps every header otherwise
+                if member.isdir():
+                    continue
+                if not member.isreg() or member.issparse() or unsafe_path(member.name):
+                    refused += 1
+                    continue
+                at = self._scratch.seek(0, io.SEEK_END) if packed else member.offset_data
+                opened = partial(_slice, self._scratch if packed else local, at, member.size)
+                wanted = self._add(StoredFile(f"{bare}/{member.name}", member.size, path, opened))
+                if packed and wanted and member.size <= MAX_BYTES:  # a larger one is refused when it is checked
+                    shutil.copyfileobj(archive.extractfile(member) or io.BytesIO(), self._scratch)
+        self._scratch.flush()  # it is read past its buffer
+        return refused
+
+    def result(self, named: bool) -> tuple[dict[str, StoredFile], list[str]]:
+        """Returns the file of each name, and the places that the files are taken from."""
+        holders: dict[str, list[str]] = {}
+        for place, files in self.places.items():
+            for name in files:
+                holders.setdefault(name, []).append(place)
+        needed = {places[0] for places in holders.values() if len(places) == 1}
+        chosen: dict[str, StoredFile] = {}
+        for name, places in holders.items():
+            fits = [place for place in places if place in needed]
+            if len(fits) != 1 or len({self.places[place][name].size for place in places}) != 1:
+                hint = "name the one to use by --images"
+                raise InputError(Problem(self.source.name, "one place for each image", self._candidates(), hint))
+            chosen[name] = self.places[fits[0]][name]
+        if not chosen:
+            expected = f"the {len(self.wanted)} images that the rows name, such as {preview(min(self.wanted))}"
+            hint = "name the folder below which these paths lie, or an archive, by --images"
+            problem = Problem(self.source.name, expected, f"none; tried {self._candidates()}", hint)
+            if not named:
+                raise InputError(problem)
+            click.echo(str(problem), err=True)  # each image that is not there is an error of its own
+        if unused := sorted(self.places.keys() - needed):
+            click.echo(f"not used, as they hold copies of some images only: {_listed(unused)}", err=True)
+        return chosen, sorted(needed)
+
+    def _candidates(self) -> str:
+        """Returns what was tried, and how many images each place would give."""
+        given = sorted((-len(files), place) for place, files in self.places.items())
+        tried = [f"{place}: {-count} of {len(self.wanted)} images" for count, place in given] or [
+            f"{group}: none in {count} files, such as {preview(self._example[group])}"
+            for group, count in self._others.most_common()
+        ]
+        return _listed(tried, "; ") or "no file at all"
+
+
+def _slice(file: IO[bytes] | Path, start: int, size: int) -> IO[bytes]:
+    """Returns a part of a file that stays open, or of one that is opened for it."""
+    if not isinstance(file, Path):
+        return io.BytesIO(os.pread(file.fileno(), size, start))
+    with file.open("rb") as opened:
+        return io.BytesIO(os.pread(opened.fileno(), size, start))
+
+
+def _place(above: str, name: str, archive: str) -> str:
+    """Returns the place that a file lies below by its name; archives that are each named after a slide are one place.
+
+    >>> _place("data/", "S1/rois/a.jpg", ""), _place("", "S1/rois/a.jpg", "")
+    ('data', '.')
+    >>> _place("d/all/images/", "S1/rois/a.jpg", "d/all.zip"), _place("d/", "S1/rois/a.jpg", "d/S1.zip")
+    ('d/all.zip/images', 'd/*.zip')
+    """
+    if not archive:
+        return above.rstrip("/") or "."
+    folder, _, file = archive.rpartition("/")
+    bare = ARCHIVE.sub("", archive)
+    if ARCHIVE.sub("", file) in name.split("/"):
+        return f"{folder}/*{archive[len(bare) :]}".removeprefix("/")
+    return f"{archive}/{above[len(bare) + 1 :]}".rstrip("/")
+
+
+def _normal(name: str) -> str:
+    """Returns a path without ``./`` and with composed characters: archives made on a Mac have decomposed ones."""
+    return unicodedata.normalize("NFC", PurePosixPath(name).as_posix())
+
+
+def _listed(texts: list[str], between: str = ", ") -> str:
+    """Returns the first of some texts, and how many more there are."""
+    more = [f"and {len(texts) - _SHOWN} more"] if len(texts) > _SHOWN else []
+    return between.join([*texts[:_SHOWN], *more])

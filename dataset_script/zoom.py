@@ -21,9 +21,8 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from dataset_script.phantom.facts import FEATURES, Facts
 from dataset_script.phantom.geometry import Rect, seeded
-from dataset_script.phantom.plan import PhantomPath, PhantomPlan
+from dataset_script.phantom.plan import FEATURES, Facts, PhantomPath, PhantomPlan
 from dataset_script.phantom.scene import LABEL_MPP, Label
 from dataset_script.phantom.slide import PhantomSlide, write_slide
 from dataset_script.slides.field_images import encode_jpeg, read_field

@@ -17,9 +17,17 @@ from numpy.typing import NDArray
 
 from dataset_script.phantom.cells import REACH, Bodies, bodies
 from dataset_script.phantom.geometry import Rect, grown, overlap
-from dataset_script.phantom.materials import Stain, texture_shader
 from dataset_script.phantom.scene import Fragment, FragmentPaths
-from dataset_script.phantom.sprites import CELL, FACTORS, SPRITE_MPP, VARIANTS, SpriteSheet, box_averaged
+from dataset_script.phantom.sprites import (
+    CELL,
+    FACTORS,
+    SPRITE_MPP,
+    VARIANTS,
+    SpriteSheet,
+    Stain,
+    box_averaged,
+    texture_shader,
+)
 
 
 def draw_tissue(canvas: skia.Canvas, fragment: Fragment, stain: Stain, mpp: float) -> None:

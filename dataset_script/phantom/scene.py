@@ -11,8 +11,8 @@ import skia
 from numpy.typing import NDArray
 from scipy.spatial import Voronoi, cKDTree
 
-from dataset_script.phantom.facts import Facts
 from dataset_script.phantom.geometry import Contours, Points, Rect, ellipses, lattice, seeded, smooth_path, waves
+from dataset_script.phantom.plan import Facts
 
 PITCH = 74.0
 WALL = 2.6

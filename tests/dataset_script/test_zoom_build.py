@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from drawn_slides import tissue_slide
 from PIL import Image
 
-from dataset_script.phantom.facts import FEATURES
+from dataset_script.phantom.plan import FEATURES
 from dataset_script.zoom import synthetic_plans, synthetic_rows, zoom
 from scale_vqa_eval.controls.exchange_group import find_exchange_groups
 from scale_vqa_eval.questions import read_questions

@@ -17,9 +17,8 @@ from typing import Any
 import click
 
 from dataset_script.curate.work import write_lines
-from dataset_script.phantom.facts import FEATURES, SIGNS, Facts
 from dataset_script.phantom.geometry import seeded
-from dataset_script.phantom.plan import PATHS, PhantomPath, PhantomPlan, captions
+from dataset_script.phantom.plan import FEATURES, PATHS, SIGNS, Facts, PhantomPath, PhantomPlan, captions
 from scale_vqa_eval.errors import Problem
 from scale_vqa_eval.schema import VIEWS
 

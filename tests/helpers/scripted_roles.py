@@ -25,7 +25,7 @@ import click
 
 from dataset_script.curate.candidates import pair_problem
 from dataset_script.curate.captions import CaptionFeature
-from dataset_script.phantom.facts import SIGNS
+from dataset_script.phantom.plan import SIGNS
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scoring.baselines import longest, medoid
 

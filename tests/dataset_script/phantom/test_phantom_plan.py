@@ -10,8 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset_script.phantom.facts import ASKED, FEATURES, OPTION_TEMPLATES, SIGNS, WORDINGS
-from dataset_script.phantom.plan import PATHS, PhantomQuestion, captions, deal_pools, path_questions, plan_slides
+from dataset_script.phantom.plan import (
+    ASKED,
+    FEATURES,
+    OPTION_TEMPLATES,
+    PATHS,
+    SIGNS,
+    WORDINGS,
+    PhantomQuestion,
+    captions,
+    deal_pools,
+    path_questions,
+    plan_slides,
+)
 from scale_vqa_eval.audit.clusters import is_block_exchange
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import LETTERS, QUESTION_TYPES

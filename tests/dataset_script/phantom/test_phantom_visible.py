@@ -11,7 +11,7 @@ pytest.importorskip("sklearn")
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.model_selection import GroupKFold, cross_val_predict
 
-from dataset_script.phantom.facts import ASKED, FEATURES
+from dataset_script.phantom.plan import ASKED, FEATURES
 from dataset_script.phantom.slide import phantom_slides
 
 SLIDES = 12
