@@ -3,11 +3,11 @@
 The paths come from a file that somebody else wrote: none is opened before it is known to stay inside the root. An
 image has to be complete and of a sane size.
 
-A table names an image as ``SLIDE/rois/10_4_2.jpg``. Every folder, and every place in an archive, below which that path
-lies is a candidate. Images are taken from the places that hold an image no other place holds; if those do not give each
-image once, the error lists all candidates. Names in archives are compared and never used as paths; links, absolute
-names and ``..`` are refused. Nothing is unpacked but the named images of a compressed tar, which has no random access:
-they go to a temporary file without a name.
+A table names an image as ``SLIDE/rois/10_4_2.jpg``. Every folder, and every place in an archive, below which that
+path lies is a candidate. Images are taken from the places that hold an image no other place holds; if those do not
+give each image once, the error lists all candidates. Names in archives are compared and never used as paths; links,
+absolute names and ``..`` are refused. Nothing is unpacked but the named images of a compressed tar, which has no
+random access: they go to a temporary file without a name.
 """
 
 from __future__ import annotations

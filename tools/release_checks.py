@@ -14,7 +14,7 @@ from datasets import Features
 from tqdm import tqdm
 
 from model_card.cards.check import CardKind, check_card
-from model_card.cards.croissant import NAME, check_croissant
+from model_card.cards.dataset import NAME, check_croissant
 from scale_vqa_eval.release_folder.card import head
 from scale_vqa_eval.release_folder.read import release_configs
 

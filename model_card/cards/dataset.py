@@ -1,14 +1,16 @@
-"""The card of a release folder, completed from its rows, its audits and the report of a curation run.
+"""The card of a release folder, completed from its rows, audits and curation report, and its Croissant metadata.
 
 The folder's builder writes a card that loads: configs, features, where each config comes from. The rest (the licence,
 the audit, the uses of the rows) is written here in marked sections; ``configs``, ``dataset_info`` and all text outside
-of the marks stay as they are.
+of the marks stay as they are. Croissant (https://docs.mlcommons.org/croissant, by ``mlcroissant``) lists every Parquet
+file with its SHA-256; every split is a record set whose fields come from the Parquet schema.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +21,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from model_card.cards.text import (
     FILE,
     FOLDER,
+    Licence,
     merged_card,
     read_object,
     render,
@@ -29,7 +32,7 @@ from model_card.cards.text import (
 from scale_vqa_eval import __version__
 from scale_vqa_eval.audit.defects import KINDS
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.files import atomic_write
+from scale_vqa_eval.files import atomic_write, parse_json, sha256_file
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.release_folder.card import AUTHORS, data_origin, head, read_notes
 from scale_vqa_eval.release_folder.read import release_configs
@@ -81,15 +84,13 @@ def dataset(
 
     Every config needs an audit of its rows: scale-vqa audit FOLDER --config NAME --json FILE.
     """
-    from model_card.cards import croissant as metadata
-
     if croissant and not repo:
         raise click.UsageError("--croissant needs --repo ORG/NAME: the metadata names where the data is")
     out = out or folder / "README.md"
     files = {out: dataset_card(folder, licence, audits, curation, repo, doi)}
     stated = stated_licence(licence, head(files[out]), str(out), [])
     if croissant and repo and stated:
-        files[folder / metadata.NAME] = metadata.croissant(folder, repo, stated, head(files[out]).get("doi"))
+        files[folder / CROISSANT] = croissant_metadata(folder, repo, stated, head(files[out]).get("doi"))
     for path, text in files.items():
         atomic_write(path, text, "name another --out")
         click.echo(str(path))
@@ -251,3 +252,134 @@ def _read_curation(path: Path, problems: list[Problem]) -> dict[str, Any] | None
         problems.append(Problem(str(path), expected, preview(report["format"]), hint))
         return None
     return report
+
+
+CROISSANT: Final = "croissant.json"
+_PARQUET: Final = "application/x-parquet"
+_DESCRIPTION: Final = (
+    "Four-option questions about nested fields of one pathology slide at three magnifications. For research only, not "
+    "for diagnosis."
+)
+_PAPER: Final = "Phan et al., Enhancing Pathological VLMs with Cross-scale Reasoning, MICCAI 2026, arXiv:2606.17412"
+_CROISSANT_HINT: Final = "write it again: scale-vqa card dataset --croissant --repo ORG/NAME, or remove it"
+
+
+def croissant_metadata(folder: Path, repo: str, licence: Licence, doi: str | None = None) -> str:
+    """Returns the Croissant JSON-LD of a release folder; the same folder gives the same text.
+
+    Args:
+        folder: the release folder.
+        repo: Hub id under which it is published.
+        licence: as its card states it.
+        doi: of the data set.
+
+    Raises:
+        InputError: if ``mlcroissant`` reports an error in the result.
+    """
+    import mlcroissant as mlc
+
+    configs, origin = release_configs(folder), data_origin(folder)
+    shards = [file for splits in configs.values() for files in splits.values() for file in files]
+    distribution: list[Any] = [
+        mlc.FileObject(
+            id=name,
+            name=name,
+            content_url=name,
+            content_size=f"{file.stat().st_size} B",
+            encoding_formats=[_PARQUET],
+            sha256=sha256_file(file),
+        )
+        for file in shards
+        for name in [file.relative_to(folder).as_posix()]
+    ]
+    cite = _PAPER if origin.of_paper else f"{origin.title}, made with scale-vqa {__version__}. Format: {_PAPER}"
+    cite += f". Data: https://doi.org/{doi}" if doi else ""
+    records = []
+    for config, splits in configs.items():
+        for split, files in splits.items():
+            name, parquet = f"{config}/{split}", f"{config}/{split}-files"
+            pattern = f"{config}/{split}-*.parquet"
+            distribution.append(mlc.FileSet(id=parquet, name=parquet, encoding_formats=[_PARQUET], includes=[pattern]))
+            records.append(mlc.RecordSet(id=name, name=name, fields=list(_fields(mlc, name, files[0]))))
+    metadata = mlc.Metadata(
+        name=repo.split("/")[-1],
+        description=f"{origin.title}. {_DESCRIPTION}",
+        url=f"https://huggingface.co/datasets/{repo}",
+        license=[licence.link or licence.id],
+        version=__version__,
+        cite_as=cite,
+        distribution=distribution,
+        record_sets=records,
+    )
+    if metadata.issues.errors:
+        found = preview(" ".join(sorted(map(str, metadata.issues.errors))), 300)
+        raise InputError(Problem(str(folder), "rows that Croissant can describe", found, "report this folder"))
+    return json.dumps(metadata.to_json(), indent=2, ensure_ascii=False, default=str) + "\n"
+
+
+def check_croissant(path: Path) -> list[Problem]:
+    """Returns what is wrong with a Croissant file: errors of ``mlcroissant``, files that differ from their hash."""
+    import mlcroissant as mlc
+
+    try:
+        dataset = mlc.Dataset(jsonld=str(path))
+    except (OSError, ValueError, mlc.ValidationError) as error:
+        return [Problem(str(path), "valid Croissant metadata", preview(str(error), 300), _CROISSANT_HINT)]
+    issues = sorted(dataset.metadata.issues.errors)
+    problems = [
+        Problem(str(path), "valid Croissant metadata", preview(str(issue), 200), _CROISSANT_HINT) for issue in issues
+    ]
+    files = {file.relative_to(path.parent).as_posix(): sha256_file(file) for file in path.parent.rglob("*.parquet")}
+    return problems + hash_problems(str(path), path.read_text(encoding="utf-8"), files)
+
+
+def hash_problems(location: str, content: str, hashes: Mapping[str, str]) -> list[Problem]:
+    """Returns a problem if Croissant metadata names other Parquet files, or other bytes, than are there.
+
+    Args:
+        location: location that the problem names.
+        content: text of ``croissant.json``.
+        hashes: path -> SHA-256 of the Parquet files.
+    """
+    try:
+        listed = parse_json(content, location)["distribution"]
+        named = {one["contentUrl"]: one["sha256"] for one in listed if "sha256" in one}
+    except (InputError, KeyError, TypeError):
+        named = {}
+    wrong = sorted(path for path in named.keys() | hashes.keys() if named.get(path) != hashes.get(path))
+    if not wrong:
+        return []
+    found = f"others of {', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}"
+    return [Problem(location, "the SHA-256 of the folder's Parquet files", found, _CROISSANT_HINT)]
+
+
+def _fields(mlc: Any, name: str, file: Path) -> Iterator[Any]:
+    """Yields a field for each column that Croissant can read."""
+    schema = pq.read_schema(file)
+    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    for column, feature in features.items():
+        options: dict[str, Any] = {}
+        transforms, description = [], None
+        listed = isinstance(feature, Mapping) and feature.get("_type") == "List"
+        kind = (feature["feature"] if listed else feature).get("_type") if isinstance(feature, Mapping) else None
+        if kind == "Image":
+            data_type, transforms = mlc.DataType.IMAGE_OBJECT, [mlc.Transform(json_path="bytes")]
+            # `repeated`, the older spelling: mlcroissant decodes each image of it, and fails on an array of images
+            options = {"repeated": True} if listed else {}
+        elif kind == "ClassLabel" and not listed:
+            data_type = mlc.DataType.INTEGER
+            description = ", ".join(f"{index} = {label}" for index, label in enumerate(feature["names"]))
+        elif kind == "Value":
+            data_type = mlc.DataType.TEXT
+            options = {"is_array": True, "array_shape": "-1"} if listed else {}
+        else:
+            continue
+        extract = mlc.Extract(column=column)
+        yield mlc.Field(
+            id=f"{name}/{column}",
+            name=column,
+            description=description,
+            data_types=[data_type],
+            source=mlc.Source(file_set=f"{name}-files", extract=extract, transforms=transforms),
+            **options,
+        )

@@ -1,7 +1,8 @@
-"""Scores for a model's card: results files read and checked, and the two forms in which the Hub reads scores.
+"""Scores for a model's card: results files read and checked, and the forms in which the Hub reads scores and tasks.
 
-These are ``model-index`` in the card's head and ``.eval_results/*.yaml``. Each score appears with its blind control or
-is marked as having none.
+Scores are in ``model-index`` in the card's head and in ``.eval_results/*.yaml``. Each appears with its blind control or
+is marked as having none. ``eval.yaml`` makes a data set a benchmark of the Hub, with tasks that
+``inspect eval hf/ORG/NAME`` runs; a task has the id under which a model's scores of the same rows are written.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_
 from model_card.cards.text import dump_yaml
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.predict.prompts import Prompt, load_prompt
+from scale_vqa_eval.questions import read_questions
+from scale_vqa_eval.release_folder.card import HUB, HUB_PROMPT, data_origin
+from scale_vqa_eval.release_folder.read import release_configs
 from scale_vqa_eval.scoring.blind_control import control_problems
 from scale_vqa_eval.scoring.results import read_results
+from scale_vqa_eval.scoring.score import questions_digest
 
 NO_CONTROL: Final = "no blind control: does not show that images were used"
 
@@ -186,3 +191,60 @@ def _results(score: Score, dataset: str) -> Iterator[EvalResult]:
 
 def _percent(share: float) -> float:
     return round(100 * share, 2)
+
+
+EVAL_YAML: Final = "eval.yaml"
+_PATTERN: Final = r"(?-i:<answer>)\s*([A-Za-z])\s*(?-i:</answer>)"
+"""First letter between answer tags: the tags as they are, the letter in either case, as ``score`` reads it."""
+_HUB_HINT: Final = "make it again: scale-vqa build hub FOLDER"
+
+
+def eval_yaml(folder: Path) -> str | None:
+    """Returns the content of ``eval.yaml`` for a release folder; None if it has no config ``hub``.
+
+    Raises:
+        InputError: if the rows of ``hub`` are not those of another config, or its prompt is missing.
+    """
+    configs = release_configs(folder)
+    if HUB not in configs:
+        return None
+    prompt = load_prompt(str(folder / HUB_PROMPT))
+    tasks: list[dict[str, Any]] = []
+    for split in configs[HUB]:
+        digest = questions_digest(read_questions(folder, split, HUB))
+        same = (
+            name
+            for name, splits in configs.items()
+            if name not in (HUB, "text") and split in splits
+            if questions_digest(read_questions(folder, split, name)) == digest
+        )
+        config = next(same, None)
+        if config is None:
+            location, expected = f"{folder}, config {HUB}, split {split}", "the rows of another config of the folder"
+            raise InputError(Problem(location, expected, "other questions, or an older version", _HUB_HINT))
+        tasks += [_task(task_id(config, split, blind), split, prompt, blind) for blind in (False, True)]
+    content = {
+        "name": data_origin(folder).title,
+        "description": "Four-option questions across three nested magnifications of a pathology slide, one composed "
+        "image each. Report a score beside that of the task whose id ends in _blind: the same text without the image.",
+        "evaluation_framework": "inspect-ai",
+        "tasks": tasks,
+    }
+    return dump_yaml(content)
+
+
+def _task(name: str, split: str, prompt: Prompt, blind: bool) -> dict[str, Any]:
+    """Returns a task as ``inspect_ai`` reads it from a data set on the Hub."""
+    fields = {"input": "prompt", "target": "answer", "choices": "options"}
+    generate = {"name": "generate", "args": {"temperature": 0.0, "max_tokens": prompt.max_tokens}}
+    system = [{"name": "system_message", "args": {"template": prompt.system}}] if prompt.system else []
+    return {
+        "id": name,
+        "config": HUB,
+        "split": split,
+        "field_spec": fields
+        | ({} if blind else {"input_image": "composite"})
+        | {"metadata": ["id", "dimension", "patient_id"]},
+        "solvers": [*system, generate],
+        "scorers": [{"name": "pattern", "args": {"pattern": _PATTERN}}],
+    }

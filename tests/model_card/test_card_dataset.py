@@ -17,7 +17,7 @@ from predict_release import rows
 
 from model_card.cards import card
 from model_card.cards.check import check_card
-from model_card.cards.croissant import check_croissant, croissant
+from model_card.cards.dataset import check_croissant, croissant_metadata
 from model_card.cards.text import Licence
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.release_folder.card import head, marked_sections
@@ -176,7 +176,7 @@ def test_croissant_reads_options_that_are_images(tmp_path: Path) -> None:
     folder = tmp_path / "scale-vqa"
     write_folder(folder, 1, {"default": {"test": 3}, "grounding": {"test": 3}})
     path = folder / "croissant.json"
-    path.write_text(croissant(folder, "org/x", Licence("mit")))
+    path.write_text(croissant_metadata(folder, "org/x", Licence("mit")))
     data = mlcroissant.Dataset(jsonld=str(path))
     stored = pq.read_table(folder / "grounding")["option_images"].to_pylist()
     for row, images in zip(data.records("grounding/test"), stored, strict=True):

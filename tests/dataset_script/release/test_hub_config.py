@@ -17,8 +17,7 @@ from predict_release import make_release
 
 from dataset_script.builder import ScaleVQA
 from dataset_script.hub_config import MIN_TEXT, SIDE, compose, hub
-from model_card.cards.results import task_id
-from model_card.hub.eval_yaml import eval_yaml
+from model_card.cards.results import eval_yaml, task_id
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.files import parse_yaml
 from scale_vqa_eval.predict.images import ImageRef

@@ -15,7 +15,7 @@ from paths import ROOT
 from publish_runs import REPO, TAG, Publisher
 
 from dataset_script.hub_config import hub
-from model_card.cards.croissant import croissant
+from model_card.cards.dataset import croissant_metadata
 from model_card.cards.text import Licence
 from scale_vqa_eval.files import parse_yaml
 from scale_vqa_eval.release_folder.card import marked_sections
@@ -153,7 +153,7 @@ def test_dataset_info_that_is_true_stays_and_a_false_one_is_refused(publisher: P
 
 def test_croissant_of_other_rows_is_refused(publisher: Publisher) -> None:
     path = publisher.folder / "croissant.json"
-    path.write_text(croissant(publisher.folder, REPO, Licence("mit")))
+    path.write_text(croissant_metadata(publisher.folder, REPO, Licence("mit")))
     assert publisher.run().returncode == 0
     content = json.loads(path.read_text())
     shard = next(one for one in content["distribution"] if "sha256" in one)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from predict_release import rows
 
-from model_card.cards.croissant import croissant
+from model_card.cards.dataset import croissant
 from model_card.cards.text import Licence
 from scale_vqa_eval.release_folder.card import head
 from scale_vqa_eval.release_folder.write import write_release
