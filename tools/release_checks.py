@@ -14,7 +14,7 @@ from datasets import Features
 from tqdm import tqdm
 
 from model_card.cards.check import CardKind, check_card
-from model_card.cards.dataset import NAME, check_croissant
+from model_card.cards.dataset import CROISSANT, check_croissant
 from scale_vqa_eval.release_folder.card import head
 from scale_vqa_eval.release_folder.read import release_configs
 
@@ -47,18 +47,20 @@ def card_problems(folder: Path, kind: CardKind) -> list[str]:
 
 def croissant_problems(folder: Path) -> list[str]:
     """Checks Croissant metadata, its hashes, and that its records are the rows."""
-    problems = [str(problem) for problem in check_croissant(folder / NAME)]
+    problems = [str(problem) for problem in check_croissant(folder / CROISSANT)]
     if problems:
         return problems
     import mlcroissant
 
-    dataset = mlcroissant.Dataset(jsonld=str(folder / NAME))
+    dataset = mlcroissant.Dataset(jsonld=str(folder / CROISSANT))
     for config, splits in release_configs(folder).items():
         for split, files in splits.items():
             wanted = [row for file in files for row in pq.read_table(file, columns=["id"])["id"].to_pylist()]
             found = [record[f"{config}/{split}/id"].decode() for record in dataset.records(f"{config}/{split}")]
             if found != wanted:
-                problems.append(f"{folder / NAME}: expected the rows of {config}/{split}, found {len(found)} others")
+                problems.append(
+                    f"{folder / CROISSANT}: expected the rows of {config}/{split}, found {len(found)} others"
+                )
     return problems
 
 

@@ -14,14 +14,12 @@ from typing import Any
 
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config
 
-from training_recipes.arguments import GRPOArguments, parse
-from training_recipes.checks import check_context, check_settings, check_step
-from training_recipes.models import load_model_files, opens_thoughts, set_model_loading
+from training_recipes.arguments import GRPOArguments, check_context, check_settings, check_step, parse
 from training_recipes.rewards import reward_functions
 from training_recipes.rows import prompt_format, with_processor_bounds
 from training_recipes.run import callbacks, constructing, fit, report_errors, select_rows
 from training_recipes.selection import candidates
-from training_recipes.trainer import RecipeTrainer
+from training_recipes.trainer import RecipeTrainer, load_model_files, opens_thoughts, set_model_loading
 
 
 class ScaleVQAGRPOTrainer(RecipeTrainer, GRPOTrainer):

@@ -33,9 +33,9 @@ from scale_vqa_eval.zoom.environment import (
     slide_files,
 )
 from training_recipes.arguments import RecipeArguments, parse
-from training_recipes.models import load_model_files, set_model_loading
 from training_recipes.run import constructing, report_errors
 from training_recipes.tiny_model import make_tiny_qwen3
+from training_recipes.trainer import load_model_files, set_model_loading
 
 
 @dataclass

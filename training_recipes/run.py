@@ -16,7 +16,7 @@ from typing import Any, Final
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import atomic_write
 from scale_vqa_eval.predict.backend import installed_versions
-from training_recipes.arguments import RecipeArguments
+from training_recipes.arguments import RecipeArguments, check_disk
 from training_recipes.checkpoints import (
     MarkCheckpoints,
     checkpoint_to_resume,
@@ -24,7 +24,6 @@ from training_recipes.checkpoints import (
     fingerprint,
     remove_earlier,
 )
-from training_recipes.checks import check_disk
 from training_recipes.rows import PromptFormat
 from training_recipes.selection import Candidates, ChosenRows, candidates, fitting, report_rows
 from training_recipes.trainer import ENGINE_GREEDY, GREEDY, figures, greedy_answers, write_answers

@@ -12,14 +12,12 @@ from functools import partial
 
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
-from training_recipes.arguments import SFTArguments, parse
-from training_recipes.checks import check_context, check_settings
-from training_recipes.models import load_model_files, set_model_loading
+from training_recipes.arguments import SFTArguments, check_context, check_settings, parse
 from training_recipes.rows import prompt_format, with_processor_bounds
 from training_recipes.run import callbacks, constructing, fit, report_errors, select_rows
 from training_recipes.selection import candidates
 from training_recipes.sft_data import conversation_candidates, with_targets
-from training_recipes.trainer import RecipeTrainer
+from training_recipes.trainer import RecipeTrainer, load_model_files, set_model_loading
 
 
 class ScaleVQASFTTrainer(RecipeTrainer, SFTTrainer):

@@ -94,8 +94,7 @@ def review(
 
 
 def _serve(data: ReviewData, log: ReviewLog, host: str, port: int, token: str | None, answer_first: bool) -> None:
-    from dataset_script.review.app import is_any, is_loopback, serve
-    from dataset_script.review.auth import MIN_TOKEN, new_token
+    from dataset_script.review.server import MIN_TOKEN, is_any, is_loopback, new_token, serve
     from dataset_script.review.session import ReviewSession
 
     if token is not None and len(token) < MIN_TOKEN:

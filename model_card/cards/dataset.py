@@ -261,7 +261,7 @@ _DESCRIPTION: Final = (
     "for diagnosis."
 )
 _PAPER: Final = "Phan et al., Enhancing Pathological VLMs with Cross-scale Reasoning, MICCAI 2026, arXiv:2606.17412"
-_CROISSANT_HINT: Final = "write it again: scale-vqa card dataset --croissant --repo ORG/NAME, or remove it"
+_HINT: Final = "write it again: scale-vqa card dataset --croissant --repo ORG/NAME, or remove it"
 
 
 def croissant_metadata(folder: Path, repo: str, licence: Licence, doi: str | None = None) -> str:
@@ -324,11 +324,9 @@ def check_croissant(path: Path) -> list[Problem]:
     try:
         dataset = mlc.Dataset(jsonld=str(path))
     except (OSError, ValueError, mlc.ValidationError) as error:
-        return [Problem(str(path), "valid Croissant metadata", preview(str(error), 300), _CROISSANT_HINT)]
+        return [Problem(str(path), "valid Croissant metadata", preview(str(error), 300), _HINT)]
     issues = sorted(dataset.metadata.issues.errors)
-    problems = [
-        Problem(str(path), "valid Croissant metadata", preview(str(issue), 200), _CROISSANT_HINT) for issue in issues
-    ]
+    problems = [Problem(str(path), "valid Croissant metadata", preview(str(issue), 200), _HINT) for issue in issues]
     files = {file.relative_to(path.parent).as_posix(): sha256_file(file) for file in path.parent.rglob("*.parquet")}
     return problems + hash_problems(str(path), path.read_text(encoding="utf-8"), files)
 
@@ -350,7 +348,7 @@ def hash_problems(location: str, content: str, hashes: Mapping[str, str]) -> lis
     if not wrong:
         return []
     found = f"others of {', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}"
-    return [Problem(location, "the SHA-256 of the folder's Parquet files", found, _CROISSANT_HINT)]
+    return [Problem(location, "the SHA-256 of the folder's Parquet files", found, _HINT)]
 
 
 def _fields(mlc: Any, name: str, file: Path) -> Iterator[Any]:

@@ -1,7 +1,7 @@
 """Scores for a model's card: results files read and checked, and the forms in which the Hub reads scores and tasks.
 
-Scores are in ``model-index`` in the card's head and in ``.eval_results/*.yaml``. Each appears with its blind control or
-is marked as having none. ``eval.yaml`` makes a data set a benchmark of the Hub, with tasks that
+Scores are in ``model-index`` in the card's head and in ``.eval_results/*.yaml``. Each appears with its blind control
+or is marked as having none. ``eval.yaml`` makes a data set a benchmark of the Hub, with tasks that
 ``inspect eval hf/ORG/NAME`` runs; a task has the id under which a model's scores of the same rows are written.
 """
 

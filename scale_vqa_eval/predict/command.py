@@ -16,7 +16,7 @@ import click
 
 from scale_vqa_eval import __version__
 from scale_vqa_eval.predict import DEFAULT_PROMPT, PROMPT_HELP
-from scale_vqa_eval.predict.ablations import ABLATIONS, WITHOUT_IMAGES, ZOOM_CONTROLS
+from scale_vqa_eval.predict.requests import ABLATIONS, WITHOUT_IMAGES, ZOOM_CONTROLS
 
 if TYPE_CHECKING:
     from scale_vqa_eval.predict.backend import Backend, InferenceConfig, ModelAnswer
@@ -105,11 +105,10 @@ def _options(ctx: click.Context, parameter: click.Parameter, values: tuple[str, 
 @click.option("--allow-failures", is_flag=True, help="Write what failed as null responses, which count as wrong.")
 def predict(**given: Any) -> int:
     """Ask a vision-language model the questions of a release; the same command continues a killed run."""
-    from scale_vqa_eval.predict.ablations import BlankImages, ablated
     from scale_vqa_eval.predict.backend import InferenceConfig, Sampling
     from scale_vqa_eval.predict.images import Bounds
     from scale_vqa_eval.predict.prompts import load_prompt
-    from scale_vqa_eval.predict.requests import read_visual_questions, requests_by_path
+    from scale_vqa_eval.predict.requests import BlankImages, ablated, read_visual_questions, requests_by_path
 
     minimum, maximum, ablation = given["min_pixels"], given["max_pixels"], given["ablate"]
     if minimum and maximum and minimum > maximum:
@@ -188,10 +187,10 @@ def _backend(given: dict[str, Any]) -> Backend:
         settings = ChatSettings(per_minute=given["rate_limit"], **{name: given[name] for name in names})
         return OpenAIBackend(given["base_url"], settings)
     if given["backend"] == "vllm":
-        from scale_vqa_eval.predict.vllm_backend import VllmBackend
+        from scale_vqa_eval.predict.local_backends import VllmBackend
 
         return VllmBackend()
-    from scale_vqa_eval.predict.transformers_backend import TransformersBackend
+    from scale_vqa_eval.predict.local_backends import TransformersBackend
 
     return TransformersBackend(given["batch_size"])
 

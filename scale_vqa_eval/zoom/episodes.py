@@ -23,15 +23,15 @@ from scale_vqa_eval.errors import InputError, Problem, first_line
 from scale_vqa_eval.llm import LLMSession
 from scale_vqa_eval.predict.backend import AnswerSink, InferenceConfig, ModelAnswer
 from scale_vqa_eval.predict.images import ImageSource, data_uri, decode_image
-from scale_vqa_eval.predict.openai_backend import OpenAIBackend, Preflight, QuestionRun, request_body
-from scale_vqa_eval.predict.prompts import Prompt
-from scale_vqa_eval.predict.requests import Request, VisualQuestion
-from scale_vqa_eval.predict.transformers_backend import (
+from scale_vqa_eval.predict.local_backends import (
     REFUSALS,
     TransformersBackend,
     generated,
     tokens_of,
 )
+from scale_vqa_eval.predict.openai_backend import OpenAIBackend, Preflight, QuestionRun, request_body
+from scale_vqa_eval.predict.prompts import Prompt
+from scale_vqa_eval.predict.requests import Request, VisualQuestion
 from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
 from scale_vqa_eval.text import restore_thoughts
 from scale_vqa_eval.zoom.environment import (

@@ -13,8 +13,7 @@ from trl.scripts.vllm_serve import ScriptArguments, build_command
 
 from scale_vqa_eval.errors import InputError
 from training_recipes import arguments
-from training_recipes.arguments import GRPOArguments, SFTArguments, parse
-from training_recipes.checks import check_context
+from training_recipes.arguments import GRPOArguments, SFTArguments, check_context, parse
 from training_recipes.grpo_zoom import ZoomArguments
 from training_recipes.rewards import reward_functions
 from training_recipes.rows import prompt_format

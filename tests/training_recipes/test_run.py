@@ -20,7 +20,7 @@ from training_release import CPU, make_training_release
 
 from model_card.weights import prepare_weights
 from scale_vqa_eval.errors import InputError
-from training_recipes import checkpoints, checks, grpo, sft, trainer
+from training_recipes import arguments, checkpoints, grpo, sft, trainer
 from training_recipes.tiny_model import make_tiny_model, teach_format
 
 pytestmark = pytest.mark.xdist_group("training")
@@ -355,7 +355,7 @@ def test_a_disk_that_fills_up_between_checkpoints_is_one_error(run, monkeypatch)
 
 def test_a_disk_too_small_is_told_before_the_first_step(run, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=1_000_000)
-    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(arguments.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(InputError, match="GiB free for checkpoints"):
         run(grpo, "--max_steps", "1", "--save_strategy", "steps")
 

@@ -17,12 +17,11 @@ from scale_vqa_eval.predict.images import PIXELS, Bounds, stated_bounds
 from scale_vqa_eval.release_folder.write import write_release
 from scale_vqa_eval.schema import VIEWS
 from training_recipes.arguments import RecipeArguments, SFTArguments
-from training_recipes.models import opens_thoughts
 from training_recipes.rows import load_rows, prompt_format, with_processor_bounds
 from training_recipes.selection import candidates, candidates_of, count_tokens, fitting, unfit_rows
 from training_recipes.sft_data import with_targets
 from training_recipes.tiny_model import make_tiny_model
-from training_recipes.trainer import encoded
+from training_recipes.trainer import encoded, opens_thoughts
 
 
 def processor_of(folder):

@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from dataset_script.review.auth import MAX_BODY, require_token
+from dataset_script.review.server import MAX_BODY, require_token
 
 TOKEN = "a-token-of-more-than-16"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

@@ -20,7 +20,6 @@ from PIL import ExifTags, Image
 from predict_release import make_release, picture, rows
 
 from scale_vqa_eval.errors import InputError
-from scale_vqa_eval.predict.ablations import ablated
 from scale_vqa_eval.predict.backend import InferenceConfig, Sampling, largest_request
 from scale_vqa_eval.predict.images import (
     Bounds,
@@ -33,7 +32,7 @@ from scale_vqa_eval.predict.images import (
     images_digest,
 )
 from scale_vqa_eval.predict.prompts import load_prompt
-from scale_vqa_eval.predict.requests import Request, VisualQuestion, read_visual_questions, requests_by_path
+from scale_vqa_eval.predict.requests import Request, VisualQuestion, ablated, read_visual_questions, requests_by_path
 from scale_vqa_eval.questions import Question
 
 VIEWS = ["low_mag", "mid_mag", "high_mag"]

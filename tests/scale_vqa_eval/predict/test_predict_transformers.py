@@ -26,9 +26,9 @@ from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.predict.backend import InferenceConfig, ModelAnswer, Sampling
 from scale_vqa_eval.predict.command import predict
 from scale_vqa_eval.predict.images import Bounds
+from scale_vqa_eval.predict.local_backends import TransformersBackend
 from scale_vqa_eval.predict.prompts import load_prompt
 from scale_vqa_eval.predict.requests import read_visual_questions, requests_by_path
-from scale_vqa_eval.predict.transformers_backend import TransformersBackend
 from scale_vqa_eval.scoring.predictions import read_predictions
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from predict_release import rows
 
-from model_card.cards.dataset import croissant
+from model_card.cards.dataset import croissant_metadata
 from model_card.cards.text import Licence
 from scale_vqa_eval.release_folder.card import head
 from scale_vqa_eval.release_folder.write import write_release
@@ -39,5 +39,5 @@ def test_title_annotators_and_citation_follow_the_source_of_the_rows(
     assert (front["pretty_name"], front.get("annotations_creators")) == (title, annotators)
     assert f"\n# {title}\n" in text and "@inproceedings{phan2026scalevqa" in text
     assert ("no question of the paper" in text) is not of_paper
-    cited = json.loads(croissant(folder, "org/x", Licence("mit")))["citeAs"]
+    cited = json.loads(croissant_metadata(folder, "org/x", Licence("mit")))["citeAs"]
     assert cited.startswith("Phan et al.") is of_paper and "Phan et al." in cited

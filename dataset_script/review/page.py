@@ -1,69 +1,25 @@
-"""The review page in Gradio, and the server that shows it and the images on one address behind the token."""
+"""The review page in Gradio, and the item in view as HTML; jinja2 escapes every text of the data and the reviewers."""
 
 from __future__ import annotations
 
-import asyncio
-import io
-import ipaddress
 import itertools
-import logging
 import os
-import socket
-import warnings
 from collections.abc import Callable
-from importlib.resources import files
 from typing import Any, Final
 
 import gradio as gr
-import uvicorn
-from fastapi import FastAPI
-from PIL import Image
-from starlette.responses import PlainTextResponse, Response
-from starlette.types import ASGIApp
 
-from dataset_script.image_files import FORMATS, MAX_PIXELS
-from dataset_script.review.auth import entry, require_token
-from dataset_script.review.decisions import checked_name
+from dataset_script.review.decisions import Key, checked_name, letter_problems
+from dataset_script.review.registration import BoundingBox
 from dataset_script.review.session import ReviewerState, ReviewSession
-from dataset_script.review.views import render_item, render_note
-from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.predict.images import OPTION_IMAGES, ImageRef
-from scale_vqa_eval.schema import LETTERS, VIEWS
+from scale_vqa_eval.audit.defects import normalised
+from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.predict.requests import VisualQuestion
+from scale_vqa_eval.questions import Question
+from scale_vqa_eval.schema import GROUNDING_KINDS, LETTERS, MAGNIFICATION, VIEWS
+from scale_vqa_eval.text import html_environment
 
-_SHOWN_AS_THEY_ARE: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
-
-
-def browser_image(content: bytes, location: str) -> tuple[bytes, str]:
-    """Returns bytes and media type of an image that a browser shows.
-
-    Args:
-        content: the image file; its format is taken from the bytes, never from a name.
-        location: what a message calls it.
-
-    Raises:
-        InputError: where it is no image, is broken, or claims too many pixels.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
-                kind = _SHOWN_AS_THEY_ARE.get(image.format or "")
-                if kind is not None:
-                    return content, kind
-                out = io.BytesIO()
-                image.convert("RGB").save(out, "PNG")
-                return out.getvalue(), "image/png"
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        problem = Problem(
-            location, f"an image in {', '.join(FORMATS)}", preview(str(error)), "fix the row, or reject the item"
-        )
-        raise InputError(problem) from error
-
-
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before the import: the page calls nobody
-
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the page calls nobody
 
 Updates = dict[Any, Any]
 """Gradio component -> its new value."""
@@ -191,10 +147,6 @@ def build_page(session: ReviewSession, answer_first: bool = False) -> gr.Blocks:
     return page
 
 
-def _asset(name: str) -> str:
-    return files("dataset_script.review").joinpath("templates", name).read_text(encoding="utf-8")
-
-
 def _field_values(session: ReviewSession, now: ReviewerState, most: int) -> list[Any]:
     """Returns the values of the editor's fields: the text, or in adjudication a reviewer's edit of it."""
     if now.at is None:
@@ -225,111 +177,136 @@ def _edit(session: ReviewSession, now: ReviewerState, values: tuple[Any, ...]) -
     return {"question": question or "", "options": options, "answer": answer, "rationale": rationale or ""}
 
 
-MAX_UPLOAD: Final = "1kb"
-GRACE_SECONDS: Final = 2
-MAX_CONNECTIONS: Final = 256
-"""Connections at a time; more are answered 503, so that a flood does not grow memory."""
+def render_item(session: ReviewSession, viewer: ReviewerState) -> str:
+    """Returns the panel of a viewer: the item in view, or that nothing waits.
 
-
-def application(session: ReviewSession, token: str, port: int, answer_first: bool = False) -> ASGIApp:
-    """Returns the web application: the page, and ``image/<row>/<column or option>`` with the release's own bytes."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    pictures = {
-        (one.row, one.column, one.option): one
-        for item in session.data.items.values()
-        for one in (*item.views, *item.option_images)
-    }
-
-    def image(picture: ImageRef | None) -> Response:
-        if picture is None:
-            return PlainTextResponse("No such image in this release.\n", status_code=404)
-        try:
-            content, kind = browser_image(session.images.read(picture), picture.name)
-        except InputError as error:
-            return PlainTextResponse(f"{error}\n", status_code=422)
-        return Response(content, media_type=kind, headers={"Content-Security-Policy": "sandbox"})
-
-    @app.get("/image/{row}/option_images/{option}")
-    def option(row: int, option: int) -> Response:
-        return image(pictures.get((row, OPTION_IMAGES, option)))
-
-    @app.get("/image/{row}/{column}")
-    def view(row: int, column: str) -> Response:
-        return image(pictures.get((row, column, None)) if column in VIEWS else None)
-
-    gr.mount_gradio_app(
-        app,
-        build_page(session, answer_first),
-        path="/",
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        max_file_size=MAX_UPLOAD,
-        ssr_mode=False,
-        mcp_server=False,
-        # fonts of the machine: the page fetches nothing
-        theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        css=_asset("page.css"),
-        head=f'<meta name="referrer" content="no-referrer"><script>{_asset("page.js")}</script>',
+    In review, no other reviewer's verdict is shown, nor whether there is one.
+    """
+    done, waiting = session.progress(viewer)
+    if viewer.at is None:
+        return _template("done.html.j2").render(viewer=viewer, done=done)
+    item = session.data.items[viewer.at]
+    question = item.question
+    item_status = session.status_of(viewer.at)
+    hidden, blind = session.answering(viewer), viewer.stage == "blind"
+    return _template("panel.html.j2").render(
+        viewer=viewer,
+        done=done,
+        waiting=waiting,
+        item=question,
+        row=next((one.row for one in (*item.views, *item.option_images)), 0),
+        views=[] if blind else _views(session, item),
+        # a grounding question shows the views that its kind asks about
+        missing=[
+            _view_name(view)
+            for view in VIEWS
+            if not blind
+            and question.dimension not in GROUNDING_KINDS
+            and view not in {one.column for one in item.views}
+        ],
+        options=[
+            {
+                "letter": letter,
+                "text": text,
+                "gold": place == question.answer and not hidden,
+                "picture": item.option_images[place].option if item.option_images and not blind else None,
+            }
+            for place, (letter, text) in enumerate(zip(LETTERS, question.options, strict=False))
+        ],
+        pictures=bool(item.option_images) and not blind,
+        hidden=hidden,
+        answer=item_status.answers.get(viewer.person),
+        warnings=[]
+        if hidden
+        else [
+            *_warnings(question),
+            *(f"Flagged in curation: {one}" for one in session.data.flags.get(question.id, ())),
+        ],
+        own=None if hidden else session.own(viewer),
+        closed=viewer.stage != "adjudication" and item_status.closed,
+        others=_others(session, viewer.at) if viewer.stage == "adjudication" else [],
     )
-    return require_token(app, token, port)
 
 
-def serve(
-    session: ReviewSession, host: str, port: int, token: str, tell: Callable[[str], None], answer_first: bool = False
-) -> None:
-    """Serves until interrupted.
+def render_note(text: str, turn: int, done: bool = False, needs: str | None = None) -> str:
+    """Returns the line that answers the last action.
 
     Args:
-        session: what is reviewed.
-        host: address to bind.
-        port: 0 for any that is free.
-        token: what a browser has to bring.
-        tell: takes the address to open, once, when it can be opened.
-        answer_first: offer the answer-first stages alone.
-
-    Raises:
-        InputError: where the address cannot be bound.
+        text: what to say.
+        turn: number of the action, by which the page sees that it was answered.
+        done: whether it succeeded.
+        needs: the field that has to be filled, if any.
     """
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        bound = socket.create_server((host, port), family=family)
-    except OSError as error:
-        found = error.strerror or str(error)
-        raise InputError(Problem(f"{host}:{port}", "an address to serve on", found, "name another --port")) from error
-    number = bound.getsockname()[1]
-    app = application(session, token, number, answer_first)
-    tell(entry(f"http://{f'[{host}]' if ':' in host else host}:{number}", token))
-    # no access log: it would repeat the token; an open page holds a connection that would never end by itself
-    config = uvicorn.Config(
-        app,
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-        limit_concurrency=MAX_CONNECTIONS,
+    return _template("note.html.j2").render(text=text, turn=turn, done=done, needs=needs)
+
+
+def _views(session: ReviewSession, item: VisualQuestion) -> list[dict[str, Any]]:
+    outlines = session.outlines(item)
+    columns = [view.column for view in item.views]
+    views = []
+    for place, view in enumerate(item.views):
+        boxes = outlines.get(view.column, [])
+        # only the next view of the path is missed: the one after it lies in that one
+        unsure = [_view_name(name) for name in columns[place + 1 : place + 2] if name not in dict(boxes)]
+        preview = [_box(name, box) for name, box in boxes]
+        views.append(
+            {
+                "row": view.row,
+                "column": view.column,
+                "name": _view_name(view.column),
+                "boxes": preview,
+                "unsure": unsure,
+            }
+        )
+    return views
+
+
+def _box(view: str, place: BoundingBox) -> dict[str, Any]:
+    shares = {name: round(100 * getattr(place, name), 3) for name in ("left", "top", "width", "height")}
+    return {"column": view, "name": _view_name(view), "how": place.how, **shares}
+
+
+def _view_name(view: str) -> str:
+    return f"{view.removesuffix('_mag')} view, {MAGNIFICATION[view]}"
+
+
+def _warnings(question: Question) -> list[str]:
+    found = [
+        f"Known defect: expected {problem.expected}, found {problem.found}" for problem in letter_problems(question)
+    ]
+    if len({normalised(text) or text for text in question.options}) < len(question.options):
+        found.append("Known defect: two options have the same text")
+    return found
+
+
+def _others(session: ReviewSession, key: Key) -> list[dict[str, Any]]:
+    item_status = session.status_of(key)
+    found = []
+    for person, one in item_status.reviews.items():
+        now = item_status.adjudications.get(person)
+        found.append(
+            {
+                "reviewer": one.reviewer,
+                "verdict": one.verdict,
+                "reason": one.reason,
+                "edit": [(name, _plain(value)) for name, value in one.edit.items()],
+                "now": now.verdict if now else None,
+                "now_reason": now.reason if now else "",
+            }
+        )
+    return found
+
+
+def _plain(value: Any) -> str:
+    return (
+        " | ".join(f"{letter} {text}" for letter, text in zip(LETTERS, value, strict=False))
+        if isinstance(value, list)
+        else str(value)
     )
-    logging.getLogger("uvicorn.error").addFilter(_no_cut_connection)
-    uvicorn.Server(config).run(sockets=[bound])
 
 
-def _no_cut_connection(record: logging.LogRecord) -> bool:
-    """Lets every log record pass but that of a connection which stopping has cut."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, asyncio.CancelledError) and "graceful shutdown" not in record.getMessage()
+def _template(name: str) -> Any:
+    return _ENVIRONMENT.get_template(name)
 
 
-def is_loopback(host: str) -> bool:
-    """Says whether an address can be reached from this machine alone."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def is_any(host: str) -> bool:
-    """Says whether an address stands for all addresses of this machine, and so for none that a browser can open."""
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
+_ENVIRONMENT = html_environment("dataset_script.review")
