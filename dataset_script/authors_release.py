@@ -202,18 +202,7 @@ def _report_missing(found: AuthorsRelease, images: FoundImages) -> None:
 def _rows(questions: Sequence[Question], images: FoundImages | None) -> Iterator[dict[str, Any]]:
     """Yields the rows of a split, image files read as they are: memory holds one at a time."""
     for question in tqdm(questions, "rows written", disable=None if images else True):
-        row = {
-            "id": question.id,
-            "question": question.question,
-            "options": list(question.options),
-            "answer": question.letter,
-            "rationale": question.rationale,
-            "dimension": question.dimension,
-            "wsi_name": question.slide,
-            "patient_id": question.patient,
-            "path_id": question.path_id,
-            "source": "Scale-VQA release (arXiv:2606.17412)",
-        }
+        row = question.as_row("Scale-VQA release (arXiv:2606.17412)")
         for view, name in question.images if images is not None else ():
             image = images.files[name]
             assert not isinstance(image, str), "checked before"

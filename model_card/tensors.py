@@ -23,6 +23,7 @@ from scale_vqa_eval.errors import InputError, Problem, preview
 
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
+ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 TOLERANCE: Final = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
 """dtype -> largest difference, in standard deviations of the logits, between a merged model and base + adapter: both
 round once, in another order."""
@@ -91,6 +92,19 @@ def tensors_of_file(file: Path) -> dict[str, StoredTensor]:
         for name, info in in_order
         for start, end in [info.data_offsets]
     }
+
+
+def check_weights(folder: Path) -> None:
+    """Checks that the weight files of a folder, or those that its index names, are there and complete.
+
+    Raises:
+        InputError: naming each that is missing, broken or cut off.
+    """
+    adapter = (folder / ADAPTER_WEIGHTS).is_file()
+    if adapter:
+        tensors_of_file(folder / ADAPTER_WEIGHTS)
+    if not adapter or (folder / INDEX).is_file() or (folder / SINGLE).is_file():
+        read_tensors(folder)
 
 
 def tensor_digests(folder: str | Path) -> dict[str, str]:

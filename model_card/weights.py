@@ -19,8 +19,7 @@ import click
 from tqdm import tqdm
 
 from model_card.tensors import (
-    INDEX,
-    SINGLE,
+    ADAPTER_WEIGHTS,
     TOLERANCE,
     load_model,
     read_tensors,
@@ -51,7 +50,6 @@ SIDE_FILES: Final = (
 )
 """Files that are copied beside the weights. Nothing else is: optimizer states and pickles stay behind."""
 ADAPTER_CONFIG: Final = "adapter_config.json"
-ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 _PATH_KEYS: Final = ("_name_or_path", "name_or_path")
 _NEEDED: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "configuration": (("config.json",),),
@@ -184,19 +182,6 @@ def prepare_weights(
     size = sum(file.stat().st_size for file in files)
     tensors = tensors_of_file(out / ADAPTER_WEIGHTS) if kind == "adapter" else read_tensors(out)
     return PreparedWeights(out, kind, len(tensors), size, tuple(file.name for file in files), adapter_base)
-
-
-def check_weights(folder: Path) -> None:
-    """Checks that the weight files of a folder, or those that its index names, are there and complete.
-
-    Raises:
-        InputError: naming each that is missing, broken or cut off.
-    """
-    adapter = (folder / ADAPTER_WEIGHTS).is_file()
-    if adapter:
-        tensors_of_file(folder / ADAPTER_WEIGHTS)
-    if not adapter or (folder / INDEX).is_file() or (folder / SINGLE).is_file():
-        read_tensors(folder)
 
 
 @contextmanager

@@ -67,6 +67,13 @@ class Question:
         """What questions are clustered by: the patient, else the slide, else the question itself."""
         return unicodedata.normalize("NFC", self.patient or self.slide or self.id)
 
+    def as_row(self, source: str) -> dict[str, Any]:
+        """Returns the columns of a release row, images left aside; ``source`` says where the question comes from."""
+        names = {"slide": "wsi_name", "patient": "patient_id"}
+        same = ("id", "question", "dimension", "slide", "patient", "path_id", "rationale", "group")
+        row = {names.get(name, name): getattr(self, name) for name in same}
+        return row | {"options": list(self.options), "answer": self.letter, "source": source}
+
 
 def read_questions(data: str | Path, split: str | None = None, config: str | None = None) -> list[Question]:
     """Reads every question of a file, a release folder or a Hub id.

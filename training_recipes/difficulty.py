@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,54 +21,7 @@ from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import atomic_write
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.rewards import accuracy_reward
-from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
-from scale_vqa_eval.schema import LETTERS
-from scale_vqa_eval.scoring.predictions import read_predictions
-
-
-def read_rollouts(path: str | Path) -> tuple[dict[str, list[str]], str | None]:
-    """Reads a predictions file: row id -> every answer drawn, and the ablation that the run notes.
-
-    Raises:
-        InputError: if it is not a predictions file, or its options were rotated.
-    """
-    predictions = read_predictions(path)
-    rotated = [row.id for row in predictions.rows if row.rotation is not None]
-    if rotated:
-        found, hint = f"rotated ones, such as of {rotated[0]!r}", "name a run without --ablate circular"
-        raise InputError(Problem(str(path), "options as released", found, hint))
-    responses: dict[str, list[str]] = {}
-    # not splitlines: a text may hold other line ends (U+2028), which JSON leaves as they are
-    for line in Path(path).read_text(encoding="utf-8-sig").split("\n"):
-        row: dict[str, Any] = json.loads(line) if line.strip() else {}
-        if "id" in row:
-            drawn = row.get("responses") or [row.get("response")]
-            responses[row["id"]] = [text for text in drawn if isinstance(text, str)]
-    return responses, predictions.settings.get("ablation")
-
-
-def blind_priors(path: str | Path, ids: Iterable[str], options: int = 4) -> list[list[float] | None]:
-    """Returns each question's letter shares among text-only answers, add-one smoothed; None without an answer.
-
-    Smoothing keeps a single greedy answer from counting as certainty: one answer to four options gives 2/5.
-
-    Raises:
-        InputError: if the answers were drawn with images, or no question has one.
-    """
-    responses, ablation = read_rollouts(path)
-    if ablation != "blind":
-        expected, found = "answers without images (predict --ablate blind)", f"ablation {preview(ablation)}"
-        raise InputError(Problem(str(path), expected, found, "name the file of a blind run"))
-    priors: list[list[float] | None] = []
-    for name in ids:
-        letters = [parse_response(text, "strict", options).letter for text in responses.get(name, ())]
-        read = [letter for letter in letters if letter is not None]
-        shares = [(read.count(letter) + 1) / (len(read) + options) for letter in LETTERS[:options]]
-        priors.append(shares if name in responses else None)
-    if not any(priors):
-        expected, hint = "answers to questions of the training split", "run it on the split that is trained on"
-        raise InputError(Problem(str(path), expected, "none", hint))
-    return priors
+from training_recipes.rewards import read_rollouts
 
 
 def learnable(rows: Any, path: str | Path) -> tuple[Any, list[tuple[str, str]]]:

@@ -24,7 +24,8 @@ from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import atomic_write
 from scale_vqa_eval.scoring.score import questions_digest
 from training_recipes.arguments import RecipeArguments
-from training_recipes.difficulty import blind_priors, learnable
+from training_recipes.difficulty import learnable
+from training_recipes.rewards import blind_priors
 from training_recipes.rows import (
     NUMBER,
     TARGET,

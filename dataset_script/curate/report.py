@@ -198,20 +198,7 @@ def audited(questions: Sequence[Question], seed: int) -> dict[str, Any]:
 def _rows(candidates: Sequence[Candidate], root: Path | None, settings: CurationSettings) -> Iterator[dict[str, Any]]:
     """Yields rows of the release folder, with images if a root is given."""
     for one in candidates:
-        question = one.to_question()
-        row: dict[str, Any] = {
-            "id": one.id,
-            "question": question.question,
-            "options": list(question.options),
-            "answer": question.letter,
-            "rationale": rationale_of(one),
-            "dimension": question.dimension,
-            "wsi_name": question.slide,
-            "patient_id": question.patient,
-            "path_id": question.path_id,
-            "source": settings.source,
-            "group": one.group,
-        }
+        row = one.to_question(rationale_of(one)).as_row(settings.source)
         for view, name in one.path.images if root is not None else ():
             file = inside(root, name) if root is not None else None
             if not isinstance(file, Path):

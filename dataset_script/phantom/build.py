@@ -107,20 +107,7 @@ def _rows(plans: Sequence[PhantomPlan], root: Path, counts: Counter[str]) -> Ite
                 images = _images(plan, path, archive)
                 for question in path_questions(plan, path):
                     counts[plan.split] += 1
-                    yield {
-                        "id": question.id,
-                        "question": question.question,
-                        "options": list(question.options),
-                        "answer": question.answer,
-                        "rationale": question.rationale,
-                        **images,
-                        "dimension": question.dimension,
-                        "wsi_name": plan.name,
-                        "patient_id": plan.name,
-                        "path_id": path.path_id,
-                        "source": CONFIG,
-                        "group": question.group,
-                    }
+                    yield question.as_row(CONFIG) | images
 
 
 def described_questions(plans: Sequence[PhantomPlan], root: Path, seed: int) -> tuple[Any, str]:

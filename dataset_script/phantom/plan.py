@@ -21,7 +21,8 @@ import yaml
 from dataset_script.phantom.geometry import seeded
 from dataset_script.splits import patient_splits
 from scale_vqa_eval.controls.factorial_options import crossed_options
-from scale_vqa_eval.schema import LETTERS, MAGNIFICATION, QUESTION_TYPES, VIEWS, row_id
+from scale_vqa_eval.questions import Question
+from scale_vqa_eval.schema import MAGNIFICATION, QUESTION_TYPES, VIEWS, row_id
 
 _CONTENT: Final[dict[str, Any]] = yaml.safe_load(files(__package__).joinpath("facts.yaml").read_text(encoding="utf-8"))
 
@@ -202,25 +203,12 @@ def _needs_high(question_type: str) -> bool:
     return any(FEATURES[name].view == "high_mag" for name in ASKED[question_type])
 
 
-@dataclass(frozen=True)
-class PhantomQuestion:
-    """A question of a path in the terms of a release row, images left aside."""
-
-    id: str
-    question: str
-    options: tuple[str, str, str, str]
-    answer: str
-    rationale: str
-    dimension: str
-    group: str
-
-
-def path_questions(slide: PhantomPlan, path: PhantomPath) -> list[PhantomQuestion]:
+def path_questions(slide: PhantomPlan, path: PhantomPath) -> list[Question]:
     """Returns the questions of a path, one a question type, in the order of the types."""
     return [_question(slide, path, group) for group in path.groups]
 
 
-def _question(slide: PhantomPlan, path: PhantomPath, group: GroupPlan) -> PhantomQuestion:
+def _question(slide: PhantomPlan, path: PhantomPath, group: GroupPlan) -> Question:
     first, second = (FEATURES[name] for name in ASKED[group.question_type])
     wordings = WORDINGS[group.question_type]
     question = wordings[group.wording % len(wordings)]
@@ -233,13 +221,16 @@ def _question(slide: PhantomPlan, path: PhantomPath, group: GroupPlan) -> Phanto
         template=OPTION_TEMPLATES[group.question_type],
         question=question,
     )
-    return PhantomQuestion(
+    return Question(
         id=row_id(slide.name, path.path_id, group.question_type),
         question=question,
         options=built.options,
-        answer=LETTERS[built.answer],
+        answer=built.answer,
         rationale=" ".join(_sentence(path, name) for name in (first.name, second.name)),
         dimension=QUESTION_TYPES[group.question_type],
+        slide=slide.name,
+        patient=slide.name,
+        path_id=path.path_id,
         group=group.id,
     )
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, ModelCard, RepoCard, parse_eval_result_entries
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.files import parse_yaml
+from scale_vqa_eval.files import parse_json, parse_yaml
 from scale_vqa_eval.release_folder.card import INCOMPLETE, NO_LICENCE, head, marked_sections
 
 CardKind = Literal["dataset", "model", "metric", "space"]
@@ -31,6 +31,8 @@ HEADS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 _CLASSES: Final[Mapping[str, type[RepoCard]]] = {"dataset": DatasetCard, "model": ModelCard}
 _LOCAL: Final = re.compile(r"(?<![\w:/.])(?:/(?:home|root|Users|tmp|work|mnt|data)/[\w.-]+|[A-Z]:\\\\?Users)")
+CROISSANT: Final = "croissant.json"
+CROISSANT_HINT: Final = "write it again: scale-vqa card dataset --croissant --repo ORG/NAME, or remove it"
 _BLANK: Final = re.compile(r"\b(?:TODO|TBD|FIXME|More Information Needed)\b|\{\{\s|\{%|\bNone\b(?= \|)")
 
 
@@ -118,6 +120,26 @@ def mixed_files(card: str, local: Mapping[str, Path], on_hub: frozenset[str]) ->
         if any(_matches(path, patterns) for path in local):
             mixed |= {path for path in on_hub if _matches(path, patterns)}
     return sorted(mixed)
+
+
+def hash_problems(location: str, content: str, hashes: Mapping[str, str]) -> list[Problem]:
+    """Returns a problem if Croissant metadata names other Parquet files, or other bytes, than are there.
+
+    Args:
+        location: location that the problem names.
+        content: text of ``croissant.json``.
+        hashes: path -> SHA-256 of the Parquet files.
+    """
+    try:
+        listed = parse_json(content, location)["distribution"]
+        named = {one["contentUrl"]: one["sha256"] for one in listed if "sha256" in one}
+    except (InputError, KeyError, TypeError):
+        named = {}
+    wrong = sorted(path for path in named.keys() | hashes.keys() if named.get(path) != hashes.get(path))
+    if not wrong:
+        return []
+    found = f"others of {', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}"
+    return [Problem(location, "the SHA-256 of the folder's Parquet files", found, CROISSANT_HINT)]
 
 
 def by_config(value: Any) -> dict[str, dict[str, Any]]:

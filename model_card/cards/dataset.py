@@ -18,6 +18,7 @@ import click
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from model_card.cards.check import CROISSANT, CROISSANT_HINT, hash_problems
 from model_card.cards.text import (
     FILE,
     FOLDER,
@@ -32,7 +33,7 @@ from model_card.cards.text import (
 from scale_vqa_eval import __version__
 from scale_vqa_eval.audit.defects import KINDS
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.files import atomic_write, parse_json, sha256_file
+from scale_vqa_eval.files import atomic_write, sha256_file
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.release_folder.card import AUTHORS, data_origin, head, read_notes
 from scale_vqa_eval.release_folder.read import release_configs
@@ -254,14 +255,12 @@ def _read_curation(path: Path, problems: list[Problem]) -> dict[str, Any] | None
     return report
 
 
-CROISSANT: Final = "croissant.json"
 _PARQUET: Final = "application/x-parquet"
 _DESCRIPTION: Final = (
     "Four-option questions about nested fields of one pathology slide at three magnifications. For research only, not "
     "for diagnosis."
 )
 _PAPER: Final = "Phan et al., Enhancing Pathological VLMs with Cross-scale Reasoning, MICCAI 2026, arXiv:2606.17412"
-_HINT: Final = "write it again: scale-vqa card dataset --croissant --repo ORG/NAME, or remove it"
 
 
 def croissant_metadata(folder: Path, repo: str, licence: Licence, doi: str | None = None) -> str:
@@ -324,31 +323,13 @@ def check_croissant(path: Path) -> list[Problem]:
     try:
         dataset = mlc.Dataset(jsonld=str(path))
     except (OSError, ValueError, mlc.ValidationError) as error:
-        return [Problem(str(path), "valid Croissant metadata", preview(str(error), 300), _HINT)]
+        return [Problem(str(path), "valid Croissant metadata", preview(str(error), 300), CROISSANT_HINT)]
     issues = sorted(dataset.metadata.issues.errors)
-    problems = [Problem(str(path), "valid Croissant metadata", preview(str(issue), 200), _HINT) for issue in issues]
+    problems = [
+        Problem(str(path), "valid Croissant metadata", preview(str(issue), 200), CROISSANT_HINT) for issue in issues
+    ]
     files = {file.relative_to(path.parent).as_posix(): sha256_file(file) for file in path.parent.rglob("*.parquet")}
     return problems + hash_problems(str(path), path.read_text(encoding="utf-8"), files)
-
-
-def hash_problems(location: str, content: str, hashes: Mapping[str, str]) -> list[Problem]:
-    """Returns a problem if Croissant metadata names other Parquet files, or other bytes, than are there.
-
-    Args:
-        location: location that the problem names.
-        content: text of ``croissant.json``.
-        hashes: path -> SHA-256 of the Parquet files.
-    """
-    try:
-        listed = parse_json(content, location)["distribution"]
-        named = {one["contentUrl"]: one["sha256"] for one in listed if "sha256" in one}
-    except (InputError, KeyError, TypeError):
-        named = {}
-    wrong = sorted(path for path in named.keys() | hashes.keys() if named.get(path) != hashes.get(path))
-    if not wrong:
-        return []
-    found = f"others of {', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}"
-    return [Problem(location, "the SHA-256 of the folder's Parquet files", found, _HINT)]
 
 
 def _fields(mlc: Any, name: str, file: Path) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from model_card.cards.check import check_card
 from model_card.hub.contents import ScanReport
 from model_card.hub.scan import OWN_SECRET, Finding, LocalSecrets, finding, scan_file
-from model_card.weights import check_weights
+from model_card.tensors import check_weights
 from scale_vqa_eval.errors import InputError, Problem
 
 MANIFEST: Final = "publish.json"

@@ -22,8 +22,7 @@ from typing import Any, Final
 import click
 from jinja2 import Environment
 
-from model_card.cards.check import by_config, dataset_info_problems, mixed_files
-from model_card.cards.dataset import CROISSANT, hash_problems
+from model_card.cards.check import CROISSANT, by_config, dataset_info_problems, hash_problems, mixed_files
 from model_card.cards.results import EVAL_YAML, eval_yaml
 from model_card.cards.text import dump_yaml
 from model_card.hub.local import CARD, MANIFEST, LocalFile, LocalRelease, PublishRequest

@@ -17,7 +17,6 @@ from dataset_script.phantom.plan import (
     PATHS,
     SIGNS,
     WORDINGS,
-    PhantomQuestion,
     captions,
     deal_pools,
     path_questions,
@@ -30,7 +29,7 @@ from scale_vqa_eval.schema import LETTERS, QUESTION_TYPES
 PLANS = {"slides": st.integers(1, 40), "seed": st.integers(0, 2**32), "missing_high": st.sampled_from([0.0, 0.3])}
 
 
-def asked(slides: int, seed: int, missing_high: float = 0.0) -> list[tuple[str, str, PhantomQuestion]]:
+def asked(slides: int, seed: int, missing_high: float = 0.0) -> list[tuple[str, str, Question]]:
     """Returns (split, slide, question) of a plan."""
     return [
         (slide.split, slide.name, question)
@@ -40,7 +39,7 @@ def asked(slides: int, seed: int, missing_high: float = 0.0) -> list[tuple[str, 
     ]
 
 
-def text_of(question: PhantomQuestion) -> tuple[str, tuple[str, ...]]:
+def text_of(question: Question) -> tuple[str, tuple[str, ...]]:
     return question.question, question.options
 
 
@@ -53,7 +52,7 @@ def test_a_group_shares_its_text_and_has_each_option_right_once(slides, seed, mi
     for members in groups.values():
         assert len(members) == PATHS
         assert len({text_of(question) for _, _, question in members}) == 1
-        assert sorted(question.answer for _, _, question in members) == list("ABCD")
+        assert sorted(question.letter for _, _, question in members) == list("ABCD")
         assert len({split for split, _, _ in members}) == 1
         if slides >= 12:
             assert len({slide for _, slide, _ in members}) == PATHS
@@ -67,7 +66,7 @@ def test_any_function_of_the_text_is_right_on_a_quarter_of_every_split_and_dimen
         digest = hashlib.blake2b(repr(text_of(question)).encode(), key=key).digest()
         cell = split, question.dimension
         count[cell] += 1
-        right[cell] += LETTERS[digest[0] % 4] == question.answer
+        right[cell] += LETTERS[digest[0] % 4] == question.letter
     assert all(4 * right[cell] == count[cell] for cell in count)
 
 
@@ -84,7 +83,7 @@ def test_classifiers_trained_on_the_text_are_at_chance_on_other_splits():
         for _, _, question in questions
         for letter, option in zip(LETTERS, question.options, strict=False)
     ]
-    gold = [letter == question.answer for _, _, question in questions for letter in "ABCD"]
+    gold = [letter == question.letter for _, _, question in questions for letter in "ABCD"]
     words = CountVectorizer(ngram_range=(1, 3), binary=True).fit_transform(texts)
     fitted = [index for index in range(len(texts)) if questions[index // 4][0] == "train"]
     for model in (LogisticRegression(max_iter=500), RandomForestClassifier(40, random_state=0, n_jobs=1)):
@@ -92,7 +91,7 @@ def test_classifiers_trained_on_the_text_are_at_chance_on_other_splits():
         scores = model.predict_proba(words)[:, 1].round(9).reshape(-1, 4)
         for split in ("val", "test"):
             right = [
-                LETTERS[scores[index].argmax()] == question.answer
+                LETTERS[scores[index].argmax()] == question.letter
                 for index, (of, _, question) in enumerate(questions)
                 if of == split
             ]
@@ -107,7 +106,7 @@ def test_slides_in_fours_are_a_block_exchange() -> None:
             for path in plan.paths:
                 about = {"slide": plan.name, "path_id": path.path_id}
                 rows += [
-                    Question(one.id, one.question, one.options, LETTERS.index(one.answer), group=one.group, **about)
+                    Question(one.id, one.question, one.options, one.answer, group=one.group, **about)
                     for one in path_questions(plan, path)
                 ]
         assert is_block_exchange(rows) is blocks
@@ -181,6 +180,6 @@ def test_rationales_and_captions_state_the_facts_and_name_no_letter():
                 first, second = next(ASKED[t] for t, d in QUESTION_TYPES.items() if d == question.dimension)
                 assert SIGNS[first][path.facts.value(first)] in question.rationale
                 assert SIGNS[second][path.facts.value(second)] in question.rationale
-                right = question.options[LETTERS.index(question.answer)]
+                right = question.options[question.answer]
                 assert FEATURES[first].phrases[path.facts.value(first)] in right
                 assert FEATURES[second].phrases[path.facts.value(second)] in right
