@@ -1,6 +1,6 @@
 """The zoom environment on real slides: looks beside bare OpenSlide reads of the same boxes, resets, memory.
 
-    python benchmarks/zoom.py [SLIDE_OR_DIR...] [--looks 200] [--episodes 3000]
+    python benchmarks/zoom.py [SLIDE_OR_DIR...] [--looks 200] [--episodes 6400]
 
 A look reads a field at its scale, resamples it, converts colours, and encodes a JPEG; the bare read is what OpenSlide
 needs for the level pixels under the same box. Looks are at places that are not in the cache. Times are processor
@@ -28,7 +28,7 @@ from scale_vqa_eval.zoom.environment import Budget, VisibleEvidence, ZoomEnviron
 @click.command()
 @click.argument("places", nargs=-1, type=click.Path(exists=True, path_type=Path))
 @click.option("--looks", default=200, show_default=True, help="Looks at each slide.")
-@click.option("--episodes", default=3000, show_default=True, help="Episodes of two looks each, for resets and memory.")
+@click.option("--episodes", default=6400, show_default=True, help="Episodes of two looks each, for resets and memory.")
 def main(places: tuple[Path, ...], looks: int, episodes: int) -> None:
     """Print looks and resets a second, and the growth of memory."""
     if not places:  # a piece of a synthetic slide
@@ -80,6 +80,7 @@ def main(places: tuple[Path, ...], looks: int, episodes: int) -> None:
         environment.reset(name)
     first = time.process_time() - start
     memory: list[float] = []
+    stops = [episodes // 4**step for step in (3, 2, 1, 0)]
     resets = 0.0
     for number in range(episodes):
         start = time.process_time()
@@ -88,12 +89,11 @@ def main(places: tuple[Path, ...], looks: int, episodes: int) -> None:
         width, height = environment.steps[0]["box"][2:]
         for _ in range(2):
             environment.look(rng.uniform(0, width), rng.uniform(0, height), "200x")
-        if number % (episodes // 4) == 0:
+        if number + 1 in stops:
             memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20)
     click.echo(f"first resets: {first / len(names):.2f} s each; then {60 * episodes / resets:,.0f} resets a minute")
-    click.echo(
-        f"resident memory after each quarter of {episodes} episodes, MiB: {', '.join(f'{m:.0f}' for m in memory)}"
-    )
+    sizes = ", ".join(f"{size:.0f} after {stop:,}" for stop, size in zip(stops, memory, strict=False))
+    click.echo(f"resident memory in MiB, by episodes: {sizes}")
 
 
 if __name__ == "__main__":

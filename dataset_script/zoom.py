@@ -8,6 +8,7 @@ the same options, each right once.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -48,6 +49,13 @@ SYNTHETIC: Final = {
     "where-high": "Which piece of tissue, alone among the four, shows many mitoses at 200x?",
     "where-two-scales": "Which piece of tissue shows {first} growth at 10x and nuclei of grade {second} at 200x?",
 }
+COARSE: Final = {
+    "named-piece": "How does the {piece} piece of tissue look at 40x?",
+    "lone-piece": "How does the one piece of tissue with a diffuse infiltrate look at 40x?",
+}
+"""Kinds of slides that are drawn to 40x only: the text, or the overview, says which piece is asked about."""
+MIN_PIECE: Final = 700.0
+"""Side of the square that each piece of such a slide shows beside its focus, um."""
 REAL: Final = {
     "which-place": f"The second image shows a field of the slide at 200x ({MPP['high_mag']:g} um per pixel). Around "
     "which of four places does it lie? Places are in um from the left and from the top edge of the slide.",
@@ -95,6 +103,70 @@ def synthetic_plans(quartets: int, seed: int) -> list[PhantomPlan]:
                 PhantomPlan(name, seeded(seed, "zoom slide", quartet, slide), f"q{quartet:04d}", tuple(paths))
             )
     return plans
+
+
+def coarse_plans(quartets: int, seed: int) -> list[PhantomPlan]:
+    """Plans slides for questions at 40x: one piece has a diffuse infiltrate, each a stroma and vessels."""
+    plans = []
+    for quartet in range(quartets):
+        rng = random.Random(seeded(seed, "zoom coarse", quartet))
+        lone, balanced = rng.sample(range(GROUP_SIZE), GROUP_SIZE), False
+        while not balanced:  # findings differ from slide to slide, of each piece and of the lone one
+            findings = [rng.sample(range(GROUP_SIZE), GROUP_SIZE) for _ in PIECES]
+            balanced = len({findings[piece][slide] for slide, piece in enumerate(lone)}) == GROUP_SIZE
+        for slide in range(GROUP_SIZE):
+            paths = []
+            for piece in range(len(PIECES)):
+                stroma, vessels = divmod(findings[piece][slide], 2)
+                facts = Facts(
+                    growth=rng.choice(sorted(FEATURES["growth"].phrases)),
+                    nuclei="uniform",
+                    stroma=sorted(FEATURES["stroma"].phrases)[stroma],
+                    vessels=sorted(FEATURES["vessels"].phrases)[vessels],
+                    cells="lymphocytes",
+                    mitoses="zero",
+                    focus=rng.choice(sorted(FEATURES["focus"].phrases)),
+                    infiltrate="diffuse" if piece == lone[slide] else "minimal",
+                    site="avoiding",
+                    depth="centre",
+                )
+                paths.append(PhantomPath(f"piece-{piece + 1}", facts, (), True))
+            name = f"coarse-{seed}-{GROUP_SIZE * quartet + slide + 1:04d}"
+            attempts = (
+                PhantomPlan(name, seeded(seed, "coarse slide", quartet, slide, n), f"q{quartet:04d}", tuple(paths))
+                for n in itertools.count()
+            )
+            plan = next(one for one in attempts if _shows_all(PhantomSlide(one)))
+            plans.append(plan)
+    return plans
+
+
+def _shows_all(slide: PhantomSlide) -> bool:
+    boxes = (piece_box(slide, piece) for piece in range(len(PIECES)))
+    return all(box[2] - box[0] >= MIN_PIECE for box in boxes)
+
+
+def coarse_rows(plans: Sequence[PhantomPlan]) -> Iterator[Row]:
+    """Yields the questions of slides that are drawn to 40x."""
+    looks = [
+        (stroma, vessels)
+        for stroma in sorted(FEATURES["stroma"].phrases)
+        for vessels in sorted(FEATURES["vessels"].phrases)
+    ]
+    options = [f"{FEATURES['stroma'].phrases[s]} stroma, {FEATURES['vessels'].phrases[v]} vessels" for s, v in looks]
+    for plan in plans:
+        slide, facts = PhantomSlide(plan), [path.facts for path in plan.paths]
+        lone = [one.infiltrate for one in facts].index("diffuse")
+        asked = [("lone-piece", COARSE["lone-piece"], lone)]
+        asked += [("named-piece", COARSE["named-piece"].format(piece=name), n) for n, name in enumerate(PIECES)]
+        for number, (kind, text, piece) in enumerate(asked):
+            right = looks.index((facts[piece].stroma, facts[piece].vessels))
+            zoom = {
+                "slide": f"{plan.name}.tif",
+                "evidence": [{"view": "mid_mag", "boxes": [piece_box(slide, piece)]}],
+            }
+            group = f"{plan.split}::q{number}"
+            yield _row(plan.name, plan.name, f"q{number}", kind, text, options, right, group, zoom)
 
 
 def piece_box(slide: PhantomSlide, piece: int) -> list[float]:
@@ -223,14 +295,20 @@ def _row(
     }
 
 
-def _write_synthetic(task: tuple[PhantomPlan, Path]) -> tuple[Problem, ...]:
-    plan, folder = task
-    write_slide(PhantomSlide(plan), folder / f"{plan.name}.tif", AREA)
+def _write_synthetic(task: tuple[PhantomPlan, Path, float]) -> tuple[Problem, ...]:
+    plan, folder, mpp = task
+    write_slide(PhantomSlide(plan), folder / f"{plan.name}.tif", AREA, mpp)
     return ()
 
 
 def build_zoom(
-    places: Sequence[Path], synthetic: int, out: Path, settings: GroundingSettings, patients: Path | None, workers: int
+    places: Sequence[Path],
+    synthetic: int,
+    out: Path,
+    settings: GroundingSettings,
+    patients: Path | None,
+    workers: int,
+    finest: str = "200x",
 ) -> dict[str, int]:
     """Writes the question file, its query images and the slides (drawn, or a link to the folder of the real ones).
 
@@ -245,7 +323,7 @@ def build_zoom(
             expected, found = "no folder yet, or one of this command", "one that holds something else"
             raise InputError(Problem(str(out), expected, found, "name another --out"))
         real.mkdir(exist_ok=True)
-        rows, unused = (_synthetic(real, synthetic, settings.seed, workers) if synthetic else
+        rows, unused = (_synthetic(real, synthetic, settings.seed, workers, finest) if synthetic else
                         _real(real, places, settings, patients))  # fmt: skip
         if not rows:
             raise InputError(unused)
@@ -257,15 +335,17 @@ def build_zoom(
     return Counter(row["dimension"] for row in rows)
 
 
-def _synthetic(out: Path, count: int, seed: int, workers: int) -> tuple[list[Row], list[Problem]]:
-    plans = synthetic_plans(-(-count // GROUP_SIZE), seed)
+def _synthetic(out: Path, count: int, seed: int, workers: int, finest: str) -> tuple[list[Row], list[Problem]]:
+    coarse = finest == "40x"
+    plans = (coarse_plans if coarse else synthetic_plans)(-(-count // GROUP_SIZE), seed)
+    mpp = MPP["mid_mag" if coarse else "high_mag"]
     folder = out / "slides"
     if folder.is_symlink():
         folder.unlink()
     folder.mkdir(exist_ok=True)
     with worker_pool(min(workers, len(plans))) as run:
-        run_all(run, _write_synthetic, [(plan, folder) for plan in plans], "slides drawn")
-    return list(synthetic_rows(plans)), []
+        run_all(run, _write_synthetic, [(plan, folder, mpp) for plan in plans], "slides drawn")
+    return list((coarse_rows if coarse else synthetic_rows)(plans)), []
 
 
 def _real(
@@ -308,6 +388,13 @@ def _real(
 @click.command()
 @click.argument("places", nargs=-1, metavar="[SLIDE_OR_DIR]...", type=click.Path(exists=True, path_type=Path))
 @click.option("--synthetic", type=click.IntRange(1), help="Draw so many synthetic slides, rounded up to fours.")
+@click.option(
+    "--finest",
+    type=click.Choice(["200x", "40x"]),
+    default="200x",
+    show_default=True,
+    help="Finest scale of synthetic slides. With 40x they are drawn ten times as fast, with easier questions.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for questions, images and slides.")
 @click.option("--paths-per-slide", type=click.IntRange(1), default=8, show_default=True, help="Rounded up to fours.")
 @click.option("--seed", type=int, default=42, show_default=True)
@@ -322,6 +409,7 @@ def _real(
 def zoom(
     places: Sequence[Path],
     synthetic: int | None,
+    finest: str,
     out: Path,
     paths_per_slide: int,
     seed: int,
@@ -337,7 +425,9 @@ def zoom(
     """
     if bool(places) == bool(synthetic):
         raise click.UsageError("name slides, or give --synthetic N, and not both")
+    if places and finest != "200x":
+        raise click.UsageError("--finest is of synthetic slides: give it with --synthetic")
     paths = -(-paths_per_slide // GROUP_SIZE) * GROUP_SIZE
     settings = GroundingSettings(paths_per_slide=paths, seed=seed, least_tissue=min_tissue, mpp=mpp)
-    counts = build_zoom(places, synthetic or 0, out, settings, patients, workers)
+    counts = build_zoom(places, synthetic or 0, out, settings, patients, workers, finest)
     click.echo(f"{out}: {', '.join(f'{kind} {count}' for kind, count in counts.items())} questions")

@@ -21,7 +21,7 @@ Pixels = NDArray[np.uint8]
 PLAIN_GRIDS: Final = frozenset({"aperio", "generic-tiff"})
 """Formats, by OpenSlide's names, in which a level is one TIFF directory without overlaps between tiles."""
 CACHE_BYTES: Final = 64 * 2**20
-"""Decoded pixels that are kept of one slide."""
+"""Decoded pixels that are kept of one slide, if nothing else is asked for."""
 _RGB_MARKER: Final = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 """Adobe's APP14 segment with transform 0: the components are red, green and blue (JPEG File Interchange, T.872)."""
 
@@ -32,11 +32,13 @@ class TiffTiles:
     Args:
         path: a TIFF file.
         sizes: (width, height) of the levels; a directory that is not the only one of its size is not used.
+        cache_bytes: decoded pixels that are kept.
     """
 
-    def __init__(self, path: Path, sizes: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, path: Path, sizes: Sequence[tuple[int, int]], cache_bytes: int = CACHE_BYTES) -> None:
         import tifffile
 
+        self._cache_bytes = cache_bytes
         self._file: Any = tifffile.TiffFile(path)
         directories: list[Any] = list(self._file.pages)
         pages = [page for page in directories if page.is_tiled]
@@ -96,7 +98,7 @@ class TiffTiles:
             tile = np.asarray(Image.fromarray(tile).reduce(reduce))
         self._cache[key] = tile
         self._cached += tile.nbytes
-        while self._cached > CACHE_BYTES and len(self._cache) > 1:
+        while self._cached > self._cache_bytes and len(self._cache) > 1:
             self._cached -= self._cache.popitem(last=False)[1].nbytes
         return tile
 

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 from PIL import Image, ImageChops, ImageCms, ImageStat
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.tiff_tiles import PLAIN_GRIDS, TiffTiles
+from scale_vqa_eval.tiff_tiles import CACHE_BYTES, PLAIN_GRIDS, TiffTiles
 
 MIN_MPP: Final = 0.05
 MAX_MPP: Final = 20.0
@@ -97,12 +97,13 @@ class OpenSlideSource:
     Args:
         path: the slide file.
         mpp: um per pixel of level 0, in place of what the file states; see ``slide_mpp``.
+        cache_bytes: decoded tiles that are kept, for OpenSlide and for ``TiffTiles`` each; None for their own limits.
 
     Raises:
         InputError: where OpenSlide cannot open the file, or no scale is known.
     """
 
-    def __init__(self, path: str | Path, mpp: float | None = None) -> None:
+    def __init__(self, path: str | Path, mpp: float | None = None, cache_bytes: int | None = None) -> None:
         import openslide
 
         self.path = Path(path)
@@ -121,7 +122,9 @@ class OpenSlideSource:
         self.size: tuple[int, int] = self._slide.dimensions
         self._to_srgb = _srgb_transform(self._slide.color_profile)
         self._background = "#" + self._slide.properties.get("openslide.background-color", "FFFFFF")
-        self._tiles = self._open_tiles()
+        if cache_bytes is not None:
+            self._slide.set_cache(openslide.OpenSlideCache(cache_bytes))
+        self._tiles = self._open_tiles(CACHE_BYTES if cache_bytes is None else cache_bytes)
         self._agreed: dict[int, bool] = {}
 
     @property
@@ -210,11 +213,11 @@ class OpenSlideSource:
         image = raw.resize(shape, kernel, box=crop)
         return image if self._to_srgb is None else ImageCms.applyTransform(image, self._to_srgb) or image
 
-    def _open_tiles(self) -> TiffTiles | None:
+    def _open_tiles(self, cache_bytes: int) -> TiffTiles | None:
         if self._slide.properties.get("openslide.vendor") not in PLAIN_GRIDS:
             return None
         try:
-            return TiffTiles(self.path, self._slide.level_dimensions)
+            return TiffTiles(self.path, self._slide.level_dimensions, cache_bytes)
         except Exception:  # OpenSlide, which opened the file, reads it then
             return None
 

@@ -34,6 +34,15 @@ CORPUS: Final = (
     "A. B. C. D. system user assistant 10x 40x 200x low mid high magnification tissue tumour normal",
 )
 """Texts that the tokenizer's merges are learned from by default."""
+TOOLS_TEMPLATE: Final = (
+    "{% if tools or messages[0].role == 'system' %}<|im_start|>system\n"
+    "{% if messages[0].role == 'system' %}"
+    "{{ messages[0].content if messages[0].content is string else "
+    "messages[0].content | map(attribute='text') | join }}\n{% endif %}"
+    "{% for tool in tools or [] %}{{ tool.function.name }}({{ tool.function.parameters.properties | join(', ') }})\n"
+    "{% endfor %}<|im_end|>\n{% endif %}"
+)
+"""In place of the first part of Qwen3-VL's template: the tools by name, in a tenth of the tokens."""
 _PATCH: Final = 14
 
 
@@ -93,17 +102,23 @@ def make_tiny_model(
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config)
-        for name, weight in model.named_parameters() if gain is not None else ():
-            if weight.ndim > 1:
-                weight.normal_(0.0, gain * weight[0].numel() ** -0.5)
-            elif name.endswith("bias"):
-                weight.zero_()
+        _initialise(model, gain)
     model.generation_config.update(**end_ids)
     model.save_pretrained(folder)
     return folder
 
 
-def make_tiny_qwen3(folder: Path, corpus: Sequence[str] = CORPUS, seed: int = 0, vocabulary: int = 600) -> Path:
+def _initialise(model: Any, gain: float | None) -> None:
+    for name, weight in model.named_parameters() if gain is not None else ():
+        if weight.ndim > 1:
+            weight.normal_(0.0, gain * weight[0].numel() ** -0.5)
+        elif name.endswith("bias"):
+            weight.zero_()
+
+
+def make_tiny_qwen3(
+    folder: Path, corpus: Sequence[str] = CORPUS, seed: int = 0, vocabulary: int = 600, gain: float | None = None
+) -> Path:
     """Writes a small random Qwen3-VL, whose chat template keeps the calls of tools (Qwen2.5-VL's drops them).
 
     Args:
@@ -111,6 +126,7 @@ def make_tiny_qwen3(folder: Path, corpus: Sequence[str] = CORPUS, seed: int = 0,
         corpus: texts that the byte-pair merges are learned from.
         seed: of the weights.
         vocabulary: maximum number of byte-pair tokens.
+        gain: as ``make_tiny_model``.
     """
     import torch
     import trl
@@ -122,20 +138,25 @@ def make_tiny_qwen3(folder: Path, corpus: Sequence[str] = CORPUS, seed: int = 0,
         Qwen3VLProcessor,
         Qwen3VLVideoProcessor,
     )
+    from trl.chat_template_utils import qwen3_template
 
     folder.mkdir(parents=True, exist_ok=True)
-    _save_processor(folder, corpus, vocabulary, context=4096, max_pixels=256 * 256)
+    template = Path(trl.__file__).parent.joinpath("chat_templates", "qwen3_vl.jinja").read_text(encoding="utf-8")
+    template = TOOLS_TEMPLATE + template[template.index("{%- set image_count") :]
+    _save_processor(folder, [*corpus, template], vocabulary, context=4096, max_pixels=256 * 256)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<{end}{name}>" for name in ("tool_call", "tool_response") for end in ("", "/")])
+    tokenizer.response_template = qwen3_template  # how TRL reads calls
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
     ends = {
         "bos_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],
         "pad_token_id": ids["<|endoftext|>"],
     }
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12], "mrope_interleaved": True}
-    text = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
-    text |= {"intermediate_size": 256, "head_dim": 64, "rope_parameters": rope, "max_position_embeddings": 4096}
-    vision = {"depth": 3, "hidden_size": 96, "num_heads": 4, "intermediate_size": 192, "out_hidden_size": 128}
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6], "mrope_interleaved": True}
+    text = {"hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+    text |= {"intermediate_size": 192, "head_dim": 32, "rope_parameters": rope, "max_position_embeddings": 4096}
+    vision = {"depth": 2, "hidden_size": 96, "num_heads": 4, "intermediate_size": 192, "out_hidden_size": 96}
     vision |= {"patch_size": 16, "num_position_embeddings": 256, "deepstack_visual_indexes": [1]}
     config = Qwen3VLConfig(
         text_config={**text, "vocab_size": len(tokenizer), "tie_word_embeddings": True, **ends},
@@ -146,16 +167,14 @@ def make_tiny_qwen3(folder: Path, corpus: Sequence[str] = CORPUS, seed: int = 0,
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = Qwen3VLForConditionalGeneration(config)
+        _initialise(model, gain)
     model.generation_config.update(**ends)
     model.save_pretrained(folder)
-    template = Path(trl.__file__).parent / "chat_templates" / "qwen3_vl.jinja"
     images = Qwen2VLImageProcessor(size={"shortest_edge": 32 * 32, "longest_edge": 256 * 256}, patch_size=16)
-    Qwen3VLProcessor(
-        images, tokenizer, Qwen3VLVideoProcessor(), chat_template=template.read_text(encoding="utf-8")
-    ).save_pretrained(folder)
+    Qwen3VLProcessor(images, tokenizer, Qwen3VLVideoProcessor(), chat_template=template).save_pretrained(folder)
     return folder
 
 

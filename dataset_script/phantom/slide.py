@@ -278,13 +278,19 @@ STRIPE: Final = 8
 QUALITY: Final = 90
 
 
-def write_slide(slide: PhantomSlide, path: str | Path, area: Rect = (0.0, 0.0, EXTENT, EXTENT)) -> Path:
+def write_slide(
+    slide: PhantomSlide,
+    path: str | Path,
+    area: Rect = (0.0, 0.0, EXTENT, EXTENT),
+    finest_mpp: float = MPP["high_mag"],
+) -> Path:
     """Writes a slide, or a rectangle of it, as a slide file; a file that is there already is left as it is.
 
     Args:
         slide: the phantom slide.
         path: of the file; it appears only when it is complete.
         area: rectangle of the slide to write, um; it is the whole slide of the file.
+        finest_mpp: um per pixel of level 0.
 
     Returns:
         The path.
@@ -295,7 +301,7 @@ def write_slide(slide: PhantomSlide, path: str | Path, area: Rect = (0.0, 0.0, E
     if path.exists():
         return path
     side = max(area[2] - area[0], area[3] - area[1])
-    mpp, level = slide.mpp, 0
+    mpp, level = finest_mpp, 0
     with atomic_path(path) as partial, tifffile.TiffWriter(partial, bigtiff=True) as file:
         while True:
             size = round((area[2] - area[0]) / mpp), round((area[3] - area[1]) / mpp)

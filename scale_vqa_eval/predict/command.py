@@ -75,6 +75,9 @@ def _options(ctx: click.Context, parameter: click.Parameter, values: tuple[str, 
 @click.option(
     "--look-px", type=click.IntRange(min=32, max=4096), default=512, show_default=True, help="Side of a look."
 )
+@click.option(
+    "--overview-px", type=click.IntRange(min=32), default=1024, show_default=True, help="Longer side of the overview."
+)
 @click.option("--look-pixels", type=click.IntRange(min=1), help="Pixels of all looks at a question together.")
 @click.option(
     "--zoom-protocol",

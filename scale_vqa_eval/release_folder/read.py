@@ -133,6 +133,8 @@ def release_configs(folder: Path) -> dict[str, dict[str, list[Path]]]:
     card = folder / "README.md"
     hint = "name a folder that `scale-vqa build` made"
     if not card.is_file():
+        if (folder / "zoom.jsonl").is_file():
+            hint = f"name the questions of `scale-vqa build zoom` themselves, {folder / 'zoom.jsonl'}"
         raise InputError(Problem(str(folder), "a release folder with a README.md", "no README.md", hint))
     try:
         configs = head(card.read_text(encoding="utf-8-sig")).get("configs") or []

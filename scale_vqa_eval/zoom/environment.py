@@ -43,6 +43,8 @@ SHARE_IN_VIEW: Final = 0.5
 OVERVIEW_PX: Final = 1024
 MIN_LOOK_PX: Final = 32
 QUALITY: Final = 90
+TILE_BYTES: Final = 2**23
+"""Decoded tiles that are kept of an open slide: looks seldom share one, and many slides are open."""
 _SAID: Final = 2000
 """Characters kept in a step of what a call or a model's turn says."""
 _VIEWS: Final = {name: view for view, name in MAGNIFICATION.items()}
@@ -234,7 +236,7 @@ def _open_below(root: Path, name: str, mpp: float | None) -> SlideSource:
     file = inside_root(root, name)
     if file is None:
         raise InputError(Problem(name, f"a slide below {root}", "a path that leaves it", "correct the row"))
-    return OpenSlideSource(file, mpp)
+    return OpenSlideSource(file, mpp, TILE_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +318,7 @@ class ZoomEnvironment:
         Args:
             x_um: Centre of the field in um from the left edge of the slide.
             y_um: Centre of the field in um from the top edge of the slide.
-            view: Magnification of the field: 10x, 40x or 200x.
+            view: Magnification of the field. (choices: ["10x", "40x", "200x"])
         """
         asked = {"x_um": x_um, "y_um": y_um, "view": view}
         x, y = _number(x_um), _number(y_um)
@@ -461,6 +463,9 @@ class ZoomEnvironment:
         self.steps.append(step)
         return [{"type": "text", "text": text}]
 
+
+for _tool in (ZoomEnvironment.look, ZoomEnvironment.answer):
+    del _tool.__annotations__["return"]  # TRL makes schemas of the methods: without results they are those of TOOLS
 
 TOOLS: Final[list[dict[str, Any]]] = yaml.safe_load(Path(__file__).with_name("tools.yaml").read_text(encoding="utf-8"))
 """The tools as chat servers and templates read them."""

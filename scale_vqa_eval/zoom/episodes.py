@@ -360,7 +360,7 @@ def zoom_backend(
     Raises:
         InputError: where a control needs slides of two patients and there is one.
     """
-    budget = Budget(given["looks"], given["look_px"], given["look_pixels"])
+    budget = Budget(given["looks"], given["look_px"], given["look_pixels"], given["overview_px"])
     slides, by_id = slide_files(root), {item.question.id: item for item in questions}
 
     def make() -> ZoomEnvironment:

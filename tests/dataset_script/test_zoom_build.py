@@ -13,7 +13,7 @@ from drawn_slides import tissue_slide
 from PIL import Image
 
 from dataset_script.phantom.plan import FEATURES
-from dataset_script.zoom import synthetic_plans, synthetic_rows, zoom
+from dataset_script.zoom import coarse_plans, coarse_rows, synthetic_plans, synthetic_rows, zoom
 from scale_vqa_eval.controls.exchange_group import find_exchange_groups
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.wsi import OpenSlideSource
@@ -64,6 +64,26 @@ def test_synthetic_questions_are_true_of_the_scene_and_tell_nothing_by_text(seed
 
 
 @pytest.mark.slow
+def test_coarse_questions_are_true_of_the_scene_and_tell_nothing_by_text(tmp_path: Path) -> None:
+    plans = coarse_plans(1, 5)
+    rows = list(coarse_rows(plans))
+    check_groups(rows)
+    pieces = ("upper left", "upper right", "lower left", "lower right")
+    by_name = {plan.name: [path.facts for path in plan.paths] for plan in plans}
+    for row in rows:
+        facts = by_name[row["wsi_name"]]
+        named = [n for n, name in enumerate(pieces) if f"the {name} piece" in row["question"]]
+        piece = named[0] if named else [one.infiltrate for one in facts].index("diffuse")
+        assert row["dimension"] == ("named-piece" if named else "lone-piece")
+        phrases = {name: FEATURES[name].phrases[facts[piece].value(name)] for name in ("stroma", "vessels")}
+        right = row["options"]["ABCD".index(row["answer"])]
+        assert right == f"{phrases['stroma']} stroma, {phrases['vessels']} vessels"
+        (box,) = row["zoom"]["evidence"][0]["boxes"]
+        assert (box[0] + box[2] > 4200, box[1] + box[3] > 4200) == (piece % 2 == 1, piece >= 2)
+        assert box[2] - box[0] >= 700
+
+
+@pytest.mark.slow
 def test_questions_of_slides_have_their_evidence_where_the_shown_field_lies(tmp_path: Path) -> None:
     for seed in range(3):
         (tmp_path / "in").mkdir(exist_ok=True)
@@ -101,3 +121,8 @@ def test_questions_of_slides_have_their_evidence_where_the_shown_field_lies(tmp_
 def test_slides_or_synthetic(more: list[str], tmp_path: Path) -> None:
     result = CliRunner().invoke(zoom, [*more, "--out", str(tmp_path / "zoom")])
     assert result.exit_code == 2 and "and not both" in result.output
+
+
+def test_the_finest_scale_is_of_synthetic_slides(tmp_path: Path) -> None:
+    result = CliRunner().invoke(zoom, [str(tmp_path), "--finest", "40x", "--out", str(tmp_path / "zoom")])
+    assert result.exit_code == 2 and "--synthetic" in result.output

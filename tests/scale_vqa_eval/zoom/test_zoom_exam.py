@@ -11,6 +11,7 @@ from chat_server import MODEL, Server
 from click.testing import CliRunner, Result
 from zoom_exam import Examiner, Policy, guess, make_exam, oracle, policy_server, random_walk
 
+from scale_vqa_eval.audit.command import audit
 from scale_vqa_eval.predict.command import predict
 from scale_vqa_eval.scoring.command import score
 from scale_vqa_eval.zoom.environment import Budget
@@ -145,3 +146,13 @@ def test_options_that_do_not_fit_are_refused(data: Path, tmp_path: Path, more: l
         assert not server.asked
     assert message in str(getattr(result.exception, "message", result.exception))
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_the_audit_by_text_alone_is_at_chance(data: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(audit, [str(data), "--json", str(tmp_path / "audit.json")], standalone_mode=False)
+    assert result.exception is None, result.output
+    report = json.loads((tmp_path / "audit.json").read_text())
+    assert report["n"] == 16 and report["probes"] and report["verdict"] != "leaks"
+    assert all(probe["ci_low"] <= 0.25 for probe in report["probes"])
+    folder = CliRunner().invoke(audit, [str(data.parent)], standalone_mode=False)
+    assert str(data) in str(folder.exception)

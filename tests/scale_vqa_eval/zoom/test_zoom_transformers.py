@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from transformers.utils import get_json_schema
 from zoom_exam import make_exam, oracle
 
 from scale_vqa_eval.predict.command import predict
 from scale_vqa_eval.zoom import episodes
-from scale_vqa_eval.zoom.environment import read_zoom_questions
+from scale_vqa_eval.zoom.environment import TOOLS, ZoomEnvironment, read_zoom_questions
 from scale_vqa_eval.zoom.score import zoom
 from training_recipes.tiny_model import make_tiny_model, make_tiny_qwen3
 
@@ -27,6 +28,11 @@ def ask(data: Path, model: Path, out: Path) -> None:
     options += ["--looks", "1", "--look-px", "64", "--max-pixels", "4096", "--max-tokens", "12", "--batch-size", "4"]
     result = CliRunner().invoke(predict, options, standalone_mode=False)
     assert result.return_value == 0, result.output + str(result.exception)
+
+
+def test_trl_reads_the_tools_that_servers_are_sent() -> None:
+    read = [get_json_schema(tool) for tool in (ZoomEnvironment.look, ZoomEnvironment.answer)]
+    assert json.dumps(read) == json.dumps(TOOLS)  # in the same order: it is text of the prompt
 
 
 def test_a_random_model_is_asked_to_the_end(data: Path, tmp_path: Path) -> None:
