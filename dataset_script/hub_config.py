@@ -71,7 +71,8 @@ def _rows(files: Sequence[Path], prompt: Prompt, location: str) -> Iterator[dict
     shards = [pq.ParquetFile(file) for file in files]
     total = sum(shard.metadata.num_rows for shard in shards)
     last = ("", "")
-    for number, row in enumerate(tqdm(_plain(shards), f"{location} composed", total=total, disable=None)):
+    rows = (row for shard in shards for batch in shard.iter_batches(ROWS_PER_GROUP) for row in batch.to_pylist())
+    for number, row in enumerate(tqdm(rows, f"{location} composed", total=total, disable=None)):
         parts = {ImageRef(number, view): row.pop(view, None) for view in VIEWS}
         options = row.pop(OPTION_IMAGES, None) or []
         contents = {ref: embedded_bytes(cell, ref, location) for ref, cell in parts.items() if cell}
@@ -86,12 +87,6 @@ def _rows(files: Sequence[Path], prompt: Prompt, location: str) -> Iterator[dict
             decoded = {ref: decode_image(one, f"{row['id']}, {ref.column}", Bounds()) for ref, one in contents.items()}
             last = key, _uri(compose(decoded))
         yield {**row, "prompt": prompt.text(row["question"], row["options"]), "composite": last[1]}
-
-
-def _plain(shards: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    for shard in shards:
-        for batch in shard.iter_batches(ROWS_PER_GROUP):
-            yield from batch.to_pylist()
 
 
 def _uri(image: Image.Image) -> str:

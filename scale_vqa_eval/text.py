@@ -132,6 +132,21 @@ def html_environment(package: str, **settings: Any) -> Environment:
     )
 
 
+def markdown_environment(package: str, **filters: Any) -> Environment:
+    """Returns the jinja2 environment of the Markdown templates in a package's folder ``templates``.
+
+    Filters: ``md`` escapes a text, ``percent`` and ``interval`` format shares (a dash for None).
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader(package, "templates"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    dash = {"percent": lambda share: "-" if share is None else percent(share)}
+    environment.filters |= {"md": markdown, "interval": interval, **dash, **filters}
+    return environment
+
+
 def escape_invisible(text: str) -> str:
     r"""Replaces control, format (bidirectional, zero-width), surrogate and private characters by ``\u{CODE}``.
 

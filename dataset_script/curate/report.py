@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
 
 from dataset_script.curate.candidates import COMBINATIONS, Candidate
 from dataset_script.curate.deduplicate import contradictions, without_duplicates
@@ -30,7 +29,7 @@ from scale_vqa_eval.questions import Question
 from scale_vqa_eval.release_folder.write import write_release
 from scale_vqa_eval.schema import LETTERS
 from scale_vqa_eval.scoring.score import questions_digest
-from scale_vqa_eval.text import markdown, percent
+from scale_vqa_eval.text import markdown, markdown_environment, percent
 
 _ONE: Final = r"\(?[A-D]\)?(?![\w'\u2019-])"
 _LISTED: Final = re.compile(
@@ -272,11 +271,7 @@ def curation_report(
 
 def as_markdown(report: Mapping[str, Any]) -> str:
     """Renders a report for people; texts of a model or of the input become neither markup nor HTML."""
-    environment = Environment(
-        loader=PackageLoader("dataset_script.curate", "templates"), trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["percent"] = lambda share: "-" if share is None else percent(share)
-    environment.filters["cell"] = lambda text: markdown(str(text)[:200])
+    environment = markdown_environment("dataset_script.curate", cell=lambda text: markdown(str(text)[:200]))
     reasons = load_prompt("reasons")["replies"] | load_prompt("reasons")["questions"]
     return environment.get_template("curation_report.md.j2").render(report=report, reasons=reasons)
 

@@ -198,7 +198,11 @@ class WorkFolder:
 
     def paths(self, shard: int) -> list[CaptionedPath]:
         """Returns the paths of a shard; splits are not drawn yet."""
-        return [_path_of(row) for row in read_lines(self.part("paths", shard))]
+        found = []
+        for row in read_lines(self.part("paths", shard)):
+            texts, images = (tuple(map(tuple, row[field])) for field in ("texts", "images"))
+            found.append(CaptionedPath(row["slide"], row["patient"], row["path_id"], texts, images))
+        return found
 
     def all_paths(self) -> list[CaptionedPath]:
         """Returns the paths of every shard."""
@@ -262,8 +266,3 @@ def open_work(root: Path, captions: Path, settings: CurationSettings) -> WorkFol
         write_lines(work.part("paths", shard), rows, hint)
     write_json(marker, {**about, "sha256": digest}, hint)
     return work
-
-
-def _path_of(row: Mapping[str, Any]) -> CaptionedPath:
-    texts, images = (tuple((name, value) for name, value in row[field]) for field in ("texts", "images"))
-    return CaptionedPath(row["slide"], row["patient"], row["path_id"], texts, images)

@@ -182,25 +182,16 @@ def _plan_quartet(number: int, seed: int, missing_high: float) -> list[PhantomPa
     facts: list[dict[str, str]] = [{} for _ in range(PATHS)]
     groups = []
     for question_type, (first, second) in ASKED.items():
-        values = _two_values(first, rng), _two_values(second, rng)
+        values: Any = tuple(tuple(rng.sample(sorted(FEATURES[name].phrases), 2)) for name in (first, second))
         combination = rng.sample(range(PATHS), PATHS)
         order = tuple(rng.sample(range(PATHS), PATHS))
         wording = rng.randrange(1 << 30)
         for path, index in zip(facts, combination, strict=True):
             path[first], path[second] = values[0][index // 2], values[1][index % 2]
-        if has_high or not _needs_high(question_type):
+        if has_high or "high_mag" not in (FEATURES[first].view, FEATURES[second].view):
             name = f"phantom-{question_type}-{number + 1:04d}"
             groups.append(GroupPlan(name, question_type, values, order, wording))
     return [PhantomPath("", Facts(**path), tuple(groups), has_high) for path in facts]
-
-
-def _two_values(feature: str, rng: random.Random) -> tuple[str, str]:
-    first, second = rng.sample(sorted(FEATURES[feature].phrases), 2)
-    return first, second
-
-
-def _needs_high(question_type: str) -> bool:
-    return any(FEATURES[name].view == "high_mag" for name in ASKED[question_type])
 
 
 def path_questions(slide: PhantomPlan, path: PhantomPath) -> list[Question]:
@@ -226,18 +217,15 @@ def _question(slide: PhantomPlan, path: PhantomPath, group: GroupPlan) -> Questi
         question=question,
         options=built.options,
         answer=built.answer,
-        rationale=" ".join(_sentence(path, name) for name in (first.name, second.name)),
+        rationale=" ".join(
+            f"At {MAGNIFICATION[one.view]} {SIGNS[one.name][path.facts.value(one.name)]}." for one in (first, second)
+        ),
         dimension=QUESTION_TYPES[group.question_type],
         slide=slide.name,
         patient=slide.name,
         path_id=path.path_id,
         group=group.id,
     )
-
-
-def _sentence(path: PhantomPath, feature: str) -> str:
-    sign = SIGNS[feature][path.facts.value(feature)]
-    return f"At {MAGNIFICATION[FEATURES[feature].view]} {sign}."
 
 
 def captions(path: PhantomPath) -> dict[str, str]:

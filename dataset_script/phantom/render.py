@@ -209,7 +209,9 @@ def render(
     surface.flushAndSubmit()
     drawn: NDArray[Any] = pixels[:, :, :3]
     if mpp >= COARSE:
-        fine = _bounded(_coverage(found, sheet, rect, mpp / 2, (2 * height, 2 * width)))
+        fine = _coverage(found, sheet, rect, mpp / 2, (2 * height, 2 * width))
+        # where bodies would cover more than a pixel, their mean colour covers it
+        fine = fine / np.maximum(fine[:, :, 3:], np.float32(1))
         covered = box_averaged(fine, 2)
         drawn = np.rint(drawn * (1 - covered[:, :, 3:]) + covered[:, :, :3])
     elif over > 1:
@@ -298,9 +300,3 @@ def _quartered(found: Bodies, areas: NDArray[np.float64], mpp: float) -> Bodies:
 def _spline(offset: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Weights of the quadratic B-spline at the pixels before, at and after a place, offset in -0.5..0.5."""
     return 0.5 * (0.5 - offset) ** 2, 0.75 - offset**2, 0.5 * (0.5 + offset) ** 2
-
-
-def _bounded(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Bounds coverage by 1; where bodies would cover more than a pixel, their mean colour covers it."""
-    bounded: NDArray[np.float32] = coverage / np.maximum(coverage[:, :, 3:], np.float32(1))
-    return bounded

@@ -42,7 +42,7 @@ from scale_vqa_eval.release_folder.read import IMAGE_COLUMNS, release_configs, r
 from scale_vqa_eval.release_folder.verify import unembedded_rows
 from scale_vqa_eval.release_folder.write import ROWS_PER_GROUP, write_release
 from scale_vqa_eval.scale_vqa_acc.clustered import clopper_pearson, cluster_codes, clustered_interval
-from scale_vqa_eval.text import interval, markdown, percent
+from scale_vqa_eval.text import markdown, markdown_environment
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,14 @@ def summarise_review(data: ReviewData, review_state: ReviewState, torn: Sequence
         "reviewers": _reviewers(item_statuses),
         "agreement": _agreements(data, item_statuses),
         "open_disagreements": [
-            _disagreement(key, item_status)
+            {
+                "split": key[0],
+                "id": key[1],
+                "reviews": [
+                    {"reviewer": one.reviewer, "verdict": one.verdict, "reason": one.reason, "edit": dict(one.edit)}
+                    for one in item_status.reviews.values()
+                ],
+            }
             for key, item_status in item_statuses.items()
             if item_status.status == "disagreed"
         ],
@@ -242,45 +249,10 @@ def without_names(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def markdown_summary(summary: Mapping[str, Any]) -> str:
     """Renders a summary for people; names and texts are escaped."""
-    lines = [f"# Review of {markdown(summary['data'])}, config {markdown(summary['config'])}", ""]
-    splits = ", ".join(map(markdown, summary["splits"]))
-    lines += [f"{summary['items']} items (splits {splits}), {REVIEWS} independent reviews each.", ""]
-    lines += _table(["item_status", "items"], [[name, count] for name, count in summary["status"].items()])
-    parts = [[markdown(name), *counts.values()] for name, counts in summary["by_dimension"].items()]
-    lines += _table(["dimension", *OUTCOMES], [*parts, ["all", *summary["outcome"].values()]])
-    people = [[markdown(name), *counts.values()] for name, counts in summary["reviewers"].items()]
-    lines += _table(["reviewer", "reviews", *VERDICTS, "adjudications"], people) if people else []
-    lines += ["## Agreement", ""]
+    template = markdown_environment("dataset_script.review").get_template("summary.md.j2")
     pairs = [_agreement_cells(pair) for pair in summary["agreement"]]
-    head = ["reviewers", "items", "patients", "same verdict", "Cohen's kappa", "95% interval"]
-    lines += _table(head, pairs) if pairs else ["No item has two reviews yet.", ""]
-    given = {arm: summary["answers"][arm] for arm in ARMS if summary["answers"][arm]["answers"]}
-    if given:
-        lines += ["## Answers given before the gold answer was shown", ""]
-        cells = [
-            [arm, one["answers"], percent(one["accuracy"]), interval(one["interval"]), f"{one['median_seconds']:.0f}"]
-            for arm, one in given.items()
-        ]
-        lines += _table(["arm", "answers", "right, %", "95% interval", "median seconds"], cells)
-        doubted = ", ".join(map(markdown, summary["answers"]["groups_doubted"])) or "none"
-        lines += [
-            f"Exchange groups confirmed (all four right with images): {summary['answers']['groups_confirmed']}; "
-        ]
-        lines[-1] += f"doubted (a reader with images chose another option): {doubted}."
-        lines.append("")
-    lines += ["## Open disagreements", ""]
-    for one in summary["open_disagreements"]:
-        said = "; ".join(
-            f"{markdown(part['reviewer'])}: {part['verdict']}"
-            + (f" ({markdown(part['reason'])})" * bool(part["reason"]))
-            for part in one["reviews"]
-        )
-        lines.append(f"- {markdown(one['id'])} ({markdown(one['split'])}): {said}")
-    lines += [] if summary["open_disagreements"] else ["None."]
-    if summary["torn_lines"]:
-        listed = ", ".join(map(str, summary["torn_lines"]))
-        lines += ["", f"Incomplete lines of the log (a process was killed while writing), not counted: {listed}."]
-    return "\n".join(lines).rstrip() + "\n"
+    names = {"reviews_each": REVIEWS, "outcomes": OUTCOMES, "verdicts": VERDICTS}
+    return template.render(summary, pairs=pairs, **names).rstrip() + "\n"
 
 
 def agreement_line(pair: Mapping[str, Any]) -> str:
@@ -319,24 +291,11 @@ def _agreements(data: ReviewData, item_statuses: Mapping[Key, ItemStatus]) -> li
     return found
 
 
-def _disagreement(key: Key, item_status: ItemStatus) -> dict[str, Any]:
-    reviews = [
-        {"reviewer": one.reviewer, "verdict": one.verdict, "reason": one.reason, "edit": dict(one.edit)}
-        for one in item_status.reviews.values()
-    ]
-    return {"split": key[0], "id": key[1], "reviews": reviews}
-
-
 def _agreement_cells(pair: Mapping[str, Any]) -> list[Any]:
     kappa = "undefined" if pair["kappa"] is None else f"{pair['kappa']:.2f}"
     interval = "undefined" if pair["interval"] is None else "{:.2f} to {:.2f}".format(*pair["interval"])
     names = " and ".join(map(markdown, pair["reviewers"]))
     return [names, pair["n"], pair["patients"], f"{100 * pair['observed']:.1f}%", kappa, interval]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
-    return [*(f"| {' | '.join(map(str, cells))} |" for cells in lines), ""]
 
 
 REVIEW_FILE: Final = "review.json"
@@ -454,18 +413,9 @@ def _rows(data: ReviewData, split: str, questions: Mapping[Key, Question], image
                 key = (split, row["id"].strip())
                 if key in questions:
                     named = {name: None if row[name] is None else labels[name][row[name]] for name in labels}
-                    yield row | named | _changes(data.items[key].question, questions[key])
-
-
-def _changes(before: Question, after: Question) -> dict[str, Any]:
-    """Returns the columns that an edit changed; all others stay to the byte."""
-    pairs = {
-        "question": (before.question, after.question),
-        "options": (list(before.options), list(after.options)),
-        "answer": (before.letter, after.letter),
-        "rationale": (before.rationale, after.rationale),
-    }
-    return {name: new for name, (old, new) in pairs.items() if new != old}
+                    before = data.items[key].question.as_row("")
+                    edits = {name: new for name, new in questions[key].as_row("").items() if new != before[name]}
+                    yield row | named | edits  # what was not edited stays to the byte
 
 
 def _check_out(data: ReviewData, out: Path) -> None:

@@ -243,7 +243,9 @@ class PublishPlan:
         """Returns what would change, file by file, and which parts of the remote's card stay."""
         source = files("model_card").joinpath("templates", "plan.txt.j2").read_text(encoding="utf-8")
         environment = Environment(trim_blocks=True, lstrip_blocks=True)
-        environment.filters |= {"size": size_text, "printable": _printable}
+        # control characters are escaped: a file's name comes from a folder or the Hub
+        printable = lambda path: path if path.isprintable() else ascii(path)  # noqa: E731
+        environment.filters |= {"size": size_text, "printable": printable}
         pending, deletes = self.pending(self.remote)
         total = sum(file.size for file in pending)
         accepted = f", {len(self.local.accepted)} findings accepted by --allow" if self.local.accepted else ""
@@ -389,8 +391,3 @@ def size_text(size: int) -> str:
             break
         value /= 1000
     return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
-
-
-def _printable(path: str) -> str:
-    """Escapes control characters: a file's name comes from a folder or the Hub."""
-    return path if path.isprintable() else ascii(path)

@@ -16,7 +16,7 @@ import click
 import vlmeval.dataset
 from vlmeval.dataset.image_mcq import CustomMCQDataset
 from vlmeval.dataset.text_mcq import CustomTextMCQDataset
-from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path
+from vlmeval.smp import LMUDataRoot, dump, get_intermediate_file_path, load
 
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.predict import DEFAULT_PROMPT
@@ -82,7 +82,8 @@ class _Questions:
 
         lines = list(tool_lines(Path(eval_file)) or ())
         gold = {(row["id"], str(row["index"])): row for row in self.data.to_dict("records")}
-        keys = [(str(line["id"]), str(index)) for line, index in zip(lines, _indices(eval_file), strict=True)]
+        pairs = zip(lines, load(eval_file)["index"], strict=True)
+        keys = [(str(line["id"]), str(index)) for line, index in pairs]
         right = pd.DataFrame(
             {
                 "id": [identity for identity, _ in keys],
@@ -97,12 +98,6 @@ class _Questions:
         accuracy = table.reset_index().rename_axis(columns=None)
         dump(accuracy, get_intermediate_file_path(eval_file, "_acc", "csv"))
         return accuracy
-
-
-def _indices(eval_file: str) -> list[str]:
-    from vlmeval.smp import load
-
-    return [str(index) for index in load(eval_file)["index"]]
 
 
 def _right(line: dict[str, Any], row: dict[str, Any]) -> float:
