@@ -113,14 +113,13 @@ def _write_questions(
     split: str | None,
     out: Path,
     images: Path | None,
-    min_pixels: int | None,
-    max_pixels: int | None,
     no_images: bool,
+    **pixels: int | None,
 ) -> None:
     items, source = read_visual_questions(data, split, config, images, no_images)
     path = out / f"{'-'.join(filter(None, (config, split))) or 'questions'}.{kind}"
     with exclusive_output(out):
-        folder = ImageFolder(out, _bounds(min_pixels, max_pixels))
+        folder = ImageFolder(out, _bounds(**pixels))
 
         def rows() -> Iterator[dict[str, Any]]:
             for item in items:
@@ -191,11 +190,10 @@ def vlmevalkit(
     split: str | None,
     out: Path,
     images: Path | None,
-    min_pixels: int | None,
-    max_pixels: int | None,
     name: str | None,
     circular: bool,
     image_files: bool,
+    **pixels: int | None,
 ) -> None:
     """Write a table for VLMEvalKit and EvalScope, NAME.tsv, and its blind control without images, NAME_blind.tsv.
 
@@ -218,7 +216,7 @@ def vlmevalkit(
     rows = [_vlmevalkit_row(index, request, letters, split, hints) for index, request in requests]
     _check_as_pandas_reads(rows)
     with exclusive_output(out):
-        folder = ImageFolder(out, _bounds(min_pixels, max_pixels))
+        folder = ImageFolder(out, _bounds(**pixels))
         written: dict[str, tuple[int, str]] = {}
 
         def cells(index: int, request: Request) -> dict[str, str]:
@@ -329,7 +327,7 @@ def _write_rows(file: Any, rows: Iterable[Mapping[str, str]]) -> None:
         writer.writerow(row)
 
 
-def _bounds(minimum: int | None, maximum: int | None) -> Bounds:
-    if minimum is not None and maximum is not None and minimum > maximum:
-        raise click.BadParameter(f"at most --max-pixels, {maximum}; found {minimum}", param_hint="--min-pixels")
-    return Bounds(minimum, maximum)
+def _bounds(min_pixels: int | None, max_pixels: int | None) -> Bounds:
+    if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
+        raise click.BadParameter(f"at most --max-pixels, {max_pixels}; found {min_pixels}", param_hint="--min-pixels")
+    return Bounds(min_pixels, max_pixels)

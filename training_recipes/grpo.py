@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config
+from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
 from training_recipes.arguments import GRPOArguments, check_context, check_settings, check_step, parse
 from training_recipes.rewards import reward_functions
 from training_recipes.rows import prompt_format, with_processor_bounds
-from training_recipes.run import callbacks, constructing, fit, report_errors, select_rows
+from training_recipes.run import constructing, fit, report_errors, select_rows, trainer_arguments
 from training_recipes.selection import candidates
-from training_recipes.trainer import RecipeTrainer, load_model_files, opens_thoughts, set_model_loading
+from training_recipes.trainer import RecipeTrainer, load_model_files, opens_thoughts
 
 
 class ScaleVQAGRPOTrainer(RecipeTrainer, GRPOTrainer):
@@ -67,14 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with constructing():
         trainer = ScaleVQAGRPOTrainer(
-            model=set_model_loading(config, model_arguments),
             reward_funcs=reward_functions(recipe.reward_terms, config.reward_weights, has_prior, opened),
-            args=config,
-            train_dataset=train.rows,
-            eval_dataset=validation.rows if validation is not None else None,
-            processing_class=processor,
-            peft_config=get_peft_config(model_arguments),
-            callbacks=callbacks(recipe),
+            **trainer_arguments(recipe, config, model_arguments, processor, (train, validation)),
         )
     trainer.opened = opened
     trainer.validation_tokens = recipe.validation_tokens or config.max_completion_length

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from training_recipes.checkpoints import (
 )
 from training_recipes.rows import PromptFormat
 from training_recipes.selection import Candidates, ChosenRows, candidates, fitting, report_rows
-from training_recipes.trainer import ENGINE_GREEDY, GREEDY, figures, greedy_answers, write_answers
+from training_recipes.trainer import ENGINE_GREEDY, GREEDY, figures, greedy_answers, set_model_loading, write_answers
 
 METADATA: Final = "training_metadata.json"
 OTHERS_WAIT: Final = 5.0
@@ -75,12 +75,24 @@ def select_rows(
     return train, validation
 
 
-def callbacks(recipe: RecipeArguments) -> list[Any]:
-    """Returns the callbacks that a recipe asks for."""
+def trainer_arguments(
+    recipe: RecipeArguments, config: Any, model_arguments: Any, processor: Any, chosen: Sequence[ChosenRows | None]
+) -> dict[str, Any]:
+    """Returns what both recipes give to their trainer; ``chosen`` are the rows to train and to validate on."""
     from transformers import EarlyStoppingCallback
+    from trl import get_peft_config
 
+    train, validation = (None if one is None else one.rows for one in chosen)
     patience = recipe.early_stop_patience
-    return [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)]
+    return {
+        "model": set_model_loading(config, model_arguments),
+        "args": config,
+        "train_dataset": train,
+        "eval_dataset": validation,
+        "processing_class": processor,
+        "peft_config": get_peft_config(model_arguments),
+        "callbacks": [] if patience is None else [EarlyStoppingCallback(early_stopping_patience=patience)],
+    }
 
 
 @contextmanager
@@ -133,7 +145,8 @@ def fit(
         trainer.save_model(str(final))
         if main_process:
             trainer.processing_class.save_pretrained(str(final))
-    record = metadata(trainer, recipe, model_arguments, shape, train, validation, trained)
+    record = metadata(trainer, recipe, model_arguments, shape, train, trained)
+    record["validation_rows"] = len(validation.rows) if validation is not None else 0
     record |= {"seconds": round(seconds, 1), "resumed_from": checkpoint}
     record["final_validation"] = _validated(trainer, validation, shape) if validation is not None else None
     if main_process:
@@ -169,7 +182,6 @@ def metadata(
     model_arguments: Any,
     shape: PromptFormat,
     train: ChosenRows,
-    validation: ChosenRows | None,
     trained: dict[str, Any],
 ) -> dict[str, Any]:
     """Returns the record of a run, flat but for ``log``, ``config``, ``recipe`` and ``versions``."""
@@ -198,7 +210,6 @@ def metadata(
         "tokens_least": train.tokens[0],
         "tokens_most": train.tokens[1],
         "validation_split": recipe.validation_split,
-        "validation_rows": len(validation.rows) if validation is not None else 0,
         "validation_sampling": ENGINE_GREEDY if getattr(args, "use_vllm", False) else GREEDY,
         "template_opens_thoughts": trainer.opened,
         "steps": state.global_step,

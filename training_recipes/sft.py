@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
+from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from training_recipes.arguments import SFTArguments, check_context, check_settings, parse
 from training_recipes.rows import prompt_format, with_processor_bounds
-from training_recipes.run import callbacks, constructing, fit, report_errors, select_rows
+from training_recipes.run import constructing, fit, report_errors, select_rows, trainer_arguments
 from training_recipes.selection import candidates
 from training_recipes.sft_data import conversation_candidates, with_targets
-from training_recipes.trainer import RecipeTrainer, load_model_files, set_model_loading
+from training_recipes.trainer import RecipeTrainer, load_model_files
 
 
 class ScaleVQASFTTrainer(RecipeTrainer, SFTTrainer):
@@ -45,15 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_context(model_config, train.tokens[1], 0)
 
     with constructing():
-        trainer = ScaleVQASFTTrainer(
-            model=set_model_loading(config, model_arguments),
-            args=config,
-            train_dataset=train.rows,
-            eval_dataset=validation.rows if validation is not None else None,
-            processing_class=processor,
-            peft_config=get_peft_config(model_arguments),
-            callbacks=callbacks(recipe),
-        )
+        arguments = trainer_arguments(recipe, config, model_arguments, processor, (train, validation))
+        trainer = ScaleVQASFTTrainer(**arguments)
     trainer.validation_tokens = recipe.validation_tokens or shape.prompt.max_tokens
     fit(trainer, recipe, model_arguments, shape, train, validation)
 

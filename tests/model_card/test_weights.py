@@ -7,7 +7,6 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from scale_vqa_eval.errors import InputError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision", reason="Qwen2.5-VL's processor needs torchvision (tools/torchvision_hook.py)")
-pytestmark = pytest.mark.xdist_group("tiny_qwen_weights")
+pytestmark = [pytest.mark.xdist_group("tiny_qwen_weights"), pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +47,6 @@ def adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 weight.normal_(0.0, 0.2)
     model.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_checkpoint_in_shards_is_the_same_model(tiny: Path, tmp_path: Path) -> None:

@@ -23,18 +23,7 @@ from scale_vqa_eval.errors import InputError
 from training_recipes import arguments, checkpoints, grpo, sft, trainer
 from training_recipes.tiny_model import make_tiny_model, teach_format
 
-pytestmark = pytest.mark.xdist_group("training")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """So small a model loses by sharing its work, and two threads wait for each other where tests run in parallel."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [pytest.mark.xdist_group("training"), pytest.mark.usefixtures("one_thread")]
 
 
 RECIPES = Path(grpo.__file__).parent

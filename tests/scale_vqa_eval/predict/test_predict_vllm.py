@@ -22,7 +22,11 @@ from scale_vqa_eval.scoring.predictions import read_predictions
 
 pytest.importorskip("torch")
 pytest.importorskip("torchvision", reason="Qwen2.5-VL's processor needs torchvision (tools/torchvision_hook.py)")
-pytestmark = [pytest.mark.skipif(not PYTHON.is_file(), reason=ABSENT), pytest.mark.xdist_group("vllm")]
+pytestmark = [
+    pytest.mark.skipif(not PYTHON.is_file(), reason=ABSENT),
+    pytest.mark.xdist_group("vllm"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +44,6 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     log = tmp_path_factory.mktemp("log") / "vllm.log"
     with vllm_server(model, log, 3, "--enable-prompt-tokens-details", "--block-size", "32") as url:
         yield url
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny models are faster on one thread, the more so beside a server."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def arguments(release: Path, backend: str, model: str, out: Path, *more: str) -> list[str]:
