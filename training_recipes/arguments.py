@@ -250,6 +250,24 @@ def check_context(model_config: Any, prompt: int, completion: int) -> None:
         raise InputError(Problem("model context", f"at most {context} tokens", found, hint))
 
 
+def stored_numbers(weight: Any) -> int:
+    """Returns how many numbers a weight has; one that DeepSpeed has sharded is empty and notes its own size."""
+    return int(getattr(weight, "ds_numel", weight.numel()))
+
+
+def bytes_of_checkpoint(model: Any, upcast: bool = False) -> tuple[int, int]:
+    """Returns the bytes of the weights that are saved (all, or the adapter), and of AdamW's two moments.
+
+    ``upcast`` counts trained weights as float32, as accelerate makes them under FSDP2 with mixed precision.
+    """
+    saved, moments = 0, 0
+    for weight in model.parameters():
+        size = stored_numbers(weight) * (4 if upcast and weight.requires_grad else weight.element_size())
+        moments += 2 * size if weight.requires_grad else 0
+        saved += size if weight.requires_grad or not hasattr(model, "peft_config") else 0
+    return saved, moments
+
+
 def check_disk(model: Any, config: Any, upcast: bool = False) -> None:
     """Checks that the disk has space for ``final`` and for the checkpoints that exist at one time.
 
@@ -259,8 +277,6 @@ def check_disk(model: Any, config: Any, upcast: bool = False) -> None:
     Raises:
         InputError: if it has not, or the folder cannot be written.
     """
-    from training_recipes.checkpoints import bytes_of_checkpoint
-
     weights, moments = bytes_of_checkpoint(model, upcast)
     limit, kept = config.save_total_limit or 0, 0
     if str(config.save_strategy.value) != "no":

@@ -22,7 +22,6 @@ from scale_vqa_eval.scale_vqa_acc.parsing import END_THINK, THINK, parse_batch
 from scale_vqa_eval.scale_vqa_acc.summary import gold_codes, summarise
 from scale_vqa_eval.text import restore_thoughts
 from training_recipes.arguments import METRICS, RecipeArguments
-from training_recipes.checkpoints import load_weights
 from training_recipes.rows import questions_of
 from training_recipes.tiny_model import make_tiny_model, teach_format
 
@@ -99,6 +98,19 @@ class RecipeTrainer:
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Writes nothing: TRL's draft has no licence; cards are made from ``training_metadata.json``."""
+
+
+def load_weights(model: Any, folder: str | Path) -> None:
+    """Loads all weights of a model from a checkpoint.
+
+    The trainer's own loading matches names leniently; a checkpoint of a vision-language model has the names of the
+    published format, not those in memory, so it would load nothing, with a warning only.
+
+    Raises:
+        RuntimeError: if a weight is missing or left over.
+    """
+    loaded = type(model).from_pretrained(str(folder), dtype=model.dtype)
+    model.load_state_dict(loaded.state_dict(), strict=True)
 
 
 def encoded(processor: Any, rows: Sequence[Mapping[str, Any]], blind: bool = False) -> Any:

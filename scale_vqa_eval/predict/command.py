@@ -19,9 +19,8 @@ from scale_vqa_eval.predict import DEFAULT_PROMPT, PROMPT_HELP
 from scale_vqa_eval.predict.requests import ABLATIONS, WITHOUT_IMAGES, ZOOM_CONTROLS
 
 if TYPE_CHECKING:
-    from scale_vqa_eval.predict.backend import Backend, InferenceConfig, ModelAnswer
+    from scale_vqa_eval.predict.backend import Backend, InferenceConfig, ModelAnswer, PredictionsFile
     from scale_vqa_eval.predict.images import Bounds
-    from scale_vqa_eval.predict.predictions_file import PredictionsFile
     from scale_vqa_eval.predict.requests import Request, VisualQuestion
 
 BACKENDS: Final = ("transformers", "vllm", "openai")
@@ -251,7 +250,7 @@ def _report(result: RunResult, out: Path, allow_failures: bool) -> int:
         shown = "" if rotation is None else f" (rotation {rotation})"
         click.echo(f"failed: {name}{shown}: {reason}", err=True)
     if failures:
-        from scale_vqa_eval.predict.predictions_file import failures_path
+        from scale_vqa_eval.predict.backend import failures_path
 
         click.echo(
             f"reasons of all: {failures_path(out)}; ask them again with --retry-failed, "
@@ -336,7 +335,7 @@ def run(
     """
     from tqdm import tqdm
 
-    from scale_vqa_eval.predict.predictions_file import PredictionsFile
+    from scale_vqa_eval.predict.backend import PredictionsFile
 
     requests = [request for path in all_paths for request in path]
     versions = {"scale-vqa": __version__, "python": platform.python_version(), **backend.versions()}

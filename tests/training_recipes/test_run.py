@@ -20,7 +20,8 @@ from training_release import CPU, make_training_release
 
 from model_card.weights import prepare_weights
 from scale_vqa_eval.errors import InputError
-from training_recipes import arguments, checkpoints, grpo, sft, trainer
+from training_recipes import arguments, grpo, sft, trainer
+from training_recipes.run import MARK, last_complete
 from training_recipes.tiny_model import make_tiny_model, teach_format
 
 pytestmark = [pytest.mark.xdist_group("training"), pytest.mark.usefixtures("one_thread")]
@@ -170,7 +171,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(run):
     run(grpo, "--max_steps", "2", *steps, out="parts")
     torn = Path("parts/checkpoint-3")
     shutil.copytree("parts/checkpoint-2", torn)
-    (torn / checkpoints.MARK).unlink()
+    (torn / MARK).unlink()
     parts = run(grpo, "--max_steps", "4", *steps, "--resume", out="parts")
     assert same(weights(whole / "final"), weights(parts / "final"))
     assert not same(weights(parts / "checkpoint-2"), weights(parts / "checkpoint-4"))
@@ -306,7 +307,7 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_it(run):
     kept = weights(out / "checkpoint-1")
     with full_disk(), pytest.raises(InputError, match="checkpoint-1 is complete"):
         run(grpo, "--max_steps", "2", *steps, "--resume")
-    assert checkpoints.last_complete(out) == out / "checkpoint-1" and not (out / "checkpoint-2").exists()
+    assert last_complete(out) == out / "checkpoint-1" and not (out / "checkpoint-2").exists()
     assert same(kept, weights(out / "checkpoint-1"))
     run(grpo, "--max_steps", "2", *steps, "--resume")
     assert record(out)["steps"] == 2

@@ -21,10 +21,9 @@ from predict_release import make_release
 
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.predict import images as resolution
-from scale_vqa_eval.predict.backend import InferenceConfig, Sampling
+from scale_vqa_eval.predict.backend import InferenceConfig, Sampling, failures_path
 from scale_vqa_eval.predict.command import predict
 from scale_vqa_eval.predict.images import Bounds
-from scale_vqa_eval.predict.predictions_file import failures_path
 from scale_vqa_eval.predict.prompts import load_prompt
 from scale_vqa_eval.predict.requests import read_visual_questions, requests_by_path
 from scale_vqa_eval.scoring.command import score

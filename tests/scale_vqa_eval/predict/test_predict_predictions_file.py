@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from scale_vqa_eval.errors import InputError
-from scale_vqa_eval.predict.backend import Sampling, majority_vote
-from scale_vqa_eval.predict.predictions_file import PredictionsFile, failures_path
+from scale_vqa_eval.predict.backend import PredictionsFile, Sampling, failures_path, majority_vote
 from scale_vqa_eval.predict.requests import Request, VisualQuestion
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scoring.predictions import read_predictions
