@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from scale_vqa_eval import __version__
-from scale_vqa_eval.predict import DEFAULT_PROMPT, PROMPT_HELP
-from scale_vqa_eval.predict.requests import ABLATIONS, WITHOUT_IMAGES, ZOOM_CONTROLS
+from scale_vqa_eval.predict import ABLATIONS, DEFAULT_PROMPT, PROMPT_HELP, WITHOUT_IMAGES, ZOOM_CONTROLS
 
 if TYPE_CHECKING:
     from scale_vqa_eval.predict.backend import Backend, InferenceConfig, ModelAnswer, PredictionsFile

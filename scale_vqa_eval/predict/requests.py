@@ -24,6 +24,7 @@ from typing import Final, TypeVar
 from PIL import Image, ImageOps
 
 from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.predict import DROPPED_VIEW, WITHOUT_IMAGES
 from scale_vqa_eval.predict.images import OPTION_IMAGES, UNREADABLE, ImageRef, ImageSource, open_images
 from scale_vqa_eval.predict.prompts import Prompt, filled
 from scale_vqa_eval.questions import Question, read_questions
@@ -173,13 +174,6 @@ def requests_by_path(items: Iterable[VisualQuestion], circular: bool) -> list[li
     return list(paths.values())
 
 
-WITHOUT_IMAGES: Final = ("blind", "guess")
-DROPPED_VIEW: Final = {"no-low": "low_mag", "no-mid": "mid_mag", "no-high": "high_mag"}
-ABLATIONS: Final = (*WITHOUT_IMAGES, "blank", *DROPPED_VIEW, "shuffled", "circular")
-ZOOM_CONTROLS: Final = ("blind", "wrong-slide", "overview-only", "random-walk", "oracle-path")
-"""Controls of a model that chooses where to look (``predict --zoom``). Blind: no image at all, the same texts. Wrong
-slide: another patient's slide. Overview only: no look is left. Random walk and oracle path: the looks are made before
-the model is asked, at random places or at the evidence."""
 BLANK_COLOUR: Final = (128, 128, 128)
 
 

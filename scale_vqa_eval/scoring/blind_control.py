@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scale_vqa_eval.errors import Problem, preview
-from scale_vqa_eval.predict.requests import WITHOUT_IMAGES
+from scale_vqa_eval.predict import WITHOUT_IMAGES
 from scale_vqa_eval.scale_vqa_acc.summary import MAX_BLIND_UNPARSED, blind_values
 from scale_vqa_eval.scoring.answers import Answers, check_same_rotations
 from scale_vqa_eval.scoring.predictions import Predictions

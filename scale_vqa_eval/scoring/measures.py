@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from scale_vqa_eval.errors import InputError, Problem
-from scale_vqa_eval.predict.requests import WITHOUT_IMAGES
+from scale_vqa_eval.predict import WITHOUT_IMAGES
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.parsing import Mode
 from scale_vqa_eval.scoring.answers import Answers, join

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.predict.requests import WITHOUT_IMAGES
+from scale_vqa_eval.predict import WITHOUT_IMAGES
 from scale_vqa_eval.text import aligned, interval, one_line, p_value, percent, points
 
 NO_BLIND: Final = (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.predict.requests import ABLATIONS
+from scale_vqa_eval.predict import ABLATIONS
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.release_folder.read import release_configs
 from scale_vqa_eval.scoring.predictions import Predictions, read_predictions

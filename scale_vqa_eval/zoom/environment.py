@@ -28,8 +28,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from scale_vqa_eval.errors import InputError, Problem, preview, validated
 from scale_vqa_eval.files import inside_root, sha256_json
+from scale_vqa_eval.predict import ZOOM_CONTROLS
 from scale_vqa_eval.predict.prompts import Prompt, build_messages
-from scale_vqa_eval.predict.requests import ZOOM_CONTROLS
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.release_folder.read import read_records
 from scale_vqa_eval.schema import LETTERS, MAGNIFICATION, MPP
