@@ -37,3 +37,12 @@ def test_every_page_is_in_the_map() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     pages = [page.name for page in PAGES if page.parent.name == "docs"]
     assert not [name for name in pages if f"(docs/{name})" not in readme]
+
+
+def test_the_reading_order_names_modules_that_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.split("## Reading order")[1].split("\n## ")[0]
+    packages = ("scale_vqa_eval", "dataset_script", "training_recipes")
+    files = [file.with_suffix("").as_posix() for name in packages for file in (ROOT / name).rglob("*.py")]
+    named = re.findall(r"`([\w/]*\w)`", table)
+    assert named and not [name for name in named if not any(file.endswith(f"/{name}") for file in files)]
