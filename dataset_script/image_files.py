@@ -28,6 +28,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -112,21 +113,29 @@ def inside(root: Path, name: str) -> Path | str:
         return preview(error)
 
 
+@contextmanager
+def opened_image(content: IO[bytes]) -> Iterator[Image.Image]:
+    """Yields an image of an untrusted file in one of ``FORMATS``; it is not decoded yet.
+
+    Raises:
+        Image.DecompressionBombError: if it claims more than ``MAX_PIXELS`` pixels; of other files what PIL raises.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(content, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+            yield image
+
+
 def image_problem(file: Path | StoredFile) -> str | None:
     """Returns a line that says what is wrong with an image file, or None if it decodes in full."""
     try:
         size = file.stat().st_size if isinstance(file, Path) else file.size
         if size > MAX_BYTES:
             return f"a file of {size:,} bytes (at most {MAX_BYTES:,})"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with (
-                file.open("rb") if isinstance(file, Path) else file.open() as content,
-                Image.open(content, formats=FORMATS) as image,
-            ):
-                if image.width * image.height > MAX_PIXELS:
-                    return f"a decompression bomb of {image.width} x {image.height} pixels (at most {MAX_PIXELS:,})"
-                image.load()
+        with file.open("rb") if isinstance(file, Path) else file.open() as content, opened_image(content) as image:
+            image.load()
     except Image.DecompressionBombError as error:
         return f"a decompression bomb ({error})"
     except UnidentifiedImageError:

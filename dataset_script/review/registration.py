@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dataset_script.image_files import FORMATS, MAX_PIXELS
+from dataset_script.image_files import opened_image
 from scale_vqa_eval.schema import MPP
 
 BY_NAME: Final = "located by the coordinates in the file names"
@@ -129,11 +128,7 @@ def _square(match: re.Match[str]) -> tuple[float, float, float]:
 def _grey(content: bytes) -> Image.Image | None:
     """Returns an image in grey, None where it does not decode or is too large to be looked at."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                return None
+        with opened_image(io.BytesIO(content)) as image:
             image.draft("L", (2 * WORKING_PX, 2 * WORKING_PX))
             return image.convert("L")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):

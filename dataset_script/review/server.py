@@ -9,7 +9,6 @@ import ipaddress
 import logging
 import secrets
 import socket
-import warnings
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Final
@@ -24,11 +23,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dataset_script.image_files import FORMATS, MAX_PIXELS
+from dataset_script.image_files import FORMATS, opened_image
 from dataset_script.review.page import build_page
 from dataset_script.review.session import ReviewSession
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.predict.images import OPTION_IMAGES, ImageRef
+from scale_vqa_eval.predict.images import OPTION_IMAGES, SENT_UNCHANGED, ImageRef
 from scale_vqa_eval.schema import VIEWS
 
 MIN_TOKEN: Final = 16
@@ -122,9 +121,6 @@ def _same(given: str, token: str) -> bool:
     return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), token.encode("utf-8"))
 
 
-_SHOWN_AS_THEY_ARE: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
-
-
 def browser_image(content: bytes, location: str) -> tuple[bytes, str]:
     """Returns bytes and media type of an image that a browser shows.
 
@@ -136,17 +132,13 @@ def browser_image(content: bytes, location: str) -> tuple[bytes, str]:
         InputError: where it is no image, is broken, or claims too many pixels.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
-                kind = _SHOWN_AS_THEY_ARE.get(image.format or "")
-                if kind is not None:
-                    return content, kind
-                out = io.BytesIO()
-                image.convert("RGB").save(out, "PNG")
-                return out.getvalue(), "image/png"
+        with opened_image(io.BytesIO(content)) as image:
+            kind = SENT_UNCHANGED.get(image.format or "")
+            if kind is not None:
+                return content, kind
+            out = io.BytesIO()
+            image.convert("RGB").save(out, "PNG")
+            return out.getvalue(), "image/png"
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         problem = Problem(
             location, f"an image in {', '.join(FORMATS)}", preview(str(error)), "fix the row, or reject the item"

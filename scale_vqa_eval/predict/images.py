@@ -34,7 +34,7 @@ PIXELS: Final = "scale_vqa_pixels"
 """Entry of an image processor's configuration: the pixel bounds that the model was trained with."""
 UNREADABLE: Final = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What PIL raises of bytes that are not an image it can read."""
-_SENT_UNCHANGED: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+SENT_UNCHANGED: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 _COLUMNS_KEPT: Final = 4 * (len(VIEWS) + 1)
 """Columns of row groups held in memory: those of four row groups."""
 _SAME_COLOUR: Final = 3
@@ -413,7 +413,7 @@ def sent_image(content: bytes, location: str, bounds: Bounds) -> tuple[str, byte
     """
     image = decode_image(content, location, bounds)
     with Image.open(io.BytesIO(content)) as header:
-        kind = _SENT_UNCHANGED.get(header.format or "")
+        kind = SENT_UNCHANGED.get(header.format or "")
         plain = header.mode in ("RGB", "L") and header.getexif().get(ExifTags.Base.Orientation, 1) == 1
         unchanged = header.size == image.size and plain and not colour_changes(content)
     if kind is not None and unchanged:
