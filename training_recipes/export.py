@@ -118,18 +118,13 @@ class VerlExport:
     def _row(self, row: Mapping[str, Any], names: list[str] | None) -> dict[str, Any]:
         question, images = question_of(row, names), images_of(row, self.shape)
         turns = turns_of(question, images, self.shape)
-        extra = {
+        stated = question.as_row(DATASET_NAME)
+        fields = ("id", "question", "options", "dimension", "wsi_name", "patient_id", "group")
+        extra = {name: stated[name] for name in fields} | {
             "split": self.split,
             "index": int(row[NUMBER]),
-            "id": question.id,
-            "question": question.question,
-            "options": list(question.options),
-            "dimension": question.dimension,
             "views": [image.column for image in images if image.option is None],
             "option_images": sum(image.option is not None for image in images),
-            "wsi_name": question.slide,
-            "patient_id": question.patient,
-            "group": question.group,
             "prompt_id": self.shape.prompt.id,
         }
         shown = [self._image(embedded_bytes(row[image.column], image, self.split)) for image in images]
