@@ -15,10 +15,7 @@ import numpy as np
 import skia
 from numpy.typing import NDArray
 
-from dataset_script.phantom.cells import REACH, Bodies, bodies
-from dataset_script.phantom.geometry import Rect, grown, overlap
-from dataset_script.phantom.scene import Fragment, FragmentPaths
-from dataset_script.phantom.sprites import (
+from dataset_script.phantom.appearance import (
     CELL,
     FACTORS,
     SPRITE_MPP,
@@ -28,6 +25,9 @@ from dataset_script.phantom.sprites import (
     box_averaged,
     texture_shader,
 )
+from dataset_script.phantom.cells import REACH, Bodies, bodies
+from dataset_script.phantom.geometry import Rect, grown, overlap
+from dataset_script.phantom.scene import Fragment, FragmentPaths
 
 
 def draw_tissue(canvas: skia.Canvas, fragment: Fragment, stain: Stain, mpp: float) -> None:

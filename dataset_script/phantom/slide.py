@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dataset_script.phantom.appearance import SpriteSheet, Stain, slide_stain, sprite_sheet
 from dataset_script.phantom.cells import BodyKind, bodies
 from dataset_script.phantom.geometry import Rect, grown, seeded, within
 from dataset_script.phantom.plan import PhantomPlan, plan_slides
 from dataset_script.phantom.render import render
 from dataset_script.phantom.scene import FRAME, LABEL_MPP, Fragment, Label, build_fragment
-from dataset_script.phantom.sprites import SpriteSheet, Stain, slide_stain, sprite_sheet
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import atomic_path
 from scale_vqa_eval.schema import MPP
