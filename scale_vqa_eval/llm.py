@@ -22,7 +22,9 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
+from functools import cache
 from pathlib import Path
+from ssl import SSLContext
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -175,6 +177,7 @@ class LLMSession:
                 headers={} if address.userinfo else {"Authorization": f"Bearer {key}"},
                 timeout=httpx.Timeout(settings.timeout, connect=min(settings.timeout, 30.0)),
                 follow_redirects=True,
+                verify=_certificates(),
                 limits=httpx.Limits(max_connections=None),
             )
         except (ImportError, ValueError, httpx.InvalidURL) as error:
@@ -265,6 +268,12 @@ async def run_workers(count: int, work: Callable[[], Coroutine[Any, Any, None]])
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@cache
+def _certificates() -> SSLContext:
+    """Returns the certificates that servers are checked against; reading them takes 0.1 s, so once a process."""
+    return httpx.create_ssl_context()
 
 
 def _proxy_problem(error: Exception) -> Problem:

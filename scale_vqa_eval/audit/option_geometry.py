@@ -103,7 +103,8 @@ def _characters(texts: Sequence[str]) -> Sparse:
             inside = left[: len(hashed)] >= size
             column = (hashed[inside] ^ hashed[inside] >> np.uint64(32)) % np.uint64(HASH_COLUMNS)
             keys.append(row[: len(hashed)][inside] * HASH_COLUMNS + column.astype(np.int64))
-    found = np.unique(np.concatenate(keys))
+    found = np.sort(np.concatenate(keys))
+    found = found[np.diff(found, prepend=-1) > 0]  # np.unique would hash, which takes five times as long
     pointer = np.searchsorted(found, np.arange(len(lines) + 1) * HASH_COLUMNS)
     ones = np.ones(len(found), dtype=np.float32)
     return sparse.csr_array((ones, found % HASH_COLUMNS, pointer), shape=(len(lines), HASH_COLUMNS))

@@ -98,7 +98,10 @@ class NGramColumns:
         known = self.kept[index] == presence.columns if len(self.kept) else np.zeros(len(index), dtype=bool)
         before = np.concatenate([[0], np.cumsum(known)])
         shape = (len(presence.pointer) - 1, max(1, len(self.kept)))
-        return sparse.csr_array((self.weight[index[known]], index[known], before[presence.pointer]), shape=shape)
+        index, pointer = index[known], before[presence.pointer]
+        if pointer[-1] < 2**31:  # half the memory to read in each product
+            index, pointer = index.astype(np.int32), pointer.astype(np.int32)
+        return sparse.csr_array((self.weight[index], index, pointer), shape=shape)
 
 
 @dataclass(frozen=True)

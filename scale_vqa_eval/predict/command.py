@@ -356,7 +356,7 @@ def run(
             for warning in backend.check(config, paths):
                 click.echo(f"warning: {warning}", err=True)
             title = f"{config.model} ({len(file.answered)} done)"
-            with tqdm(total=chosen, desc=title, unit="question") as result.bar:
+            with tqdm(total=chosen, desc=title, unit="question", mininterval=0.5) as result.bar:
                 backend.run(config, paths, result)
         result.left = len(requests) - len(file.answered) - len(file.failures)
         if allow_failures and not result.left:

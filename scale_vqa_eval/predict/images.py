@@ -12,8 +12,8 @@ import io
 import math
 from bisect import bisect_right
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -311,16 +311,25 @@ def decode_image(content: bytes, location: str, bounds: Bounds) -> Image.Image:
     Raises:
         InputError: where the bytes are not an image, or a truncated one, a decompression bomb, or of unknown range.
     """
+    with _opened(content, location) as image:
+        decoded = to_rgb(image, location)
+    size = bounds.size(*decoded.size)
+    return decoded if size == decoded.size else decoded.resize(size, Image.Resampling.BICUBIC)
+
+
+@contextmanager
+def _opened(content: bytes, location: str) -> Iterator[Image.Image]:
+    """Yields the image in some bytes; what PIL raises while it is read becomes an InputError."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            decoded = to_rgb(image, location)
+            yield image
     except UNREADABLE as error:
+        if isinstance(error, InputError):
+            raise
         found = preview(str(error), 120)
         if isinstance(error, UnidentifiedImageError):  # its message names an address in memory
             found = f"{len(content):,} bytes that begin with {preview(content[:16])}" if content else "no bytes"
         raise InputError(Problem(location, "a complete image", found, "restore the original file")) from error
-    size = bounds.size(*decoded.size)
-    return decoded if size == decoded.size else decoded.resize(size, Image.Resampling.BICUBIC)
 
 
 def to_rgb(image: Image.Image, location: str) -> Image.Image:
@@ -331,7 +340,8 @@ def to_rgb(image: Image.Image, location: str) -> Image.Image:
     Raises:
         InputError: for 32 bits a pixel: nothing says which value is white.
     """
-    image = ImageOps.exif_transpose(image)
+    if _turned(image):
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = image.point(lambda value: value * (1 / 257)).convert("L")
     if image.mode in ("I", "F"):
@@ -346,6 +356,10 @@ def to_rgb(image: Image.Image, location: str) -> Image.Image:
     page = Image.new("RGB", image.size, "white")
     page.paste(colours, mask=alpha)
     return page
+
+
+def _turned(image: Image.Image) -> bool:
+    return bool(image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
 
 
 def _colour_mode(mode: str) -> str:
@@ -411,15 +425,15 @@ def sent_image(content: bytes, location: str, bounds: Bounds) -> tuple[str, byte
     Raises:
         InputError: as ``decode_image`` does.
     """
-    image = decode_image(content, location, bounds)
-    with Image.open(io.BytesIO(content)) as header:
-        kind = SENT_UNCHANGED.get(header.format or "")
-        plain = header.mode in ("RGB", "L") and header.getexif().get(ExifTags.Base.Orientation, 1) == 1
-        unchanged = header.size == image.size and plain and not colour_changes(content)
-    if kind is not None and unchanged:
-        return kind, content
+    with _opened(content, location) as image:
+        kind = SENT_UNCHANGED.get(image.format or "")
+        plain = image.mode in ("RGB", "L") and not _turned(image) and not colour_changes(content)
+        if kind is not None and plain and bounds.size(*image.size) == image.size:
+            image.draft(image.mode, (1, 1))  # all bytes of a JPEG are read, and few pixels are computed
+            image.load()
+            return kind, content
     file = io.BytesIO()
-    image.save(file, "PNG")
+    decode_image(content, location, bounds).save(file, "PNG")
     return "image/png", file.getvalue()
 
 

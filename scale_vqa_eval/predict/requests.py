@@ -184,7 +184,7 @@ def ablated(
 
     Args:
         items: all questions of the split, so that ``shuffled`` can choose among all paths.
-        ablation: one of ``ABLATIONS``, or None.
+        ablation: one of ``predict.ABLATIONS``, or None.
         seed: of ``shuffled``.
 
     Raises:

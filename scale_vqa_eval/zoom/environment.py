@@ -263,7 +263,7 @@ class ZoomEnvironment:
         slides: where fields are read.
         questions: id -> question.
         budget: how much may be looked at.
-        control: one of ``ablations.ZOOM_CONTROLS``, or None.
+        control: one of ``predict.ZOOM_CONTROLS``, or None.
         seed: of ``random-walk`` and of the other slide of ``wrong-slide``.
 
     Attributes:
