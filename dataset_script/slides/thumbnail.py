@@ -118,7 +118,7 @@ def map_slide(source: SlideSource) -> TissueMap:
     pixels = np.asarray(source.thumbnail(min(MAP_PIXELS, max(1, round(longer * source.mpp / MAP_MPP)))))
     scale = longer * source.mpp / max(pixels.shape[:2])
     density = optical_density(pixels)
-    density[filler := filler_mask(pixels, scale)] = 0
+    density[filler := filler_mask(pixels, density, scale)] = 0
     ink = ink_mask(density, scale)
     tissue = tissue_mask(density, ink, scale) & ~filler
     sharpness = _sharpness(density.mean(axis=-1, dtype=np.float64))
@@ -167,17 +167,19 @@ def optical_density(pixels: Pixels) -> Density:
     return np.stack([densities[pixels[..., channel], channel] for channel in range(3)], axis=-1)
 
 
-def filler_mask(pixels: Pixels, um_per_pixel: float) -> Mask:
-    """Returns where a scanner or a converter filled in black for what was not scanned.
+def filler_mask(pixels: Pixels, density: Density, um_per_pixel: float) -> Mask:
+    """Returns where a scanner or a converter filled in what was not scanned.
 
-    Filler is black to a few levels and without any noise over ``MIN_PIECE_UM``; ink and pigment are not. A rim of the
-    width of the thumbnail's kernel is added.
+    Filler is black to a few levels, or exactly one grey, over ``MIN_PIECE_UM``; what is scanned has noise. Filler as
+    pale as glass needs no mask. A rim of the width of the thumbnail's kernel is added.
     """
     from scipy import ndimage
 
-    if not np.any(black := pixels.max(axis=-1) <= MAX_FILLER):
-        return black
-    core = _strokes(black, MIN_PIECE_UM / um_per_pixel)
+    black = pixels.max(axis=-1) <= MAX_FILLER
+    flat = np.zeros_like(black)
+    flat[1:, 1:] = np.all((pixels[1:, 1:] == pixels[:-1, 1:]) & (pixels[1:, 1:] == pixels[1:, :-1]), axis=-1)
+    flat &= (pixels.max(axis=-1) - pixels.min(axis=-1) <= GLASS_TINT) & (density.mean(axis=-1) > OTSU_BOUNDS[0])
+    core = _strokes(black, MIN_PIECE_UM / um_per_pixel) | _strokes(flat, MIN_PIECE_UM / um_per_pixel)
     return np.asarray(ndimage.binary_dilation(core, iterations=4)) if core.any() else core
 
 

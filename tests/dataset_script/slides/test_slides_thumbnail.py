@@ -52,10 +52,13 @@ def test_fields_that_a_pen_touched_are_rejected(pen: str) -> None:
     assert tissue_map.tissue_share(*at(200 * 4, 320 * 4), 200)[0] > 0.8
 
 
-@pytest.mark.parametrize("blackest", [0, 4])
-def test_black_filler_is_neither_tissue_nor_pen(blackest: int) -> None:
+FILLER = {"black": (0, 1), "black after JPEG": (0, 5), "grey": (128, 129), "pale grey": (200, 201)}
+
+
+@pytest.mark.parametrize("levels", FILLER.values(), ids=FILLER)
+def test_filler_is_neither_tissue_nor_pen(levels: tuple[int, int]) -> None:
     pixels = tissue_pixels(600, 500, seed=4, margin=60)
-    pixels[:, 430:] = np.random.default_rng(0).integers(0, blackest + 1, (500, 170, 3))
+    pixels[:, 430:] = np.random.default_rng(0).integers(*levels, (500, 170, 3))
     blurred = Image.fromarray(pixels).resize((1200, 1000)).resize((600, 500))  # as a thumbnail's edge
     tissue_map = map_slide(Picture(np.asarray(blurred)))
     assert not tissue_map.ink.any() and not tissue_map.tissue[:, 432:].any()

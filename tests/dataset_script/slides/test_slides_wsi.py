@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from dataset_script.slides.thumbnail import map_slide
 from scale_vqa_eval import tiff_tiles, wsi
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.tiff_tiles import TiffTiles
@@ -192,6 +193,31 @@ def test_what_was_not_scanned_takes_the_background_colour() -> None:
     flat = flattened(pixels, "#F0E0D0")
     assert [flat.getpixel((x, 0)) for x in (0, 1)] == [(10, 20, 30), (240, 224, 208)]
     assert flat.getpixel((2, 0)) == pytest.approx((170, 162, 154), abs=1)
+
+
+@pytest.mark.parametrize("compression", [None, "jpeg"], ids=["plain", "jpeg"])
+def test_missing_tiles_are_background_without_tissue(tmp_path: Path, compression: str | None) -> None:
+    """As sparse TIFFs store them: no bytes for a tile, here at all levels for the top left quarter of the slide."""
+    levels = halves(tissue_pixels(2048, 2048, seed=6, margin=0), 3)
+    slide = write_slide(tmp_path / "sparse.tif", levels, compression=compression)
+    content = bytearray(slide.read_bytes())
+    with tifffile.TiffFile(slide) as file:
+        for page in file.pages:
+            across = page.imagewidth // 256
+            for tag in ("TileOffsets", "TileByteCounts"):
+                entry = page.tags[tag]
+                width = {3: 2, 4: 4, 16: 8}[entry.dtype]
+                for tile in range(across * across):
+                    if tile % across < across / 2 and tile // across < across / 2:
+                        start = entry.valueoffset + width * tile
+                        content[start : start + width] = bytes(width)
+    slide.write_bytes(content)
+    with OpenSlideSource(slide) as source:
+        for mpp in (0.5, 1.0, 2.0):
+            assert source.read_region(200, 200, mpp, int(200 / mpp)).getextrema() == ((255, 255),) * 3
+            assert source.read_region(700, 700, mpp, int(200 / mpp)).getextrema() != ((255, 255),) * 3
+        tissue = map_slide(source).tissue
+    assert not tissue[:120, :120].any() and tissue[136:, 136:].mean() > 0.9
 
 
 def test_a_damaged_slide_raises_with_slide_level_and_box(tmp_path: Path) -> None:
