@@ -5,6 +5,7 @@
 Draws slide files (JPEG tiles, three levels, 2,000 x 1,800 px at 0.5 um/px, which hold 40x and 200x views), then
 
 - builds ``--few`` and ``--slides`` of them in one process, stage by stage: processor time per slide and peak memory;
+- builds all of them with ``--workers 2`` and compares bytes with those of the build in one process;
 - builds all of them on Ray, kills the driver in the middle of rendering, runs the command again, and compares bytes
   with those of the build in one process;
 - adds slides and builds again: what is rendered, and whether patients keep their splits.
@@ -126,6 +127,9 @@ def main() -> None:
         stage_costs(place, slides[: options.few], options.paths)
         single = stage_costs(place, slides[: options.slides], options.paths)
         folder, out = place / f"of-{options.slides}", place / "release"
+        two = place / "release-two"
+        measured(command(folder, two, options.paths, "--workers", 2))
+        print(f"two workers: same bytes as one process: {folder_digest(two) == folder_digest(single)}", flush=True)
         work = killed_on_ray(place, folder, out, options.paths, options.ray)
         print(f"Ray: same bytes as one process: {folder_digest(out) == folder_digest(single)}", flush=True)
         before, splits = archives(work), splits_of(out)
