@@ -275,6 +275,9 @@ def fit_listwise(
     Returns:
         (f, K) weights; (f,) of one model that is fitted to all questions where ``used`` is None.
     """
+    if used is not None and not (seen := used.any(axis=1)).all():
+        rows = np.flatnonzero(seen)
+        matrix, layout, gold, used = matrix[layout.rows_of(rows)], layout.take(rows), gold[rows], used[rows]
     transposed = matrix.T.tocsr() if hasattr(matrix, "tocsr") else np.ascontiguousarray(matrix.T)
     gold_rows = layout.starts + gold
     counted = np.ones((len(gold), 1)) if used is None else used.astype(np.float64)
@@ -303,7 +306,7 @@ def _minimise(
     models: int,
     steps: int = 200,
     tolerance: float = 1e-6,
-    memory: int = 6,
+    memory: int = 4,
 ) -> FloatArray:
     """Minimises strictly convex functions side by side by L-BFGS (Liu and Nocedal 1989); returns (size, models).
 
