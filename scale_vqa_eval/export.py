@@ -14,52 +14,25 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.files import atomic_path, atomic_write, exclusive_output
-from scale_vqa_eval.predict.images import OPTION_IMAGES, Bounds, sent_image
+from scale_vqa_eval.files import atomic_path, exclusive_output
+from scale_vqa_eval.predict.images import OPTION_IMAGES, Bounds, ImageFolder, sent_image
 from scale_vqa_eval.predict.requests import Request, read_visual_questions, rotated
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import LETTERS, VIEWS
 from scale_vqa_eval.scoring.tool_results import ROTATION_STEP
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-_SUFFIXES: Final = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 _MAX_TABLE_BYTES: Final = 10**9
 """VLMEvalKit unpacks larger tables by other rules, in 32 processes."""
 _SPECIAL_NAMES: Final = ("mmbench", "ccbench", "circular", "mmcr", "mmmu", "mmt", "mmsci", "lego")
 """Parts of a data set's name at which VLMEvalKit changes how it scores."""
-
-
-@dataclass
-class ImageFolder:
-    """The folder ``images`` of an export: each image once, under a hash of what is written.
-
-    Args:
-        root: folder of the export; images that are there from an interrupted export are kept.
-        bounds: minimum and maximum pixels of an image.
-    """
-
-    root: Path
-    bounds: Bounds = field(default_factory=Bounds)
-    _names: dict[str, str] = field(default_factory=dict, repr=False)
-
-    def add(self, content: bytes, location: str) -> str:
-        """Returns the name of an image relative to the root; raises InputError if it cannot be decoded."""
-        key = hashlib.sha256(content).hexdigest()
-        if key not in self._names:
-            kind, sent = sent_image(content, location, self.bounds)
-            name = f"images/{hashlib.sha256(sent).hexdigest()[:32]}.{_SUFFIXES[kind]}"
-            if not (self.root / name).is_file():
-                atomic_write(self.root / name, sent, "name another --out")
-            self._names[key] = name
-        return self._names[key]
 
 
 def question_options(split: str | None) -> Callable[[Command], Command]:

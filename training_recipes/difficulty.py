@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -22,48 +21,6 @@ from scale_vqa_eval.files import atomic_write
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.rewards import accuracy_reward
 from training_recipes.rewards import read_rollouts
-
-
-def learnable(rows: Any, path: str | Path) -> tuple[Any, list[tuple[str, str]]]:
-    """Returns the rows that were right in some rollouts and wrong in others, and (id, reason) of the rest.
-
-    Raises:
-        InputError: if it is not such a file, lacks rows, or no row can be learnt from.
-    """
-    rates, ids = read_rates(path), rows["id"]
-    if unknown := [name for name in ids if name not in rates]:
-        found = f"none for {len(unknown)} rows, the first {preview(unknown[0])}"
-        raise InputError(Problem(str(path), "a rate for every row", found, "make it of the split that is trained on"))
-    kept = [row for row, name in enumerate(ids) if 0 < rates[name][0] < rates[name][1]]
-    if not kept:
-        expected = "questions right in some rollouts and wrong in others"
-        raise InputError(Problem(str(path), expected, "none", "draw more rollouts, or train by SFT first"))
-    decided = [(name, *rates[name]) for name in ids if rates[name][0] in (0, rates[name][1])]
-    reasons = [(name, f"right in {right} of {n} rollouts: nothing to learn from") for name, right, n in decided]
-    return rows.select(kept), reasons
-
-
-def read_rates(path: str | Path) -> dict[str, tuple[int, int]]:
-    """Reads a difficulty file: row id -> (right answers, answers).
-
-    Raises:
-        InputError: with the line that is wrong.
-    """
-    rates: dict[str, tuple[int, int]] = {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        found, hint = preview(str(error), 160), "run training_recipes/difficulty.py"
-        raise InputError(Problem(str(path), "a difficulty file", found, hint)) from error
-    for number, line in enumerate(lines, 1):
-        try:
-            if line.strip():
-                row = json.loads(line)
-                rates[row["id"]] = (int(row["right"]), int(row["n"]))
-        except (ValueError, KeyError, TypeError) as error:
-            location, expected = f"{path}, line {number}", '{"id": ..., "right": ..., "n": ...}'
-            raise InputError(Problem(location, expected, preview(line), "make the file again")) from error
-    return rates
 
 
 def write_rates(data: str, config: str | None, split: str, rollouts: Path, out: Path) -> None:

@@ -20,10 +20,9 @@ from typing import IO, Any, Final, Literal
 import click
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.export import ImageFolder
 from scale_vqa_eval.files import atomic_path, atomic_write, exclusive_output, parse_json, write_json
 from scale_vqa_eval.predict import DEFAULT_PROMPT, PROMPT_HELP
-from scale_vqa_eval.predict.images import OPTION_IMAGES, embedded_bytes
+from scale_vqa_eval.predict.images import OPTION_IMAGES, ImageFolder, embedded_bytes
 from scale_vqa_eval.schema import DATASET_NAME, VIEWS
 from scale_vqa_eval.scoring.score import questions_digest
 from training_recipes.rows import (

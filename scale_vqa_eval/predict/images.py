@@ -2,6 +2,7 @@
 
 An ``ImageSource`` says which images a row has and returns their original bytes. ``decode_image`` turns bytes into RGB:
 rotated as EXIF says, transparency over white, colour profiles converted to sRGB, inside the bounds of resolution.
+An ``ImageFolder`` keeps images as files, the bytes that ``predict`` sends.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any, Final
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.files import inside_root
+from scale_vqa_eval.files import atomic_write, inside_root
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.release_folder.read import release_files, resolve_data
 from scale_vqa_eval.schema import VIEWS
@@ -35,6 +36,7 @@ PIXELS: Final = "scale_vqa_pixels"
 UNREADABLE: Final = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What PIL raises of bytes that are not an image it can read."""
 SENT_UNCHANGED: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+_SUFFIXES: Final = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
 _COLUMNS_KEPT: Final = 4 * (len(VIEWS) + 1)
 """Columns of row groups held in memory: those of four row groups."""
 _SAME_COLOUR: Final = 3
@@ -488,3 +490,28 @@ def images_digest(images: Sequence[tuple[str, ImageRef]], source: ImageSource) -
         digest.update(f"{name} {image.column} {image.option} {len(content)}\n".encode() + content)
         changes.update(colour_changes(content))
     return digest.hexdigest() if images else None, dict(sorted(changes.items()))
+
+
+@dataclass
+class ImageFolder:
+    """The folder ``images`` of an export: each image once, under a hash of what is written.
+
+    Args:
+        root: folder of the export; images that are there from an interrupted export are kept.
+        bounds: minimum and maximum pixels of an image.
+    """
+
+    root: Path
+    bounds: Bounds = field(default_factory=Bounds)
+    _names: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def add(self, content: bytes, location: str) -> str:
+        """Returns the name of an image relative to the root; raises InputError if it cannot be decoded."""
+        key = hashlib.sha256(content).hexdigest()
+        if key not in self._names:
+            kind, sent = sent_image(content, location, self.bounds)
+            name = f"images/{hashlib.sha256(sent).hexdigest()[:32]}.{_SUFFIXES[kind]}"
+            if not (self.root / name).is_file():
+                atomic_write(self.root / name, sent, "name another --out")
+            self._names[key] = name
+        return self._names[key]

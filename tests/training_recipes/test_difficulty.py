@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from training_release import make_training_release
 
 from scale_vqa_eval.errors import InputError
-from training_recipes.difficulty import learnable, main, read_rates
+from training_recipes.difficulty import main
 from training_recipes.rewards import blind_priors, read_rollouts
 from training_recipes.rows import load_rows
+from training_recipes.selection import learnable, read_rates
 
 
 def answer(letter):

@@ -13,9 +13,8 @@ from training_release import make_training_release, trained_rows
 
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.release_folder.write import write_release
-from training_recipes.export import VerlExport
+from training_recipes.export import VerlExport, verl
 from training_recipes.rows import load_rows, prompt_format, trainer_row
-from training_recipes.verl_export import main
 from training_recipes.verl_reward import compute_score
 
 
@@ -26,7 +25,7 @@ def release(tmp_path_factory):
 
 def exported(release, out, *more):
     asked = ["--data", str(release), "--out", str(out), "--shard", "8", *more]
-    done = CliRunner().invoke(main, asked, catch_exceptions=False)
+    done = CliRunner().invoke(verl, asked, catch_exceptions=False)
     return done.stdout.split()
 
 
