@@ -11,10 +11,10 @@ too alike. Ratios are ours over the peer's.
 ``--screened N`` prunes N generated questions instead, of which 60% have the right option at the centre of the four;
 the medoid's 70% then leave four times 10% of them, which is what a perfect reader would have to keep.
 
-``--attack FILE`` makes exchange and block exchange, with and without shared images and contradicted options, and
-prints for each: groups and bound, the estimated ambiguity, the share of wrong options that the item's sources
-contradict, the Diagnosis groups of four organs, and what the joint reader of ``tests/helpers`` gets by slide, path and
-image, one letter each.
+``--attack FILE`` makes exchange and block exchange, with several limits on ambiguity, with contradicted options
+alone, and with shared images, and prints for each: groups and bound, the estimated ambiguity, the share of wrong
+options above 0.3, the strongest reasons to be wrong, the Diagnosis groups of four organs, and what the joint reader of
+``tests/helpers`` gets by slide, path and image, one letter each.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from scale_vqa_eval.controls.exchange import PairRules, exchange
+from scale_vqa_eval.controls.findings import REASONS
 from scale_vqa_eval.controls.validity import ValidityLimits, compatible, gold_problem
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.text import same_text
@@ -143,10 +144,9 @@ def attacked(file: Path) -> list[dict[str, Any]]:
     designs = [("exchange", exchange, {}), ("block exchange", block_exchange, {}),
                ("block exchange, shared images", block_exchange, {"allow_shared_images": True})]  # fmt: skip
     lines = []
-    print("design, contradiction required: groups, bound, ambiguity, contradicted, four organs, reader by " +
-          ", ".join(links))  # fmt: skip
-    for strict in (False, True):
-        pairs = PairRules(questions, ValidityLimits(require_contradiction=strict))
+    limits = [ValidityLimits(max_ambiguity=limit) for limit in (1.0, 0.5, 0.4, 0.3, 0.2)]
+    for limit in (*limits, ValidityLimits(require_contradiction=True)):
+        pairs = PairRules(questions, limit)
         for name, build, options in designs:
             start = time.process_time()
             found = build(pairs, 42, **options)
@@ -157,11 +157,14 @@ def attacked(file: Path) -> list[dict[str, Any]]:
             diagnosis = [group for group in found.groups if questions[group.members[0]].dimension == "Diagnosis"]
             line = {
                 "design": name,
-                "contradiction_required": strict,
+                "contradiction_required": limit.require_contradiction,
+                "max_ambiguity": limit.max_ambiguity,
                 "groups": len(found.groups),
                 "bound": found.bound,
                 "ambiguity": float(np.mean([group.ambiguity for group in found.groups])) if found.groups else None,
-                "contradicted": sum(group.contradicted for group in found.groups) / max(1, 12 * len(found.groups)),
+                "above_0.3": float(np.mean([pairs.ambiguity_model.directed(np.array(group.members)) > 0.3
+                                            for group in found.groups])) * 16 / 12 if found.groups else None,
+                "reasons": {name: sum(group.reasons.get(name, 0) for group in found.groups) for name in REASONS},
                 "four_organs": [sum(group.four_organs for group in diagnosis), len(diagnosis)],
                 "reader": {kind: accuracy(rows, assigned(rows, joint_votes(rows, link))) if rows else None
                            for kind, link in links.items()},

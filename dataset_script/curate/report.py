@@ -342,7 +342,9 @@ def _card_note(
         f"program, screened in {rounds} rounds by {len(settings.roles.adversary)} text-only readers and the audit's "
         f"probes. Without images, an ensemble fitted to the other patients' answers reaches "
         f"{percent(found['accuracy'])}% (95% interval {percent(found['ci_low'])} to {percent(found['ci_high'])}; "
-        f"chance 25%). {construction['exchange_sets']} exchange groups. {len(construction['contradictions'])} options "
-        "are flagged as contradicting their own captions. **No pathologist has confirmed these questions yet**; "
+        f"chance 25%). {construction['exchange_sets']} exchange groups: a deterministic text-only reader asked "
+        "one item at a time is right on 25% of them; a reader of the whole file, which combines the rows of a slide, "
+        f"is not excluded. {len(construction['contradictions'])} options are flagged as contradicting their own "
+        "captions. **No pathologist has confirmed these questions yet**; "
         "`curation_report.json` has every step."
     )

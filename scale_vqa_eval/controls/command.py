@@ -46,6 +46,8 @@ from scale_vqa_eval.release_folder.read import release_configs
 from scale_vqa_eval.release_folder.write import check_out
 
 ROW_FILES: Final = (".json", ".jsonl")
+MAX_AMBIGUITY: Final = {"exchange": 0.4, "block-exchange": 0.5}
+"""Highest estimated ambiguity of a wrong option: lower ones cost more groups than they make better; see docs."""
 
 
 def _out(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
@@ -75,6 +77,12 @@ def _out(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
     type=click.FloatRange(0, 1, min_open=True),
     help=f"exchanges: token Jaccard of two right answers of a group is below this.  "
     f"[default: {ValidityLimits().max_jaccard}]",
+)
+@click.option(
+    "--max-ambiguity",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="exchanges: estimated probability that a wrong option could be true as well is at most this.  "
+    f"[default: {MAX_AMBIGUITY['exchange']}; block-exchange: {MAX_AMBIGUITY['block-exchange']}]",
 )
 @click.option(
     "--vocabulary",
@@ -164,6 +172,7 @@ def _check_options(method: str, options: dict[str, Any]) -> None:
         foreign = (
             "allow_shared_images",
             "max_jaccard",
+            "max_ambiguity",
             "vocabulary",
             "require_contradiction",
             "embedding",
@@ -196,8 +205,11 @@ def _exchange(
         hint = "add wsi_name or patient_id, or give --allow-unknown-patients: each then counts as its own patient"
         found = f"neither in {unknown} of {len(questions)} rows"
         raise InputError(Problem(data, "a patient or slide for every question: a group has four", found, hint))
-    strict = options["require_contradiction"]
-    limits = ValidityLimits(options["max_jaccard"] or ValidityLimits().max_jaccard, require_contradiction=strict)
+    limits = ValidityLimits(
+        options["max_jaccard"] or ValidityLimits().max_jaccard,
+        require_contradiction=options["require_contradiction"],
+        max_ambiguity=options["max_ambiguity"] or MAX_AMBIGUITY[settings["method"]],
+    )
     embed = None
     if options["embedding"]:
         from scale_vqa_eval.audit.language_model import minilm

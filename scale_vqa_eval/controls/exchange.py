@@ -30,7 +30,7 @@ DOUBT: Final = 10.0
 """Cost of a doubtful pair, in units of estimated ambiguity: a pair without doubt is always preferred."""
 UNLIKE_VIEWS: Final = 3.0
 """Cost of a pair whose views differ: the number of images must not tell the items apart."""
-OTHER_ORGANS: Final = 0.17
+OTHER_ORGANS: Final = 0.4
 """Cost of a pair of diagnoses that name different organs: one view is enough to tell them apart."""
 TOO_FEW_ROWS: Final = "the question text stands in fewer than four usable rows"
 TOO_FEW_PATIENTS: Final = "the rows with the question text come from fewer than four patients"
@@ -45,7 +45,7 @@ class QuestionGroup(ExchangeGroup[int]):
         stem: the question text that all four get: the most frequent spelling among the rows that share it.
         same_views: whether all four have images for the same views.
         ambiguity: mean estimated probability that a wrong option could be true as well; see ``findings``.
-        contradicted: how many of its twelve wrong options have a finding that the item's sources contradict.
+        reasons: strongest reason to be wrong -> how many of its twelve wrong options have it; see ``findings``.
         four_organs: whether the four right answers are diagnoses of four different organs.
         doubtful: pairs (row, other row) whose gold may be true for the other: it is close to what the release calls
             right in the same dimension for another region of the other's patient.
@@ -56,11 +56,16 @@ class QuestionGroup(ExchangeGroup[int]):
     stem: str
     same_views: bool
     ambiguity: float
-    contradicted: int
+    reasons: dict[str, int]
     four_organs: bool
     doubtful: tuple[tuple[int, int], ...]
     block: str = ""
     quadruple: str = ""
+
+    @property
+    def contradicted(self) -> int:
+        """How many of its twelve wrong options say what the item's own sources deny or exclude."""
+        return self.reasons.get("contradicted", 0) + self.reasons.get("excluded", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +204,10 @@ class PairRules:
         golds = [self.golds[row] for row in rows.tolist()]
         on_images = [sorted(self._by_path[_path(self.questions[row])]) for row in rows.tolist()]
         result = compatible(golds, on_images, self.patients(rows), self.limits)
-        return result & self.ambiguity_model.contradicted(rows) if self.limits.require_contradiction else result
+        if self.limits.require_contradiction:
+            result &= self.ambiguity_model.contradicted(rows)
+        directed = self.ambiguity_model.directed(rows)
+        return np.asarray(result & (np.maximum(directed, directed.T) <= self.limits.max_ambiguity))
 
     def patients(self, rows: Items) -> list[str]:
         """Returns the patient of each row."""
@@ -277,7 +285,7 @@ def described_group(pairs: PairRules, rows: Items, stem: str) -> QuestionGroup:
         stem,
         not any(unlike_views[pair] for pair in six),
         float(np.mean([ambiguity[pair] for pair in six])),
-        sum(bool(pairs.ambiguity_model.reasons(row, other).contradicted) for row, other in permutations(names, 2)),
+        dict(Counter(pairs.ambiguity_model.reasons(row, other).reason for row, other in permutations(names, 2))),
         all(organs[pair] for pair in six),
         tuple((int(rows[left]), int(rows[right])) for left, right in six if doubtful[left, right]),
     )

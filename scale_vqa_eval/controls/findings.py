@@ -1,20 +1,19 @@
 """Reasons for a wrong option to be wrong: findings, by view and polarity, in an option and in the item's own sources.
 
 The sources of an item are what the release says of its images: the right answers and rationales of its path. A finding
-of a wrong option is *contradicted* where they deny it, or state another value of an exclusive attribute (organ,
-lineage); *supported* where they state it; else *unknown*: "not described" is not "absent". Findings that are true of
-nearly any tumour count for nothing. The vocabulary is ``findings.yaml``; a file can extend it.
+of a wrong option is *contradicted* where they deny it, *excluded* where they state another value of an attribute of
+which images have one (organ, tissue, lineage, behaviour), *supported* where they state it; else *unknown*: "not
+described" is not "absent". The vocabulary is ``findings.yaml``; a file can extend it.
 
-The estimate of ambiguity is a rule, not a fitted model. Its levels follow a close reading of 40 exchange groups, in
-which 22.9% of the wrong options could have been true (4.0% were supported by the item's own sources), and more where
-the diagnoses of the two paths are similar (52% at a cosine of 0.7 or more, 13% below 0.3).
+The estimate of ambiguity is a rule, not a fitted model: an option could be true as well if all that it states could
+be. Its constants were set on a reading of 20 groups of the released validation split, and checked on 20 others.
 """
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -31,23 +30,52 @@ from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import VIEWS
 from scale_vqa_eval.text import NEGATION
 
-CONTRADICTED: Final = 0.05
-UNKNOWN: Final = 0.2
+DENIED: Final = 0.05
+STATED: Final = 0.9
+ELSEWHERE: Final = 0.5
+GENERIC: Final = 0.6
+"""Probability that a finding is true of images whose sources deny it, state it, state it of another view or another
+region of the patient (``ELSEWHERE``), or are silent on a generic one; of others it is how often they are stated."""
+BENIGN: Final = "behaviour: benign"
+"""Of a diagnosis: findings of tumours are half as likely."""
+POWER: Final = 0.6
+"""Exponent of the product of these probabilities: findings of one image are not independent."""
 NO_FINDING: Final = 0.35
-SUPPORTED: Final = 0.6
-"""Estimated ambiguity of a wrong option whose findings are of this kind; ``NO_FINDING``: generic ones alone."""
+NESTED: Final = 0.6
+"""Estimated ambiguity of an option without known words, and of a diagnosis that states all that another one does."""
+LISTED_WORDS: Final = 5
+REASONS: Final = ("contradicted", "excluded", "not described", "none")
+"""Reasons for an option to be wrong, the strongest first: the item's sources deny a finding of it; they state another
+organ, tissue, lineage or compartment; it has a finding that they do not describe; generic or supported ones alone."""
 SIMILAR_DIAGNOSES: Final = ((0.7, 2.0), (0.3, 1.0), (0.0, 0.6))
 """(least cosine of the two paths' diagnoses, factor on the estimate)."""
 MAX_AMBIGUITY: Final = 0.9
 _SENTENCE: Final = re.compile(r"(?<=[.!?;])\s+")
-_CLAUSE: Final = re.compile(
-    r"[,;:]\s|\b(?:but|while|whereas|although|however|rather than|instead of|which)\b", re.IGNORECASE
+_CLAUSE: Final = re.compile(r"[;:]\s|\b(?:but|while|whereas|although|however|which|because|where)\b", re.IGNORECASE)
+_CONTRAST: Final = re.compile(
+    r"\b(?:rather than|instead of|as opposed to|other than|over|versus|arguing against|excluding)\b", re.IGNORECASE
 )
+_UNREPORTED: Final = re.compile(
+    r"(?:\b(?:not|never|without|cannot|fails? to)|n't)\b\W+(?:[\w-]+\W+){0,4}?"
+    r"(?:show|mention|describ|list|repeat|stat|includ|reiterat|report|not(?:e|ed|ing)\b|emphasi|raise|"
+    r"corrobor|support|confirm|back|carr|echo)\w*",
+    re.IGNORECASE,
+)
+_CONFIRMED: Final = re.compile(r"(?:corrobor|support|confirm|back|carr|echo)\w*$", re.IGNORECASE)
+"""Verbs of which the object was seen: "necrosis is not corroborated" presumes it, "is not described" does not."""
+_REPORTED: Final = re.compile(r"\b(?:list|describ|mention|stat|not(?:e|ed)\b|report|explicit)", re.IGNORECASE)
+_SUGGESTED: Final = re.compile(r"\b(?:impression|suggest|hint|impli|indicat)", re.IGNORECASE)
+_NO_DENIAL: Final = re.compile(r"instead|rather|exclu|except|fail|free", re.IGNORECASE)
+_ABSENT: Final = re.compile(
+    r"\w*\W+(?:\w+\W+){0,3}?(?:absent|lost|(?:not|n't)\W+(?:\w+\W+)?(?:seen|observed|present|identified|evident))\b",
+    re.IGNORECASE,
+)
+_OR: Final = re.compile(r"\s*n?or\b", re.IGNORECASE)
 _ON_OPTIONS: Final = re.compile(
     r"\b(?:options?|choices?|alternatives?|distractors?|others? (?:each|change))\b|\b[B-D]/[B-D]", re.IGNORECASE
 )
 _VIEW: Final = {
-    "low_mag": re.compile(r"\b(?:low(?:est|er)?|10x)\b", re.IGNORECASE),
+    "low_mag": re.compile(r"\b(?:low(?:est|er)?(?!-grade| grade)|10x)\b", re.IGNORECASE),
     "mid_mag": re.compile(r"\b(?:mid(?:dle)?|intermediate|40x)\b", re.IGNORECASE),
     "high_mag": re.compile(r"\b(?:high(?:est|er)?(?!-grade| grade)|200x)\b", re.IGNORECASE),
 }
@@ -62,17 +90,22 @@ class Vocabulary(BaseModel):
     generic: dict[str, list[str]] = {}
     findings: dict[str, list[str]] = {}
     exclusive: dict[str, dict[str, list[str]]] = {}
+    answers: dict[str, dict[str, list[str]]] = {}
 
     def extended(self, other: Vocabulary) -> Vocabulary:
         """Returns the entries of both; those of ``other`` replace entries of the same name."""
-        attributes = {**self.exclusive}
-        for name, values in other.exclusive.items():
-            attributes[name] = {**attributes.get(name, {}), **values}
         return Vocabulary(
             generic={**self.generic, **other.generic},
             findings={**self.findings, **other.findings},
-            exclusive=attributes,
+            exclusive=_merged(self.exclusive, other.exclusive),
+            answers=_merged(self.answers, other.answers),
         )
+
+
+def _merged(
+    own: dict[str, dict[str, list[str]]], other: dict[str, dict[str, list[str]]]
+) -> dict[str, dict[str, list[str]]]:
+    return {name: {**own.get(name, {}), **other.get(name, {})} for name in [*own, *(set(other) - set(own))]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +147,10 @@ class FindingParser:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         named = {**vocabulary.findings, **vocabulary.generic}
-        for attribute, values in vocabulary.exclusive.items():
+        for attribute, values in {**vocabulary.exclusive, **vocabulary.answers}.items():
             named |= {f"{attribute}: {value}": words for value, words in values.items()}
         self.generic = frozenset(vocabulary.generic)
+        self.answers = frozenset(vocabulary.answers)
         self._patterns = {
             name: re.compile(rf"\b(?:{'|'.join(re.escape(word) for word in words)})", re.IGNORECASE)
             for name, words in named.items()
@@ -127,6 +161,8 @@ class FindingParser:
     def statements(self, text: str) -> frozenset[Statement]:
         """Returns what a text states; sentences that speak of answer options are left out.
 
+        What is "not described" or "not corroborated" is not denied; what a text prefers something else to is.
+
         >>> parser = FindingParser(read_vocabulary())
         >>> sorted(s.finding for s in parser.statements("Necrosis at low magnification, no mucin") if s.present)
         ['necrosis']
@@ -136,23 +172,48 @@ class FindingParser:
             for sentence in _SENTENCE.split(text):
                 if _ON_OPTIONS.search(sentence):
                     continue
-                for clause in _CLAUSE.split(sentence):
-                    found |= self._in_clause(clause)
+                for part in _CLAUSE.split(sentence):
+                    kept, *contrasted = _CONTRAST.split(part, maxsplit=1)
+                    listed = False
+                    segments = kept.split(", ")
+                    for number, segment in enumerate(segments):
+                        ahead = segments[number : number + 3]
+                        listed = listed and len(segment.split()) <= LISTED_WORDS and any(map(_OR.match, ahead))
+                        found |= self._in_clause(segment, listed)
+                        listed = listed or bool(_denials(segment))
+                    for rest in contrasted:
+                        found |= {Statement(name, False, None) for name, _ in self._mentions(rest)}
             self._parsed[text] = frozenset(found)
         return self._parsed[text]
 
-    def _in_clause(self, clause: str) -> set[Statement]:
-        views: list[str | None] = [view for view in VIEWS if _VIEW[view].search(clause)]
-        only = bool(views) and _ONLY.search(clause) is not None
-        denials = [match.start() for match in NEGATION.finditer(clause)]
-        found = set()
+    def _mentions(self, clause: str) -> Iterator[tuple[str, re.Match[str]]]:
         for name, pattern in self._patterns.items():
             for match in pattern.finditer(clause):
-                denied = any(start < match.start() for start in denials) or "absent" in clause[match.end() :][:40]
-                found |= {Statement(name, not denied, view) for view in views or [None]}
-                if only and not denied:
-                    found |= {Statement(name, False, view) for view in VIEWS if view not in views}
+                yield name, match
+
+    def _in_clause(self, clause: str, denied: bool) -> set[Statement]:
+        unreported = _UNREPORTED.search(clause)
+        end = unreported.start() if unreported else len(clause)
+        presumed = unreported is None or _CONFIRMED.search(unreported.group()) or _SUGGESTED.search(clause[:end])
+        about = clause[:end] if unreported else clause
+        views: list[str | None] = [view for view in VIEWS if _VIEW[view].search(about)]
+        only = bool(views) and _ONLY.search(about) is not None and _REPORTED.search(about) is None
+        denials = _denials(clause)
+        found = set()
+        for name, match in self._mentions(clause):
+            if match.start() >= end or not presumed:
+                continue
+            absent = denied or any(start <= match.start() for start in denials)
+            absent = absent or _ABSENT.match(clause[match.end() :]) is not None
+            absent = absent and name.partition(": ")[0] not in self.answers
+            found |= {Statement(name, not absent, view) for view in views or [None]}
+            if only and not absent:
+                found |= {Statement(name, False, view) for view in VIEWS if view not in views}
         return found
+
+
+def _denials(clause: str) -> list[int]:
+    return [match.start() for match in NEGATION.finditer(clause) if not _NO_DENIAL.match(match.group())]
 
 
 @dataclass(frozen=True)
@@ -160,72 +221,55 @@ class OptionReasons:
     """What is known of a wrong option against the sources of an item.
 
     Attributes:
-        contradicted: findings that the sources deny or exclude.
+        contradicted: findings that the sources deny.
+        excluded: values of exclusive attributes, where the sources state others.
         supported: findings that the sources state.
-        unknown: findings that the sources do not describe.
+        unknown: findings that the sources do not describe; generic ones are left out.
+        ambiguity: estimated probability that the option could be true as well.
     """
 
     contradicted: frozenset[str]
+    excluded: frozenset[str]
     supported: frozenset[str]
     unknown: frozenset[str]
+    ambiguity: float
 
     @property
-    def ambiguity(self) -> float:
-        """Estimated probability that the option could be true as well."""
+    def reason(self) -> str:
+        """The strongest reason for the option to be wrong: one of ``REASONS``."""
         if self.contradicted:
-            return CONTRADICTED
-        if not self.supported and not self.unknown:
-            return NO_FINDING
-        return SUPPORTED if not self.unknown else UNKNOWN
+            return "contradicted"
+        if self.excluded:
+            return "excluded"
+        return "not described" if self.unknown else "none"
 
 
-def option_reasons(
-    option: frozenset[Statement], sources: frozenset[Statement], generic: frozenset[str]
-) -> OptionReasons:
-    """Compares the statements of a wrong option with those of the item's own sources."""
-    by_name: dict[str, list[Statement]] = defaultdict(list)
-    values: dict[str, set[str]] = defaultdict(set)
-    for statement in sources:
-        by_name[statement.finding].append(statement)
-        attribute, _, value = statement.finding.partition(": ")
-        if value and statement.present:
-            values[attribute].add(value)
-    contradicted: set[str] = set()
-    supported: set[str] = set()
-    unknown: set[str] = set()
-    for statement in option:
-        attribute, _, value = statement.finding.partition(": ")
-        if value and statement.present and values[attribute]:
-            (supported if value in values[attribute] else contradicted).add(statement.finding)
-            continue
-        same = [other for other in by_name[statement.finding] if _same_view(statement, other)]
-        if any(other.present != statement.present for other in same) and not any(
-            other.present == statement.present for other in same
-        ):
-            contradicted.add(statement.finding)
-        elif statement.finding in generic:
-            continue
-        elif same:
-            supported.add(statement.finding)
-        else:
-            unknown.add(statement.finding)
-    return OptionReasons(frozenset(contradicted), frozenset(supported), frozenset(unknown - supported - contradicted))
-
-
-def _stated(statements: frozenset[Statement]) -> frozenset[str]:
+def _stated(statements: Iterable[Statement]) -> frozenset[str]:
     return frozenset(one.finding for one in statements if one.present)
-
-
-def _organs(statements: frozenset[Statement]) -> frozenset[str]:
-    return frozenset(name for name in _stated(statements) if name.startswith("organ: "))
 
 
 def _same_view(left: Statement, right: Statement) -> bool:
     return left.view == right.view or left.view is None or right.view is None
 
 
+@dataclass(frozen=True)
+class _Item:
+    """What is known of the images of one question: statements, from the most to the least telling."""
+
+    dimension: str | None
+    answer: frozenset[Statement]
+    diagnosis: frozenset[Statement]
+    path: frozenset[Statement]
+    patient: frozenset[Statement]
+
+
 class AmbiguityModel:
-    """Estimates how likely the right answer of one question could be true for another one as well."""
+    """Estimates how likely the right answer of one question could be true for another one as well.
+
+    A right answer is true elsewhere if all that it states is. A finding counts ``STATED`` where the item's sources
+    state it, ``DENIED`` where they deny it or state another value of the attribute, and else as often as the sources
+    of the file's paths state it, at least ``GENERIC`` if it is a generic one. The estimate is the product.
+    """
 
     def __init__(
         self,
@@ -247,18 +291,28 @@ class AmbiguityModel:
 
         self.parser = FindingParser(vocabulary)
         self._golds = [self.parser.statements(question.options[question.answer]) for question in questions]
-        sources: dict[object, set[Statement]] = defaultdict(set)
+        paths: dict[object, set[Statement]] = defaultdict(set)
+        named: dict[object, set[Statement]] = defaultdict(set)
+        patients: dict[object, set[Statement]] = defaultdict(set)
         diagnoses: dict[object, list[str]] = defaultdict(list)
         for question, key, gold in zip(questions, keys, self._golds, strict=True):
-            sources[key] |= gold | self.parser.statements(question.rationale or "")
+            paths[key] |= gold | self.parser.statements(question.rationale or "")
+            patients[question.cluster] |= paths[key]
             if question.dimension == "Diagnosis":
+                named[key] |= gold
                 diagnoses[key].append(question.options[question.answer])
-        self._sources: Mapping[object, frozenset[Statement]] = {key: frozenset(own) for key, own in sources.items()}
-        self._keys = list(keys)
+        self._items = [
+            _Item(question.dimension, gold, *map(frozenset, (named[key], paths[key], patients[question.cluster])))
+            for question, key, gold in zip(questions, keys, self._golds, strict=True)
+        ]
+        self._prevalence = {
+            name: (count + 0.5) / (len(paths) + 1)
+            for name, count in Counter(name for own in paths.values() for name in _stated(own)).items()
+        }
         self._compared: dict[tuple[int, int], OptionReasons] = {}
-        index = {key: number for number, key in enumerate(sources)}
+        index = {key: number for number, key in enumerate(paths)}
         self._at = np.array([index[key] for key in keys], dtype=np.int64)
-        texts = [" ".join(diagnoses[key]) for key in sources]
+        texts = [" ".join(diagnoses[key]) for key in paths]
         self._diagnosis = [question.dimension == "Diagnosis" for question in questions]
         self._known = np.array([bool(text) for text in texts], dtype=bool)
         vectors = embed or TfidfVectorizer(sublinear_tf=True).fit_transform
@@ -267,41 +321,98 @@ class AmbiguityModel:
     def reasons(self, row: int, other: int) -> OptionReasons:
         """Returns what speaks for and against the right answer of ``row`` as an option of ``other``."""
         if (row, other) not in self._compared:
-            sources = self._sources[self._keys[other]]
-            found = option_reasons(self._golds[row], sources, self.parser.generic)
-            left, right = (_stated(self._golds[one]) - self.parser.generic for one in (row, other))
-            nested = bool(left and right) and (left <= right or right <= left)
-            if nested and self._diagnosis[row] and self._diagnosis[other]:
-                found = OptionReasons(frozenset(), left | right, frozenset())
-            self._compared[row, other] = found
+            self._compared[row, other] = self._compare(row, other)
         return self._compared[row, other]
 
-    def _directed(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    def _compare(self, row: int, other: int) -> OptionReasons:
+        item, generic = self._items[other], self.parser.generic
+        found: dict[str, set[str]] = defaultdict(set)
+        chances: dict[str, float] = {}
+        for statement in self._golds[row]:
+            kind, chance = self._chance(statement, self._golds[row], item)
+            name = statement.finding
+            attribute, _, value = name.partition(": ")
+            if kind and not (name in generic and kind in ("supported", "unknown")):
+                found[kind].add(name)
+            key = attribute if value else name
+            chances[key] = min(chance, chances.get(key, 1.0))
+        ambiguity = float(np.prod(list(chances.values()))) ** POWER if chances else NO_FINDING
+        left, right = (_stated(self._golds[one]) - generic for one in (row, other))
+        if self._diagnosis[row] and self._diagnosis[other] and left and right and (left <= right or right <= left):
+            found, ambiguity = defaultdict(set, {"supported": set(left | right)}), NESTED
+        parts = {name: frozenset(found[name]) for name in ("contradicted", "excluded", "supported")}
+        unknown = frozenset(found["unknown"]) - frozenset().union(*parts.values())
+        return OptionReasons(**parts, unknown=unknown, ambiguity=ambiguity)
+
+    def _chance(self, statement: Statement, answer: frozenset[Statement], item: _Item) -> tuple[str, float]:
+        """Returns what the sources of an item say of a statement, and the probability that it is true there."""
+        attribute, _, value = statement.finding.partition(": ")
+        prevalence = self._prevalence.get(statement.finding, 0.0)
+        if attribute in self.parser.answers and attribute != item.dimension:
+            return "", 1.0
+        if value and statement.present:
+            levels = [item.answer] if attribute in self.parser.answers else [item.diagnosis, item.path, item.patient]
+            known: set[str] = set()
+            for level in levels:
+                known = {one.finding for one in level if one.present and one.finding.startswith(f"{attribute}: ")}
+                if known:
+                    break
+            if attribute in self.parser.answers:
+                excluded = bool(known) and not known & {one.finding for one in answer}
+                return ("excluded", DENIED) if excluded else ("", 1.0)
+            if not known:
+                return "unknown", max(prevalence, 0.5)
+            return ("supported", STATED) if statement.finding in known else ("excluded", DENIED)
+        if value:
+            return "", 1.0
+        same = [one for one in item.path if one.finding == statement.finding and _same_view(one, statement)]
+        if any(one.present == statement.present for one in same):
+            return "supported", STATED
+        elsewhere = any(one.finding == statement.finding and one.present for one in item.path)
+        if same and not (statement.present and elsewhere):
+            return "contradicted", DENIED
+        if not statement.present:
+            return "unknown", max(1 - prevalence, 0.5)
+        chance = max(prevalence, ELSEWHERE if elsewhere else 0.0)
+        if any(one.finding == statement.finding and one.present for one in item.patient):
+            chance = max(chance, ELSEWHERE)
+        if statement.finding in self.parser.generic:
+            benign = {name for name in _stated(item.diagnosis) if name.startswith("behaviour: ")} == {BENIGN}
+            chance = max(chance, GENERIC / 2 if benign else GENERIC)
+        return "unknown", chance
+
+    def directed(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Returns (n, n): the estimate for the right answer of row i as an option of row j; 0 on the diagonal."""
         names = rows.tolist()
-        estimates = [[self.reasons(row, other).ambiguity for other in names] for row in names]
-        return np.array(estimates, dtype=np.float64).reshape(len(names), len(names))
+        estimates = [[0.0 if row == other else self.reasons(row, other).ambiguity for other in names] for row in names]
+        result = np.array(estimates, dtype=np.float64).reshape(len(names), len(names))
+        return np.asarray(np.minimum(result * self._diagnosis_factor(rows), MAX_AMBIGUITY))
 
     def supported(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Returns (n, n), symmetric: whether the other's own sources support all findings of one right answer."""
-        result = self._directed(rows) >= SUPPORTED
-        return np.asarray((result | result.T) & ~np.eye(len(rows), dtype=bool))
+        result = self._each(rows, lambda found: bool(found.supported) and found.reason == "none")
+        return result | result.T
 
     def contradicted(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Returns (n, n), symmetric: whether each right answer has a finding that the other's sources contradict."""
-        result = self._directed(rows) <= CONTRADICTED
-        return np.asarray(result & result.T)
+        result = self._each(rows, lambda found: found.reason in ("contradicted", "excluded"))
+        return result & result.T
 
     def between(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Returns (n, n), symmetric: the mean estimate of the two directions, from 0 to ``MAX_AMBIGUITY``."""
-        directed = self._directed(rows)
-        result = (directed + directed.T) / 2 * self._diagnosis_factor(rows)
-        np.fill_diagonal(result, 0.0)
-        return np.asarray(np.minimum(result, MAX_AMBIGUITY))
+        result = self.directed(rows)
+        return np.asarray((result + result.T) / 2)
+
+    def _each(self, rows: npt.NDArray[np.int64], test: Callable[[OptionReasons], bool]) -> npt.NDArray[np.bool_]:
+        names = rows.tolist()
+        found = [[row != other and test(self.reasons(row, other)) for other in names] for row in names]
+        return np.array(found, dtype=bool).reshape(len(names), len(names))
 
     def organs(self, row: int) -> frozenset[str]:
         """Returns the organs that the right answer of a question names; if none, those of its sources."""
-        sources = self._sources[self._keys[row]]
-        return next(filter(None, (_organs(some) for some in (self._golds[row], sources))), frozenset())
+        item = self._items[row]
+        named = ({name for name in _stated(some) if name.startswith("organ: ")} for some in (item.answer, item.path))
+        return frozenset(next(filter(None, named), set()))
 
     def _diagnosis_factor(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         factor = np.ones((len(rows), len(rows)))

@@ -16,6 +16,7 @@ from scale_vqa_eval.audit.clusters import IntArray
 from scale_vqa_eval.audit.probe import Accuracy, FloatArray, ProbeAccuracy, ProbeScores, credit, evaluate_probe
 from scale_vqa_eval.controls.exchange import ExchangeResult
 from scale_vqa_eval.controls.exchange_group import GROUP_SIZE
+from scale_vqa_eval.controls.findings import REASONS
 from scale_vqa_eval.controls.screened import Readers, ScreenedRows, fresh_audit, prune
 from scale_vqa_eval.controls.validity import ValidityLimits
 from scale_vqa_eval.questions import Question
@@ -135,6 +136,7 @@ def exchange_report(
         "groups_of_four_organs": [group.name for group in found.groups if group.four_organs],
         "diagnosis_groups": sum(questions[group.members[0]].dimension == "Diagnosis" for group in found.groups),
         "contradicted": sum(group.contradicted for group in found.groups),
+        "reasons": {name: sum(group.reasons.get(name, 0) for group in found.groups) for name in REASONS},
         "groups_with_unlike_views": [group.name for group in found.groups if not group.same_views]
         if views_known
         else None,

@@ -45,12 +45,14 @@ class ValidityLimits:
         max_containment: share of the shorter text's content words found in the other; must be below this.
         negation_overlap: the same share, from which one text with and one without a negation count as opposites.
         require_contradiction: each right answer has a finding that the sources of the other item contradict.
+        max_ambiguity: estimated probability that one right answer is true for the other item too; at most this.
     """
 
     max_jaccard: float = 0.35
     max_containment: float = 0.8
     negation_overlap: float = 0.5
     require_contradiction: bool = False
+    max_ambiguity: float = 1.0
 
 
 def gold_problem(question: Question) -> str | None:
