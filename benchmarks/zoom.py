@@ -22,7 +22,8 @@ from dataset_script.phantom.slide import phantom_slides, write_slide
 from dataset_script.slides.slide_files import find_slides
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import MAGNIFICATION
-from scale_vqa_eval.zoom.environment import Budget, VisibleEvidence, ZoomEnvironment, ZoomQuestion, slide_files
+from scale_vqa_eval.zoom.environment import Budget, ZoomEnvironment
+from scale_vqa_eval.zoom.questions import VisibleEvidence, ZoomQuestion, slide_files
 
 
 @click.command()

@@ -22,7 +22,8 @@ import click
 from scale_vqa_eval.predict.command import predict
 from scale_vqa_eval.schema import MAGNIFICATION, MPP
 from scale_vqa_eval.text import aligned, percent
-from scale_vqa_eval.zoom.environment import Budget, SlideStore, ZoomQuestion, read_zoom_questions, slide_files
+from scale_vqa_eval.zoom.environment import Budget
+from scale_vqa_eval.zoom.questions import SlideStore, ZoomQuestion, read_zoom_questions, slide_files
 from scale_vqa_eval.zoom.score import read_run, run_figures
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))

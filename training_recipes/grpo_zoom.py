@@ -25,17 +25,8 @@ from scale_vqa_eval.files import write_json
 from scale_vqa_eval.predict.prompts import Prompt, load_prompt
 from scale_vqa_eval.schema import LETTERS, MAGNIFICATION
 from scale_vqa_eval.wsi import SlideSource
-from scale_vqa_eval.zoom.environment import (
-    TOOLS,
-    BoxUm,
-    Budget,
-    SlideStore,
-    ZoomEnvironment,
-    ZoomQuestion,
-    first_messages,
-    read_zoom_questions,
-    slide_files,
-)
+from scale_vqa_eval.zoom.environment import TOOLS, Budget, ZoomEnvironment, first_messages
+from scale_vqa_eval.zoom.questions import BoxUm, SlideStore, ZoomQuestion, read_zoom_questions, slide_files
 from training_recipes.arguments import RecipeArguments, parse
 from training_recipes.learn.data import ROTATIONS
 from training_recipes.run import constructing, report_errors

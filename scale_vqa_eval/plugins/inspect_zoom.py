@@ -20,15 +20,8 @@ from scale_vqa_eval.plugins.inspect_task import from_here, response_text
 from scale_vqa_eval.predict.prompts import Prompt, load_prompt
 from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
 from scale_vqa_eval.scoring.score import questions_digest
-from scale_vqa_eval.zoom.environment import (
-    TOOLS,
-    Budget,
-    ZoomEnvironment,
-    call_tool,
-    read_zoom_questions,
-    slide_files,
-    with_files,
-)
+from scale_vqa_eval.zoom.environment import TOOLS, Budget, ZoomEnvironment, call_tool, with_files
+from scale_vqa_eval.zoom.questions import read_zoom_questions, slide_files
 
 
 @task

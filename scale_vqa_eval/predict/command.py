@@ -129,8 +129,8 @@ def predict(**given: Any) -> int:
     more: dict[str, Any] = {}
     notes: list[str] = []
     if given["zoom"]:
-        from scale_vqa_eval.zoom.environment import read_zoom_questions
         from scale_vqa_eval.zoom.episodes import check_options, zoom_backend, zoom_requests
+        from scale_vqa_eval.zoom.questions import read_zoom_questions
 
         check_options(given)
         questions, root = read_zoom_questions(given["data"], given["split"], given["slides"])

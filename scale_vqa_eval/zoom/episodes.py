@@ -34,17 +34,8 @@ from scale_vqa_eval.predict.prompts import Prompt
 from scale_vqa_eval.predict.requests import Request, VisualQuestion
 from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
 from scale_vqa_eval.text import restore_thoughts
-from scale_vqa_eval.zoom.environment import (
-    TOOLS,
-    Budget,
-    ZoomEnvironment,
-    ZoomQuestion,
-    call_tool,
-    first_messages,
-    slide_files,
-    slides_digest,
-    with_files,
-)
+from scale_vqa_eval.zoom.environment import TOOLS, Budget, ZoomEnvironment, call_tool, first_messages, with_files
+from scale_vqa_eval.zoom.questions import ZoomQuestion, slide_files, slides_digest
 
 PROTOCOLS: Final = ("tool", "user", "text")
 MAX_SAID: Final = 4000

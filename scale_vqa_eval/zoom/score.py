@@ -23,7 +23,7 @@ from scale_vqa_eval.scoring.answers import Answers, join
 from scale_vqa_eval.scoring.predictions import Predictions, read_predictions
 from scale_vqa_eval.scoring.score import consistency_warnings, read_each
 from scale_vqa_eval.text import aligned, html_environment, interval, one_line, p_value, percent, points
-from scale_vqa_eval.zoom.environment import BoxUm, SlideStore, ZoomQuestion, read_zoom_questions, slide_files
+from scale_vqa_eval.zoom.questions import BoxUm, SlideStore, ZoomQuestion, read_zoom_questions, slide_files
 
 PAGE_PX: Final = 256
 """Side of a field on the page; the slide itself is shown at ``OVERVIEW_PAGE_PX``."""

@@ -17,7 +17,8 @@ from dataset_script.zoom import coarse_plans, coarse_rows, synthetic_plans, synt
 from scale_vqa_eval.controls.exchange_group import find_exchange_groups
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.wsi import OpenSlideSource
-from scale_vqa_eval.zoom.environment import ZoomEnvironment, read_zoom_questions, slide_files
+from scale_vqa_eval.zoom.environment import ZoomEnvironment
+from scale_vqa_eval.zoom.questions import read_zoom_questions, slide_files
 
 
 def groups(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -18,14 +18,8 @@ from drawn_slides import tissue_slide
 from scale_vqa_eval.predict.prompts import load_prompt
 from scale_vqa_eval.schema import MAGNIFICATION
 from scale_vqa_eval.wsi import OpenSlideSource
-from scale_vqa_eval.zoom.environment import (
-    Budget,
-    ZoomEnvironment,
-    ZoomQuestion,
-    first_messages,
-    read_zoom_questions,
-    slide_files,
-)
+from scale_vqa_eval.zoom.environment import Budget, ZoomEnvironment, first_messages
+from scale_vqa_eval.zoom.questions import ZoomQuestion, read_zoom_questions, slide_files
 
 PLACES = ((400.0, 400.0), (1200.0, 400.0), (400.0, 1000.0), (1200.0, 1000.0))
 Policy = Callable[[ZoomQuestion, int, bool], tuple[str, dict[str, Any]]]

@@ -13,7 +13,8 @@ from PIL import Image, ImageChops, ImageOps, ImageStat
 from zoom_exam import make_exam
 
 from scale_vqa_eval.schema import MAGNIFICATION
-from scale_vqa_eval.zoom.environment import Budget, ZoomEnvironment, read_zoom_questions, slide_files
+from scale_vqa_eval.zoom.environment import Budget, ZoomEnvironment
+from scale_vqa_eval.zoom.questions import read_zoom_questions, slide_files
 from training_recipes.grpo_zoom import with_mirrored
 
 

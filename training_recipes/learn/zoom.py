@@ -17,7 +17,7 @@ import click
 
 from scale_vqa_eval.files import atomic_write, write_json
 from scale_vqa_eval.text import interval, percent
-from scale_vqa_eval.zoom.environment import read_zoom_questions
+from scale_vqa_eval.zoom.questions import read_zoom_questions
 from scale_vqa_eval.zoom.score import read_run, run_figures
 from training_recipes.learn.run import HERE, run
 

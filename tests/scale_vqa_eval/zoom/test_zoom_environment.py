@@ -14,14 +14,8 @@ from zoom_exam import PLACES, make_exam
 
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.wsi import OpenSlideSource
-from scale_vqa_eval.zoom.environment import (
-    Budget,
-    SlideStore,
-    ZoomEnvironment,
-    call_tool,
-    read_zoom_questions,
-    slide_files,
-)
+from scale_vqa_eval.zoom.environment import Budget, ZoomEnvironment, call_tool
+from scale_vqa_eval.zoom.questions import SlideStore, read_zoom_questions, slide_files
 
 
 @pytest.fixture(scope="module")

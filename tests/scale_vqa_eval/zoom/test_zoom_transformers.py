@@ -13,7 +13,8 @@ from zoom_exam import make_exam, oracle
 
 from scale_vqa_eval.predict.command import predict
 from scale_vqa_eval.zoom import episodes
-from scale_vqa_eval.zoom.environment import TOOLS, ZoomEnvironment, read_zoom_questions
+from scale_vqa_eval.zoom.environment import TOOLS, ZoomEnvironment
+from scale_vqa_eval.zoom.questions import read_zoom_questions
 from scale_vqa_eval.zoom.score import zoom
 from training_recipes.tiny_model import make_tiny_model, make_tiny_qwen3
 
