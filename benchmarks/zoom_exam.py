@@ -96,8 +96,8 @@ def main(data: Path, split: str | None, looks: int, look_px: int) -> None:
     hit, spread = sum(shares) / len(shares), math.sqrt(sum(one * (1 - one) for one in shares)) / len(shares)
     click.echo(aligned(rows))
     click.echo(
-        f"{len(questions)} questions; {looks} random 40x looks are expected to see the evidence of {percent(hit)} "
-        f"(standard deviation {percent(spread)}), and to be right on {percent(hit + (1 - hit) / 4)}"
+        f"{len(questions)} questions; {looks} random 40x looks are expected to see the evidence of {percent(hit)}% "
+        f"(standard deviation {percent(spread)}%), and to be right on {percent(hit + (1 - hit) / 4)}%"
     )
 
 
