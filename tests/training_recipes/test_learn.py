@@ -120,7 +120,9 @@ def test_every_stage_runs_and_reports(out, monkeypatch):
         "leaky options, blind",
     }
     assert all([point["step"] for point in curve] == [2] for curve in found["curves"].values())
-    assert len(found["rewards"]) == 2
+    assert [step["step"] for step in found["rollouts"]] == [1, 2]
+    assert all(0 <= step["frac_reward_zero_std"] <= 1 and step["entropy"] > 0 for step in found["rollouts"])
+    assert 0 <= found["test"]["after SFT, with images"]["reward"] <= 1
     assert (out / "curves.png").stat().st_size > 10_000
     assert "| after GRPO, with images |" in (out / "results.md").read_text()
 

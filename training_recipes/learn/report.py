@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any, Final
 
 import click
@@ -19,6 +20,12 @@ from training_recipes.learn.data import CONFIG
 
 PROMPT: Final = str(Path(__file__).with_name("learn.yaml"))
 CHANCE: Final = 25.0
+LOGGED: Final = {
+    "reward": "reward of sampled answers",
+    "frac_reward_zero_std": "share of questions with equal rewards",
+    "entropy": "entropy (nats per token)",
+}
+"""What is read from each GRPO step, and how it is named."""
 CROSSED: Final = "#2f6db3"
 LEAKY: Final = "#b5502a"
 _LINES: Final = ((CROSSED, "-"), (CROSSED, "--"), (LEAKY, "--"))
@@ -40,9 +47,9 @@ def ask(model: Path, data: Path, split: str, out: Path, ablation: str | None, lo
 
 
 def scored(answers: Path, data: Path, split: str) -> dict[str, Any]:
-    """Returns accuracy, its interval, the unparsed and accuracy by dimension, as ``scale-vqa score`` does."""
+    """Returns accuracy, reward, interval, the unparsed and accuracy by dimension, as ``scale-vqa score`` does."""
     full = score_answers(join(read_predictions(answers), read_questions(data, split, CONFIG)))
-    found = {key: full[key] for key in ("accuracy", "interval", "n", "clusters")}
+    found = {key: full[key] for key in ("accuracy", "reward", "interval", "n", "clusters")}
     found["unparsed"] = full["unparsed"]["rate"]
     return found | {"by_dimension": {key: part["accuracy"] for key, part in full["by_dimension"].items()}}
 
@@ -56,11 +63,11 @@ def checkpoint_curve(run: Path, data: Path, out: Path, ablation: str | None, lon
     return curve
 
 
-def rewards(run: Path) -> list[dict[str, float]]:
-    """Returns step and mean reward of every GRPO step, from the trainer's state."""
+def rollouts(run: Path) -> list[dict[str, float]]:
+    """Returns step, reward, zero-variance share and entropy of every GRPO step, from the trainer's state."""
     state = max(run.glob("checkpoint-*/trainer_state.json"), key=lambda path: _step(path.parent))
     history = json.loads(state.read_text(encoding="utf-8"))["log_history"]
-    return [{"step": entry["step"], "reward": entry["reward"]} for entry in history if "reward" in entry]
+    return [{name: entry[name] for name in ("step", *LOGGED)} for entry in history if "reward" in entry]
 
 
 def _step(folder: Path) -> int:
@@ -68,7 +75,7 @@ def _step(folder: Path) -> int:
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
-    """Draws accuracy over the steps of SFT, crossed beside leaky, and reward over the steps of GRPO."""
+    """Draws accuracy over the steps of SFT, crossed beside leaky, and what GRPO logged over its steps."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -78,7 +85,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     with pyplot.rc_context(style):
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), width_ratios=(3, 2), layout="constrained")
         _accuracies(left, found)
-        _rewards(right, found["rewards"])
+        _rollouts(right, found["rollouts"], found["test"]["after SFT, with images"]["reward"])
         figure.savefig(path, dpi=120, metadata={"Software": None})
         pyplot.close(figure)
 
@@ -94,17 +101,17 @@ def _accuracies(axes: Any, found: Mapping[str, Any]) -> None:
     axes.legend(frameon=False, fontsize=9)
 
 
-def _rewards(axes: Any, steps: Sequence[Mapping[str, float]]) -> None:
+def _rollouts(axes: Any, steps: Sequence[Mapping[str, float]], greedy: float) -> None:
     places = [step["step"] for step in steps]
-    values = [step["reward"] for step in steps]
-    axes.plot(places, values, ".", color=CROSSED, alpha=0.4, label="a step")
-    means = [
-        sum(part) / len(part) for part in (values[max(0, at - _SMOOTH + 1) : at + 1] for at in range(len(values)))
-    ]
-    axes.plot(places, means, color=CROSSED, label=f"mean of {_SMOOTH} steps")
-    axes.set(xlabel="GRPO steps", ylabel="reference reward of rollouts")
-    axes.set_title("GRPO, crossed options", loc="left", fontsize=10.5)
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    for (name, label), colour in zip(LOGGED.items(), (CROSSED, "#9a9a9a", "#3f9e8f"), strict=True):
+        values = [step[name] for step in steps]
+        parts = (values[max(0, at - _SMOOTH + 1) : at + 1] for at in range(len(values)))
+        axes.plot(places, values, ".", color=colour, alpha=0.4)
+        axes.plot(places, [mean(part) for part in parts], color=colour, label=label)
+    axes.axhline(greedy, color="#111111", linewidth=1, linestyle="--", label="reward of greedy answers after SFT")
+    axes.set(xlabel="GRPO steps", ylim=(0, 1.02))
+    axes.set_title(f"GRPO, crossed options (lines: means of {_SMOOTH} steps)", loc="left", fontsize=10.5)
+    axes.legend(frameon=False, fontsize=9)
 
 
 def results(out: Path) -> dict[str, Any]:
@@ -132,7 +139,7 @@ def results(out: Path) -> dict[str, Any]:
             ("leaky options, blind", "blind-leaky", "leaky", "blind"),
         )
     }
-    return {"test": tests, "curves": curves, "rewards": rewards(out / "grpo")}
+    return {"test": tests, "curves": curves, "rollouts": rollouts(out / "grpo")}
 
 
 def as_markdown(found: Mapping[str, Any]) -> str:
@@ -144,11 +151,14 @@ def as_markdown(found: Mapping[str, Any]) -> str:
     lines += ["", "| dimension, after GRPO, with images | accuracy (%) |", "|---|---|"]
     dimensions = found["test"]["after GRPO, with images"]["by_dimension"]
     lines += [f"| {name} | {percent(value)} |" for name, value in dimensions.items()]
-    steps = found["rewards"]
+    steps = found["rollouts"]
     part = max(1, len(steps) // 4)
-    first, last = (sum(step["reward"] for step in group) / part for group in (steps[:part], steps[-part:]))
-    lines += ["", f"Mean reward of GRPO's first {part} steps {first:.3f}, of its last {part} steps {last:.3f}.", ""]
-    return "\n".join(lines)
+    lines += ["", f"| GRPO, means of {part} steps | first | last |", "|---|---|---|"]
+    for name, label in LOGGED.items():
+        first, last = (mean(step[name] for step in group) for group in (steps[:part], steps[-part:]))
+        lines.append(f"| {label} | {first:.3f} | {last:.3f} |")
+    greedy = found["test"]["after SFT, with images"]["reward"]
+    return "\n".join([*lines, "", f"Reward of greedy answers after SFT, on the test slides: {greedy:.3f}.", ""])
 
 
 @click.command()
