@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
-from predict_release import make_release
 
 pytest.importorskip("torch")
 pytest.importorskip("torchvision", reason="Qwen2.5-VL's processor needs torchvision (tools/torchvision_hook.py)")
@@ -31,16 +30,6 @@ from scale_vqa_eval.predict.requests import read_visual_questions, requests_by_p
 from scale_vqa_eval.scoring.predictions import read_predictions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_release(tmp_path_factory.mktemp("data") / "scale-vqa", paths=3)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_qwen(tmp_path_factory.mktemp("model") / "tiny")
 
 
 class Kept:

@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 from bad_line import FAULTS, bad_line
 from click.testing import CliRunner, Result
-from predict_release import make_release
-from tiny_qwen import make_tiny_qwen
 from vllm_server import ABSENT, ENGINE, ENVIRONMENT, PYTHON, vllm_server
 
 from scale_vqa_eval.errors import InputError
@@ -27,16 +25,6 @@ pytestmark = [
     pytest.mark.xdist_group("vllm"),
     pytest.mark.usefixtures("one_thread"),
 ]
-
-
-@pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_release(tmp_path_factory.mktemp("data") / "scale-vqa", paths=3)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_qwen(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="module")
