@@ -33,11 +33,11 @@ MAX_GROWN: Final = 64
 """Groups grown, of which the tightest is taken; more would leave out a slide's rarer tissue."""
 MAX_TRIES: Final = 300
 """Candidates from which growing a group is tried."""
-MATCH_STEPS: Final = np.array([1, 1, 1, 0.1, 0.5])
+MATCH_STEPS: Final = np.array([0.5, 0.5, 0.5, 0.1, 0.5])
 """Differences that count alike when targets are matched: grey levels of mean colour, share of tissue, log sharpness.
 
-A box and its 200x field differ by one or two levels in mean colour, so a reader of mean colour cannot tell apart boxes
-that are this close.
+A box and its 200x field show the same tissue and differ by three levels in mean colour, so a reader of mean colour can
+tell apart boxes that differ by more. Chosen on three slides.
 """
 PARENT_STEPS: Final = 3.0
 """Parents may differ this many times more: their colour differs from their targets' by five levels and more."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from dataset_script.slides.thumbnail import map_slide
-from scale_vqa_eval import tiff_tiles, wsi
+from scale_vqa_eval import wsi
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.tiff_tiles import TiffTiles
 from scale_vqa_eval.wsi import OpenSlideSource, SlideSource, best_level, flattened, slide_mpp
@@ -319,7 +319,7 @@ def test_a_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         for mpp in (0.5, 0.6, 0.9):
             source.read_region(256, 256, mpp, 128)
         assert len(decoded) == len(set(decoded)) == 4
-        monkeypatch.setattr(tiff_tiles, "CACHE_BYTES", 1)
+        source._tiles._cache_bytes = 1  # type: ignore[union-attr]
         source.read_region(256, 256, 0.5, 512)
         assert len(source._tiles._cache) == 1  # type: ignore[union-attr]
 
