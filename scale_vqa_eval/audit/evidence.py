@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -59,12 +59,14 @@ def find_evidence(
     columns = {family: features.columns(family)[0] for family in WORD_FAMILIES}
     ranks = features.layout.ranks(features.geometry.astype(np.float64))[features.layout.starts + gold]
     found: dict[int, list[Evidence]] = {}
-    wanted = [fold for fold in sorted({int(folds[row]) for row in chosen}) if (folds != fold).any()]
-    used = folds[:, None] != np.array(wanted, dtype=np.int64)
-    fitted = {f: fit_listwise(features.columns(f)[1], features.layout, gold, used=used) for f in WORD_FAMILIES}
-    for number, fold in enumerate(wanted):
+    for fold in sorted({int(folds[row]) for row in chosen}):
         others = np.flatnonzero(folds != fold)
-        weights = {family: values[:, number] for family, values in fitted.items()}
+        if not len(others):
+            continue
+        weights = {}
+        for family in WORD_FAMILIES:
+            matrix = features.columns(family)[1][features.layout.rows_of(others)]
+            weights[family] = fit_listwise(matrix, features.layout.take(others), gold[others])
         for row in (row for row in chosen if folds[row] == fold):
             wordings = _wordings(questions[row], features.take(np.array([row])), columns, weights)[:limit]
             found[row] = wordings + _extremes(questions[row], ranks[row], ranks[others])[: limit // 2]
@@ -177,13 +179,11 @@ def _point(fitted: float, reached: Accuracy) -> dict[str, Any]:
 def _starved(fitter: Fitter, order: IntArray, fraction: float, sizes: list[int]) -> Fitter:
     """Fits to the first clusters, in a fixed order, that hold a fraction of the questions; appends their number."""
 
-    def fit(chosen: Sequence[IntArray], seeds: Sequence[int]) -> Iterable[Model]:
-        kept = []
-        for rows in chosen:
-            ordered = np.sort(order[rows])
-            last = ordered[max(0, round(fraction * len(ordered)) - 1)] if len(ordered) else 0
-            kept.append(rows[order[rows] <= last])
-        sizes.extend(map(len, kept))
-        return fitter(kept, seeds)
+    def fit(chosen: IntArray, seed: int) -> Model:
+        ordered = np.sort(order[chosen])
+        last = ordered[max(0, round(fraction * len(ordered)) - 1)] if len(ordered) else 0
+        kept = chosen[order[chosen] <= last]
+        sizes.append(len(kept))
+        return fitter(kept, seed)
 
     return fit

@@ -6,14 +6,13 @@ its cluster (patient, slide or exchange set); over several partitions of the clu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from scale_vqa_eval.audit.clusters import IntArray
@@ -26,10 +25,8 @@ TREES: Final = 20
 """Trees of a forest; the votes of three partitions are averaged."""
 Model = Callable[[TextFeatures], FloatArray]
 """A fitted model: the features of some questions -> votes (N,), not negative, that sum to 1 in each question."""
-Fitter = Callable[[Sequence[IntArray], Sequence[int]], Iterable[Model]]
-"""Fits a model to each of several choices of questions (row numbers) of a sample, each with its seed."""
-FITTED_WEIGHTS: Final = 400_000
-"""Weights of the linear models that are fitted side by side; bounds memory (about 16 arrays of this size)."""
+Fitter = Callable[[IntArray, int], Model]
+"""Fits a model to chosen questions (row numbers) of a sample, with a seed."""
 
 
 @dataclass(frozen=True)
@@ -88,20 +85,13 @@ def cross_fit(
         progress: title of a bar over the fits on standard error; None shows none.
     """
     in_sample = folds if sampled is None else folds[:, sampled]
-    fits = _fits(folds, crossed, sequential)
-    chosen = [
-        np.flatnonzero(in_sample[fit.partition] != fit.fold if fit.crossed else in_sample[fit.partition] < fit.fold)
-        for fit in fits
-    ]
-    seeds = [seed * 1009 + fit.partition * 101 + fit.fold for fit in fits]
+    fits = [(family, fit) for family in fitters for fit in _fits(folds, crossed, sequential)]
 
     def fitted() -> Iterator[tuple[str, _Fit, Model]]:
-        total = len(fits) * len(fitters)
-        with tqdm(total=total, desc=progress, unit=" fits", disable=progress is None, leave=False) as bar:
-            for family, fitter in fitters.items():
-                for fit, model in zip(fits, fitter(chosen, seeds), strict=True):
-                    bar.update()
-                    yield family, fit, model
+        for family, fit in tqdm(fits, progress, unit=" fits", disable=progress is None, leave=False):
+            own = in_sample[fit.partition]
+            chosen = np.flatnonzero(own != fit.fold if fit.crossed else own < fit.fold)
+            yield family, fit, fitters[family](chosen, seed * 1009 + fit.partition * 101 + fit.fold)
 
     kept = None if sampled is None else list(fitted())
     scored_parts: dict[str, list[Votes]] = {family: [] for family in fitters}
@@ -160,13 +150,6 @@ def _even(features: TextFeatures) -> FloatArray:
     return np.asarray(1.0 / features.layout.counts[features.layout.owner], dtype=np.float64)
 
 
-def one_by_one(fit: Callable[[IntArray, int], Model]) -> Fitter:
-    """Returns the fitter that fits each model by itself; where there is no question to learn from, all are even."""
-    return lambda chosen, seeds: (
-        fit(rows, seed) if len(rows) else _even for rows, seed in zip(chosen, seeds, strict=True)
-    )
-
-
 def _letter_prior(sample: TextFeatures, gold: IntArray) -> Fitter:
     """How often each letter is gold, by dimension, shrunk to all dimensions by the weight of ten questions."""
     width, kinds = int(sample.layout.counts.max(initial=2)), int(sample.types.max(initial=-1)) + 1
@@ -177,6 +160,8 @@ def _letter_prior(sample: TextFeatures, gold: IntArray) -> Fitter:
         return np.asarray((right + 10.0 * before) / (present + 10.0), dtype=np.float64)
 
     def fit(chosen: IntArray, seed: int) -> Model:
+        if not len(chosen):
+            return _even
         overall = rates(chosen, np.full(width, 1.0 / float(np.mean(sample.layout.counts[chosen]))))
         of_type = [rates(chosen[sample.types[chosen] == kind], overall) for kind in range(kinds)]
         table = np.array([*of_type, overall])  # type -1 reads the last row
@@ -188,7 +173,7 @@ def _letter_prior(sample: TextFeatures, gold: IntArray) -> Fitter:
 
         return vote
 
-    return one_by_one(fit)
+    return fit
 
 
 def _forest(sample: TextFeatures, gold: IntArray) -> Fitter:
@@ -206,6 +191,8 @@ def _forest(sample: TextFeatures, gold: IntArray) -> Fitter:
     right[sample.layout.starts + gold] = 1.0
 
     def fit(chosen: IntArray, seed: int) -> Model:
+        if not len(chosen):
+            return _even
         rows = sample.layout.rows_of(chosen)
         leaf = max(3, len(rows) // 2000)  # bounds the size of a tree, whatever the number of questions
         given, target = columns[rows], right[rows]
@@ -227,39 +214,23 @@ def _forest(sample: TextFeatures, gold: IntArray) -> Fitter:
 
         return vote
 
-    return one_by_one(fit)
+    return fit
 
 
 def _linear(sample: TextFeatures, gold: IntArray, matrix: Any, columns: Callable[[TextFeatures], Any]) -> Fitter:
     """Listwise ridge regression on the sample's (N, f) matrix, sparse or dense; ``columns`` makes that of others."""
 
-    def fit(chosen: Sequence[IntArray], seeds: Sequence[int]) -> Iterator[Model]:
-        at_once = max(1, FITTED_WEIGHTS // matrix.shape[1])
-        for start in range(0, len(chosen), at_once):
-            batch = chosen[start : start + at_once]
-            used = np.zeros((len(gold), len(batch)), dtype=np.bool_)
-            for number, rows in enumerate(batch):
-                used[rows, number] = True
-            weights = fit_listwise(matrix, sample.layout, gold, used=used).T.copy()
-            yield from (
-                _scored(columns, own) if len(rows) else _even for rows, own in zip(batch, weights, strict=True)
-            )
+    def fit(chosen: IntArray, seed: int) -> Model:
+        if not len(chosen):
+            return _even
+        weights = fit_listwise(matrix[sample.layout.rows_of(chosen)], sample.layout.take(chosen), gold[chosen])
+        return lambda features: features.layout.softmax(columns(features) @ weights)
 
     return fit
 
 
-def _scored(columns: Callable[[TextFeatures], Any], weights: FloatArray) -> Model:
-    return lambda features: features.layout.softmax(columns(features) @ weights)
-
-
-def fit_listwise(
-    matrix: Any,
-    layout: OptionLayout,
-    gold: IntArray,
-    strength: float = 10.0,
-    used: npt.NDArray[np.bool_] | None = None,
-) -> FloatArray:
-    """Fits listwise linear models: the gold option of a question by a softmax over that question's own options.
+def fit_listwise(matrix: Any, layout: OptionLayout, gold: IntArray, strength: float = 10.0) -> FloatArray:
+    """Fits a listwise linear model: the gold option of a question by a softmax over that question's own options.
 
     McFadden's conditional logit (1974) with a ridge penalty: the weights (f,) minimise
     1/2 |w|^2 + strength * sum over questions of -log p(gold). What the options of a question share cancels, so no
@@ -270,118 +241,27 @@ def fit_listwise(
         layout: the options of the questions.
         gold: (n,) 0-based gold option of each question.
         strength: inverse of the ridge penalty.
-        used: (n, K) the questions that each of K models is fitted to; the matrix is then read once for all models.
-
-    Returns:
-        (f, K) weights; (f,) of one model that is fitted to all questions where ``used`` is None.
     """
-    if used is not None and not (seen := used.any(axis=1)).all():
-        rows = np.flatnonzero(seen)
-        if not len(rows):
-            return np.zeros((matrix.shape[1], used.shape[1]))
-        matrix, layout, gold, used = matrix[layout.rows_of(rows)], layout.take(rows), gold[rows], used[rows]
+    from scipy.optimize import minimize
+
     transposed = matrix.T.tocsr() if hasattr(matrix, "tocsr") else np.ascontiguousarray(matrix.T)
     gold_rows = layout.starts + gold
-    counted = np.ones((len(gold), 1)) if used is None else used.astype(np.float64)
 
-    def loss(weights: FloatArray, models: IntArray) -> tuple[FloatArray, FloatArray]:
+    def loss(weights: FloatArray) -> tuple[float, FloatArray]:
         values = matrix @ weights
         top = np.maximum.reduceat(values, layout.starts)
-        right = values[gold_rows]
-        raised = np.exp(np.subtract(values, top[layout.owner], out=values), out=values)
+        raised = np.exp(values - top[layout.owner])
         total = np.add.reduceat(raised, layout.starts)
-        own = counted[:, models] * strength
-        missed = (own * (np.log(total) + top - right)).sum(axis=0)
-        slope = np.multiply(raised, (own / total)[layout.owner], out=raised)
-        slope[gold_rows] -= own
-        return missed + 0.5 * _dots(weights, weights), transposed @ slope + weights
+        slope = raised / total[layout.owner]
+        slope[gold_rows] -= 1.0
+        missed = float((np.log(total) + top - values[gold_rows]).sum())
+        return strength * missed + 0.5 * float(weights @ weights), strength * (transposed @ slope) + weights
 
+    start = np.zeros(matrix.shape[1])
+    options = {"maxiter": 200, "ftol": 1e-6, "maxcor": 6}
     # the vectors are short: threads of the linear algebra would only wait for each other
     with _linear_algebra().limit(limits=1):
-        # cross-fitted votes do not change by more than a question in three hundred at the larger tolerance
-        weights = _minimise(loss, matrix.shape[1], counted.shape[1], tolerance=1e-6 if used is None else 1e-5)
-    return weights[:, 0] if used is None else weights
-
-
-def _minimise(
-    loss: Callable[[FloatArray, IntArray], tuple[FloatArray, FloatArray]],
-    size: int,
-    models: int,
-    tolerance: float,
-    steps: int = 200,
-    memory: int = 4,
-) -> FloatArray:
-    """Minimises strictly convex functions side by side by L-BFGS (Liu and Nocedal 1989); returns (size, models).
-
-    In each step every function gets one trial point. Where it does not fall enough (Armijo), the step is halved or
-    cut further and its pair of changes is stored as zeros, which the recursion passes over. A function is done where
-    it falls by less than ``tolerance`` of its value.
-
-    Args:
-        loss: weights (size, k) and the numbers (k,) of their functions -> values (k,) and gradients (size, k).
-        size: weights of a function.
-        models: number of functions.
-        tolerance: see above.
-        steps: maximum number of trial points.
-        memory: pairs of changes kept.
-    """
-    open_models = np.arange(models)
-    out = np.zeros((size, models))
-    at = out.copy()
-    value, slope = loss(at, open_models)
-    direction = -slope / np.maximum(1.0, np.sqrt(_dots(slope, slope)))
-    step, scale = np.ones(models), np.ones(models)
-    pairs: list[tuple[FloatArray, ...]] = []
-    for _ in range(steps):
-        descent = _dots(slope, direction)
-        trial = at + step * direction
-        before, (reached, steeper) = value.copy(), loss(trial, open_models)
-        fell = reached <= value + 1e-4 * step * descent
-        small = tolerance * np.maximum(np.abs(value), 1.0)
-        done = (fell & (value - reached <= small)) | (-step * descent <= 1e-3 * small)
-        moved, turned = trial - at, steeper - slope
-        if fell.all():
-            at, value, slope = trial, reached, steeper
-        else:
-            moved[:, ~fell], turned[:, ~fell] = 0.0, 0.0
-            at[:, fell], value[fell], slope[:, fell] = trial[:, fell], reached[fell], steeper[:, fell]
-        curvature = _dots(moved, turned)
-        inverse = np.where(curvature > 0, 1.0 / np.where(curvature > 0, curvature, 1.0), 0.0)
-        scale = np.where(curvature > 0, curvature / np.maximum(_dots(turned, turned), 1e-300), scale)
-        pairs = [*pairs[-memory + 1 :], (moved, turned, inverse)]
-        # the minimum of the parabola through both values and the slope at the first, kept within reach
-        parabola = -0.5 * step * descent / np.maximum(reached - before - step * descent, 1e-300)
-        step = np.where(fell, 1.0, step * np.clip(parabola, 0.1, 0.5))
-        if done.any():
-            out[:, open_models[done]] = at[:, done]
-            kept = ~done
-            if not kept.any():
-                return out
-            at, slope, direction = at[:, kept], slope[:, kept], direction[:, kept]
-            pairs = [(moved[:, kept], turned[:, kept], inverse[kept]) for moved, turned, inverse in pairs]
-            value, step, scale, fell, open_models = value[kept], step[kept], scale[kept], fell[kept], open_models[kept]
-        following = _descent(slope, pairs, scale)
-        direction = following if fell.all() else np.where(fell, following, direction)
-    out[:, open_models] = at
-    return out
-
-
-def _descent(slope: FloatArray, pairs: Sequence[tuple[FloatArray, ...]], scale: FloatArray) -> FloatArray:
-    """Returns the directions of L-BFGS by its two loops over the stored changes of weights and gradients."""
-    direction, product = -slope, np.empty_like(slope)
-    shares = []
-    for moved, turned, inverse in reversed(pairs):
-        shares.append(inverse * _dots(moved, direction))
-        direction -= np.multiply(turned, shares[-1], out=product)
-    direction *= scale
-    for (moved, turned, inverse), share in zip(pairs, reversed(shares), strict=True):
-        direction += np.multiply(moved, share - inverse * _dots(turned, direction), out=product)
-    return direction
-
-
-def _dots(left: FloatArray, right: FloatArray) -> FloatArray:
-    """Returns (k,): the dot products of the columns of two (size, k) arrays."""
-    return np.asarray(np.einsum("fk,fk->k", left, right), dtype=np.float64)
+        return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x)
 
 
 @cache

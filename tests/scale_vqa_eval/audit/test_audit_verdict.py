@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -140,8 +139,8 @@ def test_null_check_fails_a_probe_that_sees_the_answers(monkeypatch: pytest.Monk
     assert report["passed"] and set(report["probes"]) == {"words", "letter prior"}
     assert report["probes"]["words"]["accuracy"] == pytest.approx(np.mean(report["probes"]["words"]["per_draw"]))
 
-    def everything(chosen: Sequence[np.ndarray], seeds: Sequence[int]) -> Iterable[fitted_probes.Model]:
-        return fitter([np.arange(len(questions))] * len(chosen), seeds)
+    def everything(chosen: np.ndarray, seed: int) -> fitted_probes.Model:
+        return fitter(np.arange(len(questions)), seed)
 
     def peeking(family: str, sample: object, gold: np.ndarray) -> fitted_probes.Fitter:
         nonlocal fitter
