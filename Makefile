@@ -17,7 +17,7 @@ demo: $(VENV)/demo.done
 	$(BIN)/python tools/demo.py $(if $(SLIDES),--slides "$(SLIDES)") $(if $(RELEASE),--release "$(RELEASE)")
 
 test: $(VENV)/test.done
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/test.done
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow

@@ -23,6 +23,7 @@ SLOW = (
     "tests/dataset_script/release/test_release_hub.py",  # each layout downloaded and built
     "tests/dataset_script/review/test_review_page.py",  # a browser
     "tests/dataset_script/slides/test_export_fields.py",
+    "tests/dataset_script/slides/test_slides_build.py",  # the whole of a build, several times
     "tests/dataset_script/slides/test_slides_ray.py",
     "tests/dataset_script/slides/test_slides_real.py",
     "tests/model_card/hub/test_publish_faults.py",

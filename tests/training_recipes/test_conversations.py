@@ -105,6 +105,7 @@ def test_what_is_no_conversation_file_is_refused(root, tmp_path, content):
         read_conversations(path, root)
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_the_released_file_is_read_whole(shared, tmp_path):
     file = shared / "scale_vqa" / "sft_val.json"

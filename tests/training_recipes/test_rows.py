@@ -92,6 +92,7 @@ def test_dimensions_are_kept_by_name(release):
         load("bridge")
 
 
+@pytest.mark.slow
 def test_the_bare_name_gives_the_rows_of_the_folder_it_stands_for(release, fresh_python):
     code = "from training_recipes.rows import load_rows; print(len(load_rows('scale-vqa', None, 'train')))"
     done = fresh_python(code, SCALE_VQA_PATH=str(release))

@@ -124,7 +124,7 @@ def compartment_shares(fragment, rect) -> np.ndarray:
     return np.bincount(fragment.label(x.ravel(), y.ravel()), minlength=len(Label)) / x.size
 
 
-@pytest.mark.parametrize("number", [0, 1, 2, 3])
+@pytest.mark.parametrize("number", [0, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2, 3))])
 def test_a_coarse_view_is_the_average_of_a_fine_one(slides, number):
     """0.5 against 2.5 um/px over 0.5 mm, 2.5 against 10 um/px over 1.28 mm: within 8 grey levels on average."""
     slide = slides[1]
@@ -149,6 +149,7 @@ def test_scales_between_and_beyond_the_views_agree_too(slides, fine, factor):
     assert np.abs(difference.mean((0, 1))).max() < 5
 
 
+@pytest.mark.slow
 def test_every_view_is_found_in_the_next_coarser_one_where_it_lies(slides):
     for slide in slides[:2]:
         for number in (0, 3):

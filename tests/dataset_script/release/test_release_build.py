@@ -80,6 +80,7 @@ def test_images_are_embedded_byte_for_byte_and_nulls_stay(release: Any, tmp_path
         assert record["option_images"] == []
 
 
+@pytest.mark.slow
 def test_folder_loads_with_both_configs_and_the_report_names_rows(release: Any, tmp_path: Path) -> None:
     file, root, _ = release
     done = build("--json", f"test={file}", "--json", f"val={_other(file)}", "--images", root, "--out", tmp_path / "o")

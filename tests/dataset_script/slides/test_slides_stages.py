@@ -39,6 +39,7 @@ def splits_of(out: Path) -> dict[str, str]:
     return read_splits(out / "grounding" / "splits.csv")
 
 
+@pytest.mark.slow
 def test_a_finished_build_is_extended_by_the_new_slides(
     drawn: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

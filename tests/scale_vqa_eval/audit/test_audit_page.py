@@ -281,6 +281,7 @@ def test_the_same_report_gives_the_same_bytes_and_a_failure_leaves_the_old_page(
         write_page(file / "no" / "such" / "audit.html", plain)
 
 
+@pytest.mark.slow
 def test_a_real_browser_shows_it_without_a_word_of_complaint(tmp_path: Path, hostile: dict[str, Any]) -> None:
     file = tmp_path / "audit.html"
     write_page(file, hostile)

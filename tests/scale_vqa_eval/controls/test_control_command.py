@@ -360,6 +360,7 @@ def test_help_needs_no_science_library(fresh_python: Callable[..., CompletedProc
     assert fresh_python(code).stderr.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_released_val(shared: Path, tmp_path: Path) -> None:
     data = shared / "scale_vqa" / "val.json"
     done(data, "--method", "exchange", "--out", tmp_path / "ex.json")

@@ -56,6 +56,7 @@ def responses(out: Path) -> dict[str, str | None]:
     return {row.id: row.response for row in read_predictions(out).rows}
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_or_twice_behind_a_bad_line(release: Path, tmp_path: Path) -> None:
     trouble = Trouble(drop=0.15, garble=0.1, cut=0.1, refuse=0.1, delay=0.05, seed=5)
     with chat_server(trouble) as server:
@@ -99,6 +100,7 @@ def test_a_question_that_is_too_long_fails_alone_and_can_be_given_up(release: Pa
     assert len(rows) == 1 and "maximum context length" in (rows[0].error or "")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(release: Path, tmp_path: Path) -> None:
     out = tmp_path / "p.jsonl"
     with chat_server(Trouble(latency=0.4)) as server:

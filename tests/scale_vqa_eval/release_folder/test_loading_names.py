@@ -35,6 +35,7 @@ print(datasets.load.dataset_module_factory.__module__)"""
     assert fresh_python(code).stdout.split("\n")[:2] == ["[]", "datasets.load"]
 
 
+@pytest.mark.slow
 def test_order_of_the_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = small(tmp_path / "work" / "scale-vqa", 1)
     named = small(tmp_path / "named", 2)
@@ -66,6 +67,7 @@ def test_order_of_the_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert read_questions("scale-vqa")[0].question == here
 
 
+@pytest.mark.slow
 def test_a_hub_id_in_the_variable_is_read(fresh_python: Run, tmp_path: Path) -> None:
     question = small(tmp_path / "hub" / "datasets" / "org" / "any-name", 4)
     code = "from scale_vqa_eval.questions import read_questions; print(read_questions('scale-vqa')[0].question)"

@@ -140,6 +140,7 @@ def test_a_batch_is_parsed_response_by_response(items, mode):
         assert found == (*parse_response(response, mode, options), keeps_format(response))
 
 
+@pytest.mark.slow
 def test_every_unicode_space_counts_as_the_regular_expression_counts_it():
     around = [f"<think></think><answer>{chr(code)}A{chr(code)}</answer>{chr(code)}" for code in range(0x110000)]
     parsed = parse_batch(around)

@@ -271,6 +271,7 @@ def test_plots_are_whole_and_their_bars_are_the_figures(made):
     assert [heights[f"bar-1-{place}"] / unit for place in range(6)] == pytest.approx([50] * 6, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(made, folder, runs, tmp_path):
     run_report(runs, folder, tmp_path / "again", "--published")
     files = {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
