@@ -130,7 +130,7 @@ def test_what_the_recipes_write_is_what_the_card_reads(results: dict[str, Path],
     model = SimpleNamespace(model_name_or_path="org/base", model_revision="main", use_peft=True)
     rows = ChosenRows([1, 2, 3], "train", [], (10, 20), "0" * 64)
     shape = PromptFormat(load_prompt("think-answer"))
-    record = metadata(trainer, RecipeArguments(), model, shape, rows, None, trained) | {"seconds": 12.5}
+    record = metadata(trainer, RecipeArguments(), model, shape, rows, trained) | {"seconds": 12.5}
     text = made(tmp_path, "--results", results["control"], training=json.loads(json.dumps(record, default=str)))
     for part in ("| LoRA | yes |", "| parameters trained | 1234 |", "split train, 3 questions", "| optim |"):
         assert part in text
