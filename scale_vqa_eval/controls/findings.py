@@ -49,7 +49,7 @@ REASONS: Final = ("contradicted", "excluded", "not described", "none")
 organ, tissue, lineage or compartment; it has a finding that they do not describe; generic or supported ones alone."""
 SIMILAR_DIAGNOSES: Final = ((0.7, 2.0), (0.3, 1.0), (0.0, 0.6))
 """(least cosine of the two paths' diagnoses, factor on the estimate)."""
-MAX_AMBIGUITY: Final = 0.9
+HIGHEST_ESTIMATE: Final = 0.9
 _SENTENCE: Final = re.compile(r"(?<=[.!?;])\s+")
 _CLAUSE: Final = re.compile(r"[;:]\s|\b(?:but|while|whereas|although|however|which|because|where)\b", re.IGNORECASE)
 _CONTRAST: Final = re.compile(
@@ -105,7 +105,7 @@ class Vocabulary(BaseModel):
 def _merged(
     own: dict[str, dict[str, list[str]]], other: dict[str, dict[str, list[str]]]
 ) -> dict[str, dict[str, list[str]]]:
-    return {name: {**own.get(name, {}), **other.get(name, {})} for name in [*own, *(set(other) - set(own))]}
+    return {name: {**own.get(name, {}), **other.get(name, {})} for name in {**own, **other}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,7 +386,7 @@ class AmbiguityModel:
         names = rows.tolist()
         estimates = [[0.0 if row == other else self.reasons(row, other).ambiguity for other in names] for row in names]
         result = np.array(estimates, dtype=np.float64).reshape(len(names), len(names))
-        return np.asarray(np.minimum(result * self._diagnosis_factor(rows), MAX_AMBIGUITY))
+        return np.asarray(np.minimum(result * self._diagnosis_factor(rows), HIGHEST_ESTIMATE))
 
     def supported(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Returns (n, n), symmetric: whether the other's own sources support all findings of one right answer."""
@@ -399,7 +399,7 @@ class AmbiguityModel:
         return result & result.T
 
     def between(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Returns (n, n), symmetric: the mean estimate of the two directions, from 0 to ``MAX_AMBIGUITY``."""
+        """Returns (n, n), symmetric: the mean estimate of the two directions, from 0 to ``HIGHEST_ESTIMATE``."""
         result = self.directed(rows)
         return np.asarray((result + result.T) / 2)
 
