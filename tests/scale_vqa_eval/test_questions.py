@@ -206,6 +206,7 @@ def test_other_benchmarks_are_read(shared: Path) -> None:
     assert all(question.patient and question.patient.startswith("TCGA-") for question in questions)
 
 
+@pytest.mark.slow
 def test_a_name_that_is_neither_here_nor_on_the_hub_is_one_error(fresh_python):
     code = "import sys; from scale_vqa_eval.cli import main; sys.argv[1:] = ['audit', 'data/mistyped']; main()"
     done = fresh_python(code)

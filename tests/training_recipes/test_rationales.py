@@ -76,6 +76,7 @@ def test_rows_without_a_text_are_named(tmp_path):
             assert row["target"].endswith(f"<answer>{'ABCD'[row['answer']]}</answer>")
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_released_rationales_end_without_a_wrong_letter(shared):
     questions = read_questions(shared / "scale_vqa" / "val.json")

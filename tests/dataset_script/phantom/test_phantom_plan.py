@@ -58,6 +58,7 @@ def test_a_group_shares_its_text_and_has_each_option_right_once(slides, seed, mi
             assert len({slide for _, slide, _ in members}) == PATHS
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(key=st.binary(min_size=8, max_size=8), **PLANS)
 def test_any_function_of_the_text_is_right_on_a_quarter_of_every_split_and_dimension(key, slides, seed, missing_high):
@@ -70,6 +71,7 @@ def test_any_function_of_the_text_is_right_on_a_quarter_of_every_split_and_dimen
     assert all(4 * right[cell] == count[cell] for cell in count)
 
 
+@pytest.mark.slow
 def test_classifiers_trained_on_the_text_are_at_chance_on_other_splits():
     """Words of an option within its question, letter and type, fitted on train: exactly a quarter of val and test."""
     pytest.importorskip("sklearn")

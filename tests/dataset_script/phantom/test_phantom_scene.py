@@ -75,6 +75,7 @@ def test_bodies_are_the_same_in_any_rectangle(slides):
     assert len(inside) > 20
 
 
+@pytest.mark.slow
 def test_a_phantom_slide_is_a_slide_source(slides):
     assert isinstance(slides[0], SlideSource)
     assert slides[0].name == "phantom-0001"

@@ -49,6 +49,7 @@ def test_rows_are_those_of_the_config_and_load_by_every_way(folder: Path, tmp_pa
     assert sizes == {(3 * SIDE + 64, SIDE + 128), (2 * SIDE + 48, SIDE + 128)}, "a path has no high view"
 
 
+@pytest.mark.slow
 def test_the_tasks_have_the_ids_of_scores_and_stale_rows_are_refused(folder: Path) -> None:
     text = eval_yaml(folder)
     assert text is not None

@@ -71,6 +71,7 @@ def test_the_blind_arm_shows_no_image_and_takes_one_answer(release: Path, tmp_pa
     assert session.advance(ReviewerState("Cy", "blind")).at != reviewed.at, "who saw the gold answer is not asked"
 
 
+@pytest.mark.slow
 def test_answers_become_predictions_and_confirm_groups(release: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     session = session_of(release, log)

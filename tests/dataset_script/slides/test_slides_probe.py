@@ -26,6 +26,7 @@ def test_a_leak_in_any_measure_is_found(measure: int) -> None:
     assert result.leaks and result.options_alone is not None and result.options_alone > 0.35
 
 
+@pytest.mark.slow
 def test_a_distractor_of_another_kind_is_found() -> None:
     planted = table(2)
     odd = (planted.gold + 1) % 4

@@ -116,6 +116,7 @@ def test_a_lost_worker_costs_its_slide(tmp_path: Path, kills: object) -> None:
         assert [problem.location for problem in problems] == ["b.tif"] and finished == set("acdef")
 
 
+@pytest.mark.slow
 def test_folders_built_apart_are_joined(drawn: list[Path], tmp_path: Path) -> None:
     parts = [tmp_path / "a", tmp_path / "b"]
     build(drawn[:3], parts[0], ZOOM)

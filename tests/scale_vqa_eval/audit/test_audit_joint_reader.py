@@ -122,6 +122,7 @@ def test_links_that_join_the_same_rows_are_read_once_and_no_link_means_no_probe(
     assert links_of(alone) == {} and joint_probes(alone) == []
 
 
+@pytest.mark.slow
 def test_the_exchange_file_of_the_released_split_is_read_and_the_split_itself_is_not(
     tmp_path: Path, shared: Path
 ) -> None:

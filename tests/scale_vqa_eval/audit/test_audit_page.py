@@ -215,6 +215,7 @@ def test_evidence_is_marked_as_whole_words_in_the_options_that_it_names(
     assert [part for part, hit in parts if hit] == expected
 
 
+@pytest.mark.slow
 def test_published_scores_stand_beside_the_probes(plain: dict[str, Any]) -> None:
     published = {"source": "a paper", "data": None, "models": {"Model X": {"all": 0.301}, "Model Y": {"all": 0.999}}}
     whole = plain["whole"] | {"ci_low": 0.3, "accuracy": 0.4, "ci_high": 0.5}

@@ -16,6 +16,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     return place, write_folder(place)
 
 
+@pytest.mark.slow
 def test_bare_name_beside_the_folder(fresh_python: Any, written: tuple[Path, dict[str, Any]]) -> None:
     folder, expected = written
     code = f"""{HEAD}

@@ -194,6 +194,7 @@ def test_paired_difference_without_variance():
     assert (one.ci_low, one.ci_high, one.p_value) == (-1.0, 1.0, 1.0)
 
 
+@pytest.mark.slow
 def test_minimum_detectable_effect_is_found_with_its_power():
     generator = np.random.default_rng(11)
     clusters, error = 30, 1 / math.sqrt(30)
