@@ -16,6 +16,7 @@ from scale_vqa_eval.errors import InputError
 TABLE = [{"question": "?", "options": ["x", "y"], "answer": "A"}]
 
 
+@pytest.mark.slow
 def test_the_page_runs_from_top_to_bottom(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL)
     assert len(blocks) == 5

@@ -84,6 +84,7 @@ def test_a_crash_on_import_is_a_finding() -> None:
     assert "boom" in subject._run_python("raise RuntimeError('boom')")[1]
 
 
+@pytest.mark.slow
 def test_nothing_in_the_working_directory_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a module with the name of a library, nor a metric folder, which `evaluate` itself would execute."""
     mark = tmp_path / "executed"

@@ -20,6 +20,7 @@ def table(seed: int, questions: int = 400, leak: float = 0.0, measure: int = 0, 
     return OptionTable(options, queries, gold, np.array([f"slide {index % 8}" for index in range(questions)]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", [0, *(pytest.param(one, marks=pytest.mark.slow) for one in (4, MEASURES - 1))])
 def test_a_leak_in_any_measure_is_found(measure: int) -> None:
     result = probe_options("zoom-in", table(1, leak=1.5, measure=measure), seed=0)

@@ -68,6 +68,7 @@ def test_a_finished_build_is_extended_by_the_new_slides(
     assert not list(work.glob("blocks/*")) and not list(work.glob("*/.*"))
 
 
+@pytest.mark.slow
 def test_stages_stop_where_asked_and_go_on(drawn: list[Path], tmp_path: Path) -> None:
     arguments = [*map(str, drawn[:2]), "--out", str(tmp_path / "r"), "--views", "mid,high", "--paths-per-slide", "4"]
     for stage in ("plan", "render"):

@@ -266,6 +266,7 @@ def test_a_report_without_details_and_without_overlap_has_a_page(plain: dict[str
     assert "The leakiest items" not in html
 
 
+@pytest.mark.slow
 def test_the_same_report_gives_the_same_bytes_and_a_failure_leaves_the_old_page(
     tmp_path: Path, plain: dict[str, Any]
 ) -> None:

@@ -229,6 +229,7 @@ def released(shared: Path) -> tuple[list[Question], ExchangeResult]:
     return questions, exchange(PairRules(questions))
 
 
+@pytest.mark.slow
 def test_released_val_gives_48_groups_in_all_dimensions(released: tuple[list[Question], ExchangeResult]) -> None:
     questions, found = released
     assert 48 <= len(found.groups) <= found.bound

@@ -150,6 +150,7 @@ def markdown_rows(out):
     return found
 
 
+@pytest.mark.slow
 def test_the_csv_holds_the_known_figures(made):
     mine = csv_rows(made[0])["default", "m/M-1"]
     assert [float(mine[f"accuracy/{name}"]) for name in DIMENSIONS] == pytest.approx([100, 83.3333, 66.6667, 50, 50])
