@@ -18,7 +18,6 @@ from itertools import combinations, permutations
 from typing import Any, Final
 
 from dataset_script.curate.candidates import (
-    COMBINATIONS,
     Candidate,
     FeaturePair,
     ValuePairs,
@@ -328,27 +327,23 @@ def group_candidates(
     built: list[Candidate] = []
     for kind in sorted(by_kind.keys() | open_questions.keys()):
         rng = random.Random(f"{seed}:{kind}")
-        groups = [
-            *sorted(by_kind[kind], key=lambda group: group.members[0][0]),
-            *find_groups(open_questions[kind], rng),
-        ]
+        found = (*by_kind[kind], *find_groups(open_questions[kind], rng))
+        groups = [sorted((by_id[row] for row, _ in one.members), key=lambda one: one.id) for one in found]
         used: set[tuple[ValuePairs, tuple[int, ...]]] = set()
-        for number, group in enumerate(groups, 1):
+        # nothing here depends on which item shows what: who knows the seed could draw the orders again
+        for number, four in enumerate(sorted(groups, key=lambda some: some[0].id), 1):
             name = "set-" + "-".join(part.replace(" ", "_") for part in kind) + f"-{number:04d}"
-            four_written = [by_id[row] for row, _ in group.members]
-            values = (
-                (four_written[0].first.value, four_written[2].first.value),
-                (four_written[0].second.value, four_written[1].second.value),
-            )
+            spelled = [{stems(one.first.value): one.first.value for one in four}]
+            spelled.append({stems(one.second.value): one.second.value for one in four})
+            (a, c), (b, d) = (sorted(values) for values in spelled)
+            values = ((spelled[0][a], spelled[0][c]), (spelled[1][b], spelled[1][d]))
             # two groups of the same findings get other option orders as long as there are some
             orders = [order for order in permutations(range(4)) if (values, order) not in used]
             order = rng.choice(orders or list(permutations(range(4))))
             used.add((values, order))
-            sources = ("corpus", "corpus")
-            built += [
-                replace(one, values=values, truth=truth, order=order, sources=sources, group=name)
-                for one, truth in zip(four_written, COMBINATIONS, strict=True)
-            ]
+            common: dict[str, Any] = {"values": values, "order": order, "sources": ("corpus", "corpus"), "group": name}
+            truths = [(int(stems(one.first.value) == c), int(stems(one.second.value) == d)) for one in four]
+            built += [replace(one, truth=truth, **common) for one, truth in zip(four, truths, strict=True)]
     return built
 
 

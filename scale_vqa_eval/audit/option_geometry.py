@@ -87,7 +87,7 @@ def terms_of(text: str, kind: str) -> list[str]:
 
 
 def _characters(texts: Sequence[str]) -> Sparse:
-    """Returns the (N, 2**20) 0/1 matrix of 3- and 4-grams of characters; a rolling FNV-1a hash of code points."""
+    """Returns the (N, 2**20) 0/1 matrix of 3- and 4-grams of characters (a rolling FNV-1a hash), and first case."""
     from scipy import sparse
 
     lines = [re.sub(r"\s+", " ", f" {text.lower()} ") for text in texts]
@@ -103,6 +103,9 @@ def _characters(texts: Sequence[str]) -> Sparse:
             inside = left[: len(hashed)] >= size
             column = (hashed[inside] ^ hashed[inside] >> np.uint64(32)) % np.uint64(HASH_COLUMNS)
             keys.append(row[: len(hashed)][inside] * HASH_COLUMNS + column.astype(np.int64))
+    cases = [[at for at, text in enumerate(texts) if case(text[:1])] for case in (str.islower, str.isupper)]
+    if all(cases):  # some texts begin with a capital and some do not: two more columns say which
+        keys += [np.array(some) * HASH_COLUMNS + hash_of(f"first letter {case}") for case, some in enumerate(cases)]
     found = np.sort(np.concatenate(keys))
     found = found[np.diff(found, prepend=-1) > 0]  # np.unique would hash, which takes five times as long
     pointer = np.searchsorted(found, np.arange(len(lines) + 1) * HASH_COLUMNS)

@@ -306,7 +306,7 @@ def _cr2(sums: Numbers, shares: Numbers, squares: Numbers) -> tuple[float, float
     """
     total = float(squares.sum())
     expected = squares - 2.0 * shares * squares + shares**2 * total  # of sums^2, for items of equal variance
-    factor = squares / np.maximum(expected, 1e-300)
+    factor = squares / np.maximum(expected, np.maximum(1e-12 * squares, 1e-300))  # one cluster may have all the weight
     terms = factor * sums**2
     variance = float(terms.sum())
     # the sum of all squared covariances of the scaled sums, without a C x C matrix

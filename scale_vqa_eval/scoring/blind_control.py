@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from scale_vqa_eval.errors import Problem, preview
 from scale_vqa_eval.predict import WITHOUT_IMAGES
 from scale_vqa_eval.scale_vqa_acc.summary import MAX_BLIND_UNPARSED, blind_values
@@ -81,7 +83,8 @@ class BlindControl:
         answers: its answers; None without a blind run.
         provenance: what the run states of itself, for ``provenance.blind`` of a results file.
         reasons: why it is not a valid control; empty if it is.
-        runs: for each blind run its file, ablation, accuracy, blind score b* and problems.
+        runs: for each blind run its file, ablation, accuracy, blind score b*, share of its most frequent answer
+            (``one_letter``) and problems.
     """
 
     answers: Answers | None
@@ -118,6 +121,7 @@ def choose_control(
             "ablation": stated["ablation"],
             "accuracy": float(joined.correct.mean()),
             "guess_corrected": score,
+            "one_letter": float(np.bincount(joined.parsed.letters).max() / len(joined.gold)),
             "problems": list(reasons),
         }
         candidates.append((not reasons, score, joined, stated, reasons, shown))

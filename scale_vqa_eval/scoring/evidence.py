@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -113,6 +114,7 @@ def weighted_score(answers: Answers, path: str | Path) -> dict[str, Any]:
 
 
 def _weighted(correct: Any, clusters: list[str], weights: Any) -> dict[str, Any]:
+    weights = weights / weights.max()  # the squares of tiny weights would vanish
     figures = interval_figures(clustered_interval(correct, clusters, weights=weights))
     size = float(weights.sum() ** 2 / (weights**2).sum())
     del figures["effective_n"]
@@ -136,6 +138,9 @@ def _read_weights(path: str | Path) -> tuple[dict[str, float], dict[str, Any]]:
         rows = [_json_line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         provenance = rows[0].get("provenance") if rows else None
         pairs = [(row.get("id"), row.get("weight")) for row in rows if "id" in row]
+    names = [str(name) for name, _ in pairs]
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise InputError(Problem(str(path), "one weight for each id", f"several for {preview(twice[0])}", "keep one"))
     wrong = [pair for pair in pairs if not isinstance(pair[1], int | float) or not 0.0 < pair[1] <= 1.0]
     if wrong or not pairs:
         expected = "weights, numbers above 0 and at most 1, by question id"

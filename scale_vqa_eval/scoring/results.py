@@ -15,6 +15,8 @@ NO_BLIND: Final = (
     "No blind control: this score alone does not show that images were used. "
     "Answer the same questions without images (predict --ablate blind) and pass --blind FILE."
 )
+ONE_LETTER: Final = 0.9
+"""Share of one answer among the blind ones, from which the blind run is said to show nothing."""
 NO_CLUSTERS: Final = (
     "The data names no patient or slide: questions are taken as independent, which makes intervals too narrow "
     "where several belong to one patient."
@@ -133,7 +135,7 @@ def _set_notes(results: Mapping[str, Any]) -> list[str]:
             f"{percent(groups['chance_by_assignment'])}%."
         )
         if groups.get("block_exchange"):
-            notes.append("Block exchange: a text-only reader is at chance, also one that reads the whole file.")
+            notes.append("Block exchange: on average over relabellings, any reader of all the text is at chance.")
         else:
             notes.append(
                 "Exchange groups are for items asked one by one: a text-only reader of the whole file may be above "
@@ -170,6 +172,8 @@ def _blind_notes(results: Mapping[str, Any]) -> list[str]:
             shown = _estimate(adjusted, results["leakage_adjusted_interval"])
         notes.append(f"Leakage-adjusted accuracy (acc - blind) / (1 - blind): {shown}.")
     runs = results.get("blind_runs") or []
+    if any(one.get("one_letter", 0) >= ONE_LETTER for one in runs):
+        notes.append("A blind run gives nearly always the same answer: it does not say what the text gives away.")
     if len(runs) > 1:
         parts = (f"{one_line(str(one['ablation']))} {percent(one['guess_corrected'])}%" for one in runs)
         notes.append(f"Blind runs: {', '.join(parts)}; the largest valid one is the control.")
@@ -188,7 +192,8 @@ def _evidence_notes(results: Mapping[str, Any]) -> list[str]:
         shown = _estimate(weighted["accuracy"], weighted["interval"])
         size = f"effective sample size {weighted['effective_size']:.0f} of {weighted['n']}"
         small = [name for name, part in weighted["by_dimension"].items() if part["too_small"]]
-        few = f" Too small by dimension: {', '.join(map(one_line, small))}." if small else ""
+        small = ["all", *small] if weighted["too_small"] else small
+        few = f" Too small an effective size: {', '.join(map(one_line, small))}." if small else ""
         notes.append(f"Leak-weighted accuracy: {shown}, {size}.{few}")
     return notes
 

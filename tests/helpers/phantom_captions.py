@@ -11,6 +11,7 @@ import json
 import os
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ from scale_vqa_eval.errors import Problem
 from scale_vqa_eval.schema import VIEWS
 
 
-def caption_plans(slides: int, seed: int, missing_high: float = 0.0) -> list[PhantomPlan]:
-    """Returns slides whose paths have independent facts; the same arguments give the same plans."""
+def caption_plans(slides: int, seed: int, missing_high: float = 0.0, alike: float = 0.0) -> list[PhantomPlan]:
+    """Returns slides whose paths have independent facts; the same arguments give the same plans.
+
+    With ``alike``, a path has each fact of the slide's first path with that probability, as paths of real slides do.
+    """
     plans = []
     for number in range(slides):
         rng = random.Random(seeded(seed, "captions", number))
@@ -32,6 +36,11 @@ def caption_plans(slides: int, seed: int, missing_high: float = 0.0) -> list[Pha
         for place in range(1, PATHS + 1):
             facts = Facts(**{name: rng.choice(sorted(feature.phrases)) for name, feature in FEATURES.items()})
             paths.append(PhantomPath(f"path-{place}", facts, (), rng.random() >= missing_high))
+        same = random.Random(seeded(seed, "alike", number))
+        first = vars(paths[0].facts)
+        for place, path in enumerate(paths if alike else ()):
+            facts = {name: first[name] if same.random() < alike else value for name, value in vars(path.facts).items()}
+            paths[place] = replace(path, facts=Facts(**facts))
         plans.append(PhantomPlan(f"phantom-{number + 1:04d}", seeded(seed, "slide", number), "", tuple(paths)))
     return plans
 

@@ -15,11 +15,13 @@ from dataset_script.curate.candidates import Candidate, QuestionSpec
 from dataset_script.curate.captions import CaptionedPath, CaptionFeature
 from dataset_script.curate.deduplicate import contradictions, without_duplicates
 from dataset_script.curate.distractors import balanced_matrix, build_options, distractor_pool, similarity
+from dataset_script.curate.exchange_planning import group_candidates
 from dataset_script.curate.generate import read_candidate
 from dataset_script.curate.report import balanced, named_combination, rationale_of, remap_letters
 from dataset_script.curate.roles import BadReply
 from scale_vqa_eval.audit.clusters import exchange_sets
 from scale_vqa_eval.audit.defects import named_right
+from scale_vqa_eval.controls.exchange_group import ExchangeGroup
 
 GROWTH = ("solid nests", "open glands", "pierced sheets", "single cells")
 NUCLEI = ("small nuclei", "large nuclei", "spindle nuclei")
@@ -94,6 +96,32 @@ def test_template_questions_form_exchange_sets_in_which_every_option_is_right_on
     final = balanced(found.candidates, 1)
     seen = exchange_sets([item.to_question() for item in final]) >= 0
     assert seen.tolist() == [item.group is not None for item in final]
+
+
+def test_which_item_of_a_set_shows_what_changes_neither_its_name_nor_its_order() -> None:
+    """Else a reader who knows the seed could draw the order of the options again and read the answers off it."""
+    drafts = pool_of(60, 3)
+    sets: dict[str, list[Candidate]] = defaultdict(list)
+    for item in build_options(drafts, 1).candidates:
+        if item.group:
+            sets[item.group].append(item)
+
+    def built(moved: int) -> dict[str, tuple[str | None, tuple[str, ...], int]]:
+        written, planned = [], []
+        for members in sets.values():
+            pairs = [(item.first, item.second) for item in members]
+            for number, item in enumerate(members):
+                first, second = pairs[(number + moved) % 4]
+                written.append(replace(item, first=first, second=second, values=None, group=None))
+            four = sorted(written[-4:], key=lambda item: (item.first.value, item.second.value))
+            planned.append(ExchangeGroup(four[0].id, tuple((item.id, (item.first, item.second)) for item in four)))
+        return {item.id: (item.group, item.options, item.answer) for item in group_candidates(written, 1, planned, {})}
+
+    before, after = built(0), built(1)
+    assert len(before) == 4 * len(sets) and {row: one[:2] for row, one in before.items()} == {
+        row: one[:2] for row, one in after.items()
+    }
+    assert all(before[row][2] != after[row][2] for row in before)
 
 
 def test_free_questions_state_what_the_path_shows_and_three_that_it_does_not() -> None:

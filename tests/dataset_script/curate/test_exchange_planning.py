@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,18 @@ from dataset_script.curate.exchange_planning import (
     is_product,
     plan_groups,
 )
-from dataset_script.curate.generate import read_candidate
+from dataset_script.curate.generate import read_candidate, template_text
 from dataset_script.curate.roles import BadReply
 from dataset_script.curate.work import CurationSettings, open_work, read_settings, write_lines
+from dataset_script.phantom.plan import PhantomPlan
+from scale_vqa_eval.audit.clusters import is_block_exchange
+from scale_vqa_eval.audit.joint_reader import joint_probes
+from scale_vqa_eval.audit.probe import evaluate_probe
+from scale_vqa_eval.controls.block_exchange import block_exchange
+from scale_vqa_eval.controls.exchange import PairRules
+from scale_vqa_eval.controls.row_edits import exchange_edits
 from scale_vqa_eval.files import write_json
+from scale_vqa_eval.schema import row_id
 
 ASPECTS = (("low_mag", "growth pattern"), ("mid_mag", "stroma"), ("high_mag", "nuclei"))
 
@@ -108,9 +117,13 @@ def test_a_patient_whose_caption_bears_a_wrong_option_out_is_in_no_set() -> None
 
 @pytest.fixture
 def features(tmp_path: Path) -> tuple[CurationRun, Any]:
-    """A run whose features are made, of 40 phantom slides; and a function that makes those of some paths alone."""
+    return run_of(tmp_path, caption_plans(40, 3))
+
+
+def run_of(tmp_path: Path, slides: Sequence[PhantomPlan]) -> tuple[CurationRun, Any]:
+    """A run of phantom slides whose features are made; and a function that makes those of some paths alone."""
     captions = tmp_path / "captions.jsonl"
-    write_lines(captions, (caption_row(one) for one in caption_plans(40, 3)))
+    write_lines(captions, (caption_row(one) for one in slides))
     config: CurationSettings = read_settings(write_config(tmp_path / "c.yaml", "http://127.0.0.1:9/v1"))
     work = open_work(tmp_path / "work", captions, config)
 
@@ -215,3 +228,33 @@ def test_what_stands_against_a_finding_is_balanced_among_the_questions_outside_o
     assert len(found.candidates) - len(singles) == 800
     right = Counter(item.values[0][0] for item in singles)
     assert len(singles) > 100 and max(right.values()) / len(singles) < 0.6
+
+
+@pytest.mark.slow
+def test_a_reader_of_the_whole_file_wins_where_findings_of_a_slide_go_together_and_block_exchange_excludes_it(
+    tmp_path: Path,
+) -> None:
+    run, decompose = run_of(tmp_path, caption_plans(24, 3, alike=0.9))
+    decompose()
+    groups, about = planned(run), plan(run)
+    pair = {row: features for group in groups for row, features in group.members}
+    features = {row["path"]: [CaptionFeature(**one) for one in row["features"]] for row in run.work.rows("features")}
+    rng, drafts = random.Random(3), []
+    for key, forms in sorted(about.forms.items()):
+        for kind, form in forms.items():
+            row = row_id(about.paths[key].slide, about.paths[key].path_id, kind)
+            open_pairs = crossable(features[key], kind)
+            if row in pair or open_pairs:
+                joined = pair[row] if row in pair else rng.choice(open_pairs)
+                asked = template_text(kind, form) or f"What holds in {row}?"
+                drafts.append(Candidate(row, about.paths[key], kind, form, asked, *joined, ("", ""), "Seen."))
+    questions = [one.to_question() for one in build_options(drafts, 3, planned=groups).candidates]
+    by_slide = evaluate_probe(joint_probes(questions, 0, 1)[0], questions)
+    assert by_slide.name == "joint by slide" and by_slide.accuracy > 0.33 and by_slide.p_value < 0.01
+    found = block_exchange(PairRules([replace(question, split=None) for question in questions]))
+    edits = exchange_edits(questions, found.groups)
+    rows = [
+        replace(questions[row], question=one.question, options=one.options, answer=one.answer, group=one.group)
+        for row, one in sorted(edits.items())
+    ]
+    assert len(found.groups) >= 4 and is_block_exchange(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +59,16 @@ def test_wording_probes_learn_a_word_and_characters_learn_an_ending() -> None:
     results = by_name(run_battery(questions, partitions=1, families=["words", "characters"]))
     assert credit(results["words"], questions).mean() > 0.9
     assert credit(results["characters"], questions).mean() > 0.9
+
+
+@pytest.mark.parametrize("mark", [str.capitalize, lambda text: f"{text}\u200b"], ids=["capital", "zero width"])
+def test_a_mark_of_the_right_option_that_no_word_shows_is_found(mark: Callable[[str], str]) -> None:
+    questions = [
+        replace(q, options=tuple(mark(text) if at == q.answer else text for at, text in enumerate(q.options)))
+        for q in clean_questions(240)
+    ]
+    (found,) = run_battery(questions, partitions=1, families=["characters"])
+    assert evaluate_probe(found, questions).accuracy > 0.8
 
 
 def test_letter_prior_is_learned_by_dimension() -> None:

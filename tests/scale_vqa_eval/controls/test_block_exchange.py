@@ -233,6 +233,19 @@ def test_the_order_of_the_options_does_not_tell_whose_they_are(make) -> None:
     assert before == after and before
 
 
+def test_two_controls_of_the_same_questions_tell_which_options_are_of_a_slide() -> None:
+    """The guarantee is of one file: an option that both files give to a slide is most likely its own answer."""
+    questions = corpus(6, slides=8, paths=2, missing=0, shared=0)
+    pairs = PairRules(questions)
+    rows, others = (made(questions, make(pairs))[0] for make in (block_exchange, exchange))
+    options: dict[str | None, set[str]] = defaultdict(set)
+    for row in others:
+        options[row.slide].update(row.options)
+    hits = [[text in options[row.slide] for text in row.options] for row in rows]
+    credits = [own[row.answer] / max(1, sum(own)) for own, row in zip(hits, rows, strict=True)]
+    assert sum(credits) / len(credits) > 0.35
+
+
 def test_same_seed_same_groups() -> None:
     questions = corpus(9)
     first, again, other = (block_exchange(PairRules(questions), seed).groups for seed in (1, 1, 2))

@@ -125,6 +125,16 @@ def test_refusing_to_answer_blind_earns_nothing(data, tmp_path):
     assert scored(data, run, written(blind, leaky, BLIND))["blind"]["guess_corrected"] == pytest.approx(39.25 / 80)
 
 
+def test_a_blind_run_of_one_letter_is_named(data, tmp_path):
+    """It parses, so it is a control, but it admits as little as a refusal: its blind score is chance."""
+    run = written(tmp_path / "run.jsonl", right_on(60), SEEING)
+    results = scored(data, run, written(tmp_path / "blind.jsonl", [as_response(0)] * 80, BLIND))
+    assert results["blind"]["guess_corrected"] == 0.25 and results["blind_runs"][0]["one_letter"] == 1.0
+    assert "nearly always the same answer" in score_table(results)
+    results = scored(data, run, written(tmp_path / "blind.jsonl", right_on(20), BLIND))
+    assert "nearly always the same answer" not in score_table(results)
+
+
 def test_the_larger_of_blind_and_guess_is_the_control(data, tmp_path):
     run = written(tmp_path / "run.jsonl", right_on(60), SEEING)
     blind = written(tmp_path / "blind.jsonl", right_on(30), BLIND)
@@ -195,6 +205,17 @@ def test_weights_weigh_and_a_missing_one_is_named(data, tmp_path):
     rows.write_text("\n".join(json.dumps(line) for line in lines[1:]))
     with pytest.raises(InputError, match="a weight for every question, found none for"):
         scored(data, run, weights=rows)
+    rows.write_text("\n".join([rows.read_text(), json.dumps(lines[1])]))
+    with pytest.raises(InputError, match="one weight for each id"):
+        scored(data, run, weights=rows)
+    rows.write_text(
+        "".join(json.dumps({"id": name, "weight": 1.0 if name == IDS[0] else 1e-300}) + "\n" for name in IDS)
+    )
+    found = scored(data, run, weights=rows)
+    assert found["weighted"]["effective_size"] == pytest.approx(1) and found["weighted"]["too_small"]
+    assert "Too small an effective size: all, " in score_table(found)
+    rows.write_text("".join(json.dumps({"id": name, "weight": 1e-200}) + "\n" for name in IDS))
+    assert scored(data, run, weights=rows)["weighted"]["effective_size"] == pytest.approx(80)
     rows.write_text(json.dumps({"id": "a", "weight": 0}))
     with pytest.raises(InputError, match="above 0 and at most 1"):
         scored(data, run, weights=rows)
