@@ -1,4 +1,4 @@
-"""Everything that makes rows of Scale-VQA and writes them; ``ScaleVQA`` reads them back as a ``datasets`` builder."""
+"""Builders of Scale-VQA data; ``ScaleVQA`` reads a release folder as a ``datasets`` builder."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""``scale-vqa build anticipation``: which of four images fits a description, given the view around it.
+"""``scale-vqa build anticipation``: which of four images fits a description, given the view around it?
 
-A question shows a path's view at a lower scale, and says in words what a part of it shows at a higher scale. Its
-options are four images at the higher scale: the path's own, and those of three others with unlike descriptions. The
-kind is called Scale Anticipation in PathScale-R1 (arXiv:2607.23794); the rules here are ours. Four paths make an
-exchange group: the same options in one order, each the answer once, so the options alone tell nothing.
+A question shows a path's view at a lower scale and describes a part of it at a higher scale. The options are four
+images at the higher scale: the path's own, and those of three other paths with dissimilar descriptions. PathScale-R1
+(arXiv:2607.23794) calls this Scale Anticipation; the rules here are ours. Four paths form an exchange group with the
+same options in the same order, each right once, so the options alone do not give away the answer.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from scale_vqa_eval.schema import ANTICIPATION, LETTERS, MAGNIFICATION, MPP, VIE
 from scale_vqa_eval.text import percent, words
 
 MAX_SIMILARITY: Final = 0.5
-"""Largest similarity (cosine of TF-IDF weights of words) of two descriptions of one question."""
+"""Maximum similarity (cosine of TF-IDF word weights) of two descriptions in a question."""
 Read = Callable[["DescribedPath", str], dict[str, Any]]
-"""Returns the image of a path's view as a release row holds it: bytes and name."""
+"""Returns the image of a path's view as a cell of a release row: bytes and file name."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class DescribedPath:
 
 
 def word_weights(texts: Sequence[str]) -> Any:
-    """Returns the (n, words) TF-IDF weights of the texts, rows of length 1: their product is a cosine."""
+    """Returns the (n, words) TF-IDF weights of the texts, with rows of length 1."""
     from scipy.sparse import csr_array, diags_array
 
-    counts = [Counter(words(text.casefold()) or [*text]) for text in texts]  # letters where there are no words
+    counts = [Counter(words(text.casefold()) or [*text]) for text in texts]  # letters if there are no words
     found = Counter(word for count in counts for word in count)
     column = {word: number for number, word in enumerate(found)}
     entries = [(row, column[word], n) for row, count in enumerate(counts) for word, n in count.items()]
@@ -60,27 +60,32 @@ def word_weights(texts: Sequence[str]) -> Any:
 def unlike_groups(
     pool: Sequence[DescribedPath], name: str, cross_slide: bool, limit: float, seed: int
 ) -> Iterator[ExchangeGroup[DescribedPath]]:
-    """Yields groups of four paths with unlike descriptions; a path is in one group at most.
+    """Yields groups of four paths with dissimilar descriptions; each path is in at most one group.
 
-    The first member is drawn; each further one, of another patient if ``cross_slide``, is the least like those chosen.
+    The first member is drawn at random; each further member is the one least similar to those chosen.
 
-    ``pool`` has the paths of a slide, or of a split; no two descriptions of a group are more than ``limit`` similar.
+    Args:
+        pool: the paths of a slide, or of a split if ``cross_slide``.
+        name: prefix of the group names.
+        cross_slide: choose the members from four patients.
+        limit: maximum similarity of two descriptions in a group.
+        seed: random seed.
     """
     rng, number = random.Random(f"{seed} {name}"), 0
     weights, free = word_weights([path.text for path in pool]), np.ones(len(pool), dtype=bool)
     clusters = np.unique([path.patient if cross_slide else path.path_id for path in pool], return_inverse=True)[1]
     for first in rng.sample(range(len(pool)), len(pool)):
-        chosen, allowed, likest = [first], free.copy(), np.zeros(len(pool))
+        chosen, allowed, similarity = [first], free.copy(), np.zeros(len(pool))
         while free[first] and len(chosen) < GROUP_SIZE:
             allowed &= clusters != clusters[chosen[-1]]
-            likest = np.maximum(likest, (weights @ weights[[chosen[-1]]].T).toarray()[:, 0])
-            best = int(np.where(allowed, likest, np.inf).argmin())
-            if not allowed[best] or likest[best] > limit:
+            similarity = np.maximum(similarity, (weights @ weights[[chosen[-1]]].T).toarray()[:, 0])
+            best = int(np.where(allowed, similarity, np.inf).argmin())
+            if not allowed[best] or similarity[best] > limit:
                 break
             chosen.append(best)
         if len(chosen) == GROUP_SIZE:
             free[chosen] = False
-            members = tuple(pool[index] for index in rng.sample(chosen, GROUP_SIZE))  # their order is that of letters
+            members = tuple(pool[index] for index in rng.sample(chosen, GROUP_SIZE))  # in the order of the letters
             yield ExchangeGroup(f"{name}::{ANTICIPATION}::g{number:04d}", members)
             number += 1
 
@@ -88,7 +93,7 @@ def unlike_groups(
 def anticipation_rows(
     groups: Sequence[ExchangeGroup[DescribedPath]], read: Read, shown: str, asked: str, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """Yields the four rows of each group in random order, with the columns of ``row_features``."""
+    """Yields the four rows of each group in random order."""
     outer, inner = (f"{MAGNIFICATION[view]} ({MPP[view]:g} um per pixel)" for view in (shown, asked))
     for group in groups:
         options = [read(member, asked) for member in group.members]
@@ -113,7 +118,7 @@ def anticipation_rows(
 
 
 def colour_match(group: ExchangeGroup[DescribedPath], read: Read, shown: str, asked: str) -> float:
-    """Returns how often the option nearest to the shown view in mean colour is right: a reader of stain, not words."""
+    """Returns how often the option whose mean colour is nearest to that of the shown view is right."""
     views, options = (
         np.array([_mean_colour(read(member, view)["bytes"]) for member in group.members]) for view in (shown, asked)
     )
@@ -134,19 +139,19 @@ def anticipation_config(
     scales: tuple[str, str] = ("low_mag", "high_mag"),
     seed: int = 42,
 ) -> tuple[dict[str, Iterator[dict[str, Any]]], str]:
-    """Returns the rows of the config ``anticipation`` by split, and the paragraph of the card.
+    """Returns split -> rows of the config ``anticipation``, and the paragraph of the card.
 
     Args:
-        paths: with the descriptions of their views at the higher scale.
+        paths: the paths with the descriptions of their views at the higher scale.
         splits: patient -> split.
         read: returns an image.
-        cross_slide: take the options of a question from four patients; else from one slide.
-        limit: largest similarity of two descriptions of a question.
-        scales: the view that is shown, and the one that is described.
-        seed: of every choice.
+        cross_slide: take the options of a question from four patients, not from one slide.
+        limit: maximum similarity of two descriptions in a question.
+        scales: the view that is shown, and the view that is described.
+        seed: random seed.
 
     Raises:
-        InputError: if no four paths go together.
+        InputError: if no group of four paths is found.
     """
     pools: dict[tuple[str, str], list[DescribedPath]] = {}
     for path in paths:
@@ -166,9 +171,9 @@ def anticipation_config(
     note = (
         f"{used} questions: a view at {MAGNIFICATION[scales[0]]}, a description of what {MAGNIFICATION[scales[1]]} "
         f"shows, and four images at that scale, from {source}. No two descriptions of a question are more than "
-        f"{limit:g} alike (cosine of TF-IDF weights); of {len(paths)} paths {len(paths) - used} found no three "
-        f"others. Questions come in exchange groups of four (`group`): the same options, each the answer once. The "
-        f"option nearest to the shown view in mean colour is right in {percent(float(np.mean(matches)))}; seed {seed}."
+        f"{limit:g} alike (cosine of TF-IDF weights); {len(paths) - used} of {len(paths)} paths are in no group. "
+        "Questions come in exchange groups of four (`group`): the same options, each right once. The option nearest "
+        f"to the shown view in mean colour is right in {percent(float(np.mean(matches)))}% of them; seed {seed}."
     )
     tables = {split: anticipation_rows(of_split, read, *scales, seed) for split, of_split in groups.items()}
     return tables, note

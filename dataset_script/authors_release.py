@@ -1,6 +1,6 @@
-"""``scale-vqa build release``: the authors' JSON files and images, here or on the Hub, into a release folder.
+"""``scale-vqa build release``: converts the authors' JSON files and images, local or on the Hub, to a release folder.
 
-Every structural problem is named with file, row and field, all in one run; known defects are kept and reported.
+All structural problems are listed in one run, with file, row and field; known defects are kept and reported.
 """
 
 from __future__ import annotations
@@ -31,30 +31,25 @@ MADE_FROM_RELEASE: Final = frozenset({"default", "text", *CONTROLS})
 OPTION_LETTERS: Final = ("A", "B", "C", "D")
 
 
-class SplitFile(click.ParamType):
-    """An option value ``split=FILE``."""
-
-    name = "split=file"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        split, _, file = value.partition("=")
-        if not re.fullmatch(r"\w+(?:\.\w+)*", split) or not file:
-            self.fail(f"expected SPLIT=FILE such as test=test.json, found {value!r}", param, ctx)
-        return split, file
+def _split_file(value: str) -> tuple[str, str]:
+    split, _, file = value.partition("=")
+    if not re.fullmatch(r"\w+(?:\.\w+)*", split) or not file:
+        raise click.BadParameter(f"expected SPLIT=FILE such as test=test.json, found {value!r}")
+    return split, file
 
 
 @click.command()
-@click.option("--json", "files", type=SplitFile(), multiple=True, metavar="SPLIT=FILE", help="May be repeated.")
+@click.option("--json", "files", type=_split_file, multiple=True, metavar="SPLIT=FILE", help="May be repeated.")
 @click.option(
     "--images",
     metavar="ROOT",
-    help="Folder, or archive, that holds the images; without it only the text config is built.",
+    help="Folder or archive with the images; without it only the text config is built.",
 )
 @click.option(
-    "--hub", "repo", metavar="ORG/NAME", help="Data set on the Hub; --json and --images are paths in it then."
+    "--hub", "repo", metavar="ORG/NAME", help="Data set on the Hub; --json and --images are then paths in it."
 )
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of --hub.  [default: the newest commit]")
-@click.option("--no-images", is_flag=True, help="With --hub: download and build the text alone.")
+@click.option("--no-images", is_flag=True, help="With --hub: download and build only the text.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The release folder, such as scale-vqa.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Also write the defects as JSON here.")
 def release(
@@ -68,20 +63,20 @@ def release(
 ) -> None:
     """Build a release folder from the authors' JSON files.
 
-    Images may lie in folders or archives below ROOT, or anywhere in the data set: the place is found by the paths that
-    the rows name. With --hub the JSON files are found by their content and the splits by their names. An interrupted
-    download goes on where it stopped.
+    Images may be in folders or archives below ROOT, or anywhere in the data set; they are found by the paths in the
+    rows. With --hub, the JSON files are recognised by their content and the splits by the file names. An interrupted
+    download resumes.
 
-    Known defects (rationale letters, duplicate options, null views, ...) are reported by row id and kept; a structural
-    problem stops the build: all are listed, exit 1, and nothing is written.
+    Known defects (rationale letters, duplicate options, null views, ...) are kept and reported by row id. Structural
+    problems stop the build: all are listed, the exit code is 1, and nothing is written.
     """
     by_split = dict(files)
     if len(by_split) < len(files):
         raise click.UsageError("--json names a split twice")
     if not files and not repo:
-        raise click.UsageError("name the files by --json SPLIT=FILE, or a data set on the Hub by --hub ORG/NAME")
+        raise click.UsageError("give files with --json SPLIT=FILE, or a data set on the Hub with --hub ORG/NAME")
     if (revision or no_images) and not repo:
-        raise click.UsageError("--revision and --no-images go with --hub")
+        raise click.UsageError("--revision and --no-images require --hub")
     if no_images and images:
         raise click.UsageError("--images and --no-images contradict each other")
     check_out(out)
@@ -109,13 +104,13 @@ def build_from_hub(
     Args:
         hub: the data set.
         out: the release folder.
-        named: split -> path of its JSON file in the data set; without it they are found.
-        images: folder or archive of the data set that holds the images; None to search all of it.
-        with_images: download the images and build ``default``; else only ``text``.
+        named: split -> path of its JSON file in the data set, or None to search for the files.
+        images: folder or archive of the data set with the images, or None to search everywhere.
+        with_images: download the images and build ``default``, not only ``text``.
         report: file for the defects.
 
     Raises:
-        InputError: as ``build_release``, or if the data set cannot be read or has no such files.
+        InputError: as in ``build_release``, or if the data set cannot be read or has no such files.
     """
     if hub.is_release_folder and not named:
         hint = f"load_dataset({hub.repo!r}) reads it, or scale-vqa prepare --data {hub.repo}"
@@ -137,23 +132,23 @@ def build_release(
     report: Path | None = None,
     origin: str = "",
 ) -> None:
-    """Builds a release folder; prints what was built, and the defects on stderr.
+    """Builds a release folder; prints a summary, and the defects on standard error.
 
     Args:
         files: split -> JSON file.
-        source: where the images are; None for the text config alone.
+        source: the images, or None for only the text config.
         out: the release folder.
-        named: whether the user named ``source`` as the image root.
+        named: whether the user gave ``source`` as the image root.
         report: file for the defects.
-        origin: where the files come from, for the card.
+        origin: origin of the files, for the card.
 
     Raises:
-        InputError: with every structural problem; nothing is written then.
+        InputError: with every structural problem; nothing is written.
     """
     found = read_release(files)
     problems, images = list(found.problems), None
     if problems and isinstance(source, HubFolder):
-        raise InputError(problems)  # before gigabytes are downloaded
+        raise InputError(problems)  # before downloading the images
     if source is not None:
         names = list(dict.fromkeys(name for _, name in found.image_names))
         try:
@@ -190,7 +185,7 @@ def build_release(
 
 
 def _report_missing(found: AuthorsRelease, images: FoundImages) -> None:
-    """Names on stderr how many images are not there, by slide."""
+    """Lists the number of missing images by slide on standard error."""
     slides = {name: question.slide for question in found.questions for _, name in question.images}
     if missing := [name for name, file in images.files.items() if isinstance(file, str)]:
         by_slide = Counter(str(slides.get(name, name.split("/")[0])) for name in missing)
@@ -200,7 +195,7 @@ def _report_missing(found: AuthorsRelease, images: FoundImages) -> None:
 
 
 def _rows(questions: Sequence[Question], images: FoundImages | None) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a split, image files read as they are: memory holds one at a time."""
+    """Yields the rows of a split with unchanged image files, one in memory at a time."""
     for question in tqdm(questions, "rows written", disable=None if images else True):
         row = question.as_row("Scale-VQA release (arXiv:2606.17412)")
         for view, name in question.images if images is not None else ():
@@ -212,7 +207,7 @@ def _rows(questions: Sequence[Question], images: FoundImages | None) -> Iterator
 
 
 def _report(defects: Sequence[Defect], rows: int) -> None:
-    """Names every defect on stderr, a line each."""
+    """Lists the defects on standard error."""
     for defect in defects:
         click.echo(f"defect: {defect.kind}: {defect.id}: {defect.detail}", err=True)
     counts = Counter(defect.kind for defect in defects)
@@ -221,25 +216,24 @@ def _report(defects: Sequence[Defect], rows: int) -> None:
 
 
 def _note(questions: Sequence[Question], defects: Sequence[Defect], with_images: bool, origin: str) -> str:
-    """Returns the card's paragraph: where the rows come from, and what is known to be wrong with them."""
-    slides = {question.slide for question in questions}
-    patients = {question.patient for question in questions}
+    """Returns the paragraph of the card: the origin of the rows and their known defects."""
+    slides, patients = ({getattr(question, name) for question in questions} for name in ("slide", "patient"))
     counts = Counter(defect.kind for defect in defects)
     lines = [
-        "The questions as the authors of Scale-VQA released them (arXiv:2606.17412), split and all, kept as it is:",
+        "The questions and splits as the authors of Scale-VQA released them (arXiv:2606.17412), unchanged:",
         f"{len(questions)} questions on {len(slides)} slides of {len(patients)} patients. The patient of a TCGA slide",
-        "is the first 12 characters of its barcode; every other slide counts as a patient of its own (assumed).",
-        "The released files carry no licence; this folder adds none.",
+        "is the first 12 characters of its barcode; every other slide is assumed to be a separate patient.",
+        "The released files have no licence; this folder adds none.",
         *([f"{origin}."] if origin else []),
         "",
     ]
     if not with_images:
-        lines += ["Built without image files: there is no config with images.", ""]
+        lines += ["Built without image files, so there is no config with images.", ""]
     if counts:
         lines += ["Known defects, listed by row id in `defects.json` beside the Parquet files:", ""]
         lines += [f"- {counts[kind]} x {meaning}" for kind, meaning in KINDS.items() if counts[kind]]
     else:
-        lines += ["No known defect was found."]
+        lines += ["No known defects were found."]
     return "\n".join(lines)
 
 
@@ -248,9 +242,9 @@ class AuthorsRelease:
     """The content of the files of a release.
 
     Attributes:
-        questions: the rows without problems, in file order; ``images`` of each holds the views that are not null.
-        image_names: location (for messages) and path of every image that any row names, faulty rows included.
-        problems: every structural problem.
+        questions: the valid rows, in file order; ``images`` of each has the views that are not null.
+        image_names: location (for messages) and path of every image in the rows, invalid rows included.
+        problems: all structural problems.
     """
 
     questions: list[Question]
@@ -259,11 +253,7 @@ class AuthorsRelease:
 
 
 def read_release(files: Mapping[str, Path]) -> AuthorsRelease:
-    """Reads the JSON files of a release; nothing is raised, so that one run names every problem.
-
-    Args:
-        files: split -> JSON file, a list of rows in the authors' format.
-    """
+    """Reads the JSON files of a release (split -> file); collects problems instead of raising them."""
     release = AuthorsRelease([], [], [])
     first: dict[str, str] = {}
     for split, path in files.items():
@@ -272,7 +262,7 @@ def read_release(files: Mapping[str, Path]) -> AuthorsRelease:
             checker = _RowChecker(location)
             question = checker.question(raw, split)
             if question is not None and question.id in first:
-                expected = "an id of its own (wsi_name::path_id::question_type)"
+                expected = "a unique id (wsi_name::path_id::question_type)"
                 found = f"{preview(question.id)}, which is {first[question.id]}"
                 checker.problem(expected, found, "rename or remove one row")
             release.problems.extend(checker.problems)
@@ -284,13 +274,13 @@ def read_release(files: Mapping[str, Path]) -> AuthorsRelease:
 
 
 def _load(path: Path, problems: list[Problem]) -> list[object]:
-    """Returns the rows of a JSON list; a file that cannot be read is one problem and has none."""
+    """Returns the rows of a JSON list, or an empty list and a problem if the file cannot be read."""
     try:
         data = parse_json(path.read_bytes().decode("utf-8-sig"), str(path), object_pairs_hook=_repeated_keys_marked)
         if isinstance(data, list) and data:
             return data
         found = "an empty list" if data == [] else type(data).__name__
-        problems.append(Problem(str(path), "a JSON list of rows", found, "give the released file of one split"))
+        problems.append(Problem(str(path), "a JSON list of rows", found, "use the released file of one split"))
     except InputError as error:
         problems.extend(error.problems)
     except UnicodeDecodeError as error:
@@ -301,7 +291,7 @@ def _load(path: Path, problems: list[Problem]) -> list[object]:
 
 
 class _RepeatedKeys(dict[str, Any]):
-    """An object whose JSON has a key twice; ``repeated`` names them."""
+    """A JSON object with duplicate keys, which are listed in ``repeated``."""
 
     repeated: tuple[str, ...] = ()
 
@@ -317,7 +307,7 @@ def _repeated_keys_marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _RowChecker:
-    """Checks one row field by field and collects its problems."""
+    """Validates a row and collects its problems."""
 
     def __init__(self, location: str) -> None:
         self.location = location
@@ -390,9 +380,9 @@ class _RowChecker:
         missing = [letter for letter in OPTION_LETTERS if letter not in options]
         more = [preview(letter) for letter in options if letter not in OPTION_LETTERS]
         if missing:
-            self.problem("options A, B, C, D", f"no {', '.join(missing)}", "add what is missing")
+            self.problem("options A, B, C, D", f"no {', '.join(missing)}", "add the missing options")
         if more:
-            self.problem("options A, B, C, D and no other", f"also {', '.join(more)}", "remove what is too much")
+            self.problem("options A, B, C, D and no other", f"also {', '.join(more)}", "remove the others")
         texts = [self._text(options, letter) for letter in OPTION_LETTERS if letter in options]
         return None if missing or more or None in texts else tuple(text for text in texts if text)
 

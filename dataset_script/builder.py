@@ -1,4 +1,4 @@
-"""``ScaleVQA``: the benchmark as a ``datasets`` builder, one config per view of the data."""
+"""``ScaleVQA``: the benchmark as a ``datasets`` builder."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ from scale_vqa_eval.schema import CONFIGS, DATASET_NAME
 
 
 class RefusedRow(InputError, DatasetGenerationError):
-    """A row that must not be loaded; of both kinds so that ``datasets`` hands it on as it is, from workers too."""
+    """A row that must not be loaded; both base classes are needed so that ``datasets`` does not wrap the error."""
 
 
 @dataclass
 class ScaleVQAConfig(ParquetConfig):
-    """One view of the data; ``columns``, ``filters`` and ``batch_size`` are those of the Parquet builder."""
+    """A config of the data; ``columns``, ``filters`` and ``batch_size`` are those of the Parquet builder."""
 
 
 class ScaleVQA(Parquet):
     """Reads one config of a release folder: ``ScaleVQA(config_name="text", data_dir="scale-vqa")``.
 
-    After ``download_and_prepare()`` the bare name ``load_dataset("scale-vqa")`` finds the prepared configs in any
-    process; ``scale-vqa prepare`` does that for all of them. ``as_streaming_dataset()`` needs no preparation.
+    After ``download_and_prepare()``, ``load_dataset("scale-vqa")`` finds the prepared configs by the bare name in any
+    process; ``scale-vqa prepare`` prepares all configs. ``as_streaming_dataset()`` needs no preparation.
 
     Args:
-        cache_dir: root of the ``datasets`` cache; None takes the library's own.
+        cache_dir: root of the ``datasets`` cache, or None for the library's default.
         dataset_name: name of the dataset in the cache.
-        config_name: a config; None takes the one that the folder's card calls the default.
-        hash: version of the data in the cache; None makes one of the paths, sizes and times of the files.
-        data_dir: the release folder; None takes ``$SCALE_VQA_PATH``, else ``./scale-vqa``.
-        **kwargs: as for every builder.
+        config_name: a config, or None for the default of the folder's card.
+        hash: version of the data in the cache, or None to derive it from paths, sizes and times of the files.
+        data_dir: the release folder, or None for ``$SCALE_VQA_PATH``, else ``./scale-vqa``.
+        **kwargs: further arguments of ``datasets`` builders.
 
     Raises:
-        InputError: if there is no release folder, no such config, or columns that are not Scale-VQA's; while rows
-            are read, if an image is named by a path instead of being inside (``RefusedRow``).
+        InputError: if there is no release folder or no such config, or the columns are not those of Scale-VQA; also
+            while rows are read, if an image is a path without bytes (``RefusedRow``).
     """
 
     BUILDER_CONFIG_CLASS = ScaleVQAConfig
-    BUILDER_CONFIGS = [  # noqa: RUF012  (the library's own way to declare them)
+    BUILDER_CONFIGS = [  # noqa: RUF012  (required by the library)
         ScaleVQAConfig(name=name, description=text) for name, text in CONFIGS.items()
     ]
     DEFAULT_CONFIG_NAME = "default"
@@ -71,7 +71,7 @@ class ScaleVQA(Parquet):
     ) -> None:
         folder = named_folder() if data_dir is None else Path(data_dir).expanduser()
         if folder is None:
-            raise InputError(Problem("data_dir", "a release folder", "none named and none here", HOW_TO_MAKE_ONE))
+            raise InputError(Problem("data_dir", "a release folder", "none given and none here", HOW_TO_MAKE_ONE))
         self.folder = folder.absolute()
         configs = release_shards(self.folder)
         name = config_name or next(iter(configs))
@@ -110,9 +110,8 @@ class ScaleVQA(Parquet):
         self.config = replace(self.config, data_files=DataFilesDict(files))
         splits: list[datasets.SplitGenerator] = super()._split_generators(dl_manager)
         for split in splits:  # the total of the progress bar
-            split.split_info.num_examples = sum(
-                pq.read_metadata(file).num_rows for file in self.shards[str(split.name)]
-            )
+            counts = (pq.read_metadata(file).num_rows for file in self.shards[str(split.name)])
+            split.split_info.num_examples = sum(counts)
         return splits
 
     def _generate_tables(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Any, pa.Table]]:
@@ -128,5 +127,5 @@ class ScaleVQA(Parquet):
             f"{self.folder}, config {self.config.name}, {named}, column {column}",
             "an image inside of the Parquet file",
             f"the path {preview(path, 400)} without bytes",
-            "embed the image; a path is never opened",
+            "embed the image; paths are never opened",
         )

@@ -1,7 +1,7 @@
-"""``scale-vqa build hub``: the config that Inspect reads from the Hub without code of ours, one image a question.
+"""``scale-vqa build hub``: the config that Inspect reads from the Hub without our code, with one image per question.
 
-``inspect eval hf/ORG/NAME`` gives a sample one text and one image, as a data URI. The views of a question are put side
-by side, with magnification and scale bar; option images go below, each with its letter.
+``inspect eval hf/ORG/NAME`` gives each sample one text and one image, as a data URI. The views of a question are
+side by side, with magnification and scale bar, and the option images below, each with its letter.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from scale_vqa_eval.release_folder.write import ROWS_PER_GROUP, check_out, write
 from scale_vqa_eval.schema import LETTERS, MAGNIFICATION, MPP, VIEWS
 
 SIDE: Final = 512
-"""Pixels of the longer side of a view in the composed image."""
+"""Longer side of a view in the composed image, in pixels."""
 MIN_TEXT: Final = 20
-"""Pixels of the smallest text when the composed image is scaled to 1,024 px, as many models do."""
+"""Minimum height of text in pixels when the composed image is scaled to 1,024 px, as many models do."""
 _GAP, _STRIP, _TEXT = 16, 56, 36
 _BAR: Final = 0.4
-"""Largest share of a view's width that its scale bar takes."""
+"""Maximum length of a scale bar as a share of the view's width."""
 
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), default="scale-vqa")
-@click.option("--config", help="Config to make it of.  [default: the one that loads without a name]")
+@click.option("--config", help="Config to convert.  [default: the one that loads without a name]")
 @click.option("--prompt", "prompt_name", default=DEFAULT_PROMPT, show_default=True, help=PROMPT_HELP)
 def hub(folder: Path, config: str | None, prompt_name: str) -> None:
     """Add the config `hub` to a release FOLDER: each question as one text and one composed image.
@@ -65,7 +65,7 @@ def hub(folder: Path, config: str | None, prompt_name: str) -> None:
 
 
 def _rows(files: Sequence[Path], prompt: Prompt, location: str) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a split; the questions of a path share their image, which is composed once."""
+    """Yields the rows of a split; consecutive rows with the same images share one composed image."""
     import pyarrow.parquet as pq
 
     shards = [pq.ParquetFile(file) for file in files]
@@ -96,13 +96,10 @@ def _uri(image: Image.Image) -> str:
 
 
 def compose(images: dict[ImageRef, Image.Image]) -> Image.Image:
-    """Returns one image: views side by side with magnification and scale bar, option images below with their letters.
+    """Composes the views side by side, with magnification and scale bar, and the option images with letters below.
 
-    Nothing is drawn on a view: labels are in white strips above and below. Text is at least ``MIN_TEXT`` pixels high
-    once the image is scaled to 1,024 pixels.
-
-    Args:
-        images: RGB images by column and index; at most four options.
+    Labels are in white strips above and below the views. Text is at least ``MIN_TEXT`` pixels high once the image is
+    scaled to 1,024 pixels.
     """
     views = {ref.column: image for ref, image in images.items() if ref.option is None}
     options = [image for ref, image in images.items() if ref.option is not None]
@@ -132,11 +129,11 @@ def compose(images: dict[ImageRef, Image.Image]) -> Image.Image:
     return page
 
 
-def bar_length(most: float) -> float:
-    """Returns the largest round length of a scale bar that is at most ``most`` (um).
+def bar_length(limit: float) -> float:
+    """Returns the largest round length of a scale bar that is at most ``limit`` (um).
 
     >>> bar_length(2048), bar_length(512), bar_length(102.4), bar_length(0.7)
     (2000.0, 500.0, 100.0, 0.5)
     """
     steps = (10.0**power * digit for power in range(-3, 7) for digit in (1, 2, 5))
-    return max((step for step in steps if step <= most), default=most)
+    return max((step for step in steps if step <= limit), default=limit)

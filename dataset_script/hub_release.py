@@ -1,6 +1,6 @@
-"""A release that lies on the Hub in the authors' layout: JSON files by split, images in whatever layout.
+"""Reads a data set on the Hub in the authors' layout: one JSON file per split, and images in any layout.
 
-What was downloaded stays in the cache of the Hub's client, so that an interrupted run goes on where it stopped.
+Downloads are kept in the cache of the Hub client, so that an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -34,20 +34,19 @@ _HTTP_CLIENTS: Final = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", 
 
 @contextlib.contextmanager
 def hub_errors(repo: str) -> Iterator[None]:
-    """Turns what the Hub's client raises into one InputError that says how to go on."""
+    """Converts the errors of the Hub client to an InputError."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     known = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ConnectionError, TimeoutError)
     try:
         yield
     except Exception as error:
-        # the client's own HTTP library differs between its versions; of a file that came with another size than the
-        # listed one it makes a bare OSError
+        # the client's HTTP library differs between versions; a file of unexpected size raises a bare OSError
         bare = isinstance(error, OSError) and error.filename is None and error.errno is None
         if not (isinstance(error, known) or bare or type(error).__module__.split(".")[0] in _HTTP_CLIENTS):
             raise
         found = " ".join((str(error) or type(error).__name__).split())[:200]
-        hint = "check the id, `hf auth login` and the network; the same command goes on where it stopped"
+        hint = "check the id, `hf auth login` and the network; the same command resumes"
         raise InputError(Problem(repo, "a data set on the Hub", found, hint)) from error
 
 
@@ -59,7 +58,7 @@ class HubFolder:
         repo: Hub id.
         commit: id of the commit.
         sizes: path below ``under`` -> size of every file.
-        under: folder that paths are relative to: an empty text, or one that ends with a slash.
+        under: folder that paths are relative to, with a trailing slash, or an empty string.
     """
 
     repo: str
@@ -69,7 +68,7 @@ class HubFolder:
 
     @classmethod
     def read(cls, repo: str, revision: str | None = None) -> HubFolder:
-        """Returns the listing of a repository at a branch, tag or commit, None for the newest commit.
+        """Reads the listing of a repository at a branch, tag or commit (None for the newest commit).
 
         Raises:
             InputError: if it cannot be read.
@@ -84,19 +83,19 @@ class HubFolder:
 
     @property
     def name(self) -> str:
-        """Its name in messages."""
+        """The name in messages."""
         return f"{self.repo}/{self.under}".rstrip("/")
 
     @property
     def is_release_folder(self) -> bool:
-        """Whether it holds Parquet files as ``scale-vqa build`` writes them."""
+        """Whether it has Parquet files as written by ``scale-vqa build``."""
         return any(re.fullmatch(rf"({'|'.join(CONFIGS)})/[^/]+-\d+-of-\d+\.parquet", path) for path in self.sizes)
 
     def below(self, path: str) -> HubFolder:
-        """Returns the part of the repository below a folder, or one archive of it.
+        """Returns the part of the repository below a folder, or one of its archives.
 
         Raises:
-            InputError: if nothing lies there.
+            InputError: if there is no such path.
         """
         path = path.removeprefix("./").strip("/")
         if path in self.sizes:
@@ -126,12 +125,12 @@ class HubFolder:
             return self.local(path).open("rb")
         from huggingface_hub import HfFileSystem
 
-        with hub_errors(self.repo):  # its list of names is at its end: the rest is not downloaded
+        with hub_errors(self.repo):  # only the directory at the end of the ZIP file is downloaded
             opened: IO[bytes] = HfFileSystem().open(f"datasets/{self.repo}@{self.commit}/{self.under}{path}", "rb")
             return opened
 
     def fetch(self, paths: Iterable[str]) -> None:
-        """Downloads files side by side; those that are in the client's cache cost nothing."""
+        """Downloads files in parallel, unless they are in the client's cache."""
         wanted = sorted(set(paths))
         with ThreadPoolExecutor(_WORKERS) as pool:
             try:
@@ -145,15 +144,15 @@ class HubFolder:
 def question_files(hub: HubFolder, named: Mapping[str, str]) -> dict[str, str]:
     """Returns split -> path of the JSON files with questions.
 
-    Files are recognised by their content, splits by a word in their name, else in the name of a folder above. Files
-    whose path has no such word are read only if there is no other.
+    Files are recognised by their content, and splits by a word in the file name or in the name of a parent folder.
+    Files without such a word are read only if there are no others.
 
     Args:
         hub: the repository.
-        named: split -> path, as the user named them; nothing else is looked at then.
+        named: split -> path as given by the user; if not empty, other files are ignored.
 
     Raises:
-        InputError: if there is no such file, two are of one split, or the split of one is not known.
+        InputError: if there is no such file, two files have the same split, or the split of a file is unknown.
     """
     listed = sorted(path for path in hub.sizes if path.lower().endswith(".json"))
     if missing := [path for path in named.values() if path not in hub.sizes]:
@@ -170,13 +169,15 @@ def question_files(hub: HubFolder, named: Mapping[str, str]) -> dict[str, str]:
     splits = [_splits(path) for path in rows]
     if not rows or any(len(names) != 1 for names in splits) or len(set.union(*splits)) < len(splits):
         expected = "one JSON file of questions for each split, with train, val or test in its name"
-        raise InputError(Problem(hub.repo, expected, shown, "name them: --json SPLIT=PATH, the path in the data set"))
+        raise InputError(
+            Problem(hub.repo, expected, shown, "give them as --json SPLIT=PATH, with paths in the data set")
+        )
     click.echo(f"questions: {shown}", err=True)
     return {names.pop(): path for names, path in zip(splits, rows, strict=True)}
 
 
 def _splits(path: str) -> set[str]:
-    """Returns the splits that the name of a file names, else those of the nearest folder that names one."""
+    """Returns the splits named by a file name, or else by the nearest parent folder that names one."""
     for part in reversed(path.lower().split("/")):
         if words := {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", part) if word in SPLIT_NAMES}:
             return words
@@ -184,7 +185,7 @@ def _splits(path: str) -> set[str]:
 
 
 def _question_count(file: Path, path: str) -> int | None:
-    """Returns the rows of a file with questions, None for another; a damaged one counts, so that it is reported."""
+    """Returns the number of rows of a questions file, 0 if it is damaged, or None for other files."""
     try:
         rows = parse_json(file.read_bytes().decode("utf-8-sig"), path)
     except (InputError, UnicodeDecodeError):

@@ -1,13 +1,13 @@
-"""Image files that a table names: finds them in whatever layout a release has, and checks each.
+"""Finds the image files of a table in any layout, and validates them.
 
-The paths come from a file that somebody else wrote: none is opened before it is known to stay inside the root. An
-image has to be complete and of a sane size.
+The paths are untrusted: none is opened before it is known to stay inside the root. Images must be complete and of a
+reasonable size.
 
-A table names an image as ``SLIDE/rois/10_4_2.jpg``. Every folder, and every place in an archive, below which that
-path lies is a candidate. Images are taken from the places that hold an image no other place holds; if those do not
-give each image once, the error lists all candidates. Names in archives are compared and never used as paths; links,
-absolute names and ``..`` are refused. Nothing is unpacked but the named images of a compressed tar, which has no
-random access: they go to a temporary file without a name.
+A table refers to an image as ``SLIDE/rois/10_4_2.jpg``. Every folder, and every folder in an archive, that contains
+this path is a candidate. Images are taken from the candidates that have an image no other candidate has; if these do
+not give each image exactly once, the error lists all candidates. Names in archives are only compared, never used as
+paths; links, absolute names and ``..`` are refused. Archives are not unpacked, except for the images of a compressed
+tar, which has no random access: they are copied to an unnamed temporary file.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from scale_vqa_eval.files import inside_root
 
 FORMATS: Final = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 MAX_PIXELS: Final = 64_000_000
-"""Most pixels an image may claim; three of the released 512 px views have under one million."""
+"""Maximum number of pixels of an image; three released views of 512 px have less than one million."""
 MAX_BYTES: Final = 500_000_000
-"""Most bytes of an image file: it is held in memory while its row is written."""
+"""Maximum size of an image file, which is in memory while its row is written."""
 UNREADABLE: Final = (
     OSError,
     EOFError,
@@ -55,7 +55,7 @@ UNREADABLE: Final = (
     tarfile.TarError,
     NotImplementedError,
 )
-"""What reading a file, or a member of a damaged archive, raises."""
+"""Errors of reading a file, or a member of a damaged archive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,9 @@ class StoredFile:
     """A file in a folder, in an archive or on the Hub.
 
     Attributes:
-        path: below the folder or repository that was searched; an archive counts as a folder of its name.
-        size: in bytes.
-        archive: path of the archive that holds it, or an empty text.
+        path: path below the folder or repository that is searched; an archive counts as a folder.
+        size: size in bytes.
+        archive: path of the archive that contains it, or an empty string.
         open: returns the content as a binary file.
     """
 
@@ -77,9 +77,12 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class FoundImages:
-    """Where the images of a table are: name -> file, or why there is none.
+    """The images of a table.
 
-    ``root`` is what was searched, ``places`` are the folders and archives below it that hold the images.
+    Attributes:
+        files: name -> file, or the reason why there is none.
+        root: name of the folder or repository that was searched.
+        places: folders and archives below it that contain the images.
     """
 
     files: Mapping[str, StoredFile | str]
@@ -88,7 +91,7 @@ class FoundImages:
 
 
 def unsafe_path(name: str) -> str | None:
-    """Returns why a path of an untrusted table or archive is refused, whatever lies there; None if it may be used."""
+    """Returns why a path of an untrusted table or archive is refused, or None if it is safe."""
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     if "\0" in name:
         return "a path with a NUL byte"
@@ -98,9 +101,9 @@ def unsafe_path(name: str) -> str | None:
 
 
 def inside(root: Path, name: str) -> Path | str:
-    """Returns the file that ``name`` points to below ``root``, or a line that says why there is none.
+    """Returns the file ``name`` below ``root``, or the reason why there is none.
 
-    Refused are absolute paths (of any system), ``..``, NUL bytes, and symlinks that lead out of the root.
+    Absolute paths (of any system), ``..``, NUL bytes, and symlinks that leave the root are refused.
     """
     if refused := unsafe_path(name):
         return refused
@@ -115,10 +118,10 @@ def inside(root: Path, name: str) -> Path | str:
 
 @contextmanager
 def opened_image(content: IO[bytes]) -> Iterator[Image.Image]:
-    """Yields an image of an untrusted file in one of ``FORMATS``; it is not decoded yet.
+    """Opens an image of an untrusted file in one of ``FORMATS``, without decoding it.
 
     Raises:
-        Image.DecompressionBombError: if it claims more than ``MAX_PIXELS`` pixels; of other files what PIL raises.
+        Image.DecompressionBombError: if it has more than ``MAX_PIXELS`` pixels; for other defects, the errors of PIL.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -129,7 +132,7 @@ def opened_image(content: IO[bytes]) -> Iterator[Image.Image]:
 
 
 def image_problem(file: Path | StoredFile) -> str | None:
-    """Returns a line that says what is wrong with an image file, or None if it decodes in full."""
+    """Returns the defect of an image file, or None if it can be decoded completely."""
     try:
         size = file.stat().st_size if isinstance(file, Path) else file.size
         if size > MAX_BYTES:
@@ -146,15 +149,15 @@ def image_problem(file: Path | StoredFile) -> str | None:
 
 
 def check_images(root: Path | FoundImages, named: Iterable[tuple[str, str]], workers: int = 2) -> list[Problem]:
-    """Checks every image that the rows name, each file once.
+    """Checks the images of all rows, each file once.
 
     Args:
-        root: the folder that the paths are relative to, or where a search has found them.
-        named: pairs of location (for messages) and path, in row order.
-        workers: threads; decoding releases the interpreter lock.
+        root: the folder that the paths are relative to, or the result of ``find_images``.
+        named: (location for messages, path) pairs, in row order.
+        workers: number of threads; decoding releases the interpreter lock.
 
     Returns:
-        One problem for each pair whose path or file is bad, in row order.
+        One problem for each pair with an invalid path or file, in row order.
     """
     pairs = list(named)
     files = {name: inside(root, name) if isinstance(root, Path) else root.files[name] for _, name in pairs}
@@ -179,7 +182,7 @@ _SKIPPED: Final = "__MACOSX"
 
 
 class ImageFiles(Protocol):
-    """A folder or repository: files with sizes, one at its own path, one on this machine, one for random access."""
+    """A folder or repository: lists files with their sizes, and gives access to a file."""
 
     @property
     def name(self) -> str: ...
@@ -219,16 +222,16 @@ class Folder:
 
 
 def find_images(source: ImageFiles, names: Iterable[str], scratch: Path, named: bool) -> FoundImages:
-    """Returns where the images of a table are.
+    """Finds the images of a table.
 
     Args:
         source: folder or repository.
-        names: paths as the table has them.
+        names: image paths in the table.
         scratch: folder for the images of compressed tars.
-        named: the user named ``source`` as the root: if it holds every image itself, nothing else is looked at.
+        named: whether the user gave ``source`` as the root; if it has every image itself, nothing else is searched.
 
     Raises:
-        InputError: if more than one place fits, an archive cannot be read, or ``source`` was not named and holds none.
+        InputError: if the location is ambiguous, an archive cannot be read, or ``source`` was not named and has none.
     """
     found = {name: unsafe_path(name) or source.exact(name) for name in names}
     wanted = {_normal(name) for name in found if unsafe_path(name) is None}
@@ -246,7 +249,7 @@ def find_images(source: ImageFiles, names: Iterable[str], scratch: Path, named: 
 
 
 class _Search:
-    """The candidates: place -> name -> file, filled by ``run``."""
+    """Searches a source for the wanted images; ``places`` is place -> name -> file."""
 
     def __init__(self, source: ImageFiles, wanted: set[str], exact: dict[str, StoredFile], scratch: Path) -> None:
         self.source, self.wanted = source, wanted
@@ -258,7 +261,7 @@ class _Search:
         self._zip = lru_cache(maxsize=16)(zipfile.ZipFile)
 
     def run(self) -> None:
-        """Goes through all files; tars come last, and on the Hub only if images are still missing."""
+        """Lists all files and archives; tars come last, and on the Hub only if images are still missing."""
         archives, unread = [], []
         for path, size in self.source.listing():
             if ARCHIVE.search(path):
@@ -277,15 +280,15 @@ class _Search:
             except InputError:
                 raise
             except (*UNREADABLE, RuntimeError, ValueError) as error:
-                location, hint = f"{self.source.name}, {path}", "download it again, or name the images by --images"
+                location, hint = f"{self.source.name}, {path}", "download it again, or give the images with --images"
                 raise InputError(Problem(location, "a complete archive", preview(str(error), 160), hint)) from error
             if refused:
-                click.echo(f"{path}: {refused} links, or names that leave the archive, were not read", err=True)
+                click.echo(f"{path}: skipped {refused} links or names that leave the archive", err=True)
         if unread:
-            click.echo(f"not downloaded, because all images are found without: {_listed(unread)}", err=True)
+            click.echo(f"not downloaded, because all images are found elsewhere: {_listed(unread)}", err=True)
 
     def _add(self, file: StoredFile) -> bool:
-        """Adds a file to every place below which it has a name that is wanted; says whether there is one."""
+        """Adds a file to every place below which it has a wanted name; returns whether there is one."""
         path, found = _normal(file.path), False
         parts = path.split("/")
         for depth in self._depths:
@@ -325,10 +328,10 @@ class _Search:
     def _add_tar(self, path: str) -> int:
         bare, refused, packed = ARCHIVE.sub("", path), 0, not path.lower().endswith(".tar")
         local = self.source.local(path)
-        # the mode "r|" reads from start to end, without going back
+        # the mode "r|" reads the file once, from start to end
         with tarfile.open(local, "r|*" if packed else "r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined]  # it keeps every header otherwise
+                archive.members.clear()  # type: ignore[attr-defined]  # or it would keep all headers
                 if member.isdir():
                     continue
                 if not member.isreg() or member.issparse() or unsafe_path(member.name):
@@ -337,13 +340,13 @@ class _Search:
                 at = self._scratch.seek(0, io.SEEK_END) if packed else member.offset_data
                 opened = partial(_slice, self._scratch if packed else local, at, member.size)
                 wanted = self._add(StoredFile(f"{bare}/{member.name}", member.size, path, opened))
-                if packed and wanted and member.size <= MAX_BYTES:  # a larger one is refused when it is checked
+                if packed and wanted and member.size <= MAX_BYTES:  # larger ones are refused by check_images
                     shutil.copyfileobj(archive.extractfile(member) or io.BytesIO(), self._scratch)
-        self._scratch.flush()  # it is read past its buffer
+        self._scratch.flush()  # because os.pread bypasses the buffer
         return refused
 
     def result(self, named: bool) -> tuple[dict[str, StoredFile], list[str]]:
-        """Returns the file of each name, and the places that the files are taken from."""
+        """Returns the file of each name, and the places used."""
         holders: dict[str, list[str]] = {}
         for place, files in self.places.items():
             for name in files:
@@ -353,22 +356,22 @@ class _Search:
         for name, places in holders.items():
             fits = [place for place in places if place in needed]
             if len(fits) != 1 or len({self.places[place][name].size for place in places}) != 1:
-                hint = "name the one to use by --images"
+                hint = "give the one to use with --images"
                 raise InputError(Problem(self.source.name, "one place for each image", self._candidates(), hint))
             chosen[name] = self.places[fits[0]][name]
         if not chosen:
             expected = f"the {len(self.wanted)} images that the rows name, such as {preview(min(self.wanted))}"
-            hint = "name the folder below which these paths lie, or an archive, by --images"
+            hint = "give the folder that contains these paths, or an archive, with --images"
             problem = Problem(self.source.name, expected, f"none; tried {self._candidates()}", hint)
             if not named:
                 raise InputError(problem)
-            click.echo(str(problem), err=True)  # each image that is not there is an error of its own
+            click.echo(str(problem), err=True)  # check_images reports each missing image
         if unused := sorted(self.places.keys() - needed):
-            click.echo(f"not used, as they hold copies of some images only: {_listed(unused)}", err=True)
+            click.echo(f"not used, because they have only copies of some images: {_listed(unused)}", err=True)
         return chosen, sorted(needed)
 
     def _candidates(self) -> str:
-        """Returns what was tried, and how many images each place would give."""
+        """Returns the places tried and the number of images in each."""
         given = sorted((-len(files), place) for place, files in self.places.items())
         tried = [f"{place}: {-count} of {len(self.wanted)} images" for count, place in given] or [
             f"{group}: none in {count} files, such as {preview(self._example[group])}"
@@ -378,7 +381,7 @@ class _Search:
 
 
 def _slice(file: IO[bytes] | Path, start: int, size: int) -> IO[bytes]:
-    """Returns a part of a file that stays open, or of one that is opened for it."""
+    """Returns a part of an open file, or of a file that is opened for this."""
     if not isinstance(file, Path):
         return io.BytesIO(os.pread(file.fileno(), size, start))
     with file.open("rb") as opened:
@@ -386,7 +389,7 @@ def _slice(file: IO[bytes] | Path, start: int, size: int) -> IO[bytes]:
 
 
 def _place(above: str, name: str, archive: str) -> str:
-    """Returns the place that a file lies below by its name; archives that are each named after a slide are one place.
+    """Returns the place of a file by its path; archives that are named after slides count as one place.
 
     >>> _place("data/", "S1/rois/a.jpg", ""), _place("", "S1/rois/a.jpg", "")
     ('data', '.')
@@ -403,11 +406,11 @@ def _place(above: str, name: str, archive: str) -> str:
 
 
 def _normal(name: str) -> str:
-    """Returns a path without ``./`` and with composed characters: archives made on a Mac have decomposed ones."""
+    """Returns a path without ``./`` and in Unicode NFC; archives from macOS have decomposed characters."""
     return unicodedata.normalize("NFC", PurePosixPath(name).as_posix())
 
 
 def _listed(texts: list[str], between: str = ", ") -> str:
-    """Returns the first of some texts, and how many more there are."""
+    """Joins the first texts, and adds the number of further ones."""
     more = [f"and {len(texts) - _SHOWN} more"] if len(texts) > _SHOWN else []
     return between.join([*texts[:_SHOWN], *more])

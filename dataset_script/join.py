@@ -1,4 +1,4 @@
-"""``scale-vqa build join``: release folders that were built apart become one; Parquet files are linked."""
+"""``scale-vqa build join``: joins release folders; Parquet files are linked, not copied."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from scale_vqa_eval.schema import patient_of
 
 
 def join_releases(folders: Sequence[Path], out: Path) -> dict[str, dict[str, int]]:
-    """Writes the rows of release folders, in the order given, into one folder.
+    """Writes the rows of release folders, in the given order, into one folder.
 
-    Files beside the rows are taken over; where two folders have different ones of a name, each gets the number of its
-    folder. Notes of the cards are kept one after the other.
+    Other files are copied; files of the same name that differ get the number of their folder. The notes of the cards
+    are concatenated.
 
     Args:
         folders: at least two release folders.
@@ -31,7 +31,7 @@ def join_releases(folders: Sequence[Path], out: Path) -> dict[str, dict[str, int
         config -> split -> number of rows.
 
     Raises:
-        InputError: if an id or an exchange group is in two folders, a patient in two splits, or columns differ.
+        InputError: if two folders share an id or an exchange group, a patient is in two splits, or columns differ.
     """
     configs = {folder: release_shards(folder) for folder in folders}
     names = list(dict.fromkeys(name for shards in configs.values() for name in shards))
@@ -68,11 +68,11 @@ def join_releases(folders: Sequence[Path], out: Path) -> dict[str, dict[str, int
 
 
 def _conflicts(configs: Mapping[Path, Mapping[str, Shards]], splits: dict[str, dict[str, str]]) -> Iterator[Problem]:
-    """Yields what keeps folders from being one; fills ``splits`` with config -> patient -> split."""
+    """Yields the conflicts between folders; fills ``splits`` with config -> patient -> split."""
     ids: dict[tuple[str, str, str], Path] = {}
     first: dict[str, tuple[str, str]] = {}
     reported: set[tuple[str, str]] = set()
-    # columns of images that one folder has, all need
+    # if one folder has image columns, all need them
     images = {
         config: any(has_images(config, shards_of[config]) for shards_of in configs.values() if config in shards_of)
         for config in splits
@@ -86,7 +86,7 @@ def _conflicts(configs: Mapping[Path, Mapping[str, Shards]], splits: dict[str, d
                     if other != folder and (column, row[column]) not in reported:
                         reported.add((column, row[column]))
                         what = "an id" if column == "id" else "an exchange group"
-                        hint = "leave one of the folders out, or build it again without the slides of the other"
+                        hint = "omit one of the folders, or build it again without the slides of the other"
                         location = f"{folder}, {config}, {column} {preview(row[column])}"
                         yield Problem(location, f"{what} that no other folder has", f"it is in {other} too", hint)
                 patient = row["patient_id"] or patient_of(row["wsi_name"] or "")
@@ -96,9 +96,7 @@ def _conflicts(configs: Mapping[Path, Mapping[str, Shards]], splits: dict[str, d
                 if earlier[0] != split and ("patient", patient) not in reported:
                     reported.add(("patient", patient))
                     found = f"{earlier[0]} in {earlier[1]}, and {split} in {here[1]}"
-                    hint = (
-                        f"build one again with the split table of the other: --splits FOLDER/grounding/{SPLIT_TABLE}"
-                    )
+                    hint = f"rebuild one with the split table of the other: --splits FOLDER/grounding/{SPLIT_TABLE}"
                     yield Problem(f"patient {preview(patient)}", "one split", found, hint)
 
 
@@ -111,10 +109,10 @@ def _rows(shards: Shards) -> Iterator[tuple[str, dict[str, str | None]]]:
 
 
 def _notes(folders: Sequence[Path], names: Sequence[str]) -> dict[str, str]:
-    """Returns config -> what the cards of the folders say of its rows, each text once."""
+    """Returns config -> notes of the folders' cards, without repeats."""
     cards = [read_notes(folder / "README.md") for folder in folders]
     notes = {name: list(dict.fromkeys(card[name] for card in cards if card.get(name))) for name in names}
-    lead = f"Joined from {len(folders)} folders that were built apart; the notes of each follow."
+    lead = f"Joined from {len(folders)} folders that were built separately; the notes of each follow."
     return {name: "\n\n".join(([lead] if len(texts) > 1 else []) + texts) for name, texts in notes.items()}
 
 
@@ -122,17 +120,12 @@ def _other_files(configs: Mapping[Path, Mapping[str, Shards]]) -> dict[str, dict
     """Returns name -> number of the folder -> file, for files that are neither rows nor the card."""
     found: dict[str, dict[int, Path]] = {}
     for number, (folder, shards_of) in enumerate(configs.items(), 1):
-        rows = {file for shards in shards_of.values() for files in shards.values() for file in files}
+        skipped = {file for shards in shards_of.values() for files in shards.values() for file in files}
+        skipped.add(folder / "README.md")
         for file in sorted(folder.rglob("*")):
             name = file.relative_to(folder)
             hidden = any(part.startswith(".") for part in name.parts)
-            if (
-                file.is_file()
-                and not file.is_symlink()
-                and not hidden
-                and file not in rows
-                and str(name) != "README.md"
-            ):
+            if file.is_file() and not file.is_symlink() and not hidden and file not in skipped:
                 found.setdefault(name.as_posix(), {})[number] = file
     return found
 
@@ -147,13 +140,12 @@ def _other_files(configs: Mapping[Path, Mapping[str, Shards]]) -> dict[str, dict
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The release folder to write.")
 def join(folders: Sequence[Path], out: Path) -> None:
-    """Join release folders that were built apart, such as on several sites, into one.
+    """Join release folders that were built separately, such as on several sites.
 
-    Refused by name: an id or exchange group that two folders have, and a patient in two splits.
+    Refused: an id or exchange group that two folders share, and a patient in two splits.
     """
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
-        raise click.UsageError("expected at least two release folders, each named once")
+        raise click.UsageError("expected at least two different release folders")
     for config, splits in join_releases(folders, out).items():
-        click.echo(
-            f"{out}: {config} with {', '.join(f'{split} {count}' for split, count in splits.items())} questions"
-        )
+        counts = ", ".join(f"{split} {count}" for split, count in splits.items())
+        click.echo(f"{out}: {config} with {counts} questions")

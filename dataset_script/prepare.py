@@ -1,7 +1,7 @@
 """``scale-vqa prepare``: fills the caches of ``datasets`` and ``evaluate`` so that the bare names work in any process.
 
-Everything is made in a hidden folder beside its place and moved there in one rename: whatever is in a cache is
-complete, and a killed run is continued by the next one, config by config.
+Everything is made in a hidden sibling folder and renamed into place, so that a cache has only complete data. After an
+interrupted run, the next one continues config by config.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _CACHED_METRIC: Final = f"evaluate-metric/{METRIC_NAME}"
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What is in the cache of ``datasets`` under the bare name.
+    """The data in the cache of ``datasets`` under the bare name.
 
     Attributes:
-        folder: the release folder it was read from.
-        default: the config that ``load_dataset("scale-vqa")`` gives.
+        folder: the release folder.
+        default: the config that ``load_dataset("scale-vqa")`` returns.
         rows: config -> split -> number of rows.
-        kept: the configs that were there already, with the same content.
+        kept: configs that were in the cache already, with the same content.
     """
 
     folder: str
@@ -61,10 +61,9 @@ class PreparedData:
 def prepare(data: str | None, workers: int) -> None:
     """Make load_dataset("scale-vqa") and evaluate.load("scale_vqa_acc") work by their bare names.
 
-    Every config of the release folder goes into the cache of `datasets`, in place of what was prepared before, and
-    the metric into the cache of `evaluate`. Both then load in any process, offline, in any directory, without this
-    package imported. Running it again is cheap: what is there already is kept. Without data only the metric is
-    prepared.
+    Every config of the release folder is written into the cache of `datasets`, replacing earlier data, and the metric
+    into the cache of `evaluate`. Both then load in any process and directory, offline, without importing this package.
+    Repeated runs are cheap, because unchanged configs are kept. Without data, only the metric is prepared.
     """
     folder = _source(data)
     if folder is not None:
@@ -78,14 +77,14 @@ def prepare(data: str | None, workers: int) -> None:
             click.echo(f"  {name:<10} {counts}" + (f"  ({', '.join(notes)})" if notes else ""))
     click.echo(f"metric in {prepare_metric()}")
     if folder is None:
-        click.echo(f"no data was prepared: none is named and none is here. To have some, {HOW_TO_MAKE_ONE}", err=True)
+        click.echo(f"no data was prepared: none was given and none is here. To get some, {HOW_TO_MAKE_ONE}", err=True)
     loaded = [f'load_dataset("{DATASET_NAME}")'] * (folder is not None) + [f'evaluate.load("{METRIC_NAME}")']
     click.echo("Now, in any process:\n  from datasets import load_dataset; import evaluate\n  " + ", ".join(loaded))
-    click.echo("Without a network set HF_HUB_OFFLINE=1 and HF_EVALUATE_OFFLINE=1: nothing is requested then.")
+    click.echo("Without a network, set HF_HUB_OFFLINE=1 and HF_EVALUATE_OFFLINE=1 to avoid all requests.")
 
 
 def _source(data: str | None) -> Path | None:
-    """Returns the folder to prepare, downloaded if a Hub id names it; None if nothing is named and nothing is here."""
+    """Returns the folder to prepare, downloaded if it is given by a Hub id, or None if there is none."""
     if data is not None:
         if Path(data).expanduser().is_dir():
             return Path(data).expanduser()
@@ -100,9 +99,9 @@ def _source(data: str | None) -> Path | None:
 
 
 def _snapshot(hub_id: str) -> Path:
-    """Returns a release folder: the downloaded one, or the one made of a data set in the authors' layout.
+    """Returns a release folder: downloaded, or built from a data set in the authors' layout.
 
-    The latter is kept in ``$HF_HOME/scale-vqa/releases`` by commit, so that it is built once.
+    The latter is kept in ``$HF_HOME/scale-vqa/releases`` by commit, so that it is built only once.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HOME
@@ -135,14 +134,14 @@ def _snapshot(hub_id: str) -> Path:
 
 
 def prepare_dataset(folder: Path, workers: int = 1) -> PreparedData:
-    """Puts every config of a release folder into the cache, in place of what was prepared before.
+    """Writes every config of a release folder into the cache, replacing earlier data.
 
     Args:
         folder: the release folder.
-        workers: processes; more than one helps if a split has several shards.
+        workers: number of processes; more than one helps if a split has several shards.
 
     Raises:
-        InputError: if the folder cannot be loaded; the cache is as it was then.
+        InputError: if the folder cannot be loaded; the cache is then unchanged.
     """
     from datasets import DatasetInfo
     from datasets.config import HF_DATASETS_CACHE
@@ -153,7 +152,7 @@ def prepare_dataset(folder: Path, workers: int = 1) -> PreparedData:
     cache = Path(HF_DATASETS_CACHE).expanduser()
     root, staging = cache / DATASET_NAME, cache / f".{DATASET_NAME}.partial"
     cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f".{DATASET_NAME}.lock"):  # waits: a second run finds all prepared
+    with FileLock(cache / f".{DATASET_NAME}.lock"):  # a second run waits and then finds everything prepared
         configs = release_shards(folder)
         versions = {name: _MARK + content_hash(name, shards)[:32] for name, shards in configs.items()}
         places = {name: root / name / "0.0.0" / version for name, version in versions.items()}
@@ -165,8 +164,8 @@ def prepare_dataset(folder: Path, workers: int = 1) -> PreparedData:
             places[name].parent.mkdir(parents=True, exist_ok=True)
             generated.rename(places[name])
         default = next(iter(configs))
-        # `datasets` gives the bare name to the folder that changed last. `map` writes into the folder of the config
-        # that it is called on, and a ./scale-vqa loaded later lands beside it: the default's time is set ahead of both
+        # `datasets` resolves the bare name to the folder that changed last. `map` writes into the folder of its
+        # config, and a ./scale-vqa that is loaded later is stored beside it, so the default gets a time in the future
         for name, place in places.items():
             os.utime(place, (time.time(), time.time() + _AHEAD_S * (name == default)))
         splits = {name: DatasetInfo.from_directory(str(place)).splits or {} for name, place in places.items()}
@@ -178,7 +177,7 @@ def prepare_dataset(folder: Path, workers: int = 1) -> PreparedData:
 
 
 def _generated(staging: Path, folder: Path, config: str, version: str, workers: int) -> Path:
-    """Returns the folder of one config, made in ``staging``; a complete one of a killed run is taken as it is."""
+    """Generates one config in ``staging`` and returns its folder; a complete one of an interrupted run is kept."""
     from datasets.exceptions import DatasetGenerationError
 
     from dataset_script.builder import RefusedRow, ScaleVQA
@@ -198,14 +197,14 @@ def _generated(staging: Path, folder: Path, config: str, version: str, workers: 
 
 
 def prepare_metric(folder: Path = METRIC_FOLDER) -> Path:
-    """Puts the metric's script, with the modules that it imports, into the cache of ``evaluate``; returns its path.
+    """Writes the metric's script and the modules that it imports into the cache of ``evaluate``; returns its path.
 
     Args:
-        folder: the metric folder, ``<name>/<name>.py`` with its modules beside it.
+        folder: the metric folder, with ``<name>.py`` and its modules.
 
     Raises:
-        InputError: if a module imports another that the script itself does not import: ``evaluate`` copies those
-            alone, so the metric would not load from its cache, a path or a Space.
+        InputError: if a module imports one that the script does not import. ``evaluate`` copies only the imports of
+            the script, so the metric would not load from its cache, a path or a Space.
     """
     from evaluate.loading import LocalEvaluationModuleFactory, get_imports, init_dynamic_modules  # slow: seconds
     from filelock import FileLock
@@ -220,10 +219,10 @@ def prepare_metric(folder: Path = METRIC_FOLDER) -> Path:
         factory.name = _CACHED_METRIC  # the name under which `evaluate` looks for what it has loaded from the Hub
         version = factory.get_module().hash
         made = staging / "metrics" / place.name / version
-        hint = "import it there: `evaluate` copies the modules that the script names, and no others"
+        hint = "import it there: `evaluate` copies only the modules that the script imports"
         expected = f"`from .{{}} import ...` in {METRIC_NAME}.py too"
         problems = [
-            Problem(f"{METRIC_NAME}/{file.name}", expected.format(name), "it imported here alone", hint)
+            Problem(f"{METRIC_NAME}/{file.name}", expected.format(name), "it is imported only here", hint)
             for file in sorted(made.glob("*.py"))
             for kind, name, _, _ in get_imports(str(file))
             if kind == "internal" and not (made / f"{name}.py").is_file()
@@ -241,11 +240,11 @@ def prepare_metric(folder: Path = METRIC_FOLDER) -> Path:
 
 
 def spare_the_network() -> None:
-    """Leaves a placeholder of a data set "scale-vqa" in the cache of the Hub's client.
+    """Writes a placeholder for a data set "scale-vqa" into the cache of the Hub client.
 
-    ``datasets`` asks the Hub for a bare name before it looks into its own cache, and repeats that for 24 s if no
-    network answers. With a card in the client's cache the first failure settles it; a "loading script" beside the
-    card is what makes ``datasets`` give up on the Hub, again without asking, and turn to its cache.
+    ``datasets`` looks up a bare name on the Hub before it reads its own cache, and without a network it retries for
+    24 s. A card in the client's cache ends this at the first failure; a "loading script" beside the card makes
+    ``datasets`` skip the Hub without a request and use its cache.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 

@@ -1,8 +1,8 @@
-"""``scale-vqa build single``: questions with one image, as rows that predict, score and report take.
+"""``scale-vqa build single``: converts questions with one image to rows for predict, score and report.
 
-The layout is that of PathMMU (Sun et al. 2024, arXiv:2401.16355) as its public readers take it: subset -> split ->
-rows with ``question``, ``options`` ("A) ..."), ``answer`` ("B) ..."), ``explanation`` and an image name. Lists of rows
-and split -> rows are read too.
+The layout is that of PathMMU (Sun et al. 2024, arXiv:2401.16355) in its public readers: subset -> split -> rows with
+``question``, ``options`` ("A) ..."), ``answer`` ("B) ..."), ``explanation`` and an image name. Lists of rows and
+split -> rows are accepted too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,12 +36,12 @@ _LETTERED: Final = re.compile(r"\(?([A-Z])[).:]\s+(?=\S)")
     help="Folder that image names are relative to.",
 )
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The rows (JSON).")
-@click.option("--image-field", help="Field with the image's name.  [default: img, image or image_path]")
-@click.option("--view", type=click.Choice(VIEWS), default="mid_mag", show_default=True, help="Where the image goes.")
+@click.option("--image-field", help="Field with the image name.  [default: img, image or image_path]")
+@click.option("--view", type=click.Choice(VIEWS), default="mid_mag", show_default=True, help="Column of the image.")
 def single(file: Path, images: Path, out: Path, image_field: str | None, view: str) -> None:
-    """Write the single-image questions of FILE (JSON, PathMMU's layout) as rows with one view.
+    """Convert the single-image questions of FILE (JSON, PathMMU's layout) to rows with one view.
 
-    A release folder holds four options and its own dimensions; these rows keep theirs, so they stay a JSON file.
+    The output is a JSON file, because a release folder requires four options and its own dimensions.
     """
     if out.suffix.lower() != ".json":
         raise click.BadParameter(f"rows are written as .json, found {out.name!r}", param_hint="--out")
@@ -67,7 +67,7 @@ def single(file: Path, images: Path, out: Path, image_field: str | None, view: s
 
 @dataclass(frozen=True, slots=True)
 class SingleImageRow:
-    """A row of the input, with its subset and split (or None), its number, and its location for messages."""
+    """A row of the input with its subset and split (or None), its number, and its location for messages."""
 
     row: Mapping[str, Any]
     subset: str | None
@@ -80,7 +80,7 @@ def read_single(path: Path) -> Iterator[SingleImageRow]:
     """Yields the rows of a JSON file: a list, split -> list, or subset -> split -> list.
 
     Raises:
-        InputError: if the file is none of those.
+        InputError: if the file has another form.
     """
     try:
         content = parse_json(path.read_bytes().decode("utf-8-sig"), str(path))
@@ -107,18 +107,18 @@ def _rows(path: Path, content: Any, names: tuple[str, ...]) -> Iterator[SingleIm
 
 
 def one_view_row(source: SingleImageRow, view: str, field: str | None) -> dict[str, Any]:
-    """Returns a row in the authors' layout whose one image is ``view``.
+    """Returns a row in the authors' layout with one image.
 
-    Letters before every option are taken off, as a prompt adds its own. Questions of one image are one path and one
-    cluster: the file says nothing of patients.
+    Letters before the options are removed, because prompts add them. The questions of an image form one path and one
+    cluster, because the patients are unknown.
 
     Args:
         source: the row.
-        view: the column that the image is put into; the file says nothing of its magnification.
-        field: field with the image's name; None for the first of ``IMAGE_FIELDS``.
+        view: column of the image, whose magnification is unknown.
+        field: field with the image name, or None for the first of ``IMAGE_FIELDS`` that the row has.
 
     Raises:
-        InputError: if the row names no image.
+        InputError: if the row has no image name.
     """
     row = source.row
     names = (field,) if field else IMAGE_FIELDS
@@ -126,7 +126,7 @@ def one_view_row(source: SingleImageRow, view: str, field: str | None) -> dict[s
     if not isinstance(image, str):
         expected = f"an image name under {', '.join(names)}"
         found = preview(f"the fields {', '.join(map(str, row))}", 200)
-        raise InputError(Problem(source.location, expected, found, "name it by --image-field"))
+        raise InputError(Problem(source.location, expected, found, "give the field with --image-field"))
     options, answer = _unlettered(row.get("options"), row.get("answer"))
     made = {
         "id": "::".join(part for part in (source.subset, source.split, str(source.number)) if part),
@@ -144,7 +144,7 @@ def one_view_row(source: SingleImageRow, view: str, field: str | None) -> dict[s
 
 
 def _unlettered(options: Any, answer: Any) -> tuple[Any, Any]:
-    """Takes "A) " off every option if each has its own letter, in order; the answer becomes a letter with them."""
+    """Removes "A) " from the options if all have their letters in order, and converts the answer to a letter."""
     if not isinstance(options, list) or not all(isinstance(text, str) for text in options):
         return options, answer
     matches = [match for text in options if (match := _LETTERED.match(text))]
@@ -156,16 +156,13 @@ def _unlettered(options: Any, answer: Any) -> tuple[Any, Any]:
 
 
 def _unreadable(text: str, locations: list[str]) -> list[Problem]:
-    """Returns what keeps the rows from being read as questions, each problem at its location in the input."""
+    """Returns the problems of reading the rows as questions, with their locations in the input."""
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "rows.json"
-        atomic_write(made, text)
+        file = Path(folder) / "rows.json"
+        atomic_write(file, text)
         try:
-            read_questions(made)
+            read_questions(file)
         except InputError as error:
-            own = {f"{made}, row {number}": location for number, location in enumerate(locations, 1)}
-            return [
-                Problem(own.get(one.location, one.location), one.expected, one.found, one.hint)
-                for one in error.problems
-            ]
+            own = {f"{file}, row {number}": location for number, location in enumerate(locations, 1)}
+            return [replace(one, location=own.get(one.location, one.location)) for one in error.problems]
     return []

@@ -1,4 +1,4 @@
-"""Splits of slides into train, val and test: the paper's rule, and ours, which keeps a patient in one split."""
+"""Splits slides into train, val and test, by the paper's rule or with each patient in one split."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def reference_splits(
 ) -> dict[str, str]:
     """Splits slides as the authors did, bit-exact given the same order of slides.
 
-    Slides are shuffled, then sorted by number of paths, descending (stable); each goes to the split for which the
-    shares of the paths given out so far are nearest to ``ratios`` (sum of absolute distances), ties to the split with
-    fewer slides, then fewer paths, then train before val before test. Without any path, the shuffled list is cut by
-    slide counts. It knows nothing of patients: two slides of one patient may end in two splits.
+    Slides are shuffled, then sorted by number of paths, descending (stable). Each is assigned to the split that brings
+    the shares of paths nearest to ``ratios`` (sum of absolute differences); ties go to the split with fewer slides,
+    then with fewer paths, then to train before val before test. If there are no paths, the shuffled list is cut by
+    slide counts. Patients are ignored: two slides of a patient may be in two splits.
 
     Args:
         paths_by_slide: slide -> number of paths, in the order of the source file (the order matters).
-        seed: of the shuffle; the release used 42.
-        ratios: wanted shares of paths for train, val, test.
+        seed: seed of the shuffle; the release used 42.
+        ratios: target shares of paths for train, val and test.
 
     Returns:
         slide -> split.
@@ -55,13 +55,13 @@ def reference_splits(
 
 
 def _distance(paths: list[int], split: int, added: int, ratios: tuple[float, float, float]) -> float:
-    """Summed absolute distance of the path shares to ``ratios`` once ``added`` paths have gone to ``split``."""
+    """Returns the sum of absolute differences to ``ratios`` after ``added`` paths are assigned to ``split``."""
     projected = [count + added * (index == split) for index, count in enumerate(paths)]
     total = projected[0] + projected[1] + projected[2]
     if total == 0:
         return 0.0
     train, val, test = (abs(count / total - ratio) for count, ratio in zip(projected, ratios, strict=True))
-    return train + val + test  # left to right: sum() rounds otherwise from Python 3.12 on, and ties would break anew
+    return train + val + test  # left to right; sum() rounds differently from Python 3.12 on, which would change ties
 
 
 def patient_splits(
@@ -72,16 +72,15 @@ def patient_splits(
 ) -> dict[str, str]:
     """Splits patients so that none is in two splits; the default for new data.
 
-    Patients that have a split keep it. The others, sorted by name, are shuffled under the seed, then sorted by number
-    of paths, descending; each goes to the split that lacks most of its wanted share of all paths. With at least three
-    patients no split stays empty, with fewer the first go to train, then test. The order of the mapping does not
-    matter.
+    Patients with a fixed split keep it. The others, sorted by name, are shuffled, then sorted by number of paths,
+    descending; each is assigned to the split that lacks the most paths. With at least three patients no split is
+    empty; with fewer, train is filled first, then test. The order of the mapping does not matter.
 
     Args:
         paths_by_patient: patient -> number of paths.
-        seed: of the shuffle among patients with equally many paths.
-        ratios: wanted shares of paths for train, val, test.
-        fixed: patient -> split of patients that have one; those without paths do not count.
+        seed: seed of the shuffle, which orders patients with the same number of paths.
+        ratios: target shares of paths for train, val and test.
+        fixed: patient -> fixed split; patients without paths are ignored.
 
     Returns:
         patient -> split.
@@ -94,7 +93,7 @@ def patient_splits(
     paths: list[float] = [0, 0, 0]
     for patient, split in splits.items():
         paths[SPLITS.index(split)] += paths_by_patient[patient]
-    # in the order in which they are served when patients run short
+    # in the order in which they are filled if there are few patients
     empty = [split for split in (0, 2, 1) if SPLITS[split] not in splits.values()][: len(patients)]
     for index, patient in enumerate(patients):
         left = len(patients) - index

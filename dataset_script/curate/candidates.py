@@ -1,6 +1,6 @@
-"""A question on its way through the curation: QuestionSpec (what is asked for) -> Candidate -> Question (released).
+"""A question during curation: QuestionSpec (the request to a model) -> Candidate -> Question (released).
 
-A model writes the text of a candidate and names two features; code builds the options {a, a'} x {b, b'}.
+A model writes the text of a candidate and selects two features; code builds the options {a, a'} x {b, b'}.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from scale_vqa_eval.schema import MAGNIFICATION, QUESTION_TYPES, VIEWS
 FeaturePair = tuple[CaptionFeature, CaptionFeature]
 ValuePairs = tuple[tuple[str, str], tuple[str, str]]
 UNCROSSED: Final = "other finding"
-"""Aspect whose values cannot be set against each other: both may be true."""
+"""Aspect whose values are not used as options, because several may be true at once."""
 SCALE_NAMES: Final = {**MAGNIFICATION, PATH_VIEW: "all views"}
 COMBINATIONS: Final = ((0, 0), (0, 1), (1, 0), (1, 1))
 
 
 def usable_features(features: Sequence[CaptionFeature], question_type: str) -> list[CaptionFeature]:
-    """Returns the features whose aspect and scale a question of a type may ask about."""
+    """Returns the features that a question of a type may ask about, by aspect and scale."""
     scales = {"type_C": VIEWS[:2], "type_E": (*VIEWS, PATH_VIEW)}.get(question_type, VIEWS)
     return [one for one in features if one.aspect != UNCROSSED and one.scale in scales]
 
@@ -55,19 +55,18 @@ def has_pair(features: Sequence[CaptionFeature], question_type: str) -> bool:
 
 @dataclass(frozen=True)
 class QuestionSpec:
-    """What a model is asked for: a question of a type on a path, in a form, under constraints.
+    """The request for a question.
 
     Attributes:
         id: row id.
-        path: the path.
-        features: its features.
+        features: the features of the path.
         question_type: ``type_A`` to ``type_E``.
         form: id of a template, or ``free``.
         constraints: further sentences for the model.
-        avoid: ids of features that are not to be used again.
-        version: how often the question has been written.
+        avoid: ids of features that must not be used again.
+        version: how often the question has been rewritten.
         constraint: id of the last constraint, for the statistics.
-        pair: first and second feature if an exchange group needs these; None leaves both to the model.
+        pair: first and second feature if an exchange group requires them, or None to leave the choice to the model.
     """
 
     id: str
@@ -82,7 +81,7 @@ class QuestionSpec:
     pair: FeaturePair | None = None
 
     def usable(self) -> list[CaptionFeature]:
-        """Returns the features that the question may cross; those to avoid only if too few others are left."""
+        """Returns the features that the question may cross, including those to avoid if too few others are left."""
         if self.pair is not None:
             return list(self.pair)
         allowed = usable_features(self.features, self.question_type)
@@ -90,7 +89,7 @@ class QuestionSpec:
         return left if has_pair(left, self.question_type) else allowed
 
     def rewritten(self, constraint: str, sentences: Sequence[str], previous: Candidate | None) -> QuestionSpec:
-        """Returns the spec of the next version: under a further constraint, without the features of the previous."""
+        """Returns the spec of the next version, with a further constraint and without the features used so far."""
         used = {previous.first.id, previous.second.id} if previous is not None else set()
         return replace(
             self,
@@ -108,19 +107,17 @@ class Candidate:
 
     Attributes:
         id: row id.
-        path: its path.
         question_type: ``type_A`` to ``type_E``.
         form: id of a template, or ``free``.
         question: the text.
-        first: a feature of the path.
-        second: another one.
-        contrasts: what the model set against them, empty if nothing of use.
-        rationale: the model's, with A for both right, B for the first alone, C for the second alone, D for neither.
+        first, second: two features of the path.
+        contrasts: the wrong value that the model proposes for each, or an empty string.
+        rationale: the model's; letter A means that both values are right, B only the first, C only the second, D none.
         version: how often the question has been rewritten.
         constraint: id of the constraint under which it was rewritten.
-        values: two values of the first feature and of the second, one of each right; None before options are built.
-        truth: index of the right value of each.
-        order: option order: a permutation of ``COMBINATIONS`` by number.
+        values: a right and a wrong value of each feature; None before options are built.
+        truth: index of the right value of each feature.
+        order: option order, as indices into ``COMBINATIONS``.
         sources: origin of each wrong value: ``corpus`` (right on another path) or ``model``.
         group: name of its exchange group, or None.
     """
@@ -144,7 +141,7 @@ class Candidate:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The four products of the two pairs of values, in option order."""
+        """The four combinations of the values, in option order."""
         assert self.values is not None
         template = load_prompt("generate")["types"][self.question_type]["option"]
         scales = {"first_scale": SCALE_NAMES[self.first.scale], "second_scale": SCALE_NAMES[self.second.scale]}
@@ -161,7 +158,7 @@ class Candidate:
 
     @property
     def same_geometry(self) -> bool:
-        """Whether the four options have as many words, overlaps, negations and letters, whichever is right."""
+        """Whether the options agree in number of words, overlaps, negations and letters."""
         return not geometry_problems(self.options, self.question)
 
     def to_question(self, rationale: str | None = None) -> Question:
@@ -181,7 +178,7 @@ class Candidate:
         )
 
     def as_row(self) -> dict[str, Any]:
-        """Returns plain values for a file: what the model wrote, under ``draft`` if options are built."""
+        """Returns the fields for a JSON file; once options are built, those that the model wrote are in ``draft``."""
         row = {name: getattr(self, name) for name in _NAMES}
         row |= {"path": self.path.key, "first": asdict(self.first), "second": asdict(self.second)}
         written = {name: row.pop(name) for name in _NAMES[: _NAMES.index("values")]}
@@ -189,17 +186,12 @@ class Candidate:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], paths: Mapping[str, CaptionedPath]) -> Candidate:
-        """Reads what ``as_row`` returned.
-
-        Raises:
-            InputError: if its path is not among the captions any more.
-        """
+        """Reverses ``as_row``; raises InputError if the path is no longer in the captions."""
         flat = {**row.get("draft", row), **{name: value for name, value in row.items() if name != "draft"}}
         path = paths.get(flat["path"])
         if path is None:
             found = "none: the captions have changed since"
-            problem = Problem(f"path {flat['path']}", "a path of the captions", found, "run all steps again")
-            raise InputError(problem)
+            raise InputError(Problem(f"path {flat['path']}", "a path of the captions", found, "run all steps again"))
         flat |= {"path": path, "first": CaptionFeature(**flat["first"]), "second": CaptionFeature(**flat["second"])}
         flat |= {name: tuple(flat[name]) for name in ("contrasts", "truth", "order", "sources") if name in flat}
         if "values" in flat:
@@ -211,7 +203,7 @@ _NAMES: Final = tuple(field.name for field in fields(Candidate))
 
 
 def without_capital(value: str) -> str:
-    """Returns a finding as part of an option: without the capital that the start of a sentence gave it.
+    """Returns a finding for use within an option, without the capital of the start of a sentence.
 
     >>> without_capital("Compact stroma."), without_capital("CD3 positive cells"), without_capital("HER2")
     ('compact stroma', 'CD3 positive cells', 'HER2')

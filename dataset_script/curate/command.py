@@ -1,4 +1,4 @@
-"""``scale-vqa curate``: captions into a benchmark that needs its images, in four steps that resume."""
+"""``scale-vqa curate``: makes questions that need the images from captions, in four resumable steps."""
 
 from __future__ import annotations
 
@@ -41,14 +41,7 @@ from scale_vqa_eval.llm import Spending
 
 @dataclass(frozen=True)
 class CurationRun:
-    """What every step needs.
-
-    Attributes:
-        settings: ``curate.yaml``.
-        work: the work folder.
-        images: folder that image paths are relative to; None leaves images aside.
-        progress: show bars on standard error.
-    """
+    """The settings and folders of a run; without an image root, images are not compared."""
 
     settings: CurationSettings
     work: WorkFolder
@@ -56,7 +49,7 @@ class CurationRun:
     progress: bool = True
 
     def clients(self, role: RoleSettings, spent: Mapping[str, float] | None = None) -> dict[int, RoleClient]:
-        """Returns shard -> client of a role; all share one spending, which starts with what was spent before."""
+        """Returns shard -> client of a role; the clients share one spending, which starts at ``spent``."""
         total = Spending(**spent or {})
         return {
             shard: RoleClient(role, self.work.answers(role.name, shard), self.progress, total)
@@ -65,7 +58,7 @@ class CurationRun:
 
 
 def plan(run: CurationRun) -> QuestionPlan:
-    """Returns what is asked of each path; patients who share an image share a split."""
+    """Returns the questions to ask of each path; patients who share an image share a split."""
     from dataset_script.curate.deduplicate import shared_images
 
     paths = run.work.all_paths()
@@ -74,7 +67,7 @@ def plan(run: CurationRun) -> QuestionPlan:
 
 
 def decompose(run: CurationRun) -> dict[str, Any]:
-    """Step 1: ``features/``; returns its report, which is also written to ``features.json``."""
+    """Step 1: writes ``features/`` and its report ``features.json``; returns the report."""
     role = with_format(run.settings.roles.decompose, "features", features_schema())
     reports, spent = [], Spending()
     for shard in range(run.work.shards):
@@ -89,7 +82,7 @@ def decompose(run: CurationRun) -> dict[str, Any]:
 
 
 def generate(run: CurationRun) -> dict[str, Any]:
-    """Step 2: ``drafts/`` by the model, ``items.jsonl`` with their options by code; report in ``items.json``."""
+    """Step 2: writes ``drafts/`` (by the model), ``items.jsonl`` (with options) and the report ``items.json``."""
     run.work.report("features")
     questions = plan(run)
     groups = plan_groups(run.work, questions, run.settings.seed) if run.settings.exchange_sets else []
@@ -102,19 +95,18 @@ def generate(run: CurationRun) -> dict[str, Any]:
         features = {row["path"]: row for row in read_lines(run.work.part("features", shard))}
         specs = specs_of(questions, [path.key for path in run.work.paths(shard)], features, pairs)
         results = write_candidates(specs, client, run.settings.tries)
-        here = [result.value for result in results if result.value is not None]
-        write_lines(run.work.part("drafts", shard), (one.as_row() for one in here))
-        written += here
+        drafts = [result.value for result in results if result.value is not None]
+        write_lines(run.work.part("drafts", shard), (one.as_row() for one in drafts))
+        written += drafts
         lost = [[result.label, *result.failed[-1]] for result in results if result.value is None]
-        reports.append({"asked": len(specs), "drafts": len(here), "outcomes": outcomes(results), "lost": lost})
+        reports.append({"asked": len(specs), "drafts": len(drafts), "outcomes": outcomes(results), "lost": lost})
     report = add_reports(reports)
     report |= {"lost": sorted(report["lost"]), "spent": asdict(spent)}
     write_json(run.work.report_file("drafts"), report)
     patient_of = {key: path.patient for key, path in questions.paths.items()}
     implied = find_implications(run.work.rows("features"), patient_of)
-    built = build_options(
-        written, run.settings.seed, (), run.settings.exchange_sets, groups, questions.linked, implied
-    )
+    seed, grouped = run.settings.seed, run.settings.exchange_sets
+    built = build_options(written, seed, (), grouped, groups, questions.linked, implied)
     write_lines(run.work.root / "items.jsonl", (one.as_row() for one in built.candidates))
     report |= {
         "items": len(built.candidates),
@@ -131,8 +123,8 @@ def generate(run: CurationRun) -> dict[str, Any]:
 
 
 def screen(run: CurationRun) -> dict[str, Any]:
-    """Step 3: ``screened.jsonl`` with the questions that passed; the report of all rounds in ``screened.json``."""
-    from dataset_script.curate.adversaries import Adversary
+    """Step 3: writes ``screened.jsonl`` (the questions that passed) and the report ``screened.json``."""
+    from dataset_script.curate.leakage_test import Adversary
     from dataset_script.curate.screening import CandidatePool, ScreeningSetup, cause_schema
     from dataset_script.curate.screening import screen as run_rounds
 
@@ -174,7 +166,7 @@ def screen(run: CurationRun) -> dict[str, Any]:
 
 
 def construct(run: CurationRun, out: Path) -> dict[str, Any]:
-    """Step 4: the release folder, its audit and the curation report, from ``screened.jsonl``."""
+    """Step 4: writes the release folder, its audit and the curation report from ``screened.jsonl``."""
     from dataset_script.curate.deduplicate import shared_images
     from dataset_script.curate.report import write_curated_release
 
@@ -194,11 +186,7 @@ def construct(run: CurationRun, out: Path) -> dict[str, Any]:
 
 
 def read_candidates(file: Path, paths: Mapping[str, CaptionedPath]) -> list[Candidate]:
-    """Returns the candidates of ``items.jsonl`` or ``screened.jsonl``.
-
-    Raises:
-        InputError: if one is about a path that the captions do not have any more.
-    """
+    """Reads ``items.jsonl`` or ``screened.jsonl``; raises InputError if a path is no longer in the captions."""
     return [Candidate.from_row(row, paths) for row in read_lines(file)]
 
 
@@ -215,7 +203,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "steps",
     type=click.Choice(_STEPS),
     multiple=True,
-    help="Run this step alone, from the files of the earlier ones; repeatable.  [default: all, in order]",
+    help="Run only this step, from the files of the earlier steps; may be repeated.  [default: all, in order]",
 )
 @click.option(
     "--images",
@@ -225,24 +213,24 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--work",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder that keeps the paid answers and the files of each step.  [default: OUT.curation]",
+    help="Folder for the paid answers and the files of each step.  [default: OUT.curation]",
 )
 @click.option("--engine", type=click.Choice(["local"]), hidden=True, expose_value=False)
 def curate(
     captions: Path, out: Path, config: Path, steps: tuple[str, ...], images: Path | None, work: Path | None
 ) -> None:
-    """Make a benchmark of the captioned paths in INPUT (JSON Lines, a slide a line) that needs its images.
+    """Make questions that need the images from the captioned paths in INPUT (JSON Lines, one slide per line).
 
-    Steps: decompose captions into features, generate questions, screen them with text-only readers, construct the
-    release folder with its audit and curation report. Every answer of a model is kept in the work folder: after a
-    kill, a limit or an interrupt, the same command continues and pays for nothing twice.
+    Steps: decompose captions into features, generate questions, screen them with text-only readers, and construct the
+    release folder with its audit and curation report. All model answers are kept in the work folder: after a kill, a
+    limit or an interrupt, the same command continues and pays for nothing twice.
     """
     settings = read_settings(config)
     root = images or captions.absolute().parent
     folder = work or out.absolute().with_name(f"{out.name}.curation")
     wanted = [step for step in _STEPS if not steps or step in steps]
     if not (folder / "paths.json").is_file() or "decompose" in wanted:
-        read_paths(captions, root)  # every image is checked before anything is paid for
+        read_paths(captions, root)  # check every image before paying for a model call
     if "construct" in wanted:
         _check_out(out)
     run = CurationRun(settings, open_work(folder, captions, settings), root)
@@ -256,7 +244,7 @@ def curate(
 
 
 def _check_out(out: Path) -> None:
-    """Preflight check: refuses an OUT that cannot be written before any model is asked."""
+    """Preflight check: raises UsageError if OUT cannot be written."""
     from scale_vqa_eval.release_folder.write import check_out
 
     try:
@@ -266,7 +254,7 @@ def _check_out(out: Path) -> None:
 
 
 def _print_step(step: str, report: dict[str, Any]) -> None:
-    """Prints on standard error what a step made, and by name what it could not use."""
+    """Prints the result of a step, and warnings about unusable replies, on standard error."""
     if step == "decompose":
         click.echo(f"{report['features']} features of {report['paths']} paths", err=True)
     elif step == "generate":

@@ -1,4 +1,4 @@
-"""Shared images and repeated questions: patients who share an image stay in one split, duplicates are removed."""
+"""Finds shared images, duplicate questions, and options that contradict the captions."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from scale_vqa_eval.text import jaccard, tokens, words
 
 
 def shared_images(paths: Sequence[CaptionedPath], root: Path, cache: Path) -> dict[str, Any]:
-    """Compares the images of all paths, pixel by pixel and by perceptual hash (``audit.near_images``).
+    """Compares the images of all paths, by their pixels and by perceptual hash (``audit.near_images``).
 
     Args:
         paths: the paths.
         root: folder that image paths are relative to.
-        cache: file that keeps the result for the same images.
+        cache: file with the result for the same images.
 
     Returns:
-        ``patients``: patient -> the first of the patients that share an image with it, of those who share one;
-        ``twins``: path key -> the first path with the same images in every view, of those that have a twin.
+        ``patients``: patient -> first of the patients who share an image, for those who share one;
+        ``twins``: path key -> first path with the same images in all views, for those that have a twin.
 
     Raises:
         InputError: if an image is not below the root.
@@ -75,7 +75,7 @@ def shared_images(paths: Sequence[CaptionedPath], root: Path, cache: Path) -> di
 
 
 def _same_images(files: Mapping[str, Path]) -> list[tuple[str, str]]:
-    """Returns the pairs of image names whose pixels are the same or nearly the same."""
+    """Returns the pairs of names of identical or nearly identical images."""
     from scale_vqa_eval.audit.near_images import near_pairs, perceptual_hashes
 
     first: dict[bytes, str] = {}
@@ -99,7 +99,7 @@ def _same_images(files: Mapping[str, Path]) -> list[tuple[str, str]]:
 
 
 def _first_of_linked(names: Iterable[str], pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Returns each name -> the first, in order, of the names that pairs link it with, directly or not."""
+    """Returns name -> first name, in sorted order, of its connected component."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -115,17 +115,17 @@ def _first_of_linked(names: Iterable[str], pairs: Iterable[tuple[str, str]]) -> 
 def without_duplicates(
     candidates: Sequence[Candidate], twins: Mapping[str, str], threshold: float
 ) -> tuple[list[Candidate], list[tuple[str, str, str]]]:
-    """Removes repeated questions: about the same images, in the same or nearly the same words.
+    """Removes questions that repeat another question on the same images in the same or nearly the same words.
 
-    The same words about other images are no duplicate: templates recur, and exchange groups need them.
+    The same words on other images are not a duplicate: templates recur, and exchange groups need them.
 
     Args:
         candidates: the questions.
-        twins: path key -> the path with the same images; a path that is not a key has no twin.
-        threshold: two texts are nearly the same from this Jaccard similarity of the words of question and options.
+        twins: path key -> path with the same images, for paths that have a twin.
+        threshold: minimum Jaccard similarity of the words of question and options for a near-duplicate.
 
     Returns:
-        What is kept, and (row id, ``duplicate`` or ``near-duplicate``, of which row) of what is removed.
+        The kept questions, and (row id, ``duplicate`` or ``near-duplicate``, "of <row id>") of each removed question.
     """
     by_images: dict[str, list[Candidate]] = defaultdict(list)
     for one in sorted(candidates, key=lambda one: (one.group is None, one.id)):  # a group must not lose a member
@@ -136,20 +136,20 @@ def without_duplicates(
         seen: list[tuple[Candidate, list[list[str]], frozenset[str]]] = []
         for one in members:
             text = [words(one.question), *sorted(words(option) for option in one.options)]
-            said = tokens(" ".join((one.question, *one.options)))
+            bag = tokens(" ".join((one.question, *one.options)))
             same = next((other for other, earlier, _ in seen if earlier == text), None)
-            near = next((other for other, _, earlier in seen if jaccard(earlier, said) >= threshold), None)
+            near = next((other for other, _, earlier in seen if jaccard(earlier, bag) >= threshold), None)
             original = same or near
             if one.group is None and original is not None:
                 removed.append((one.id, "near-duplicate" if same is None else "duplicate", f"of {original.id}"))
             else:
-                seen.append((one, text, said))
+                seen.append((one, text, bag))
                 kept.append(one)
     return sorted(kept, key=lambda one: one.id), sorted(removed)
 
 
 def contradictions(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
-    """Flags options that contradict the captions of their own path: wrong ones that may hold, right ones denied."""
+    """Flags options that contradict their path's captions: wrong ones that are stated, right ones that are denied."""
     found = []
     for one in candidates:
         assert one.values is not None

@@ -1,20 +1,20 @@
-"""Step 2, the part of code: options, with distractors that are right on other paths, so that words say nothing.
+"""Step 2: builds options, with distractors that are right on other paths, so that words do not give away the answer.
 
 A wrong finding that a model invents is never right anywhere, and a fitted reader learns that. Here every wrong finding
-is right elsewhere. If it was drawn freely, the commoner of two findings would still be the likelier one, so pairs are
-drawn in *detailed balance*: of the questions with {a, a'}, as many have a right as have a' right, in expectation. With
-n_i questions whose right finding is i, a symmetric matrix M with row sums n_i is computed (M = d W d, Sinkhorn's
-scaling of a symmetric similarity W with an empty diagonal; Knight 2008, SIAM J. Matrix Anal. Appl. 30:261), and i gets
-j with probability M_ij / n_i. A finding that is right in more than half of the questions has no such matrix: part of
-its questions get no distractor and are to ask about something else.
+is right on another path. If it were drawn freely, the commoner of two findings would still be more likely to be right,
+so pairs are drawn in *detailed balance*: in expectation, a is right in as many of the questions with {a, a'} as a'.
+With n_i questions whose right finding is i, a symmetric matrix M with row sums n_i is computed (M = d W d, Sinkhorn
+scaling of a symmetric similarity W with zero diagonal; Knight 2008, SIAM J. Matrix Anal. Appl. 30:261), and i gets the
+distractor j with probability M_ij / n_i. No such matrix exists for a finding that is right in more than half of the
+questions: some of its questions get no distractor and are rewritten.
 
-Counts that differ by chance alone are left alone. W prefers findings with as many words and letters, which deny or
-affirm alike.
+Differences of counts that chance explains are kept. W prefers findings with the same number of words and letters, and
+with or without negation alike.
 
-Findings that occur together stay apart: a question joins a finding of one aspect with one of another. If the first is
-hardly ever stated without the second, two of the four options name what no region shows, and one gives the other away.
-Such a finding stays out of all questions of the two aspects except exchange groups, as the right and as the wrong one
-alike: if it was only never right, a reader would learn that.
+A question joins findings of two aspects. If the first finding is hardly ever stated without the second, two of the
+four options describe what no region shows, and one finding gives the other away. Such a finding is not used in
+questions of the two aspects outside of exchange groups, neither as the right nor as the wrong value: if it were only
+never right, a reader would learn that.
 """
 
 from __future__ import annotations
@@ -30,27 +30,28 @@ import numpy as np
 import numpy.typing as npt
 
 from dataset_script.curate.candidates import Candidate
-from dataset_script.curate.captions import CaptionFeature, content, denies, may_hold, stems
+from dataset_script.curate.captions import CaptionFeature, content, may_hold, stems
 from dataset_script.curate.exchange_planning import PlannedGroup, group_candidates
+from scale_vqa_eval.text import NEGATION
 
 AspectValue = tuple[str, tuple[str, ...]]
 Implication = tuple[AspectValue, str]
-"""A finding (aspect, stems) and an aspect of which it implies a finding."""
+"""A finding (aspect, stems), and an aspect of which it implies a finding."""
 MIN_PATIENTS: Final = 3
 SHARE: Final = 0.9
-"""A finding implies another one if at least this share of its patients show both."""
+"""A finding implies another one if at least this share of its patients have both."""
 ALPHA: Final = 0.01
 """Level for one pair of aspects, over all its pairs of findings (Bonferroni)."""
 
 
 def find_implications(rows: Iterable[Mapping[str, Any]], patient_of: Mapping[str, str]) -> frozenset[Implication]:
-    """Returns each finding with every aspect of which it implies a finding.
+    """Returns the findings that imply a finding of another aspect.
 
-    The test of a pair of findings is the binomial tail of the second among the patients with the first, against its
-    share among those of the same two aspects without the first; a patient counts once for each pair.
+    A pair of findings is tested by the binomial tail of the second among the patients with the first, against its
+    share among those of the same two aspects without the first. A patient counts once per pair.
 
     Args:
-        rows: lines of the features: ``path`` and its ``features``.
+        rows: rows of the decompose step: ``path`` and its ``features``.
         patient_of: path key -> patient.
 
     >>> grade = {"aspect": "grade", "value": "three"}
@@ -82,17 +83,17 @@ def find_implications(rows: Iterable[Mapping[str, Any]], patient_of: Mapping[str
 
 
 def _implied(pairs: Any, together: Any, aspect_of: Any) -> Any:
-    """Returns (n, 2) finding and aspect, of the pairs whose first finding implies the second.
+    """Returns (n, 2) finding and implied aspect.
 
     Args:
-        pairs: (m, 2) numbers of findings that are stated of one region.
-        together: (m,) patients of each.
+        pairs: (m, 2) indices of findings that are stated of the same region.
+        together: (m,) number of patients with each pair.
         aspect_of: (findings,) aspect of each finding.
     """
     from scipy.stats import binom
 
     first_aspect, second_aspect = aspect_of[pairs[:, 0]], aspect_of[pairs[:, 1]]
-    of_first = _group_sums(together, pairs[:, 0], second_aspect)  # patients with the first and any of the aspect
+    of_first = _group_sums(together, pairs[:, 0], second_aspect)  # patients with the first and any of that aspect
     of_second = _group_sums(together, pairs[:, 1], first_aspect)
     of_both = _group_sums(together, first_aspect, second_aspect)
     tested = _group_sums(np.ones_like(together), first_aspect, second_aspect)
@@ -104,7 +105,7 @@ def _implied(pairs: Any, together: Any, aspect_of: Any) -> Any:
 
 
 def _group_sums(counts: Any, left: Any, right: Any) -> Any:
-    """Returns for each row the sum of the counts of all rows with the same two keys."""
+    """Returns for each row the sum of the counts over all rows with the same two keys."""
     _, group = np.unique(np.stack([left, right], axis=1), axis=0, return_inverse=True)
     return np.bincount(group.ravel(), weights=counts)[group.ravel()]
 
@@ -112,25 +113,25 @@ def _group_sums(counts: Any, left: Any, right: Any) -> Any:
 FloatArray = npt.NDArray[np.float64]
 GroupTexts = Set[tuple[str, tuple[str, ...]]]
 PathFinding = tuple[str, str, tuple[str, ...]]
-"""Path key, aspect, stems of the finding."""
+"""Path key, aspect, and stems of the finding."""
 MAX_VALUES: Final = 1500
-"""An aspect with more distinct values is cut into runs of this length, ordered by number of words and letters."""
+"""An aspect with more distinct values is split into runs of this length, ordered by number of words and letters."""
 LETTERS_APART: Final = 4.0
 WORDS_APART: Final = 0.7
 STEPS: Final = 400
 REDRAWS: Final = 12
 DEVIATIONS: Final = 2.0
-"""A count fewer standard deviations (of a Poisson count) from the mean than this is taken for chance."""
+"""A count within this many standard deviations (of a Poisson count) of the mean is attributed to chance."""
 
 
 @dataclass(frozen=True)
 class DistractorPool:
-    """The right findings of one question type and aspect, and the probability with which each is set against each.
+    """The right findings of one question type and aspect, and the probabilities of their distractors.
 
     Attributes:
         values: distinct findings as phrases.
         index: stems of a finding -> its index in ``values``.
-        chance: index -> (indices, probabilities); what is missing to 1 is the chance of no distractor.
+        chance: index -> (indices, probabilities) of distractors; the rest to 1 is the probability of no distractor.
     """
 
     values: tuple[str, ...]
@@ -138,11 +139,11 @@ class DistractorPool:
     chance: tuple[tuple[npt.NDArray[np.int64], FloatArray], ...]
 
     def draw(self, value: str, rng: random.Random, refused: Sequence[str] = ()) -> str | None:
-        """Draws the distractor of a finding, or None if the finding is too common or has no other to set against it.
+        """Draws the distractor of a finding; None if the finding is too common or has no other to compare with.
 
         Args:
             value: the right finding.
-            rng: local generator.
+            rng: random generator.
             refused: phrases that must not be drawn, because they may be true of the region as well.
         """
         at = self.index.get(stems(value))
@@ -163,17 +164,17 @@ class DistractorPool:
         return self.values[drawn]
 
     def others(self, value: str) -> list[str]:
-        """Returns every finding that may be set against a finding."""
+        """Returns all possible distractors of a finding."""
         at = self.index.get(stems(value))
         return [] if at is None else [self.values[other] for other in self.chance[at][0].tolist()]
 
 
 def distractor_pool(findings: Sequence[str], seed: str) -> DistractorPool:
-    """Builds the pool of the right findings of one question type and aspect.
+    """Builds the pool of one question type and aspect.
 
     Args:
         findings: the right finding of each question, repeats included.
-        seed: decides how many questions of a too common finding get no distractor.
+        seed: decides how many questions of a finding that is too common get no distractor.
     """
     spellings: dict[tuple[str, ...], list[str]] = {}
     for phrase in findings:
@@ -193,10 +194,10 @@ def distractor_pool(findings: Sequence[str], seed: str) -> DistractorPool:
 
 
 def evened(counts: FloatArray) -> FloatArray:
-    """Returns the counts with those that chance explains set to their mean.
+    """Returns the counts, with those that chance explains replaced by their mean.
 
-    What is uneven by chance alone must stay so: evened out to the last question, the answers that a reader knows would
-    give away those that it does not know, and a fitted probe would be wrong more often than a guess.
+    Differences by chance must remain in the result. With exactly equal counts, the answers that a reader knows would
+    give away the others, and a fitted probe would be wrong more often than a guess.
     """
     mean = counts.mean() if len(counts) else 0.0
     by_chance = np.abs(counts - mean) < DEVIATIONS * np.sqrt(max(mean, 1e-9))
@@ -204,9 +205,10 @@ def evened(counts: FloatArray) -> FloatArray:
 
 
 def similarity(values: Sequence[str]) -> FloatArray:
-    """Returns (n, n) symmetric weights: how well two findings match as opposites; 0 for those that cannot be."""
+    """Returns (n, n) symmetric weights: how well two findings match as alternatives; 0 if they cannot be."""
     words_of = [content(value) for value in values]
-    sizes = np.array([[len(stems(value)), len(value), denies(value)] for value in values], dtype=np.float64)
+    negated = [NEGATION.search(value) is not None for value in values]
+    sizes = np.array([[len(stems(one)), len(one), no] for one, no in zip(values, negated, strict=True)], np.float64)
     gaps = np.abs(sizes[:, None, :] - sizes[None, :, :])
     weights = np.exp(-gaps[:, :, 0] / WORDS_APART - gaps[:, :, 1] / LETTERS_APART - 3.0 * gaps[:, :, 2]) + 1e-4
     for row, own in enumerate(words_of):
@@ -219,7 +221,7 @@ def similarity(values: Sequence[str]) -> FloatArray:
 
 
 def balanced_matrix(weights: FloatArray, counts: FloatArray) -> FloatArray:
-    """Returns the symmetric (n, n) matrix d W d whose row sums are ``counts``, or less where that is impossible."""
+    """Returns the symmetric (n, n) matrix d W d with row sums ``counts``, or less if that is impossible."""
     if len(counts) < 2:
         return np.zeros_like(weights)
     scale = np.sqrt(counts)
@@ -236,8 +238,8 @@ def balanced_matrix(weights: FloatArray, counts: FloatArray) -> FloatArray:
 def _kept_share(sums: FloatArray, counts: FloatArray, seed: str) -> FloatArray:
     """Returns the share of each finding's questions that get a distractor.
 
-    For a finding that is too common, the number is drawn as a fair coin would have drawn it: with exact balance, a
-    reader who knows some answers could work out the others.
+    For a finding that is too common, the share varies as with a fair coin: with exact balance, a reader who knows some
+    answers could work out the others.
     """
     rng = np.random.default_rng(list(seed.encode()))
     jitter = rng.normal(size=len(counts)) * np.sqrt(np.maximum(sums, 0.0) / 2) / np.maximum(counts, 1.0)
@@ -262,19 +264,19 @@ def build_options(
     linked: Mapping[str, str] | None = None,
     implied: Set[Implication] = frozenset(),
 ) -> BuiltOptions:
-    """Builds the options of candidates that a model has written.
+    """Builds the options of candidates.
+
+    The findings of exchange groups are in no pool: there, each is right as often as wrong, and the findings of the
+    other questions must be balanced among themselves.
 
     Args:
         written: candidates without options.
-        seed: of everything drawn.
-        known: candidates that have options: they do not change, and their findings count in the pools.
-        exchange_groups: make exchange groups of the template questions among ``written``.
-        planned: the groups that the questions were written for.
-        linked: patient -> the patient that stands for it in a group, because they share an image.
-        implied: findings that are not crossed with an aspect outside of groups: they imply one of its findings.
-
-    The findings of exchange groups are in no pool: each is right there as often as wrong, and the others have to be
-    balanced among themselves.
+        seed: random seed.
+        known: candidates that keep their options; their findings count in the pools.
+        exchange_groups: form exchange groups of the template questions among ``written``.
+        planned: groups that the questions were written for.
+        linked: patient -> patient that counts as the same in a group, because they share an image.
+        implied: findings that are not crossed with an aspect outside of groups, because they imply a finding of it.
     """
     built = group_candidates(written, seed, planned, linked or {}) if exchange_groups else []
     grouped = {one.id for one in built}
@@ -305,7 +307,7 @@ def _with_options(
     implied: Set[Implication],
     chosen: Mapping[PathFinding, tuple[str, str]],
 ) -> Candidate | str:
-    """Returns a candidate with its options, or why it gets none."""
+    """Returns a candidate with its options, or the reason why it gets none."""
     rng = random.Random(f"{seed}:{candidate.id}:{candidate.version}")
     first, second = candidate.first, candidate.second
     wrong = []
@@ -328,19 +330,18 @@ def _path_finding(candidate: Candidate, feature: CaptionFeature) -> PathFinding:
 
 
 def _chosen(candidate: Candidate) -> Iterator[tuple[PathFinding, tuple[str, str]]]:
-    """Yields the two findings of a candidate with options, each with the wrong value against it and its source."""
+    """Yields each finding of a candidate with options, with its wrong value and the source of that."""
     assert candidate.values is not None
     features = (candidate.first, candidate.second)
-    for feature, pair, right, source in zip(
-        features, candidate.values, candidate.truth, candidate.sources, strict=True
-    ):
+    parts = zip(features, candidate.values, candidate.truth, candidate.sources, strict=True)
+    for feature, pair, right, source in parts:
         yield _path_finding(candidate, feature), (pair[1 - right], source)
 
 
 def in_first_order(candidate: Candidate, orders: Sequence[tuple[int, ...]], group_texts: GroupTexts) -> Candidate:
-    """Returns a candidate in the first order of options in which its text is not that of an exchange group.
+    """Returns a candidate in the first option order in which its text differs from that of every exchange group.
 
-    A question with the very text of a group would make it a group of five, in which options are right unequally often.
+    A question with the same text would turn a group into five questions, in which options are not equally often right.
     """
     ordered = (replace(candidate, order=order) for order in orders)
     found = next((one for one in ordered if (one.question, one.options) not in group_texts), None)
@@ -357,9 +358,9 @@ def _wrong_value(
     rng: random.Random,
     before: tuple[str, str] | None,
 ) -> tuple[str, str] | None:
-    """Returns the wrong value of a feature and its source; a value that the path's captions state is not wrong.
+    """Returns the wrong value of a feature and its source, or None; the path's captions must not state the value.
 
-    ``before`` is what another question of the path has against the same finding: it is used again if it fits.
+    ``before`` is the wrong value that another question of the path has for the finding; it is reused if it fits.
     """
     own = {stems(feature.value), stems(other.value)}
 
@@ -378,7 +379,7 @@ def _wrong_value(
             return drawn, "corpus"
         refused.append(drawn)
     if any(value not in refused for value in pool.others(feature.value)):
-        return None  # too common: the model's own value would unbalance it again
+        return None  # too common: the model's value would break the balance
     return (named, "model") if named and content(named) and fits(named) else None
 
 
@@ -387,7 +388,5 @@ def _implies(aspect: str, value: str, other: CaptionFeature, implied: Set[Implic
 
 
 def _occur_together(candidate: Candidate, implied: Set[Implication]) -> bool:
-    first, second = candidate.first, candidate.second
-    return _implies(first.aspect, first.value, second, implied) or _implies(
-        second.aspect, second.value, first, implied
-    )
+    pairs = ((candidate.first, candidate.second), (candidate.second, candidate.first))
+    return any(_implies(one.aspect, one.value, other, implied) for one, other in pairs)

@@ -1,11 +1,12 @@
-"""Exchange groups: four template questions of one text, of four patients, in which each option is right once.
+"""Exchange groups: four template questions with one text, of four patients, in which each option is right once.
 
-If a model chooses, two questions of one template seldom cross the same two aspects, and four with all combinations of
-two values each hardly ever. So code looks for groups in the features before any question is written: what a group
-joins occurs together *and* apart in the split, so that neither finding gives the other away.
+If models chose the features, two questions of a template would seldom cross the same two aspects, and four questions
+would hardly ever have all combinations of two values each. So code searches for groups in the features before any
+question is written. The findings of a group occur together *and* apart in the split, so that neither gives the other
+away.
 
-The plan is kept (``sets.jsonl``). A later run, with paths that had failed before, adds groups among what is new and
-leaves the others as they are, so that no question that was paid for is asked for in other words.
+The plan is kept in ``sets.jsonl``. A later run with further paths adds groups among the new questions and keeps the
+existing ones, so that no paid question is requested again in other words.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ Stems = tuple[str, ...]
 PairKind = tuple[str, str, str, str]
 """Scale and aspect of the first feature, scale and aspect of the second."""
 PlannedGroup = ExchangeGroup[tuple[str, FeaturePair]]
-"""Its members are (row id, features): both first values, the first alone, the second alone, none."""
+"""Members are (row id, features), in this order: both first values, only the first one, only the second one, none."""
 MAX_PAIRS: Final = 32
-"""Pairs of a question that are considered, preferably of common values: limits memory."""
+"""Maximum number of feature pairs per question, preferably of common values; limits memory."""
 MAX_TRIES: Final = 400
-"""Combinations of values that are tried for a question: limits time, which is linear in the questions."""
+"""Maximum number of value combinations per question; keeps the time linear in the number of questions."""
 MAX_VALUES: Final = 20
 MAX_MEMBERS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class OpenQuestion:
-    """A template question that may join a group: row id, patient, captions, and the feature pairs it may cross."""
+    """A template question that may join a group: row id, patient, captions, and possible feature pairs."""
 
     id: str
     patient: str
@@ -54,7 +55,7 @@ class OpenQuestion:
 
 
 def is_product(group: PlannedGroup) -> bool:
-    """Returns whether the four pairs are the product of two values each, of the same scales and aspects.
+    """Returns whether the four pairs are the product of two values each, with the same scales and aspects.
 
     >>> red, blue = (CaptionFeature("low_mag-1", "low_mag", "stroma", value) for value in ("red", "blue"))
     >>> one, two = (CaptionFeature("mid_mag-1", "mid_mag", "nuclei", value) for value in ("one", "two"))
@@ -74,7 +75,7 @@ def is_product(group: PlannedGroup) -> bool:
 def recurring(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[CaptionFeature]]:
     """Returns path key -> its features that another path states as well.
 
-    Those of the text across scales are all kept: a question of diagnosis has to rest on one.
+    Features of the text across scales are all kept, because a question of diagnosis needs one.
     """
     same: dict[CaptionFeature, CaptionFeature] = {}
     found: dict[str, list[CaptionFeature]] = {}
@@ -93,7 +94,7 @@ def _identity(feature: CaptionFeature) -> tuple[str, str, Stems]:
 
 
 def crossable(features: Sequence[CaptionFeature], question_type: str) -> tuple[FeaturePair, ...]:
-    """Returns every pair of features that a question of a type may cross, the coarser view first."""
+    """Returns the pairs of features that a question of a type may cross, the coarser view first."""
     usable = sorted(usable_features(features, question_type), key=lambda one: (SCALES.index(one.scale), one.aspect))
     return tuple(
         pair for pair in combinations(usable, 2) if pair_problem(pair[0], pair[1], question_type, usable) is None
@@ -101,16 +102,16 @@ def crossable(features: Sequence[CaptionFeature], question_type: str) -> tuple[F
 
 
 def plan_groups(work: WorkFolder, plan: QuestionPlan, seed: int) -> list[PlannedGroup]:
-    """Returns the exchange groups that questions are to be written for, valid ones of earlier runs first.
+    """Returns the exchange groups to write questions for, starting with the valid groups of earlier runs.
 
     Args:
-        work: the work folder, its features made.
+        work: the work folder; the decompose step must be complete.
         plan: splits, forms and linked patients.
-        seed: of the search.
+        seed: random seed of the search.
     """
     file = work.root / "sets.jsonl"
     features = recurring(work.rows("features"))
-    kinds: dict[str, tuple[str, list[str]]] = {}  # row id -> path key; split, type and template, which a group shares
+    kinds: dict[str, tuple[str, list[str]]] = {}  # row id -> path key, and (split, type, template) shared by a group
     for key, forms in sorted(plan.forms.items()):
         path = plan.paths[key]
         for question_type, form in forms.items():
@@ -120,7 +121,7 @@ def plan_groups(work: WorkFolder, plan: QuestionPlan, seed: int) -> list[Planned
     before = {line["row"]: line for line in read_lines(file)} if file.is_file() else {}
     before = {row: line for row, line in before.items() if row in kinds and line["group"] == kinds[row][1]}
     groups = _still_valid(before, kinds, features, plan)
-    # a question that was written outside of groups stays outside: asked for in other words, it would be paid again
+    # a question that was written outside of groups stays outside: a new request would be paid again
     closed = {row for row, line in before.items() if line["set"] is None}
     closed |= {row for group in groups for row, _ in group.members}
     by_kind: dict[tuple[str, ...], list[OpenQuestion]] = defaultdict(list)
@@ -147,7 +148,7 @@ def _still_valid(
     features: Mapping[str, Sequence[CaptionFeature]],
     plan: QuestionPlan,
 ) -> list[PlannedGroup]:
-    """Returns the groups of an earlier run whose questions, features and captions still allow them."""
+    """Returns the groups of an earlier run that the questions, features and captions still allow."""
     numbered: dict[int, list[tuple[str, FeaturePair]]] = defaultdict(list)
     for row, line in before.items():
         known = {one.id: one for one in features[kinds[row][0]]}
@@ -173,11 +174,9 @@ def _still_valid(
 
 
 def find_groups(questions: Sequence[OpenQuestion], rng: random.Random) -> Iterator[PlannedGroup]:
-    """Yields disjoint groups among the questions of one split and template; the time for each question is limited.
+    """Yields disjoint groups among the questions of one split and template, within a limited time per question.
 
-    Args:
-        questions: the questions; their order matters, as the generator's state does.
-        rng: local generator.
+    The result depends on the order of ``questions`` and on the state of ``rng``.
     """
     search = _GroupSearch(questions, rng)
     for number in rng.sample(range(len(questions)), len(questions)):
@@ -187,7 +186,7 @@ def find_groups(questions: Sequence[OpenQuestion], rng: random.Random) -> Iterat
 
 
 class _GroupSearch:
-    """Index of the questions by pair of values, and which are taken."""
+    """Index of the questions by pair of values, and the questions that are taken."""
 
     def __init__(self, questions: Sequence[OpenQuestion], rng: random.Random) -> None:
         self.questions, self.rng = questions, rng
@@ -205,7 +204,7 @@ class _GroupSearch:
                 self.seconds[kind, first][second] = None
 
     def _with_counts(self) -> Iterator[list[tuple[int, FeaturePair]]]:
-        """Yields for each question the pairs that may recur, with the number of questions with the rarer value."""
+        """Yields for each question the pairs whose values recur, with the count of the rarer value."""
         counts: Counter[tuple[str, str, Stems]] = Counter()
         for question in self.questions:
             ones = {one.id: one for pair in question.pairs for one in pair}
@@ -219,7 +218,7 @@ class _GroupSearch:
         return [pairs[index][1] for _, index in drawn[:MAX_PAIRS]]
 
     def group_with(self, number: int) -> PlannedGroup | None:
-        """Takes the questions of a group with a given question, or returns None."""
+        """Returns a group with the given question and marks its members as taken, or returns None."""
         tries = MAX_TRIES
         for pair in self.pairs[number] if number not in self.taken else ():
             kind, a, b = _kind(pair), stems(pair[0].value), stems(pair[1].value)
@@ -243,7 +242,7 @@ class _GroupSearch:
     ) -> PlannedGroup | None:
         (a, b), (c, d) = own, other
         cells = [[(number, pair)], self.cells[kind, a, d], self.cells[kind, c, b], self.cells[kind, c, d]]
-        wrong = ((c, d), (c, b), (a, d), (a, b))  # of each member the two values that its region does not show
+        wrong = ((c, d), (c, b), (a, d), (a, b))  # the two values that are wrong for each member
         fitting = [self._fitting(members, values) for members, values in zip(cells, wrong, strict=True)]
         chosen = self._of_four_patients(fitting, frozenset())
         if chosen is None:
@@ -255,17 +254,17 @@ class _GroupSearch:
     def _fitting(
         self, members: list[tuple[int, FeaturePair]], wrong: tuple[Stems, Stems]
     ) -> list[tuple[int, FeaturePair]]:
-        """Returns some free members of a cell whose captions state no wrong value."""
+        """Returns up to ``MAX_MEMBERS`` free members of a cell whose captions do not state a wrong value."""
         fits: list[tuple[int, FeaturePair]] = []
-        gone = 0
+        taken = 0
         for index, pair in members:
             if index in self.taken:
-                gone += 1
+                taken += 1
             elif not any(self._states(index, value) for value in wrong):
                 fits.append((index, pair))
                 if len(fits) == MAX_MEMBERS:
                     break
-        if gone > MAX_MEMBERS:
+        if taken > MAX_MEMBERS:
             members[:] = [member for member in members if member[0] not in self.taken]
         return fits
 
@@ -277,7 +276,7 @@ class _GroupSearch:
     def _of_four_patients(
         self, cells: Sequence[Sequence[tuple[int, FeaturePair]]], seen: frozenset[str]
     ) -> list[tuple[int, FeaturePair]] | None:
-        """Returns one member of each cell, of distinct patients, or None: first fit, depth first."""
+        """Returns one member of each cell, from distinct patients, or None (depth-first search)."""
         if not cells:
             return []
         for member in cells[0]:
@@ -300,22 +299,22 @@ def _distinct(left: Stems, right: Stems) -> bool:
 def group_candidates(
     written: Sequence[Candidate], seed: int, planned: Sequence[PlannedGroup], linked: Mapping[str, str]
 ) -> list[Candidate]:
-    """Returns the candidates of exchange groups with their options: one text for the four of a group.
+    """Returns the candidates of exchange groups with their options; the four of a group have one text.
 
-    A planned group is used if its four questions were written as planned; more are made of the rest.
+    A planned group is used if its four questions were written as planned; the others are searched for more groups.
 
     Args:
         written: candidates without options.
-        seed: of the search and of the option orders.
-        planned: the groups that the questions were written for.
-        linked: patient -> the patient that stands for it in a group, because they share an image.
+        seed: random seed of the search and the option orders.
+        planned: groups that the questions were written for.
+        linked: patient -> patient that counts as the same in a group, because they share an image.
     """
     by_id = {one.id: one for one in written if one.form != FREE}
     by_kind: dict[tuple[str, ...], list[PlannedGroup]] = defaultdict(list)
     rest = dict(by_id)
     for group in planned:
-        four = [(by_id.get(row), pair) for row, pair in group.members]
-        if all(one is not None and (one.first, one.second) == pair for one, pair in four):
+        members = [(by_id.get(row), pair) for row, pair in group.members]
+        if all(one is not None and (one.first, one.second) == pair for one, pair in members):
             by_kind[_text_kind(by_id[group.members[0][0]])].append(group)
             for row, _ in group.members:
                 del rest[row]
@@ -330,14 +329,14 @@ def group_candidates(
         found = (*by_kind[kind], *find_groups(open_questions[kind], rng))
         groups = [sorted((by_id[row] for row, _ in one.members), key=lambda one: one.id) for one in found]
         used: set[tuple[ValuePairs, tuple[int, ...]]] = set()
-        # nothing here depends on which item shows what: who knows the seed could draw the orders again
+        # nothing here may depend on which item has which facts, because a reader who knows the seed can redraw the orders
         for number, four in enumerate(sorted(groups, key=lambda some: some[0].id), 1):
             name = "set-" + "-".join(part.replace(" ", "_") for part in kind) + f"-{number:04d}"
             spelled = [{stems(one.first.value): one.first.value for one in four}]
             spelled.append({stems(one.second.value): one.second.value for one in four})
             (a, c), (b, d) = (sorted(values) for values in spelled)
             values = ((spelled[0][a], spelled[0][c]), (spelled[1][b], spelled[1][d]))
-            # two groups of the same findings get other option orders as long as there are some
+            # groups with the same findings get different option orders as long as there are any
             orders = [order for order in permutations(range(4)) if (values, order) not in used]
             order = rng.choice(orders or list(permutations(range(4))))
             used.add((values, order))

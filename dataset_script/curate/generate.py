@@ -1,7 +1,7 @@
-"""Steps 1 and 2, the models' part: captions into features, and features into questions.
+"""The model calls of steps 1 and 2: captions to features, and features to questions.
 
-A feature has to be grounded in the caption that it is taken from. A question has a given type and names the two
-features of its path that code crosses in its options.
+A feature must be grounded in the caption that it is taken from. A question has a given type and names two features of
+its path, which code crosses in its options.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ MAX_FEATURES: Final = 60
 
 @dataclass(frozen=True)
 class Decomposition:
-    """The features of a path, and how many were rejected for which reason."""
+    """The features of a path, and reason -> number of rejected ones."""
 
     features: tuple[CaptionFeature, ...]
     rejected: dict[str, int]
 
 
 def features_schema() -> dict[str, Any]:
-    """Returns the JSON schema of a reply."""
+    """Returns the JSON schema of a reply of the ``decompose`` role."""
     fields = {
         "scale": {"type": "string", "enum": list(SCALES)},
         "aspect": {"type": "string", "enum": list(load_prompt("decompose")["aspects"])},
@@ -68,7 +68,7 @@ def decompose_paths(
     """Asks for the features of paths; a path whose captions contain an instruction is not sent to a model.
 
     Returns:
-        The rows of ``features/<shard>.jsonl`` in order of the paths, and the report: counts, outcomes, lost paths.
+        The rows of ``features/<shard>.jsonl``, one per path, and the report: counts, outcomes, lost paths.
     """
     prompt = load_prompt("decompose")
     results: dict[str, TaskResult[Decomposition]] = {}
@@ -93,22 +93,21 @@ def decompose_paths(
         "outcomes": outcomes(ordered),
         "lost": [[result.label, *result.failed[-1]] for result in ordered if result.value is None],
     }
-    return [_row(result) for result in ordered], report
-
-
-def _row(result: TaskResult[Decomposition]) -> dict[str, Any]:
-    value = result.value
-    return {
-        "path": result.label,
-        "features": [asdict(feature) for feature in value.features] if value else [],
-        "rejected": value.rejected if value else {},
-        "failed": [list(one) for one in result.failed],
-        "lost": value is None,
-    }
+    rows = [
+        {
+            "path": result.label,
+            "features": [asdict(feature) for feature in result.value.features] if result.value else [],
+            "rejected": result.value.rejected if result.value else {},
+            "failed": [list(one) for one in result.failed],
+            "lost": result.value is None,
+        }
+        for result in ordered
+    ]
+    return rows, report
 
 
 def read_features(value: Mapping[str, Any], path: CaptionedPath) -> Decomposition:
-    """Reads a reply; features that the captions do not state are left out and counted.
+    """Reads a reply; features that the captions do not state are dropped and counted.
 
     Raises:
         BadReply: ``schema`` if the reply has another form; ``no-feature`` if no feature is left.
@@ -157,12 +156,12 @@ _NAMES_THE_TASK: Final = re.compile(
 
 @dataclass(frozen=True)
 class QuestionPlan:
-    """Which questions are asked of which path, before any model is asked.
+    """The questions that each path gets.
 
     Attributes:
         paths: path key -> the path with its split.
         forms: path key -> question type -> id of a template, or ``free``.
-        linked: patient -> the first of the patients that share an image with it; only of those who share one.
+        linked: patient -> the first of the patients who share an image with this one; only patients who share one.
     """
 
     paths: Mapping[str, CaptionedPath]
@@ -171,7 +170,7 @@ class QuestionPlan:
 
     @property
     def linked_groups(self) -> list[list[str]]:
-        """The groups of patients that share a split because they share an image."""
+        """The groups of patients who share a split because they share an image."""
         groups: dict[str, list[str]] = {}
         for patient, first in sorted(self.linked.items()):
             groups.setdefault(first, []).append(patient)
@@ -179,14 +178,14 @@ class QuestionPlan:
 
 
 def plan_questions(paths: Sequence[CaptionedPath], seed: int, linked: Mapping[str, str]) -> QuestionPlan:
-    """Plans every path: half of the questions of each split and type from templates, half of those from either.
+    """Assigns splits and forms: half of the questions of each split and type use one of two templates, equally often.
 
-    The order of the input does not matter.
+    The result does not depend on the order of the input.
 
     Args:
         paths: every path of the input.
-        seed: of splits and forms.
-        linked: patient -> the patient whose split it shares, because they share an image.
+        seed: seed of splits and forms.
+        linked: patient -> patient with the same split, because they share an image.
     """
     together = {path.key: linked.get(path.patient, path.patient) for path in paths}
     splits = patient_splits(Counter(together.values()), seed)
@@ -201,14 +200,14 @@ def plan_questions(paths: Sequence[CaptionedPath], seed: int, linked: Mapping[st
         for split, members in sorted(keys.items()):
             order = members.copy()
             random.Random(f"{seed}:{split}:{question_type}").shuffle(order)
-            for index, key in enumerate(order, number):  # with odd counts, types begin at different forms
+            for index, key in enumerate(order, number):  # types start at different forms, which evens out odd counts
                 forms[key][question_type] = cycle[index % len(cycle)]
     assert all(set(found) == set(QUESTION_TYPES) for found in forms.values())
     return QuestionPlan(with_split, forms, linked)
 
 
 def template_text(question_type: str, form: str) -> str | None:
-    """Returns the fixed question of a template, or None for a free question."""
+    """Returns the question of a template, or None for a free question."""
     templates = load_prompt("generate")["types"][question_type]["templates"]
     return next((one["text"] for one in templates if one["id"] == form), None)
 
@@ -216,13 +215,13 @@ def template_text(question_type: str, form: str) -> str | None:
 def specs_of(
     plan: QuestionPlan, keys: Sequence[str], features: Mapping[str, Any], pairs: Mapping[str, FeaturePair]
 ) -> list[QuestionSpec]:
-    """Returns the specs of some paths: one question per type; none for a path whose decomposition was lost.
+    """Returns one spec per question type for each path; paths whose decomposition failed are skipped.
 
     Args:
         plan: the plan of all paths.
-        keys: the paths.
+        keys: keys of the paths.
         features: path key -> its row of the decompose step.
-        pairs: row id -> the two features that the question is to join, of questions planned for exchange groups.
+        pairs: row id -> the two features of a question that is planned for an exchange group.
 
     Raises:
         InputError: if a path has not been decomposed.
@@ -230,9 +229,8 @@ def specs_of(
     specs = []
     for key in keys:
         if key not in features:
-            found = "none: the captions have changed since"
-            problem = Problem(f"path {key}", "features of the decompose step", found, "run --step decompose")
-            raise InputError(problem)
+            expected, found = "features of the decompose step", "none: the captions have changed since"
+            raise InputError(Problem(f"path {key}", expected, found, "run --step decompose"))
         if features[key]["lost"]:
             continue
         path, found_features = plan.paths[key], tuple(CaptionFeature(**one) for one in features[key]["features"])
@@ -243,14 +241,14 @@ def specs_of(
 
 
 def question_schema() -> dict[str, Any]:
-    """Returns the JSON schema of a reply."""
+    """Returns the JSON schema of a reply of the ``generate`` role."""
     text = {"type": "string"}
     half = object_schema({"feature": text, "contrast": text})
     return object_schema({"question": text, "first": half, "second": half, "rationale": text})
 
 
 def write_candidates(specs: Sequence[QuestionSpec], client: RoleClient, tries: int) -> list[TaskResult[Candidate]]:
-    """Asks for questions; a spec without two features that its type joins fails as ``no-feature`` without a call."""
+    """Asks for questions; a spec without two features that can be crossed fails as ``no-feature`` without a call."""
     results: dict[str, TaskResult[Candidate]] = {}
     tasks = []
     for spec in specs:
@@ -280,16 +278,12 @@ def _request(spec: QuestionSpec) -> tuple[Mapping[str, str], ...]:
     if spec.question_type == "type_E" and across:
         data["text_across_scales"] = across
     if spec.version:
-        data["attempt"] = spec.version + 1  # makes it another request: the cache holds the reply that was rejected
+        data["attempt"] = spec.version + 1  # a different request: the cache has the reply that was rejected
     return chat_messages(prompt["system"], data)
 
 
 def read_candidate(value: Mapping[str, Any], spec: QuestionSpec) -> Candidate:
-    """Reads a reply and checks it against the rules of its type.
-
-    Raises:
-        BadReply: with the outcome that names what is wrong.
-    """
+    """Reads a reply and checks it against the rules of its type; raises BadReply if it breaks one."""
     _check_no_options(value)
     halves = [value.get(name) for name in ("first", "second")]
     if not all(isinstance(half, Mapping) for half in halves):
@@ -337,7 +331,7 @@ def read_candidate(value: Mapping[str, Any], spec: QuestionSpec) -> Candidate:
 
 
 def _check_no_options(value: Mapping[str, Any]) -> None:
-    """Refuses a reply that brings options, which code builds; names what is wrong with them."""
+    """Refuses a reply with options, which only code builds; the outcome names a defect of the options if any."""
     raw = value.get("options")
     options = list(raw.values()) if isinstance(raw, Mapping) else raw
     if not isinstance(options, list) or not options:

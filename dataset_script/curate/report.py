@@ -1,4 +1,4 @@
-"""Step 4: the questions that passed get balanced letters and become a release folder with its audit and report."""
+"""Step 4: balances the letters of the questions that passed, and writes the release folder, audit and report."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LISTED: Final = re.compile(
     rf"\b(?:[Oo]ptions?|[Cc]hoices?|[Aa]nswers?|[Ll]etters?)\s+(?:is\s+|are\s+|:\s*)?{_ONE}"
     rf"(?:(?:\s*[,/&]\s*|\s*,?\s+(?:and|or)\s+){_ONE})*"
 )
-# bare letters count as options at the head of a clause, before a verb: "; B and C have one", not "hepatitis B and C"
+# bare letters are options at the start of a clause, before a verb: "; B and C have one", not "hepatitis B and C"
 _PAIRED: Final = re.compile(
     rf"(?:^|(?<=[.!?;:]\s)){_ONE}(?:(?:\s*[,/&]\s*|\s*,?\s+(?:and|or)\s+){_ONE})+"
     r"(?=\s+(?:both|each|all|only|have|has|are|is|were|was|do|does|hold|miss|lack|name|show|fail|differ|contradict"
@@ -51,7 +51,7 @@ _LETTER: Final = re.compile(r"(?<![A-Za-z])[A-D](?![A-Za-z])")
 
 
 def remap_letters(text: str, letters: Mapping[str, str]) -> str:
-    """Replaces every letter that names an option; the article "A" is left alone.
+    """Replaces every letter that names an option, but not the article "A".
 
     >>> remap_letters("A pairs both; options B and C miss one (D none). A small gland.", dict(zip("ABCD", "DCBA")))
     'D pairs both; options C and B miss one (D none). A small gland.'
@@ -64,7 +64,7 @@ def remap_letters(text: str, letters: Mapping[str, str]) -> str:
 
 
 def rationale_of(candidate: Candidate) -> str:
-    """Returns a candidate's rationale with the letters that its options have now."""
+    """Returns a candidate's rationale with the current letters of its options."""
     letters = {
         old: LETTERS[candidate.order.index(named_combination(candidate, number))]
         for number, old in enumerate(LETTERS[:4])
@@ -73,15 +73,15 @@ def rationale_of(candidate: Candidate) -> str:
 
 
 def named_combination(candidate: Candidate, letter: int) -> int:
-    """Returns the combination that a rationale means by a letter: A both right, B the first, C the second, D none."""
+    """Returns the combination that a letter of the rationale means, by the index of the letter."""
     first, second = (right ^ wrong for right, wrong in zip(candidate.truth, COMBINATIONS[letter], strict=True))
     return 2 * first + second
 
 
 def balanced(candidates: Sequence[Candidate], seed: int) -> list[Candidate]:
-    """Returns the candidates with right letters as even as their number allows, in each split and dimension.
+    """Returns the candidates with the right letters as even as possible in each split and dimension.
 
-    Exchange groups keep their order: each letter is right once there.
+    Exchange groups keep their order, in which each letter is right once.
     """
     cells: dict[tuple[str, str], list[Candidate]] = defaultdict(list)
     for one in sorted(candidates, key=lambda one: one.id):
@@ -109,7 +109,7 @@ def balanced(candidates: Sequence[Candidate], seed: int) -> list[Candidate]:
 
 
 FORMAT: Final = 1
-"""Increased when a field of ``curation_report.json`` changes its meaning or is removed."""
+"""Increased when a field of ``curation_report.json`` changes meaning or is removed."""
 CONFIGS: Final = frozenset({"default", "text", "exchange", "screened"})
 """Configs of the release folder that a curation replaces."""
 
@@ -117,7 +117,7 @@ CONFIGS: Final = frozenset({"default", "text", "exchange", "screened"})
 def finished(
     candidates: Sequence[Candidate], twins: Mapping[str, str], settings: CurationSettings
 ) -> tuple[list[Candidate], list[tuple[str, str, str]]]:
-    """Returns the questions in their final form, and what was removed as a duplicate."""
+    """Returns the questions in their final form, and the removed duplicates."""
     kept, removed = without_duplicates(candidates, twins, settings.near_duplicate)
     return balanced(kept, settings.seed), removed
 
@@ -133,14 +133,14 @@ def write_curated_release(
 ) -> dict[str, Any]:
     """Writes the release folder with ``audit.json``, ``audit.html``, ``curation_report.json`` and ``.md``.
 
-    The folder takes the place of ``out`` in one rename, its audit and report included.
+    The complete folder, audit and report included, replaces ``out`` in one rename.
 
     Args:
         candidates: the questions that passed the screening.
         root: the image root.
-        twins: path key -> the path whose images it repeats.
+        twins: path key -> path with the same images.
         out: the release folder.
-        settings: of the curation.
+        settings: settings of the curation.
         steps: step -> its report.
         about: ``input`` and ``linked_patients`` of the report.
 
@@ -149,6 +149,7 @@ def write_curated_release(
     """
     from scale_vqa_eval.audit.overlap import find_overlap
     from scale_vqa_eval.audit.page import write_page
+    from scale_vqa_eval.audit.report import audit_questions
 
     final, removed = finished(candidates, twins, settings)
     if not final:
@@ -169,7 +170,7 @@ def write_curated_release(
             if some:
                 tables[config][split] = _rows(some, images, settings)
     tables = {config: splits for config, splits in tables.items() if splits}
-    audit = audited(questions, settings.seed)
+    audit = audit_questions(questions, settings.seed) | {"chat": [], "published": {}}
     note = _card_note(questions, steps, construction, audit, settings)
     report: dict[str, Any] = {}
 
@@ -187,13 +188,6 @@ def write_curated_release(
     return report
 
 
-def audited(questions: Sequence[Question], seed: int) -> dict[str, Any]:
-    """Returns the audit of questions, as ``scale-vqa audit`` makes it."""
-    from scale_vqa_eval.audit.report import audit_questions
-
-    return audit_questions(questions, seed) | {"chat": [], "published": {}}
-
-
 def _rows(candidates: Sequence[Candidate], root: Path | None, settings: CurationSettings) -> Iterator[dict[str, Any]]:
     """Yields rows of the release folder, with images if a root is given."""
     for one in candidates:
@@ -207,7 +201,7 @@ def _rows(candidates: Sequence[Candidate], root: Path | None, settings: Curation
 
 
 def _letters(questions: Sequence[Question]) -> dict[str, dict[str, int]]:
-    """Returns split/dimension -> how often each letter is right."""
+    """Returns "split/dimension" -> letter -> number of questions with this answer."""
     cells: dict[str, Counter[str]] = {}
     for question in questions:
         cells.setdefault(f"{question.split}/{question.dimension}", Counter())[question.letter] += 1
@@ -222,9 +216,9 @@ def curation_report(
     settings: CurationSettings,
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Returns the report as plain values: the contract of ``curation_report.json``.
+    """Returns the content of ``curation_report.json``.
 
-    Keys: ``format``, ``input``, ``questions`` (number by split and dimension), ``blind`` (accuracy without images),
+    Keys: ``format``, ``input``, ``questions`` (counts by split and dimension), ``blind`` (accuracy without images),
     ``steps``, ``rounds``, ``constraints`` (which helped), ``costs`` by role and in total, ``outcomes``, ``dropped``
     (row or path, reason, detail), ``contradictions``, ``prompts``, ``models``, ``settings``, ``provenance``.
     """
@@ -263,21 +257,21 @@ def curation_report(
             "versions": {"scale-vqa": __version__, "numpy": np.__version__, "python": platform.python_version()},
         },
     }
-    # rounded, so that the last bits of a sum do not change the bytes of a report
+    # rounded, so that the report does not depend on the last bits of a sum
     text = json.dumps(report, default=lambda number: number.item())
     rounded: dict[str, Any] = json.loads(text, parse_float=lambda number: round(float(number), 6))
     return rounded
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:
-    """Renders a report for people; texts of a model or of the input become neither markup nor HTML."""
+    """Renders a report as Markdown; texts of models and of the input are escaped."""
     environment = markdown_environment("dataset_script.curate", cell=lambda text: markdown(str(text)[:200]))
     reasons = load_prompt("reasons")["replies"] | load_prompt("reasons")["questions"]
     return environment.get_template("curation_report.md.j2").render(report=report, reasons=reasons)
 
 
 def _blind(audit: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the accuracy without images: the ensemble, fixed beforehand, the strongest probe, and the verdict."""
+    """Returns the accuracy without images (of the ensemble, which is fixed beforehand, and the strongest probe)."""
     ensemble = next(probe for probe in audit["probes"] if probe["name"] == "ensemble")
     keys = ("name", "accuracy", "ci_low", "ci_high")
     return {
@@ -290,7 +284,7 @@ def _blind(audit: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def constraints(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | int | None]]:
-    """Returns cause -> questions rewritten under its constraint, how many passed the next readers, and the share."""
+    """Returns cause -> number of questions rewritten under its constraint, and number and share that passed next."""
     total = add_reports(one["constraints"] for one in rounds)
     return {
         name: {**counts, "helped": counts["passed"] / counts["made"] if counts["made"] else None}
@@ -299,14 +293,14 @@ def constraints(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, floa
 
 
 def _costs(steps: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns role -> calls, tokens and money of all steps, and ``total``; resumed runs included."""
+    """Returns role -> calls, tokens and money of all steps, resumed runs included, and ``total``."""
     first = {name: steps[name]["spent"] for name in ("decompose", "generate")}
     spent = add_reports([first, *(one["spent"] for one in steps["screen"]["rounds"])])
     return {**spent, "total": add_reports(spent.values())}
 
 
 def _outcomes(steps: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns role -> failed tries by name, and the adversaries' unread answers."""
+    """Returns role -> outcome -> failed tries, and the unread answers of the adversaries."""
     rewriting = [one["outcomes"]["tries"] for one in steps["screen"]["rounds"] if "outcomes" in one]
     return {
         "decompose": steps["decompose"]["outcomes"]["tries"],

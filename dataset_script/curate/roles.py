@@ -1,4 +1,4 @@
-"""The language models of the curation: their prompts, their JSON replies, and repeated tries within a budget."""
+"""Calls of the curation's language models: prompts, JSON replies, and retries within a budget."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class BadReply(ValueError):
-    """A reply that cannot be used: ``outcome`` is in ``prompts/reasons.yaml``, ``detail`` says what was found."""
+    """A reply that cannot be used; ``outcome`` is a name in ``prompts/reasons.yaml``."""
 
     def __init__(self, outcome: str, detail: str) -> None:
         assert outcome in load_prompt("reasons")["replies"], outcome
@@ -41,20 +41,20 @@ class BadReply(ValueError):
 
 @functools.cache
 def load_prompt(name: str) -> Mapping[str, Any]:
-    """Returns the content of a file of ``prompts/``: ``decompose``, ``generate``, ``analyse`` or ``reasons``."""
+    """Returns a file of ``prompts/``: ``decompose``, ``generate``, ``analyse`` or ``reasons``."""
     found = yaml.safe_load((files("dataset_script.curate") / f"prompts/{name}.yaml").read_text("utf-8"))
     assert isinstance(found, Mapping)
     return found
 
 
 def prompt_ids() -> dict[str, dict[str, str]]:
-    """Returns name -> id and hash of each prompt: the report shows a text that changed under its id."""
+    """Returns name -> id and hash of each prompt; the hash shows a change of text that kept its id."""
     prompts = {name: load_prompt(name) for name in ("decompose", "generate", "analyse")}
     return {name: {"id": prompt["id"], "sha256": sha256_json(prompt)} for name, prompt in prompts.items()}
 
 
 def chat_messages(system: str, data: Mapping[str, Any]) -> tuple[Mapping[str, str], ...]:
-    """Returns system text and data as messages; the data is JSON, so that no text in it can end it early."""
+    """Returns system text and data as messages; the data is JSON, so that no text can break out of it."""
     return (
         {"role": "system", "content": system},
         {"role": "user", "content": json.dumps(data, ensure_ascii=False, indent=1)},
@@ -63,16 +63,12 @@ def chat_messages(system: str, data: Mapping[str, Any]) -> tuple[Mapping[str, st
 
 def object_schema(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the JSON schema of an object that has exactly these fields."""
-    return {
-        "type": "object",
-        "properties": dict(fields),
-        "required": list(fields),
-        "additionalProperties": False,
-    }
+    required = {"required": list(fields), "additionalProperties": False}
+    return {"type": "object", "properties": dict(fields), **required}
 
 
 def failed_call(failure: str) -> str:
-    """Returns the outcome of a call without an answer.
+    """Returns the outcome of a failed call.
 
     >>> failed_call("status 429: slow down"), failed_call("timeout: no answer in time, at every try")
     ('rate-limited', 'timeout')
@@ -85,10 +81,10 @@ def failed_call(failure: str) -> str:
 
 
 def json_object(reply: ChatReply) -> dict[str, Any]:
-    """Returns the JSON object of a reply; a code fence, a thought before it and text around it are accepted.
+    """Returns the JSON object of a reply, with or without code fence, thoughts, and text around it.
 
     Raises:
-        BadReply: if the call failed, or the reply is a refusal, empty, cut off, or has no JSON object.
+        BadReply: if the call failed, or the reply is a refusal, is empty or cut off, or has no JSON object.
     """
     if reply.failure is not None:
         raise BadReply(failed_call(reply.failure), reply.failure)
@@ -112,10 +108,10 @@ def json_object(reply: ChatReply) -> dict[str, Any]:
 
 
 def text_field(value: Mapping[str, Any], name: str, limit: int, required: bool = True) -> str:
-    """Returns a text field of a reply on one line, empty if it is absent and not required.
+    """Returns a text field of a reply on one line; an optional field that is absent is empty.
 
     Raises:
-        BadReply: ``schema``, if it is not a text, is absent though required, or is longer than ``limit`` characters.
+        BadReply: ``schema``, if it is not a string, is absent though required, or is longer than ``limit``.
     """
     found = value.get(name)
     if found is None and not required:
@@ -133,9 +129,9 @@ class RoleTask(Generic[T]):
     """One request to a model.
 
     Attributes:
-        label: the path or row id that it is about.
+        label: path key or row id.
         messages: the request.
-        read: turns the JSON of the reply into the value; raises ``BadReply`` if it cannot be used.
+        read: converts the JSON of the reply into the value; raises ``BadReply`` if it cannot be used.
     """
 
     label: str
@@ -153,7 +149,7 @@ class TaskResult(Generic[T]):
 
 
 def remaining(settings: ChatSettings, spent: Spending) -> ChatSettings:
-    """Returns the settings with the part of budget and calls that has not been spent."""
+    """Returns the settings with the remaining budget and number of calls."""
     budget = None if settings.budget is None else max(0.0, settings.budget - spent.cost)
     calls = None if settings.max_calls is None else max(0, settings.max_calls - spent.calls)
     return replace(settings, budget=budget, max_calls=calls)
@@ -167,13 +163,13 @@ def add_spending(total: Spending, more: Mapping[str, float]) -> None:
 
 @dataclass
 class RoleClient:
-    """The endpoint of a role with the file of its answers for one shard.
+    """Client of a role for one shard.
 
     Attributes:
         settings: the endpoint.
-        answers: the file that keeps the answers.
-        progress: show a bar on standard error.
-        spent: cost of the answers so far, earlier runs included; the clients of all shards of a role share it.
+        answers: file of the answers.
+        progress: show a progress bar on standard error.
+        spent: cost of the answers so far, earlier runs included; shared by the shards of a role.
     """
 
     settings: RoleSettings
@@ -183,7 +179,7 @@ class RoleClient:
     _known: dict[str, ChatReply] = field(default_factory=dict)
 
     def _ask(self, requests: Sequence[ChatRequest]) -> list[ChatReply]:
-        """Returns one reply per request; what this client or an earlier run has an answer to is not asked again."""
+        """Returns one reply per request; known answers, earlier runs included, are not requested again."""
         limits = remaining(self.settings.chat, self.spent)
         chat = LLMClient(self.settings.base_url, self.settings.model, self.answers, limits)
         keys = [chat.key(request) for request in requests]
@@ -191,18 +187,18 @@ class RoleClient:
         replies = chat.complete(list(fresh.values()), self.progress) if fresh else []
         add_spending(self.spent, asdict(chat.spending))
         if chat.stopped:
-            hint = f"raise the limit of role {self.settings.name}, or bring its endpoint back, and run it again"
+            hint = f"raise the limit of role {self.settings.name}, or restart its endpoint, then run the command again"
             expected = f"answers of {chat.model} at {chat.name}"
-            raise InputError(Problem(f"role {self.settings.name}", expected, chat.stopped, f"{hint} to go on"))
+            raise InputError(Problem(f"role {self.settings.name}", expected, chat.stopped, hint))
         answered = dict(zip(fresh, replies, strict=True))
         self._known |= {key: reply for key, reply in answered.items() if reply.failure is None}
         return [self._known.get(key) or answered[key] for key in keys]
 
     def solve(self, tasks: Sequence[RoleTask[T]], tries: int) -> list[TaskResult[T]]:
-        """Asks until each task has a value or has failed ``tries`` times; each retry names what was wrong.
+        """Asks until each task has a value or has failed ``tries`` times; each retry explains the error.
 
         Raises:
-            InputError: if a limit or the endpoint itself stopped the calls; the answers so far are kept.
+            InputError: if a limit or a failure of the endpoint stopped the calls; answers so far are kept.
         """
         results: list[TaskResult[T] | None] = [None] * len(tasks)
         failed: list[list[tuple[str, str]]] = [[] for _ in tasks]
@@ -229,7 +225,7 @@ class RoleClient:
 def _with_correction(
     asked: tuple[Mapping[str, str], ...], reply: ChatReply, error: BadReply, attempt: int
 ) -> tuple[Mapping[str, str], ...]:
-    """Shows the model its reply and the problem; the number of the attempt makes each try another request."""
+    """Adds the reply and its problem to the messages; the attempt number keeps retries apart in the cache."""
     again = (
         f"Your reply number {attempt} cannot be used: {error}. Reply once more to the task above, with one JSON "
         "object of the form asked for and nothing else."
@@ -239,7 +235,7 @@ def _with_correction(
 
 
 def with_format(settings: RoleSettings, name: str, schema: Mapping[str, Any]) -> RoleSettings:
-    """Returns the role with its ``response_format`` in the sampling, which is part of every answer's key."""
+    """Returns the role with its ``response_format`` in the sampling, which is part of the cache key."""
     if settings.structured == "none":
         return settings
     form: dict[str, Any] = {"type": "json_object"}

@@ -1,4 +1,4 @@
-"""Step 3: rounds of text-only readers, an analysis of what leaks, a tighter constraint, and the question rewritten."""
+"""Step 3: text-only readers answer the questions; those that leak are analysed and rewritten under a constraint."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from dataset_script.curate.adversaries import Adversary, VersionedQuestion, all_agree, probe_answers
 from dataset_script.curate.candidates import Candidate, QuestionSpec
 from dataset_script.curate.captions import CaptionedPath, content, instruction_in
 from dataset_script.curate.distractors import Implication, build_options
 from dataset_script.curate.generate import write_candidates
-from dataset_script.curate.leakage_test import LeakageResult, find_leaks
+from dataset_script.curate.leakage_test import (
+    Adversary,
+    LeakageResult,
+    VersionedQuestion,
+    all_agree,
+    find_leaks,
+    probe_answers,
+)
 from dataset_script.curate.roles import (
     BadReply,
     RoleClient,
@@ -37,15 +43,13 @@ LostQuestion = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class ScreeningSetup:
-    """Who reads and who writes in the rounds.
+    """The settings and models of the rounds.
 
     Attributes:
-        settings: of the curation.
-        adversaries: the models that answer each question.
-        generate: rewrites questions, one client per shard.
-        analyse: says why they leak, one client per shard.
-        shard_of: path -> its shard.
-        implied: findings that imply one of another aspect.
+        generate: shard -> client that rewrites questions.
+        analyse: shard -> client that explains why questions leak.
+        shard_of: returns the shard of a path.
+        implied: findings that imply a finding of another aspect.
     """
 
     settings: CurationSettings
@@ -61,10 +65,10 @@ class CandidatePool:
     """The questions at the start of a round, by row id.
 
     Attributes:
-        specs: what was asked for, of every question.
+        specs: the last spec of every question.
         written: the last version that a model wrote.
-        candidates: those with options.
-        waiting: reason why a question has no options yet: ``too-common``, ``no-contrast`` or ``go-together``.
+        candidates: the questions that have options.
+        waiting: the reason why a question has no options yet: ``too-common``, ``no-contrast`` or ``go-together``.
     """
 
     specs: Mapping[str, QuestionSpec]
@@ -75,7 +79,7 @@ class CandidatePool:
 
 @dataclass(frozen=True)
 class ScreeningResult:
-    """The candidates that passed, in order of their ids; what was dropped; the report of each round."""
+    """The candidates that passed, sorted by id; the questions that were dropped; the report of each round."""
 
     passed: list[Candidate]
     lost: list[LostQuestion]
@@ -83,7 +87,7 @@ class ScreeningResult:
 
 
 def screen(setup: ScreeningSetup, pool: CandidatePool) -> ScreeningResult:
-    """Runs the rounds until nothing leaks or the last round is over."""
+    """Runs rounds until no question leaks or the last round is over."""
     lost: list[LostQuestion] = []
     rounds: list[dict[str, Any]] = []
     for number in range(1, setup.settings.rounds + 1):
@@ -114,10 +118,10 @@ def screen(setup: ScreeningSetup, pool: CandidatePool) -> ScreeningResult:
 
 
 def _read(setup: ScreeningSetup, pool: CandidatePool) -> tuple[list[Candidate], LeakageResult, dict[str, list[str]]]:
-    """Lets every reader answer the questions outside of exchange groups: of a group any reader is right on one.
+    """Lets every reader answer the questions outside of exchange groups, in which any reader is right once.
 
     Returns:
-        The judged candidates, the test, and row id -> the words that gave a flagged question away to fitted probes.
+        The judged candidates, the test, and row id -> the words by which fitted probes answer a flagged question.
     """
     candidates = [pool.candidates[row] for row in sorted(pool.candidates)]
     questions = [one.to_question() for one in candidates]
@@ -149,7 +153,7 @@ def _read(setup: ScreeningSetup, pool: CandidatePool) -> tuple[list[Candidate], 
 def _round_report(
     number: int, pool: CandidatePool, judged: Sequence[Candidate], leakage: LeakageResult
 ) -> dict[str, Any]:
-    """Returns what passed, what did not, which reader saw it, and which constraint helped."""
+    """Returns the numbers of questions that passed and leaked, by reader and by constraint."""
     helped: dict[str, Counter[str]] = defaultdict(Counter)
     for one in judged:
         if one.constraint is not None:
@@ -173,14 +177,14 @@ def _round_report(
 
 @dataclass(frozen=True, slots=True)
 class LeakCause:
-    """What gave a question away, or why it got no options: name, one sentence, and the model's own constraint."""
+    """Why a question leaks or has no options: name, one sentence, and the constraint that the model proposes."""
 
     name: str
     explanation: str = ""
     constraint: str = ""
 
     def sentences(self) -> tuple[str, ...]:
-        """Returns the constraints for the next version: ours for the cause, and the model's."""
+        """Returns the constraints for the next version: the one of the prompt file and the model's."""
         prompt = load_prompt("analyse")
         ours = prompt["without_options"].get(self.name) or prompt["causes"][self.name]["constraint"]
         return (ours, self.constraint) if self.constraint else (ours,)
@@ -194,7 +198,7 @@ def cause_schema() -> dict[str, Any]:
 
 
 def read_cause(value: Mapping[str, Any], question: Question) -> LeakCause:
-    """Reads a reply; a constraint that names the right option, or reads as an instruction, is not passed on.
+    """Reads a reply; a constraint that names the right option or looks like an instruction is dropped.
 
     Raises:
         BadReply: ``schema``.
@@ -213,10 +217,7 @@ def read_cause(value: Mapping[str, Any], question: Question) -> LeakCause:
 def _causes(
     setup: ScreeningSetup, pool: CandidatePool, leakage: LeakageResult, evidence: Mapping[str, Sequence[str]]
 ) -> dict[str, LeakCause]:
-    """Asks why each flagged question leaks; one without a usable reply is ``unexplained`` and rewritten all the same.
-
-    A question without options has the reason for it as its cause.
-    """
+    """Returns row id -> cause of each flagged question (``unexplained`` without a usable reply) or missing options."""
     prompt = load_prompt("analyse")
     by_shard: dict[int, list[RoleTask[LeakCause]]] = defaultdict(list)
     for row, tests in leakage.flagged.items():
@@ -245,10 +246,10 @@ def _causes(
 def _rewrite(
     setup: ScreeningSetup, pool: CandidatePool, causes: Mapping[str, LeakCause]
 ) -> tuple[CandidatePool, dict[str, Any], list[LostQuestion]]:
-    """Has questions rewritten under their constraints; one that fails is dropped with its outcome.
+    """Rewrites questions under their constraints; one that fails is dropped with its outcome.
 
     Returns:
-        The pool of the next round, the part of the round's report, and what was dropped.
+        The pool of the next round, a part of the round's report, and the dropped questions.
     """
     specs = {
         row: pool.specs[row].rewritten(cause.name, cause.sentences(), pool.written.get(row))
@@ -264,13 +265,8 @@ def _rewrite(
     ]
     written = {result.label: result.value for result in results if result.value is not None}
     kept = {row: one for row, one in sorted(pool.candidates.items()) if row not in causes}
-    built = build_options(
-        list(written.values()),
-        setup.settings.seed,
-        list(kept.values()),
-        exchange_groups=False,
-        implied=setup.implied,
-    )
+    seed, implied = setup.settings.seed, setup.implied
+    built = build_options(list(written.values()), seed, list(kept.values()), exchange_groups=False, implied=implied)
     report = {
         "causes": dict(sorted(Counter(cause.name for cause in causes.values()).items())),
         "explanations": {row: cause.explanation for row, cause in sorted(causes.items()) if cause.explanation},
@@ -284,8 +280,7 @@ def _rewrite(
 
 
 def _spent(setup: ScreeningSetup) -> dict[str, dict[str, float]]:
-    """Returns role -> what it has spent so far; the shards of a role share their spending."""
-    clients = {"generate": setup.generate[0], "analyse": setup.analyse[0]}
-    return {name: asdict(client.spent) for name, client in clients.items()} | {
-        one.settings.name: asdict(one.spent) for one in setup.adversaries
-    }
+    """Returns role -> spending so far; the shards of a role share one spending."""
+    adversaries = {one.settings.name: one for one in setup.adversaries}
+    clients = {"generate": setup.generate[0], "analyse": setup.analyse[0], **adversaries}
+    return {name: asdict(client.spent) for name, client in clients.items()}

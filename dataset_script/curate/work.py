@@ -1,8 +1,7 @@
-"""A curation on disk: its settings, ``curate.yaml``, and its work folder.
+"""The settings of a curation (``curate.yaml``) and its work folder.
 
-The work folder keeps what each step leaves for the next, in files of one shard each. A shard is the paths whose key
-hashes to its number, so a changed input keeps the answers that were paid for. Every file appears complete or not at
-all.
+The work folder has the output of each step, one file per shard. A shard has the paths whose key hashes to its number,
+so that paid answers stay valid if the input changes. Files are written atomically.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -30,12 +29,12 @@ class _Section(BaseModel):
 
 
 class RoleSettings(_Section):
-    """One endpoint in its role; docs/curation.md explains the fields.
+    """The endpoint of a role; docs/curation.md explains the fields.
 
     Attributes:
         name: ``decompose``, ``generate``, ``analyse``, or the name of an adversary.
-        structured: what is sent as ``response_format``.
-        repeats: how often an adversary answers each question, the options rotated.
+        structured: form of the ``response_format`` that is sent.
+        repeats: how often an adversary answers each question, with rotated options.
     """
 
     name: _Text
@@ -55,18 +54,10 @@ class RoleSettings(_Section):
 
     @property
     def chat(self) -> ChatSettings:
-        """How the endpoint is asked."""
-        return ChatSettings(
-            sampling=self.sampling,
-            concurrency=self.concurrency,
-            per_minute=self.per_minute,
-            retries=self.retries,
-            timeout=self.timeout,
-            prices=(self.price[0], self.price[1]) if self.price else None,
-            budget=self.budget,
-            max_calls=self.max_calls,
-            api_key_env=self.api_key_env,
-        )
+        """The settings of the chat client."""
+        shared = {field.name for field in fields(ChatSettings)} - {"prices"}
+        prices = (self.price[0], self.price[1]) if self.price else None
+        return ChatSettings(prices=prices, **self.model_dump(include=shared))
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
@@ -76,7 +67,7 @@ class RoleSettings(_Section):
 
 
 class Roles(_Section):
-    """The endpoints: one for each step that writes, one or more adversaries."""
+    """The endpoints: one for each step that writes, and at least one adversary."""
 
     decompose: RoleSettings
     generate: RoleSettings
@@ -130,7 +121,7 @@ def read_settings(file: Path) -> CurationSettings:
     """Reads ``curate.yaml``.
 
     Raises:
-        InputError: with every key that is unknown, missing or of another kind.
+        InputError: with all unknown or missing keys and invalid values.
     """
     try:
         raw = parse_yaml(file.read_text(encoding="utf-8-sig"), str(file))
@@ -151,44 +142,31 @@ MADE_BY: Final = {
 
 @dataclass(frozen=True)
 class WorkFolder:
-    """A work folder.
-
-    Attributes:
-        root: the folder.
-        shards: number of shards, fixed when the folder is made.
-    """
+    """A work folder; the number of shards is fixed when it is created."""
 
     root: Path
     shards: int
 
     def answers(self, role: str, shard: int) -> Path:
-        """Returns the file that keeps the answers of a role for a shard."""
+        """Returns the file with the answers of a role for a shard."""
         return self.root / "answers" / role / f"{shard:05d}.jsonl"
 
     def part(self, step: str, shard: int) -> Path:
-        """Returns the file of a step for a shard."""
+        """Returns the output file of a step for a shard."""
         return self.root / step / f"{shard:05d}.jsonl"
 
     def rows(self, step: str) -> Iterator[dict[str, Any]]:
-        """Yields what a step wrote, shard by shard.
-
-        Raises:
-            InputError: if the step has not been run.
-        """
+        """Yields the output rows of a step, shard by shard; raises InputError if the step has not been run."""
         self.report(step)
         for shard in range(self.shards):
             yield from read_lines(self.part(step, shard))
 
     def report_file(self, step: str) -> Path:
-        """Returns the file of a step's report."""
+        """Returns the report file of a step."""
         return self.root / f"{step}.json"
 
     def report(self, step: str) -> dict[str, Any]:
-        """Returns the report of a step.
-
-        Raises:
-            InputError: if the step has not been run.
-        """
+        """Returns the report of a step; raises InputError if the step has not been run."""
         file = self.report_file(step)
         if not file.is_file():
             hint, found = f"run --step {MADE_BY[step]} first", f"no {file.name} in {self.root}"
@@ -221,14 +199,13 @@ def read_lines(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_lines(file: Path, rows: Iterable[Mapping[str, Any]], hint: str = "name another file") -> None:
-    """Writes rows as JSON Lines; the file appears complete."""
+    """Writes rows as JSON Lines, atomically."""
     with atomic_path(file, hint) as partial, partial.open("w", encoding="utf-8", newline="\n") as out:
-        for row in rows:
-            out.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
+        out.writelines(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
 
 
 def add_reports(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Adds reports up: numbers and counts by name are added, lists joined.
+    """Adds up reports: numbers are added, also in nested mappings, and lists are joined.
 
     >>> add_reports([{"n": 1, "lost": [1], "by": {"a": 1}}, {"n": 2, "lost": [2], "by": {"b": 1}}])
     {'n': 3, 'lost': [1, 2], 'by': {'a': 1, 'b': 1}}
@@ -246,7 +223,7 @@ def add_reports(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def open_work(root: Path, captions: Path, settings: CurationSettings) -> WorkFolder:
-    """Distributes the input over the shards of a work folder; a folder with an older input takes the new one.
+    """Returns the work folder with the input distributed over its shards; a changed input replaces the old one.
 
     Raises:
         InputError: with every problem of the input.
@@ -261,7 +238,7 @@ def open_work(root: Path, captions: Path, settings: CurationSettings) -> WorkFol
     for path in paths:
         by_shard[work.shard_of(path)].append({name: value for name, value in asdict(path).items() if name != "split"})
     hint, about = "name another with --work", {"shards": work.shards, "paths": len(paths)}
-    write_json(marker, {**about, "sha256": None}, hint)  # after a kill from here on, the input is distributed anew
+    write_json(marker, {**about, "sha256": None}, hint)  # a run after a kill distributes the input again
     for shard, rows in enumerate(by_shard):
         write_lines(work.part("paths", shard), rows, hint)
     write_json(marker, {**about, "sha256": digest}, hint)

@@ -1,4 +1,4 @@
-"""How a synthetic slide looks: stain, textures of materials, and sprites of nuclei and cells at any scale."""
+"""Appearance of synthetic slides: stain, textures of materials, and sprites of nuclei and cells."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from scipy.spatial import cKDTree
 from dataset_script.phantom.cells import BodyKind
 from dataset_script.phantom.geometry import ellipses, seeded, smooth_path, waves
 
-Rgb = tuple[int, int, int]
+Stain = Mapping[str, tuple[int, int, int]]
+"""The colours of a slide: material -> RGB."""
 
-# optical density per channel of haematoxylin (Ruifrok & Johnston 2001), of eosin and of blood as slides show them
+# optical density per channel of haematoxylin (Ruifrok & Johnston 2001), and of eosin and blood as seen on slides
 _VECTORS: Final = np.array([[0.65, 0.70, 0.29], [0.10, 0.90, 0.34], [0.10, 0.66, 0.66]])
 
 _AMOUNTS: Final[Mapping[str, tuple[float, float, float]]] = MappingProxyType(
@@ -60,34 +61,23 @@ _AMOUNTS: Final[Mapping[str, tuple[float, float, float]]] = MappingProxyType(
         "pale_cell": (0.02, 0.16, 0.00),
     }
 )
-"""Material -> amounts of haematoxylin, eosin and blood colour; chosen by eye beside real slides."""
-
-
-@dataclass(frozen=True)
-class Stain:
-    """The colours of one slide: material -> RGB."""
-
-    colours: Mapping[str, Rgb]
-
-    def rgb(self, material: str) -> Rgb:
-        """Returns the colour of a material."""
-        return self.colours[material]
+"""Material -> amounts of haematoxylin, eosin and blood colour, chosen by comparison with real slides."""
 
 
 def slide_stain(seed: int) -> Stain:
-    """Draws the stain of a slide: strength and hue of each dye, and the light of the scanner, under a seed."""
+    """Draws a random stain: strength and hue of each dye, and the light of the scanner."""
     rng = np.random.default_rng(seeded(seed, "stain"))
     hue = rng.normal(0.0, 0.05, (3, 3))
     vectors = np.clip(_VECTORS + hue, 0.02, None)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     strength = np.array([rng.uniform(0.72, 1.15), rng.uniform(0.68, 1.15), rng.uniform(0.92, 1.10)])
     light = np.array([rng.uniform(240, 246), rng.uniform(238, 244), rng.uniform(240, 247)])
-    colours: dict[str, Rgb] = {}
+    colours: dict[str, tuple[int, int, int]] = {}
     for material, amounts in _AMOUNTS.items():
         density = (np.array(amounts) * strength) @ vectors
         red, green, blue = np.rint(light * 10.0**-density).astype(int).tolist()
         colours[material] = (red, green, blue)
-    return Stain(MappingProxyType(colours))
+    return MappingProxyType(colours)
 
 
 SIDE: Final = 768
@@ -95,7 +85,7 @@ SIDE: Final = 768
 
 
 def _noise(name: str, along: float, across: float) -> NDArray[np.float32]:
-    """Returns periodic Gaussian noise, mean 0 and deviation 1, smoothed over ``along`` x ``across`` pixels."""
+    """Returns periodic Gaussian noise (mean 0, standard deviation 1), smoothed over ``along`` x ``across`` pixels."""
     rng = np.random.default_rng(seeded(0, "texture", name))
     white = rng.standard_normal((SIDE, SIDE), np.float32)
     x, y = fft.rfftfreq(SIDE), fft.fftfreq(SIDE)
@@ -105,7 +95,7 @@ def _noise(name: str, along: float, across: float) -> NDArray[np.float32]:
 
 
 def _waved(noise: NDArray[np.float32], name: str, reach: float, length: float) -> NDArray[np.float32]:
-    """Bends a texture: every pixel is fetched up to about ``reach`` pixels away."""
+    """Warps a texture by displacements of about ``reach`` pixels."""
     rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float32)
     rows = rows + reach * _noise(name + " rows", length, length)
     columns = columns + reach * _noise(name + " columns", length, length)
@@ -118,8 +108,8 @@ def _mosaic(name: str, across: int) -> NDArray[np.float32]:
     side = SIDE // 2
     grid = np.stack(np.meshgrid(*[np.arange(0, side, across)] * 2), axis=-1).reshape(-1, 2)
     sites = (grid + rng.uniform(0, across, grid.shape)) % side
-    places = np.stack(np.mgrid[:side, :side], axis=-1).reshape(-1, 2)
-    nearest, _ = cKDTree(sites, boxsize=side).query(places, k=2)
+    pixels = np.stack(np.mgrid[:side, :side], axis=-1).reshape(-1, 2)
+    nearest, _ = cKDTree(sites, boxsize=side).query(pixels, k=2)
     edges = np.clip(1 - (nearest[:, 1] - nearest[:, 0]) / 3.5, 0, 1).reshape(side, side)
     return np.tile(edges.astype(np.float32), (2, 2))
 
@@ -150,12 +140,12 @@ def _alpha(name: str) -> NDArray[np.float32]:
 
 
 def texture_shader(name: str, mpp: float, angle: float = 0.0) -> skia.Shader:
-    """Returns a shader that lays the paint's colour on by a texture, fixed to slide coordinates.
+    """Returns a shader that modulates the paint's colour by a texture, fixed to slide coordinates.
 
     Args:
-        name: of the texture.
-        mpp: um of the slide a texture pixel covers; coarser views take it averaged (mip maps).
-        angle: of the fibres, degrees.
+        name: name of the texture.
+        mpp: um per texture pixel; coarser views average it by mip maps.
+        angle: direction of the fibres, degrees.
     """
     matrix = skia.Matrix()
     matrix.setRotate(angle)
@@ -176,18 +166,18 @@ CELL: Final = 96
 """Side of a sprite in pixels of ``SPRITE_MPP``: 24 um."""
 VARIANTS: Final = 10
 FACTORS: Final = (1, 2, 4, 8)
-"""Levels of the sheet: pixels averaged along a side."""
+"""Downsampling factors of the levels of a sheet."""
 
 
 @dataclass(frozen=True)
 class SpriteSheet:
-    """Rows of sprites, one a kind; ``pixels`` is premultiplied RGBA of shape (kinds * CELL, VARIANTS * CELL, 4)."""
+    """Sprites, one row per kind: premultiplied RGBA of shape (kinds * CELL, VARIANTS * CELL, 4)."""
 
     pixels: NDArray[np.uint8]
     _levels: dict[int, skia.Image] = field(default_factory=dict, compare=False)
 
     def level(self, factor: int) -> skia.Image:
-        """Returns the sheet averaged over ``factor`` x ``factor`` pixels, one of ``FACTORS``."""
+        """Returns the sheet downsampled by one of ``FACTORS``."""
         if factor not in self._levels:
             averaged = np.rint(box_averaged(self.pixels, factor)).astype(np.uint8)
             self._levels[factor] = skia.Image.fromarray(
@@ -197,7 +187,7 @@ class SpriteSheet:
 
     @cached_property
     def reach(self) -> NDArray[np.int64]:
-        """Half the side of the square that holds a kind's variants, in pixels, a multiple of the coarsest level."""
+        """Half the side of the square around a kind's variants, in pixels, a multiple of the coarsest factor."""
         cells = self.pixels[:, :, 3].reshape(-1, CELL, VARIANTS, CELL).max(axis=2)
         off_centre = np.abs(np.arange(CELL) - (CELL - 1) / 2)
         across = np.where(cells.any(axis=1), off_centre, 0).max(axis=1)
@@ -207,14 +197,14 @@ class SpriteSheet:
 
     @cached_property
     def masses(self) -> NDArray[np.float64]:
-        """Returns what each kind covers on average, shape (kinds, 4): RGB times area, and area, in um2."""
+        """Mean coverage of each kind, shape (kinds, 4): RGB times area, and area, in um2."""
         kinds = self.pixels.shape[0] // CELL
         cells = self.pixels.reshape(kinds, CELL, -1, 4).astype(np.float64)
         return np.asarray(cells.sum(axis=(1, 2)) / VARIANTS * SPRITE_MPP**2 / np.array([1, 1, 1, 255.0]))
 
 
 def box_averaged(pixels: NDArray[Any], factor: int) -> NDArray[np.float32]:
-    """Returns a picture averaged over ``factor`` x ``factor`` pixels, unrounded; both sides are multiples of it."""
+    """Returns an image averaged over ``factor`` x ``factor`` pixels, unrounded; ``factor`` divides its sides."""
     total = np.zeros((pixels.shape[0] // factor, pixels.shape[1] // factor, pixels.shape[2]), np.float32)
     for row in range(factor):
         for column in range(factor):
@@ -223,7 +213,7 @@ def box_averaged(pixels: NDArray[Any], factor: int) -> NDArray[np.float32]:
 
 
 def sprite_sheet(stain: Stain) -> SpriteSheet:
-    """Draws the sprites in the colours of a stain; shapes are the same for every slide."""
+    """Draws the sprites in the colours of a stain; the shapes are the same for all slides."""
     pixels = np.zeros((len(BodyKind) * CELL, VARIANTS * CELL, 4), np.uint8)
     info = skia.ImageInfo.Make(
         pixels.shape[1], pixels.shape[0], skia.ColorType.kRGBA_8888_ColorType, skia.AlphaType.kPremul_AlphaType
@@ -268,12 +258,12 @@ class _Pen:
         return path
 
     def paint(self, material: str, alpha: float = 1.0) -> skia.Paint:
-        return skia.Paint(AntiAlias=True, Color=skia.Color(*self.stain.rgb(material), round(255 * alpha)))
+        return skia.Paint(AntiAlias=True, Color=skia.Color(*self.stain[material], round(255 * alpha)))
 
     def nucleus(
         self, fill: str, radii: tuple[float, float], clumps: int, wave: float = 0.05, at: tuple[float, float] = (0, 0)
     ) -> None:
-        """A nucleus: fill, chromatin clumps, darker membrane."""
+        """Draws a nucleus: fill, chromatin clumps and a darker membrane."""
         path = self.blob(fill, radii, at, 0.94, wave)
         self.canvas.save()
         self.canvas.clipPath(path, skia.ClipOp.kIntersect, True)

@@ -1,4 +1,4 @@
-"""``scale-vqa build phantom``: draws the views of synthetic slides and writes their questions, slide by slide."""
+"""``scale-vqa build phantom``: draws the views of synthetic slides and writes their questions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, Final
 import click
 
 from dataset_script.anticipation import DescribedPath, anticipation_config
-from dataset_script.phantom.plan import PhantomPath, PhantomPlan, captions, deal_pools, path_questions, plan_slides
+from dataset_script.phantom.plan import PhantomPlan, captions, deal_pools, path_questions, plan_slides
 from dataset_script.phantom.slide import VIEW_PIXELS, PhantomSlide, write_slide
 from dataset_script.slides.workers import available_cores, run_all, worker_pool
 from dataset_script.splits import SPLITS
@@ -31,7 +31,7 @@ QUALITY: Final = 88
 
 
 def draw_slide(task: tuple[PhantomPlan, Path, Path | None, int]) -> tuple[Problem, ...]:
-    """Draws the views of one slide into an archive, and its slide file where one is wanted, unless that is done."""
+    """Draws the views of a slide into an archive, and optionally its slide file; existing files are kept."""
     plan, root, slide_files, side = task
     slide = PhantomSlide(plan)
     archive = root / f"{plan.name}.zip"
@@ -49,15 +49,13 @@ def draw_slide(task: tuple[PhantomPlan, Path, Path | None, int]) -> tuple[Proble
 
 @dataclass(frozen=True)
 class PhantomSettings:
-    """What to build.
+    """The settings of a build.
 
     Attributes:
-        slides: number of slides.
-        seed: of everything.
         missing_high: share of groups of paths without a 200x view.
-        slide_files: folder to write slide files into as well, or None.
-        side: pixels along a side of a view; the field stays the same, fewer pixels are coarser.
-        anticipation: also write Scale Anticipation questions, described by the scene.
+        slide_files: folder for slide files, or None to write none.
+        side: side of a view in pixels; the field does not change, so fewer pixels are coarser.
+        anticipation: also write Scale Anticipation questions.
     """
 
     slides: int
@@ -71,13 +69,8 @@ class PhantomSettings:
 def build_phantom(settings: PhantomSettings, out: Path, workers: int) -> dict[str, int]:
     """Draws synthetic slides and writes their questions into a release folder.
 
-    Finished slides are kept in a hidden folder beside ``out`` until the release folder is complete, so that a killed
-    build resumes. The same settings give the same bytes for any number of workers.
-
-    Args:
-        settings: what to build.
-        out: the release folder.
-        workers: processes that draw.
+    Finished slides are kept in a hidden folder beside ``out`` until the release folder is complete, so that an
+    interrupted build resumes. The same settings give the same bytes for any number of drawing processes.
 
     Returns:
         split -> number of rows.
@@ -104,14 +97,19 @@ def _rows(plans: Sequence[PhantomPlan], root: Path, counts: Counter[str]) -> Ite
     for plan in plans:
         with zipfile.ZipFile(root / f"{plan.name}.zip") as archive:
             for path in plan.paths:
-                images = _images(plan, path, archive)
+                names = {view: f"{path.path_id}/{view}.jpg" for view in VIEWS}
+                images = {
+                    view: {"bytes": archive.read(name), "path": f"{plan.name}/{name}"}
+                    for view, name in names.items()
+                    if name in archive.namelist()
+                }
                 for question in path_questions(plan, path):
                     counts[plan.split] += 1
                     yield question.as_row(CONFIG) | images
 
 
 def described_questions(plans: Sequence[PhantomPlan], root: Path, seed: int) -> tuple[Any, str]:
-    """Returns the config ``anticipation``; descriptions are the scene's facts, of which each excludes other images."""
+    """Returns the config ``anticipation`` and its note; the captions are facts, so each excludes the other images."""
     paths = [
         DescribedPath(plan.name, plan.name, path.path_id, captions(path)["high_mag"])
         for plan in plans
@@ -129,17 +127,8 @@ def described_questions(plans: Sequence[PhantomPlan], root: Path, seed: int) -> 
     return tables, f"**A phantom, not tissue**, as in `{CONFIG}`. {note}"
 
 
-def _images(plan: PhantomPlan, path: PhantomPath, archive: zipfile.ZipFile) -> dict[str, dict[str, Any] | None]:
-    present = set(archive.namelist())
-    images: dict[str, dict[str, Any] | None] = {}
-    for view in VIEWS:
-        name = f"{path.path_id}/{view}.jpg"
-        images[view] = {"bytes": archive.read(name), "path": f"{plan.name}/{name}"} if name in present else None
-    return images
-
-
 def _work_folder(settings: PhantomSettings, parent: Path) -> Path:
-    """Returns the folder of this build's settings and code; what others left in its parent is removed."""
+    """Returns the work folder of these settings and this code; those of other builds are removed."""
     packages = {name: version(name) for name in ("skia-python", "numpy", "scipy", "pillow")}
     sources = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.iterdir()) if path.suffix]
     inputs = [settings.slides, settings.seed, settings.missing_high, settings.side, packages, sources]
@@ -156,22 +145,22 @@ def card_note(settings: PhantomSettings, plans: Sequence[PhantomPlan]) -> str:
     pools = min(len(pool) for pool in deal_pools(settings.slides))
     slides = "four different slides" if pools >= 4 else "slides of which some are the same (fewer than 12 were built)"
     missing = sum(not path.has_high for plan in plans for path in plan.paths)
-    null = f" {missing} paths have no 200x view and no question about one." if missing else ""
+    without_high = f" {missing} paths have no 200x view and no question about one." if missing else ""
     return (
         f"**A phantom, not tissue.** These {settings.slides} synthetic slides were drawn by a program from a random "
         f"scene (seed {settings.seed}); the words of histology name drawn shapes. They are for tests, teaching and "
         "learning curves, and never for claims about pathology.\n\n"
-        "The truth of every question is known, because the scene was built to it; no expert was asked. Questions come "
+        "The right answers are known, because the scenes were built from them; no expert was asked. Questions come "
         "in exchange groups of four (`group`): one question text, four options in one order, each right once, on "
         f"{slides}. Options cross two features that two scales show. So any function of the text of one question is "
         "right on exactly 25% of each split and each dimension. All questions of a group are in the same split. A "
-        "probe that is trained on part of a group and tested on the rest is not such a function: keep groups whole."
-        f"{null}"
+        "probe that is trained on part of a group and tested on the rest is not such a function: do not split groups."
+        f"{without_high}"
     )
 
 
 @click.command()
-@click.option("--slides", type=click.IntRange(1), required=True, help="Number of slides, 20 questions each.")
+@click.option("--slides", type=click.IntRange(1), required=True, help="Number of slides, with 20 questions each.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The release folder, such as scale-vqa.")
 @click.option("--seed", type=int, default=42, show_default=True)
 @click.option(
@@ -182,7 +171,7 @@ def card_note(settings: PhantomSettings, plans: Sequence[PhantomPlan]) -> str:
     type=click.FloatRange(0, 1),
     default=0.0,
     show_default=True,
-    help="Share of paths without a 200x view (the released benchmark has 0.07); they get two questions of five.",
+    help="Share of paths without a 200x view (0.07 in the released benchmark); they get two of the five questions.",
 )
 @click.option(
     "--size",
@@ -190,13 +179,13 @@ def card_note(settings: PhantomSettings, plans: Sequence[PhantomPlan]) -> str:
     type=click.IntRange(56, 512),
     default=512,
     show_default=True,
-    help="Pixels a side of every view. The fields stay the same, so fewer pixels are coarser.",
+    help="Side of the views in pixels. The fields do not change, so fewer pixels are coarser.",
 )
 @click.option("--anticipation", is_flag=True, help="Also write Scale Anticipation questions (a config of that name).")
 @click.option(
     "--write-slides",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Also write each slide as a pyramidal TIFF into this folder (a minute or more and some 80 MB a slide).",
+    help="Also write each slide as a pyramidal TIFF into this folder (at least a minute and about 80 MB per slide).",
 )
 def phantom(
     slides: int,
@@ -208,22 +197,21 @@ def phantom(
     anticipation: bool,
     write_slides: Path | None,
 ) -> None:
-    """Build questions on synthetic slides ("phantoms"): H&E-like pictures drawn by a program, with known truth.
+    """Build questions on synthetic slides ("phantoms"): H&E-like images drawn by a program, with known answers.
 
     For tests, teaching and learning curves, never for claims about pathology. The same seed gives the same bytes for
     any --workers. An interrupted build resumes when the same command is run again.
     """
     if write_slides is not None and find_spec("imagecodecs") is None:
         raise click.UsageError("--write-slides needs the package 'imagecodecs': pip install 'scale-vqa[slides]'")
-    check_out(out)  # what cannot be written is reported before anything is drawn
+    check_out(out)
     if slides < 12:
-        click.echo(f"--slides {slides}: some groups have paths that share a slide; with 12 or more none has", err=True)
+        click.echo(
+            f"--slides {slides}: some groups have paths that share a slide; use 12 or more to avoid it", err=True
+        )
     if slides < 3:
         click.echo(f"--slides {slides}: too few for train, val and test", err=True)
-    counts = build_phantom(
-        PhantomSettings(slides, seed, missing_high, write_slides, side, anticipation),
-        out,
-        workers or available_cores(),
-    )
+    settings = PhantomSettings(slides, seed, missing_high, write_slides, side, anticipation)
+    counts = build_phantom(settings, out, workers or available_cores())
     parts = ", ".join(f"{split} {count}" for split, count in counts.items())
     click.echo(f"{out}: phantom with {parts} questions")

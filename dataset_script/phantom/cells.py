@@ -1,9 +1,9 @@
-"""Nuclei, cells and other small bodies of a fragment, computed from hashed lattices for any rectangle."""
+"""Nuclei, cells and other small bodies of a fragment, computed for any rectangle from hashed lattices."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Final
 
@@ -15,7 +15,7 @@ from dataset_script.phantom.scene import FOCUS_REACH, Fragment, Label
 
 
 class BodyKind(IntEnum):
-    """Kinds of body; each is a row of the sprite sheet."""
+    """Kinds of body, one row of the sprite sheet each."""
 
     FIBROBLAST = 0
     LYMPHOCYTES = 1
@@ -32,7 +32,7 @@ class BodyKind(IntEnum):
 
 @dataclass(frozen=True)
 class Bodies:
-    """Places in um, kinds, a hash for the variant, angle in radians and size as a factor, of bodies to draw."""
+    """Bodies to draw: positions in um, kinds, hashes for the variants, angles in radians, and sizes as factors."""
 
     x: NDArray[np.float64]
     y: NDArray[np.float64]
@@ -45,45 +45,43 @@ class Bodies:
         return len(self.x)
 
     def inside(self, rect: Rect) -> Bodies:
-        """Returns the bodies whose place lies in a rectangle."""
+        """Returns the bodies whose position is in a rectangle."""
         kept = within(self.x, self.y, rect)
         return Bodies(self.x[kept], self.y[kept], self.kind[kept], self.key[kept], self.angle[kept], self.size[kept])
 
 
 def joined(parts: list[Bodies]) -> Bodies:
-    """Returns bodies one after the other."""
-    names = ("x", "y", "kind", "key", "angle", "size")
+    """Concatenates bodies."""
     if not parts:
         empty = np.zeros(0)
         return Bodies(empty, empty, empty.astype(np.int64), empty.astype(np.uint64), empty, empty)
-    return Bodies(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    return Bodies(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(Bodies)))
 
 
 def loose(points: Points, kind: NDArray[np.int64] | BodyKind) -> Bodies:
-    """Bodies that lie any way round, their sizes within a sixth of the kind's own."""
+    """Returns bodies with random direction and a size within a sixth of the kind's own."""
     kinds = np.full(len(points), int(kind), np.int64) if isinstance(kind, BodyKind) else kind
-    return Bodies(
-        points.x, points.y, kinds, points.key, points.uniform(8) * 2 * np.pi, 0.84 + 0.32 * points.uniform(9)
-    )
+    angle, size = points.uniform(8) * 2 * np.pi, 0.84 + 0.32 * points.uniform(9)
+    return Bodies(points.x, points.y, kinds, points.key, angle, size)
 
 
 def placed_on(fragment: Fragment, block: Rect, salt: str, pitch: float, jitter: float, label: Label) -> Points:
-    """Returns the points of a lattice that lie in a compartment."""
+    """Returns the lattice points in a compartment."""
     points = lattice(fragment.seed, salt, block, pitch, jitter)
     return points.select(fragment.label(points.x, points.y) == label)
 
 
 def rows_near(centres: NDArray[np.float64], block: Rect, by: float) -> NDArray[np.int64]:
-    """Returns the numbers of the places in a block or within ``by`` um of it."""
+    """Returns the indices of the positions in a block or within ``by`` um of it."""
     return np.flatnonzero(within(centres[:, 0], centres[:, 1], grown(block, by)))
 
 
 MITOTIC_SHARE: Final = 0.09
-"""Share of epithelial nuclei in mitosis where there are many."""
+"""Share of epithelial nuclei in mitosis if there are many mitoses."""
 
 
 def _epithelial(fragment: Fragment, points: Points) -> NDArray[np.int64]:
-    """Kinds of epithelial nuclei: as the fact says, some of them in mitosis where it says so."""
+    """Returns the kinds of epithelial nuclei, some of them in mitosis, by the facts."""
     kind = BodyKind.UNIFORM if fragment.facts.nuclei == "uniform" else BodyKind.BIZARRE
     kinds = np.full(len(points), int(kind), np.int64)
     if fragment.facts.mitoses == "many":
@@ -92,7 +90,7 @@ def _epithelial(fragment: Fragment, points: Points) -> NDArray[np.int64]:
 
 
 def sheet_nuclei(fragment: Fragment, block: Rect) -> Bodies:
-    """Nuclei of epithelium that grows in sheets."""
+    """Returns the nuclei of epithelium that grows in sheets."""
     if fragment.facts.growth == "glandular":
         return joined([])
     bizarre = fragment.facts.nuclei == "bizarre"
@@ -101,7 +99,7 @@ def sheet_nuclei(fragment: Fragment, block: Rect) -> Bodies:
 
 
 def gland_nuclei(fragment: Fragment, block: Rect) -> Bodies:
-    """Nuclei along the base of glands, the long axis across the epithelium, and pale vacuoles above them."""
+    """Returns nuclei along the base of glands, with the long axis across the epithelium, and vacuoles above them."""
     if fragment.facts.growth != "glandular":
         return joined([])
     glands = fragment.glands
@@ -112,53 +110,53 @@ def gland_nuclei(fragment: Fragment, block: Rect) -> Bodies:
     step = 9.6 if bizarre else 7.0
     counts = np.rint(2 * np.pi * (glands.radii[near].mean(axis=1) - 8) / step).astype(np.int64)
     gland = np.repeat(near, counts)
-    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    index = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     key = np.array([seeded(fragment.seed, "column")], np.uint64) + gland.astype(np.uint64) * np.uint64(100003)
-    hashed = Points(place.astype(float), place.astype(float), key + place.astype(np.uint64) * np.uint64(7919))
-    turn = (place + 0.35 * (hashed.uniform(1) - 0.5)) / np.repeat(counts, counts)
+    hashed = Points(index.astype(float), index.astype(float), key + index.astype(np.uint64) * np.uint64(7919))
+    along = (index + 0.35 * (hashed.uniform(1) - 0.5)) / np.repeat(counts, counts)
     depth = (7.5 if bizarre else 6.5) + (6.0 if bizarre else 2.6) * hashed.uniform(2)
-    nuclei = _round_gland(fragment, gland, turn, depth)
+    nuclei = _round_gland(fragment, gland, along, depth)
     cells = _epithelial(fragment, hashed)
     size = np.where(hashed.uniform(9) < 0.5, 0.9, 1.0) * (0.85 + 0.3 * hashed.uniform(10))
     angle = nuclei[2] + (hashed.uniform(8) - 0.5) * (1.6 if bizarre else 0.25)
     basal = Bodies(nuclei[0], nuclei[1], cells, hashed.key, angle, size)
     goblets = hashed.uniform(11) < 0.16
-    above = _round_gland(fragment, gland[goblets], turn[goblets], np.full(int(goblets.sum()), 15.5))
+    above = _round_gland(fragment, gland[goblets], along[goblets], np.full(int(goblets.sum()), 15.5))
     kinds = np.full(int(goblets.sum()), int(BodyKind.VACUOLE), np.int64)
     vacuoles = Bodies(above[0], above[1], kinds, hashed.key[goblets], above[2], size[goblets])
     return joined([vacuoles.inside(block), basal.inside(block)])
 
 
 def _round_gland(
-    fragment: Fragment, gland: NDArray[np.int64], turn: NDArray[np.float64], depth: NDArray[np.float64]
+    fragment: Fragment, gland: NDArray[np.int64], along: NDArray[np.float64], depth: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Places at a share of the way round a gland's outline and a depth (um) inside it, with the inward direction."""
+    """Returns x, y and inward direction of points at a share of a gland's outline and a depth (um) inside it."""
     outlines = fragment.glands.outlines
     points = outlines.shape[1]
-    first = np.floor(turn * points).astype(np.int64) % points
-    part = (turn * points - np.floor(turn * points))[:, None]
-    place = outlines[gland, first] * (1 - part) + outlines[gland, (first + 1) % points] * part
-    inward = fragment.glands.centres[gland] - place
+    first = np.floor(along * points).astype(np.int64) % points
+    part = (along * points - np.floor(along * points))[:, None]
+    position = outlines[gland, first] * (1 - part) + outlines[gland, (first + 1) % points] * part
+    inward = fragment.glands.centres[gland] - position
     inward /= np.linalg.norm(inward, axis=1, keepdims=True)
-    place = place + inward * depth[:, None]
-    return place[:, 0], place[:, 1], np.arctan2(inward[:, 1], inward[:, 0])
+    position = position + inward * depth[:, None]
+    return position[:, 0], position[:, 1], np.arctan2(inward[:, 1], inward[:, 0])
 
 
 REACH: Final = 14.0
-"""No body reaches further than this from its place, um."""
+"""Maximum extent of a body from its position, um."""
 BLOCK: Final = 2000.0
-"""Side of the blocks that a large rectangle is worked through in, um: memory stays flat."""
+"""Side of the blocks in which a large rectangle is computed, um; bounds the memory."""
 INFILTRATE: Final = {"diffuse": 0.48, "nodular": 0.055, "minimal": 0.055}
 PACKED: Final = 0.86
 FIBROUS: Final = {"compact": 0.075, "swollen": 0.045}
-"""Shares of the places in the stroma (one in 70 um2) that bear an inflammatory cell, loosely and in a nodule, and a
-fibroblast."""
+"""Shares of the lattice points in the stroma (one per 70 um2) with an inflammatory cell (outside of nodules, and in
+nodules) and with a fibroblast."""
 MINOR_CELLS: Final = 0.05
-"""Share of inflammatory cells that are plain lymphocytes whatever the fact says."""
+"""Share of inflammatory cells that are lymphocytes in any case."""
 
 
 def bodies(fragment: Fragment, rect: Rect) -> Iterator[Bodies]:
-    """Yields the bodies whose place lies in a rectangle (um, slide coordinates), block by block in drawing order."""
+    """Yields the bodies in a rectangle (um, slide coordinates), block by block and in drawing order."""
     shared = overlap(rect, fragment.frame)
     if shared is None:
         return
@@ -166,19 +164,14 @@ def bodies(fragment: Fragment, rect: Rect) -> Iterator[Bodies]:
         for left in np.arange(np.floor(shared[0] / BLOCK) * BLOCK, shared[2], BLOCK):
             block = overlap(shared, (float(left), float(top), float(left + BLOCK), float(top + BLOCK)))
             if block is not None:
-                found = _in_block(fragment, block)
+                layers = (_blood, _focus, _stroma, sheet_nuclei, gland_nuclei, _endothelium)
+                found = joined([part for layer in layers if len(part := layer(fragment, block))])
                 if len(found):
                     yield found
 
 
-def _in_block(fragment: Fragment, block: Rect) -> Bodies:
-    parts = [_blood(fragment, block), _focus(fragment, block), _stroma(fragment, block), sheet_nuclei(fragment, block)]
-    parts += [gland_nuclei(fragment, block), _endothelium(fragment, block)]
-    return joined([part for part in parts if len(part)])
-
-
 def _blood(fragment: Fragment, block: Rect) -> Bodies:
-    """Red cells in congested vessels (the wall keeps free of them) and in a haematoma."""
+    """Returns the red cells in congested vessels and in a haematoma."""
     parts = []
     if fragment.facts.vessels == "congested":
         for number in rows_near(fragment.vessels.centres, block, 60):
@@ -218,16 +211,15 @@ def _focus(fragment: Fragment, block: Rect) -> Bodies:
 
 
 def _patchy(fragment: Fragment, points: Points) -> NDArray[np.float64]:
-    """A slow wave over the slide, 0 to 1, so that densities are not the same everywhere."""
+    """Returns a slowly varying density factor, 0 to 1."""
     phases = [seeded(fragment.seed, "patch", number) % 628 / 100 for number in range(4)]
     wave = np.sin(points.x / 61 + phases[0] + 1.3 * np.sin(points.y / 97 + phases[1]))
-    return np.asarray(
-        0.5 + 0.25 * wave + 0.25 * np.sin(points.y / 53 + phases[2] + np.sin(points.x / 131 + phases[3]))
-    )
+    second = np.sin(points.y / 53 + phases[2] + np.sin(points.x / 131 + phases[3]))
+    return np.asarray(0.5 + 0.25 * wave + 0.25 * second)
 
 
 def _aligned(fragment: Fragment, points: Points) -> Bodies:
-    """Spindle nuclei along the fibres of the stroma."""
+    """Returns spindle-shaped nuclei along the fibres of the stroma."""
     angle = np.deg2rad(fragment.fibre_angle) + 0.5 * np.sin(points.x / 90) + 0.5 * np.sin(points.y / 70)
     angle = angle + 0.5 * (points.uniform(8) - 0.5)
     kinds = np.full(len(points), int(BodyKind.FIBROBLAST), np.int64)
@@ -235,14 +227,14 @@ def _aligned(fragment: Fragment, points: Points) -> Bodies:
 
 
 def _stroma(fragment: Fragment, block: Rect) -> Bodies:
-    """Fibroblasts and the infiltrate: as dense as the fact says in the stroma, packed in follicles."""
+    """Returns fibroblasts and inflammatory cells; the latter are packed in follicles."""
     facts = fragment.facts
     share = INFILTRATE[facts.infiltrate]
     fibrous_share = FIBROUS[facts.stroma]
     points = lattice(fragment.seed, "stroma", block, 9.0, 0.3)
     chance = points.uniform(3)
     bound = PACKED if facts.infiltrate == "nodular" else 1.3 * share
-    wanted = (chance < bound) | (chance > 1 - fibrous_share)  # most places bear nothing wherever they lie
+    wanted = (chance < bound) | (chance > 1 - fibrous_share)  # drops most points before their labels are read
     points, chance = points.select(wanted), chance[wanted]
     labels = fragment.label(points.x, points.y)
     in_stroma = labels == Label.STROMA
@@ -257,7 +249,7 @@ def _stroma(fragment: Fragment, block: Rect) -> Bodies:
 
 
 def _endothelium(fragment: Fragment, block: Rect) -> Bodies:
-    """Flat nuclei in the walls of vessels."""
+    """Returns flat nuclei in the walls of vessels."""
     near = rows_near(fragment.vessels.centres, block, 80)
     if not len(near):
         return joined([])

@@ -1,7 +1,7 @@
 """Geometry of synthetic slides: seeded jittered lattices, and wavy outlines as point arrays and drawing paths.
 
-The numbers of a lattice cell are hashed from the seed, a salt that names their use, and the cell's indices. Nothing is
-stored, and two overlapping rectangles hold the same points in whatever order they are read.
+The random numbers of a lattice cell are hashes of the seed, a salt that names their use, and the cell's indices. So
+nothing is stored, and overlapping rectangles contain the same points, in whatever order they are computed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MASK: Final = (1 << 64) - 1
 
 
 def mixed(number: int) -> int:
-    """Mixes a 64-bit integer (the finaliser of SplitMix64; Steele et al. 2014)."""
+    """Hashes a 64-bit integer (the finaliser of SplitMix64; Steele et al. 2014)."""
     number &= _MASK
     number = ((number ^ (number >> 30)) * _MIX[0]) & _MASK
     number = ((number ^ (number >> 27)) * _MIX[1]) & _MASK
@@ -30,7 +30,7 @@ def mixed(number: int) -> int:
 
 
 def seeded(seed: int, *names: int | str) -> int:
-    """Returns a 64-bit seed that depends on a seed and on the names of what it is used for."""
+    """Derives a 64-bit seed from a seed and the names of its use."""
     value = mixed(seed + _STEP)
     for name in names:
         for part in [name] if isinstance(name, int) else name.encode():
@@ -46,7 +46,7 @@ def _mixed_array(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class Points:
-    """Lattice points: positions in um and the hash that further numbers of each point are drawn from."""
+    """Lattice points: positions in um, and a hash from which further random numbers of each point are drawn."""
 
     x: NDArray[np.float64]
     y: NDArray[np.float64]
@@ -56,11 +56,11 @@ class Points:
         return len(self.x)
 
     def select(self, kept: NDArray[np.bool_]) -> Points:
-        """Returns the points that a mask keeps."""
+        """Returns the points of a mask."""
         return Points(self.x[kept], self.y[kept], self.key[kept])
 
     def uniform(self, number: int) -> NDArray[np.float64]:
-        """Returns the ``number``-th uniform number in [0, 1) of each point."""
+        """Returns the ``number``-th uniform random number in [0, 1) of each point."""
         return _uniform(self.key, number)
 
 
@@ -73,11 +73,11 @@ def lattice(seed: int, salt: str, rect: Rect, pitch: float, jitter: float) -> Po
     """Returns the points of a jittered triangular lattice in a rectangle.
 
     Args:
-        seed: of the scene.
-        salt: names the use; another salt is another lattice.
-        rect: wanted points lie in it (half-open), um.
-        pitch: distance of neighbours, um; a point stands for ``pitch ** 2 * sqrt(3) / 2`` um2.
-        jitter: greatest displacement along each axis as a share of the pitch.
+        seed: seed of the scene.
+        salt: name of the use; each salt has its own lattice.
+        rect: half-open rectangle that contains the points, um.
+        pitch: distance of neighbours, um; the area per point is ``pitch ** 2 * sqrt(3) / 2`` um2.
+        jitter: maximum displacement along each axis, as a share of the pitch.
     """
     row_height = pitch * 0.75**0.5
     reach = pitch * jitter
@@ -94,17 +94,17 @@ def lattice(seed: int, salt: str, rect: Rect, pitch: float, jitter: float) -> Po
 
 
 def within(x: NDArray[np.float64], y: NDArray[np.float64], rect: Rect) -> NDArray[np.bool_]:
-    """Says of each place whether it lies in a rectangle (half-open)."""
+    """Returns whether each position is in a half-open rectangle."""
     return np.asarray((x >= rect[0]) & (x < rect[2]) & (y >= rect[1]) & (y < rect[3]))
 
 
 def grown(rect: Rect, by: float) -> Rect:
-    """Returns a rectangle with ``by`` um more on every side."""
+    """Returns a rectangle enlarged by ``by`` um on every side."""
     return rect[0] - by, rect[1] - by, rect[2] + by, rect[3] + by
 
 
 def overlap(first: Rect, second: Rect) -> Rect | None:
-    """Returns what two rectangles share, None where that is nothing."""
+    """Returns the intersection of two rectangles, or None if it is empty."""
     shared = max(first[0], second[0]), max(first[1], second[1]), min(first[2], second[2]), min(first[3], second[3])
     return shared if shared[0] < shared[2] and shared[1] < shared[3] else None
 
@@ -116,15 +116,15 @@ Contours = NDArray[np.float64]
 def waves(
     rng: np.random.Generator, curves: int, points: int, first: int, last: int, strength: float
 ) -> NDArray[np.float64]:
-    """Returns relative radii, shape (curves, points): 1 plus harmonics ``first`` to ``last`` that fade with order.
+    """Returns relative radii, shape (curves, points): 1 plus harmonics ``first`` to ``last`` of decreasing amplitude.
 
     Args:
-        rng: source of amplitudes and phases.
-        curves: how many outlines.
-        points: samples along each.
-        first: lowest harmonic (2 keeps the centre where it is).
+        rng: random generator of amplitudes and phases.
+        curves: number of outlines.
+        points: number of samples along each outline.
+        first: lowest harmonic (2 does not move the centre).
         last: highest harmonic.
-        strength: amplitude of the lowest harmonic at most.
+        strength: maximum amplitude of the lowest harmonic.
     """
     orders = np.arange(first, last + 1)
     amplitudes = rng.uniform(0, strength, (curves, len(orders))) * (first / orders)
@@ -144,8 +144,8 @@ def ellipses(
 
     Args:
         centres: (curves, 2) in um.
-        radii: (curves, 2), along and across, um.
-        angles: (curves,), direction of the first radius.
+        radii: (curves, 2) radii in um, along and across.
+        angles: (curves,) direction of the first radius, radians.
         wave: (curves, points) relative radii, from ``waves``.
     """
     along = np.arange(wave.shape[1]) * (2 * np.pi / wave.shape[1])
@@ -156,7 +156,7 @@ def ellipses(
 
 
 def smooth_path(contours: Contours) -> skia.Path:
-    """Returns one path of closed curves that round the corners of the given polygons (quadratic B-splines)."""
+    """Returns a path of closed quadratic B-splines with the given polygons as control points."""
     path = skia.Path()
     points = contours.shape[1]
     corner_x, corner_y = (contours[:, :, axis].ravel().tolist() for axis in (0, 1))

@@ -1,10 +1,10 @@
-"""Plans a set of synthetic slides: the facts of each path, the questions that paths share, and the splits.
+"""Plans synthetic slides: the facts of each path, the questions that paths share, and the splits.
 
-What can be true of a path, and its words, is in ``facts.yaml``. Paths are planned in groups of four. The four paths of
-a group share, for each of the five question types, one question text and four options in one order. The options are
-the product of two features, and each path has another of the four combinations. Each option of a text is therefore
-right exactly once in its group, and any function of the text of one question is right on exactly one item in four:
-overall, in each split and in each dimension.
+The possible facts and their wording are in ``facts.yaml``. Paths are planned in groups of four. For each of the five
+question types, the four paths of a group share one question text and four options in one order. The options are the
+product of two features, and each path has a different one of the four combinations. So each option is right exactly
+once in its group, and any function of the text of one question is right on exactly one item in four, in each split and
+in each dimension.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CONTENT: Final[dict[str, Any]] = yaml.safe_load(files(__package__).joinpath("fa
 
 @dataclass(frozen=True)
 class PhantomFeature:
-    """A feature: the view that shows it, and value -> phrase in options."""
+    """A feature: its name, the view that shows it, and value -> phrase in options."""
 
     name: str
     view: str
@@ -44,7 +44,7 @@ SIGNS: Final[Mapping[str, Mapping[str, str]]] = {
     name: {value: words["sign"] for value, words in entry["values"].items()}
     for name, entry in _CONTENT["features"].items()
 }
-"""Feature -> value -> clause that says how it shows."""
+"""Feature -> value -> clause that describes its appearance."""
 ASKED: Final[Mapping[str, tuple[str, str]]] = {
     kind: (asked["features"][0], asked["features"][1]) for kind, asked in _CONTENT["questions"].items()
 }
@@ -58,11 +58,7 @@ WORDINGS: Final[Mapping[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Facts:
-    """The truth of one path: the value of every feature.
-
-    Raises:
-        ValueError: where a value is not one of its feature's.
-    """
+    """The value of every feature of a path; raises ValueError if a value is unknown."""
 
     growth: str
     focus: str
@@ -86,7 +82,7 @@ class Facts:
 
 
 PATHS: Final = 4
-"""Paths of a slide, one in each of its fragments; also the size of a group."""
+"""Number of paths per slide, one per tissue fragment; also the size of a group."""
 NAMES_PER_SPLIT: Final = 3
 
 
@@ -95,11 +91,11 @@ class GroupPlan:
     """A question that four paths share.
 
     Attributes:
-        id: the group's name.
+        id: name of the group.
         question_type: ``type_A`` to ``type_E``.
-        values: the two values of each of the two features.
-        order: letter order of the four combinations.
-        wording: which of the question's wordings.
+        values: two values of each of the two features.
+        order: option order of the four combinations.
+        wording: number that selects the wording of the question.
     """
 
     id: str
@@ -121,7 +117,7 @@ class PhantomPath:
 
 @dataclass(frozen=True)
 class PhantomPlan:
-    """A slide: name, seed of its scene, split, and one path for each of its fragments."""
+    """A slide: its name, the seed of its scene, its split, and one path per fragment."""
 
     name: str
     seed: int
@@ -132,14 +128,14 @@ class PhantomPlan:
 def plan_slides(slides: int, seed: int = 42, missing_high: float = 0.0) -> list[PhantomPlan]:
     """Plans slides; the same arguments give the same plan.
 
-    Slides are dealt into pools, pools go to splits whole, and a group's paths lie in one pool, on four slides where
-    the pool has four. From twelve slides on every pool has; fewer slides are dealt into three pools, so that each
-    split has one, and a group then has paths that share a slide.
+    Slides are divided into pools, each of which is assigned to one split. The paths of a group are in one pool, on
+    four slides if the pool has four. With at least twelve slides every pool has four; fewer slides are divided into
+    three pools, one per split, and then some groups have paths on the same slide.
 
     Args:
-        slides: number of slides, at least 1; fewer than 3 leave splits without any.
-        seed: of everything.
-        missing_high: share of groups of paths without a 200x view; they are asked only what 10x and 40x show.
+        slides: number of slides, at least 1; with fewer than 3, some splits are empty.
+        seed: random seed.
+        missing_high: share of groups without a 200x view, which get only the questions about 10x and 40x.
     """
     if slides < 1:
         raise ValueError("at least one slide is needed")
@@ -153,7 +149,7 @@ def plan_slides(slides: int, seed: int = 42, missing_high: float = 0.0) -> list[
 
 
 def deal_pools(slides: int) -> list[range]:
-    """Deals slide numbers into pools of near-equal size, of at least four slides where there are twelve or more.
+    """Divides slide numbers into pools of nearly equal size, of at least four slides if there are twelve or more.
 
     >>> [len(pool) for pool in deal_pools(26)], [len(pool) for pool in deal_pools(7)]
     ([5, 4, 4, 5, 4, 4], [3, 2, 2])
@@ -164,19 +160,18 @@ def deal_pools(slides: int) -> list[range]:
 
 
 def _plan_pool(pool: range, split: str, seed: int, missing_high: float) -> Iterator[PhantomPlan]:
-    """Plans the slides of a pool: quartet q takes fragment i of the i-th slide after q, round the pool."""
+    """Plans the slides of a pool: quartet q takes fragment i of slide q + i, modulo the size of the pool."""
     planned: dict[tuple[int, int], PhantomPath] = {}
     for first in range(len(pool)):
         quartet = [(pool[(first + fragment) % len(pool)], fragment) for fragment in range(PATHS)]
-        for place, path in zip(quartet, _plan_quartet(pool[first], seed, missing_high), strict=True):
-            planned[place] = path
+        planned |= zip(quartet, _plan_quartet(pool[first], seed, missing_high), strict=True)
     for slide in pool:
-        paths = tuple(replace(planned[slide, place], path_id=f"path-{place + 1}") for place in range(PATHS))
+        paths = tuple(replace(planned[slide, index], path_id=f"path-{index + 1}") for index in range(PATHS))
         yield PhantomPlan(f"phantom-{slide + 1:04d}", seeded(seed, "slide", slide), split, paths)
 
 
 def _plan_quartet(number: int, seed: int, missing_high: float) -> list[PhantomPath]:
-    """Plans four paths that share their questions, each with another combination of every question's features."""
+    """Plans four paths that share their questions, each with a different combination of the features."""
     rng = random.Random(seeded(seed, "quartet", number))
     has_high = rng.random() >= missing_high
     facts: list[dict[str, str]] = [{} for _ in range(PATHS)]
@@ -195,7 +190,7 @@ def _plan_quartet(number: int, seed: int, missing_high: float) -> list[PhantomPa
 
 
 def path_questions(slide: PhantomPlan, path: PhantomPath) -> list[Question]:
-    """Returns the questions of a path, one a question type, in the order of the types."""
+    """Returns the questions of a path, one per question type."""
     return [_question(slide, path, group) for group in path.groups]
 
 
@@ -203,11 +198,11 @@ def _question(slide: PhantomPlan, path: PhantomPath, group: GroupPlan) -> Questi
     first, second = (FEATURES[name] for name in ASKED[group.question_type])
     wordings = WORDINGS[group.question_type]
     question = wordings[group.wording % len(wordings)]
-    values = group.values
+    (a, b), (c, d) = group.values
     built = crossed_options(
-        first=(first.phrases[values[0][0]], first.phrases[values[0][1]]),
-        second=(second.phrases[values[1][0]], second.phrases[values[1][1]]),
-        truth=(values[0].index(path.facts.value(first.name)), values[1].index(path.facts.value(second.name))),
+        first=(first.phrases[a], first.phrases[b]),
+        second=(second.phrases[c], second.phrases[d]),
+        truth=((a, b).index(path.facts.value(first.name)), (c, d).index(path.facts.value(second.name))),
         order=group.order,
         template=OPTION_TEMPLATES[group.question_type],
         question=question,
@@ -229,7 +224,7 @@ def _question(slide: PhantomPlan, path: PhantomPath, group: GroupPlan) -> Questi
 
 
 def captions(path: PhantomPath) -> dict[str, str]:
-    """Returns view -> what the view shows, from the scene graph; without ``high_mag`` where the path has none."""
+    """Returns view -> description of what it shows, without ``high_mag`` if the path has no such view."""
     texts = {}
     for view in VIEWS:
         if view == "high_mag" and not path.has_high:

@@ -1,7 +1,7 @@
 """Renders a rectangle of a synthetic slide at any scale: tissue as vectors, nuclei as sprites or as coverage.
 
 All layers are linear in the covered area, so a coarse view agrees with an averaged fine view. A nucleus smaller than
-two pixels is spread over the pixels around its position with the area and colour of its sprite.
+two pixels is distributed over the pixels around its position, with the area and colour of its sprite.
 """
 
 from __future__ import annotations
@@ -31,14 +31,7 @@ from dataset_script.phantom.scene import Fragment, FragmentPaths
 
 
 def draw_tissue(canvas: skia.Canvas, fragment: Fragment, stain: Stain, mpp: float) -> None:
-    """Draws a fragment on a canvas whose units are um of the slide.
-
-    Args:
-        canvas: drawn on.
-        fragment: the scene.
-        stain: colours of the slide.
-        mpp: um a pixel of the canvas covers; soft edges finer than that are left out.
-    """
+    """Draws a fragment on a canvas whose units are um of the slide; edges softer than ``mpp`` um are blurred."""
     brush = _Brush(canvas, stain, mpp, fragment.fibre_angle)
     paths = fragment.paths
     _draw_stroma(brush, fragment, paths)
@@ -56,20 +49,15 @@ class _Brush:
     mpp: float
     angle: float
 
-    def fill(self, path: skia.Path, material: str, alpha: float = 1.0, soft: float = 0.0) -> None:
-        paint = skia.Paint(AntiAlias=True, Color=skia.Color(*self.stain.rgb(material), round(255 * alpha)))
+    def fill(self, path: skia.Path, material: str, alpha: float = 1.0, soft: float = 0.0, **options: Any) -> None:
+        colour = skia.Color(*self.stain[material], round(255 * alpha))
+        paint = skia.Paint(AntiAlias=True, Color=colour, **options)
         if soft > 0.3 * self.mpp:
             paint.setMaskFilter(skia.MaskFilter.MakeBlur(skia.BlurStyle.kNormal_BlurStyle, soft))
         self.canvas.drawPath(path, paint)
 
     def line(self, path: skia.Path, material: str, width: float, alpha: float = 1.0) -> None:
-        paint = skia.Paint(
-            AntiAlias=True,
-            Color=skia.Color(*self.stain.rgb(material), round(255 * alpha)),
-            Style=skia.Paint.kStroke_Style,
-            StrokeWidth=width,
-        )
-        self.canvas.drawPath(path, paint)
+        self.fill(path, material, alpha, Style=skia.Paint.kStroke_Style, StrokeWidth=width)
 
     def texture(
         self,
@@ -81,13 +69,8 @@ class _Brush:
         soft: float = 0.0,
         turn: float = 0.0,
     ) -> None:
-        """Lays a material on by a texture of ``mpp`` um a pixel, along the fragment's fibres."""
-        shader = texture_shader(name, mpp, self.angle + turn)
-        colour = skia.Color(*self.stain.rgb(material), round(255 * strength))
-        paint = skia.Paint(AntiAlias=True, Color=colour, Shader=shader)
-        if soft > 0.3 * self.mpp:
-            paint.setMaskFilter(skia.MaskFilter.MakeBlur(skia.BlurStyle.kNormal_BlurStyle, soft))
-        self.canvas.drawPath(path, paint)
+        """Fills a path with a material, modulated by a texture of ``mpp`` um per pixel along the fibres."""
+        self.fill(path, material, strength, soft, Shader=texture_shader(name, mpp, self.angle + turn))
 
 
 def _draw_stroma(brush: _Brush, fragment: Fragment, paths: FragmentPaths) -> None:
@@ -141,10 +124,7 @@ _DRAW_FOCUS = {
 def _draw_vessels(brush: _Brush, fragment: Fragment, paths: FragmentPaths) -> None:
     brush.fill(paths.vessels, "wall")
     brush.texture(paths.vessels, "fibres", "fibre_dark", 0.5, 0.4, turn=90)
-    if fragment.facts.vessels == "congested":
-        brush.fill(paths.vessel_lumens, "blood")
-    else:
-        brush.fill(paths.vessel_lumens, "lumen")
+    brush.fill(paths.vessel_lumens, "blood" if fragment.facts.vessels == "congested" else "lumen")
     brush.line(paths.vessel_lumens, "membrane", 1.0, 0.7)
 
 
@@ -163,11 +143,11 @@ def _draw_epithelium(brush: _Brush, fragment: Fragment, paths: FragmentPaths) ->
 
 
 FINE: Final = 3.0
-"""um per pixel up to which a view is drawn as it is; a coarser one with sprites is drawn larger and averaged."""
+"""Maximum um per pixel of a view that is drawn directly; a coarser view with sprites is drawn larger and averaged."""
 COARSE: Final = 9.0
-"""um per pixel from which nuclei become coverage, summed on pixels half as wide and averaged."""
+"""Minimum um per pixel at which nuclei are drawn as coverage, on pixels of half the width, and averaged."""
 WIDE: Final = 1.2
-"""Pixels that a body may cover before its coverage is spread from four places instead of one."""
+"""Maximum area in pixels of a body whose coverage is distributed from one point; larger ones use four points."""
 
 
 def render(
@@ -178,16 +158,7 @@ def render(
     mpp: float,
     size: tuple[int, int],
 ) -> NDArray[np.uint8]:
-    """Returns a region as RGB, shape (height, width, 3).
-
-    Args:
-        fragments: tissue of the slide.
-        stain: colours of the slide.
-        sheet: sprites in those colours.
-        origin: left and top of the region, um.
-        mpp: um per pixel.
-        size: width and height, pixels.
-    """
+    """Returns a region as RGB, shape (height, width, 3), by its left and top (um), um per pixel and size in pixels."""
     over = 1 if mpp <= FINE or mpp >= COARSE else math.ceil(mpp / FINE)
     pixel = mpp / over
     width, height = size[0] * over, size[1] * over
@@ -196,7 +167,7 @@ def render(
     info = skia.ImageInfo.Make(width, height, skia.ColorType.kRGBA_8888_ColorType, skia.AlphaType.kPremul_AlphaType)
     surface = skia.Surface.MakeRasterDirect(info, pixels)
     canvas = surface.getCanvas()
-    canvas.clear(skia.Color(*stain.rgb("background")))
+    canvas.clear(skia.Color(*stain["background"]))
     canvas.scale(1 / pixel, 1 / pixel)
     canvas.translate(-origin[0], -origin[1])
     inside = [fragment for fragment in fragments if overlap(rect, fragment.frame)]
@@ -210,7 +181,7 @@ def render(
     drawn: NDArray[Any] = pixels[:, :, :3]
     if mpp >= COARSE:
         fine = _coverage(found, sheet, rect, mpp / 2, (2 * height, 2 * width))
-        # where bodies would cover more than a pixel, their mean colour covers it
+        # a pixel that bodies cover more than once gets their mean colour
         fine = fine / np.maximum(fine[:, :, 3:], np.float32(1))
         covered = box_averaged(fine, 2)
         drawn = np.rint(drawn * (1 - covered[:, :, 3:]) + covered[:, :, :3])
@@ -245,13 +216,13 @@ def _coverage(
 ) -> NDArray[np.float32]:
     """Returns RGB times coverage, and coverage, of each pixel: shape (height, width, 4).
 
-    A body is spread by quadratic B-splines over 3 x 3 pixels, a large one from four places within it.
+    Quadratic B-splines distribute a body over 3 x 3 pixels, a large one from four points within it.
     """
     masses = sheet.masses
     height, width = shape
     total: NDArray[np.float32] = np.zeros((height, width, 4), np.float32)
-    for whole in found:
-        block = _quartered(whole, masses[:, 3], mpp)
+    for block in found:
+        block = _quartered(block, masses[:, 3], mpp)
         x, y = (block.x - rect[0]) / mpp - 0.5, (block.y - rect[1]) / mpp - 0.5
         column, row = np.rint(x).astype(np.int64), np.rint(y).astype(np.int64)
         left, top = int(column.min()) - 1, int(row.min()) - 1
@@ -268,14 +239,13 @@ def _coverage(
         window = window.reshape(tall, wide, 4)
         rows, columns = slice(max(top, 0), min(top + tall, height)), slice(max(left, 0), min(left + wide, width))
         if rows.start < rows.stop and columns.start < columns.stop:
-            total[rows, columns] += window[
-                rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
-            ]
+            window = window[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+            total[rows, columns] += window
     return total
 
 
 def _quartered(found: Bodies, areas: NDArray[np.float64], mpp: float) -> Bodies:
-    """Puts four bodies of half the size in place of each that covers more than ``WIDE`` pixels."""
+    """Replaces each body that covers more than ``WIDE`` pixels by four of half the size."""
     area_um2 = areas[found.kind] * found.size**2
     area = area_um2 / mpp**2
     wide = np.flatnonzero(area > WIDE)
@@ -298,5 +268,5 @@ def _quartered(found: Bodies, areas: NDArray[np.float64], mpp: float) -> Bodies:
 
 
 def _spline(offset: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Weights of the quadratic B-spline at the pixels before, at and after a place, offset in -0.5..0.5."""
+    """Returns the quadratic B-spline weights of the pixels before, at and after a point; offset from -0.5 to 0.5."""
     return 0.5 * (0.5 - offset) ** 2, 0.75 - offset**2, 0.5 * (0.5 + offset) ** 2

@@ -1,4 +1,4 @@
-"""The scene graph of one tissue fragment: outline, focus, follicles, vessels, glands, fat, and a label raster."""
+"""The scene graph of a tissue fragment: outline, focus, follicles, vessels, glands, fat, and a label raster."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from dataset_script.phantom.plan import Facts
 
 PITCH = 74.0
 WALL = 2.6
-"""Distance between the middles of fat cells, and half the width of the wall between two, um."""
+"""Distance between the centres of fat cells, and half the width of the wall between two, um."""
 
 
 def fat_cells(seed: int, middle: tuple[float, float], reach: float, area: skia.Path) -> skia.Path:
     """Returns the outlines of fat cells: Voronoi cells of a jittered lattice, shrunk by their walls and rounded.
 
     Args:
-        seed: of the scene.
-        middle: centre of the tissue, um.
-        reach: cells are looked for so far around it, um.
-        area: cells whose site lies in it are kept.
+        seed: seed of the scene.
+        middle: centre of the focus, um.
+        reach: half the side of the square that is filled, um.
+        area: path that must contain the site of a cell.
     """
     rect = (middle[0] - reach, middle[1] - reach, middle[0] + reach, middle[1] + reach)
     sites = lattice(seed, "fat", rect, PITCH, 0.2)
@@ -50,15 +50,15 @@ def _rounded(corners: NDArray[np.float64], middle: NDArray[np.float64]) -> skia.
 
 LABEL_MPP: Final = 4.0
 FRAME: Final = 2900.0
-"""Half the side of the square that a fragment lies in, um."""
+"""Half the side of the square around a fragment, um."""
 TISSUE_RADIUS: Final = 2230.0
 FOCUS_RADIUS: Final = 820.0
 FOCUS_REACH: Final = 1.5 * FOCUS_RADIUS
-"""No outline of a focus goes further than this from its centre, um."""
+"""Maximum distance of the outline of a focus from its centre, um."""
 FOCUS_DISTANCE: Final = 1120.0
 GLAND_SHARE: Final = 0.8
 VESSEL_SHARE: Final = 0.5
-"""Shares of the sites of glands and of vessels that bear one where there is room."""
+"""Shares of the lattice points with a gland or a vessel, if there is space."""
 
 
 class Label(IntEnum):
@@ -77,7 +77,7 @@ class Label(IntEnum):
 
 @dataclass(frozen=True)
 class Growth:
-    """How epithelium grows: pitch and radii in um; ``thickness`` is that of an epithelium that lines a lumen."""
+    """A growth pattern: pitch and radii in um; ``thickness`` of the epithelium around a lumen, or None."""
 
     pitch: float
     radii: tuple[float, float]
@@ -106,7 +106,7 @@ class Glands:
 
 @dataclass(frozen=True)
 class Vessels:
-    """Vessels of a fragment: outer outline of the wall and outline of the lumen."""
+    """Vessels of a fragment: outlines of the wall and of the lumen."""
 
     centres: NDArray[np.float64]
     outlines: Contours
@@ -115,7 +115,7 @@ class Vessels:
 
 @dataclass(frozen=True)
 class FragmentPaths:
-    """The outlines of a fragment as paths to draw."""
+    """The outlines of a fragment as drawing paths."""
 
     tissue: skia.Path
     focus: skia.Path
@@ -130,7 +130,7 @@ class FragmentPaths:
 
 @dataclass(frozen=True)
 class Fragment:
-    """One piece of tissue with the facts of its path; ``labels`` is a raster of ``LABEL_MPP`` over the frame."""
+    """A piece of tissue with the facts of its path; ``labels`` is a raster of the frame with ``LABEL_MPP`` um/px."""
 
     seed: int
     centre: tuple[float, float]
@@ -144,23 +144,23 @@ class Fragment:
 
     @property
     def frame(self) -> Rect:
-        """Square around the fragment in slide coordinates, um."""
+        """The square around the fragment in slide coordinates, um."""
         return framed(self.centre)
 
     def label(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """Returns the compartment of each place, ``BACKGROUND`` outside of the frame."""
+        """Returns the compartment at each position, ``BACKGROUND`` outside of the frame."""
         return looked_up(self.labels, self.frame, x, y)
 
 
 def framed(centre: tuple[float, float]) -> Rect:
-    """Returns the frame of a fragment by its centre."""
+    """Returns the frame around a centre."""
     return centre[0] - FRAME, centre[1] - FRAME, centre[0] + FRAME, centre[1] + FRAME
 
 
 def looked_up(
     labels: NDArray[np.uint8], frame: Rect, x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> NDArray[np.uint8]:
-    """Reads a label raster at places in slide coordinates."""
+    """Reads a label raster at positions in slide coordinates."""
     column = np.floor((x - frame[0]) / LABEL_MPP).astype(np.int64)
     row = np.floor((y - frame[1]) / LABEL_MPP).astype(np.int64)
     inside = (column >= 0) & (row >= 0) & (column < labels.shape[1]) & (row < labels.shape[0])
@@ -213,7 +213,7 @@ def _tissue_outline(rng: np.random.Generator, middle: NDArray[np.float64]) -> Co
 
 
 class _LabelPainter:
-    """Paints compartments into a label raster, one over the other."""
+    """Paints compartments into a label raster; later ones cover earlier ones."""
 
     def __init__(self, centre: tuple[float, float]) -> None:
         side = round(2 * FRAME / LABEL_MPP)
@@ -236,7 +236,7 @@ class _LabelPainter:
         return self._pixels[:, :, 0].copy()
 
     def lies_in(self, contours: Contours, label: Label) -> NDArray[np.bool_]:
-        """Says of each curve whether all of its points lie in a compartment."""
+        """Returns whether all points of each curve are in a compartment."""
         found = looked_up(self._pixels[:, :, 0], self.frame, contours[:, :, 0], contours[:, :, 1])
         return np.asarray((found == label).all(axis=1))
 
@@ -256,7 +256,7 @@ def _follicles(seed: int, rng: np.random.Generator, painter: _LabelPainter, fact
 
 
 def _clefts(seed: int, rng: np.random.Generator, painter: _LabelPainter, fibre_angle: float) -> Contours:
-    """Slits along the fibres where cutting and fixing tore the tissue."""
+    """Returns clefts along the fibres, artefacts of cutting and fixation."""
     sites = lattice(seed, "cleft", painter.frame, 430.0, 0.35)
     centres = _placed(sites.select(sites.uniform(2) < 0.6))
     count = len(centres)
@@ -308,7 +308,7 @@ def _glands(seed: int, rng: np.random.Generator, painter: _LabelPainter, facts: 
 
 
 def _apart(centres: NDArray[np.float64], reach: NDArray[np.float64], wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Keeps of the wanted discs those that touch none kept before them."""
+    """Selects, in order, the wanted discs that do not touch one selected before."""
     kept = wanted.copy()
     for first, second in sorted(cKDTree(centres).query_pairs(2 * float(reach.max()))):
         if kept[first] and kept[second]:
@@ -323,17 +323,17 @@ def _holes(
     radii: NDArray[np.float64],
     angles: NDArray[np.float64],
 ) -> Contours:
-    """Punches round holes, 68 um apart, into sheets of cells."""
+    """Returns round holes, 68 um apart, in sheets of cells."""
     pitch = 68.0
     steps = np.array([(i + 0.5 * j, j * 0.75**0.5) for i in range(-3, 4) for j in range(-3, 4)]) * pitch
-    turned = np.stack(
+    rotated = np.stack(
         [
             centres[:, :1] + np.cos(angles)[:, None] * steps[:, 0] - np.sin(angles)[:, None] * steps[:, 1],
             centres[:, 1:] + np.sin(angles)[:, None] * steps[:, 0] + np.cos(angles)[:, None] * steps[:, 1],
         ],
         axis=-1,
     ) + rng.uniform(-5, 5, (len(centres), len(steps), 2))
-    fits = np.linalg.norm(turned - centres[:, None], axis=-1) < radii.min(axis=1)[:, None] - 36
-    places = turned[fits]
-    sizes = rng.uniform(15, 22, (len(places), 1)) * rng.uniform(0.9, 1.1, (len(places), 2))
-    return ellipses(places, sizes, rng.uniform(0, 6, len(places)), waves(rng, len(places), 16, 2, 5, 0.08))
+    fits = np.linalg.norm(rotated - centres[:, None], axis=-1) < radii.min(axis=1)[:, None] - 36
+    holes = rotated[fits]
+    sizes = rng.uniform(15, 22, (len(holes), 1)) * rng.uniform(0.9, 1.1, (len(holes), 2))
+    return ellipses(holes, sizes, rng.uniform(0, 6, len(holes)), waves(rng, len(holes), 16, 2, 5, 0.08))

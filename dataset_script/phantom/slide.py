@@ -1,8 +1,8 @@
 """A synthetic slide: four tissue fragments, read as fields of any scale or written as a pyramidal TIFF file.
 
-The three nested views of a path are placed where its facts can be seen. A 40x field touches the focus or keeps clear
-of it, lies at the margin of the tissue or within it, and shows vessels. A 200x field shows epithelium, stroma,
-inflammatory cells and, if there are any, mitoses. Fields are drawn at random until one fits.
+The three nested views of a path are placed so that its facts are visible. A 40x field touches or avoids the focus, is
+at the margin of the tissue or within it, and shows vessels. A 200x field shows epithelium, stroma, inflammatory cells
+and, if there are any, mitoses. Fields are sampled at random until one fits.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from PIL import Image
 
 from dataset_script.phantom.appearance import SpriteSheet, Stain, slide_stain, sprite_sheet
 from dataset_script.phantom.cells import BodyKind, bodies
-from dataset_script.phantom.geometry import Rect, grown, seeded, within
+from dataset_script.phantom.geometry import Rect, grown, overlap, seeded, within
 from dataset_script.phantom.plan import PhantomPlan, plan_slides
 from dataset_script.phantom.render import render
-from dataset_script.phantom.scene import FRAME, LABEL_MPP, Fragment, Label, build_fragment
+from dataset_script.phantom.scene import LABEL_MPP, Fragment, Label, build_fragment, framed
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import atomic_path
 from scale_vqa_eval.schema import MPP
@@ -32,9 +32,9 @@ VIEW_PIXELS: Final = 512
 LOW_JITTER: Final = 60.0
 TOUCHING: Final = (0.10, 0.45)
 MARGIN: Final = (0.10, 0.35)
-"""Least and greatest share of a 40x field that the focus, or the bare glass, takes up."""
+"""Minimum and maximum share of the focus, or of bare glass, in a 40x field."""
 CLEARANCE: Final = 150.0
-"""A 40x field that avoids the focus, or lies in the centre, keeps this far from it or from the margin, um."""
+"""Minimum distance from the focus of a 40x field that avoids it, or from the margin of a field in the centre, um."""
 MIN_VESSELS: Final = 6
 MIN_CELLS: Final = 12
 MIN_MITOSES: Final = 5
@@ -43,7 +43,7 @@ _TRIES: Final = 4000
 
 @dataclass(frozen=True)
 class View:
-    """A square field: centre in slide coordinates (um) and scale."""
+    """A square field: centre in slide coordinates (um), and scale."""
 
     x: float
     y: float
@@ -61,7 +61,7 @@ class View:
 
 
 def place_views(fragment: Fragment) -> dict[str, View] | None:
-    """Returns view name -> field, each within the one before; None where no field shows all facts."""
+    """Returns view name -> field, each within the previous one, or None if no field shows all facts."""
     rng = np.random.default_rng(seeded(fragment.seed, "views"))
     x, y = np.array(fragment.centre) + rng.uniform(-LOW_JITTER, LOW_JITTER, 2)
     low = View(float(x), float(y), MPP["low_mag"])
@@ -73,7 +73,7 @@ def place_views(fragment: Fragment) -> dict[str, View] | None:
 
 
 def _share(fragment: Fragment, rect: Rect, *labels: Label) -> float:
-    """Returns the share of a rectangle that compartments take up, from up to some 100 x 100 samples of the raster."""
+    """Returns the share of compartments in a rectangle, from about 100 x 100 samples of the raster at most."""
     frame, side = fragment.frame, fragment.labels.shape[0]
     left, top, right, bottom = (
         min(max(round((value - frame[axis % 2]) / LABEL_MPP), 0), side) for axis, value in enumerate(rect)
@@ -84,7 +84,7 @@ def _share(fragment: Fragment, rect: Rect, *labels: Label) -> float:
 
 
 def _mid_fields(fragment: Fragment, low: View, rng: np.random.Generator) -> Iterator[View]:
-    """Yields 40x fields within the 10x field that bear out the facts."""
+    """Yields 40x fields within the 10x field that show the facts."""
     facts = fragment.facts
     half = VIEW_PIXELS * MPP["mid_mag"] / 2
     reach = low.half - half
@@ -110,9 +110,9 @@ def _seen(centres: NDArray[np.float64], view: View) -> int:
 
 
 def _high_field(fragment: Fragment, mid: View, rng: np.random.Generator) -> View | None:
-    """Returns a 200x field within a 40x field that shows what is asked of 200x; None where a few tries find none."""
+    """Returns a 200x field within a 40x field that shows the facts of this scale, or None if few tries find none."""
     reach = mid.half - VIEW_PIXELS * MPP["high_mag"] / 2
-    looked = 0
+    tried = 0
     for x, y in rng.uniform(-reach, reach, (400, 2)) + np.array([mid.x, mid.y]):
         view = View(float(x), float(y), MPP["high_mag"])
         if _share(fragment, view.rect, Label.BACKGROUND, Label.FOCUS, Label.FOLLICLE) > 0:
@@ -120,10 +120,10 @@ def _high_field(fragment: Fragment, mid: View, rng: np.random.Generator) -> View
         epithelium = _share(fragment, view.rect, Label.GLAND, Label.SHEET)
         if not 0.15 <= epithelium <= 0.65 or _share(fragment, view.rect, Label.STROMA) < 0.25:
             continue
-        looked += 1
+        tried += 1
         if _shows_cells(fragment, view):
             return view
-        if looked == 40:
+        if tried == 40:
             break
     return None
 
@@ -137,16 +137,16 @@ def _shows_cells(fragment: Fragment, view: View) -> bool:
 
 
 PITCH: Final = 5300.0
-"""Distance of the fragments' centres, um: their 10x fields do not overlap."""
+"""Distance between the centres of fragments, um; their 10x fields do not overlap."""
 EXTENT: Final = 11_264.0
 """Side of a slide, um: 22,528 pixels of 0.5 um."""
 ATTEMPTS: Final = 20
 
 
 class PhantomSlide:
-    """A procedural slide; a ``scale_vqa_eval.wsi.SlideSource``. It shows drawn shapes, no tissue.
+    """A procedural slide, a ``scale_vqa_eval.wsi.SlideSource``; it shows drawn shapes, not tissue.
 
-    Every region of every scale is computed from the seed when it is read; nuclei are not stored.
+    Any region at any scale is computed from the seed when it is read; nuclei are not stored.
 
     Args:
         plan: name, seed and facts of the slide.
@@ -177,11 +177,11 @@ class PhantomSlide:
         Args:
             center_x_um: centre in um from the left edge.
             center_y_um: centre in um from the top edge.
-            mpp: wanted um per pixel, any.
-            size_px: pixels along a side.
+            mpp: um per pixel.
+            size_px: side in pixels.
 
         Raises:
-            InputError: where the field leaves the slide.
+            InputError: if the field leaves the slide.
         """
         half = size_px * mpp / 2
         left, top = center_x_um - half, center_y_um - half
@@ -189,34 +189,30 @@ class PhantomSlide:
         if min(left, top) < -slack or max(center_x_um, center_y_um) + half > EXTENT + slack:
             found = f"a field of {2 * half:.0f} um around ({center_x_um:.0f}, {center_y_um:.0f}) um"
             expected = f"a field on the slide ({EXTENT:.0f} x {EXTENT:.0f} um)"
-            raise InputError(
-                Problem(self.name, expected, found, "move the field or make it smaller; nothing is padded")
-            )
+            hint = "move the field or make it smaller; nothing is padded"
+            raise InputError(Problem(self.name, expected, found, hint))
         return Image.fromarray(self.pixels((left, top), mpp, (size_px, size_px)))
 
     def thumbnail(self, max_px: int) -> Image.Image:
-        """Returns the whole slide as RGB of at most ``max_px`` pixels along a side."""
+        """Returns the slide as RGB with a side of at most ``max_px`` pixels."""
         side = min(max_px, self.size[0])
         return Image.fromarray(self.pixels((0.0, 0.0), EXTENT / side, (side, side)))
 
     def pixels(self, origin: tuple[float, float], mpp: float, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Returns a rectangle as RGB, shape (height, width, 3); beyond the slide there is bare glass.
+        """Returns a rectangle as RGB, shape (height, width, 3), with bare glass outside of the slide.
 
         Args:
             origin: left and top, um.
             mpp: um per pixel.
-            size: width and height, pixels.
+            size: width and height in pixels.
         """
-        right, bottom = origin[0] + size[0] * mpp, origin[1] + size[1] * mpp
-        inside = []
-        for number in range(len(self.plan.paths)):
-            x, y = self.fragment_centre(number)
-            if x - FRAME < right and x + FRAME > origin[0] and y - FRAME < bottom and y + FRAME > origin[1]:
-                inside.append(self.fragment(number))
+        rect = (*origin, origin[0] + size[0] * mpp, origin[1] + size[1] * mpp)
+        numbers = range(len(self.plan.paths))
+        inside = [self.fragment(one) for one in numbers if overlap(rect, framed(self.fragment_centre(one)))]
         return render(inside, self.stain, self._sheet, origin, mpp, size)
 
     def fragment(self, number: int) -> Fragment:
-        """Returns the scene graph of a fragment, by the number of its path."""
+        """Returns the scene graph of a fragment, by the index of its path."""
         return self._built(number)[0]
 
     def fragment_centre(self, number: int) -> tuple[float, float]:
@@ -225,18 +221,18 @@ class PhantomSlide:
         return first + PITCH * (number % 2), first + PITCH * (number // 2)
 
     def views(self, number: int) -> dict[str, View]:
-        """Returns view name -> field of a path; without ``high_mag`` where the plan says so."""
+        """Returns view name -> field of a path, without ``high_mag`` if the path has no such view."""
         views = dict(self._built(number)[1])
         if not self.plan.paths[number].has_high:
             del views["high_mag"]
         return views
 
     def view_image(self, view: View, size_px: int) -> Image.Image:
-        """Returns a view of a path as RGB: the same field for any number of pixels, coarser with fewer."""
+        """Returns a view of a path as RGB; the field does not depend on the number of pixels."""
         return self.read_region(view.x, view.y, 2 * view.half / size_px, size_px)
 
     def _built(self, number: int) -> tuple[Fragment, dict[str, View]]:
-        """Builds a fragment; takes another seed where no field of it shows all facts (0 of 600 fragments)."""
+        """Builds a fragment, with another seed if no field of it shows all facts (0 of 600 fragments)."""
         if number not in self._fragments:
             for attempt in range(ATTEMPTS):
                 seed = seeded(self.plan.seed, "path", number, attempt)
@@ -251,7 +247,7 @@ class PhantomSlide:
 
     @cached_property
     def stain(self) -> Stain:
-        """Colours of the slide."""
+        """The colours of the slide."""
         return slide_stain(self.plan.seed)
 
     @cached_property
@@ -260,7 +256,7 @@ class PhantomSlide:
 
 
 def phantom_slides(slides: int, seed: int = 42) -> list[PhantomSlide]:
-    """Returns phantom slides, to be read like slide files.
+    """Returns synthetic slides, which can be read like slide files.
 
     >>> [slide.name for slide in phantom_slides(2)]
     ['phantom-0001', 'phantom-0002']
@@ -270,11 +266,11 @@ def phantom_slides(slides: int, seed: int = 42) -> list[PhantomSlide]:
 
 TILE: Final = 512
 STEP: Final = 4
-"""Each level is this much coarser than the one before, and drawn from the scene rather than averaged."""
+"""Factor between levels; each level is drawn from the scene, not downsampled."""
 SMALLEST: Final = 512
-"""The last level is no larger than this along its longer side."""
+"""Maximum length in pixels of the longer side of the last level."""
 STRIPE: Final = 8
-"""Tiles along the side of a block that is drawn at once."""
+"""Number of tiles, side by side, that are drawn at once."""
 QUALITY: Final = 90
 
 
@@ -284,20 +280,20 @@ def write_slide(
     area: Rect = (0.0, 0.0, EXTENT, EXTENT),
     finest_mpp: float = MPP["high_mag"],
 ) -> Path:
-    """Writes a slide, or a rectangle of it, as a slide file; a file that is there already is left as it is.
+    """Writes a slide, or a rectangle of it, as a pyramidal TIFF file; an existing file is kept.
 
     Args:
-        slide: the phantom slide.
-        path: of the file; it appears only when it is complete.
-        area: rectangle of the slide to write, um; it is the whole slide of the file.
+        slide: the synthetic slide.
+        path: the file, which is written atomically.
+        area: rectangle of the slide to write, um.
         finest_mpp: um per pixel of level 0.
 
     Returns:
         The path.
     """
-    path = Path(path)
     import tifffile
 
+    path = Path(path)
     if path.exists():
         return path
     side = max(area[2] - area[0], area[3] - area[1])
@@ -327,7 +323,7 @@ def write_slide(
 
 
 def _tiles(slide: PhantomSlide, origin: tuple[float, float], mpp: float, size: tuple[int, int]) -> Iterator[bytes]:
-    """Yields the JPEG tiles of a level, row by row; a block of several tiles is drawn at once."""
+    """Yields the JPEG tiles of a level, row by row; ``STRIPE`` tiles are drawn at once."""
     columns, rows = -(-size[0] // TILE), -(-size[1] // TILE)
     for row in range(rows):
         for first in range(0, columns, STRIPE):

@@ -1,4 +1,4 @@
-"""Decisions of reviewers: what one may contain, and the status of each item that follows from all of them."""
+"""Decisions of reviewers: their validation, and the review status of each item."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from scale_vqa_eval.schema import LETTERS
 
 VERDICTS: Final = ("accept", "reject", "edit")
 ARMS: Final = ("seeing", "blind")
-"""Stages of answer-first reading: a reader answers with or without the images before the gold answer is shown."""
+"""Stages of answer-first reading: a reader answers, with or without images, before seeing the gold answer."""
 STAGES: Final = ("review", "adjudication", *ARMS)
 MAX_NAME: Final = 80
 MAX_TEXT: Final = 20_000
 EDITABLE: Final = ("question", "options", "answer", "rationale")
 
 Key = tuple[str, str]
-"""Split and row id: ids are unique within a split only."""
+"""Split and row id; ids are unique only within a split."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What one person decided on one item.
+    """A person's decision on an item.
 
     Attributes:
         key: split and row id.
         stage: ``review`` (made without seeing another verdict), ``adjudication``, or one of ``ARMS``.
-        reviewer: name as given.
-        verdict: ``accept``, ``reject`` or ``edit``; the letter chosen for a stage of ``ARMS``.
-        reason: in words; needed for all but accept.
-        edit: field -> new value, of those in ``EDITABLE`` that change; empty for the other verdicts.
-        at: UTC, ISO 8601.
-        seconds: from showing the item to the answer, for a stage of ``ARMS``.
+        reviewer: name as entered.
+        verdict: ``accept``, ``reject`` or ``edit``; in a stage of ``ARMS`` the chosen letter.
+        reason: required for reject and edit.
+        edit: field of ``EDITABLE`` -> new value, for the fields that an edit changes.
+        at: time in UTC, ISO 8601.
+        seconds: time from showing the item to the answer, in a stage of ``ARMS``.
     """
 
     key: Key
@@ -55,11 +55,11 @@ class Decision:
 
     @property
     def outcome(self) -> tuple[str, str]:
-        """What two reviewers have to agree on: the verdict and, for edits, the new text."""
+        """The part on which two reviewers must agree: the verdict and the new text of an edit."""
         return self.verdict, repr(sorted(self.edit.items()))
 
     def as_record(self) -> dict[str, Any]:
-        """Returns the fields as the log keeps them."""
+        """Returns the record of the log."""
         record = {"kind": self.stage, "split": self.key[0], "id": self.key[1], "reviewer": self.reviewer}
         record |= {"verdict": self.verdict, "reason": self.reason, "at": self.at}
         record |= {"edit": dict(self.edit)} if self.edit else {}
@@ -79,7 +79,7 @@ def checked_name(name: str) -> str:
     """Returns a reviewer's name on one line.
 
     Raises:
-        InputError: where it is empty, too long, or holds characters that cannot be seen.
+        InputError: if it is empty, too long, or has invisible characters.
     """
     line = " ".join(name.split())
     if line and len(line) <= MAX_NAME and line.isprintable():
@@ -89,51 +89,48 @@ def checked_name(name: str) -> str:
 
 
 def checked_decision(decision: Decision, question: Question) -> Decision:
-    """Returns a decision ready for the log: name and reason stripped, the edit reduced to what it changes.
+    """Returns the decision for the log, with name and reason stripped and the edit reduced to its changes.
 
     Raises:
-        InputError: naming what is wrong: no reason, an edit that changes nothing or breaks the row.
+        InputError: such as for a missing reason, or an edit that changes nothing or breaks the row.
     """
-    location = question.id
-    problems = []
+    problems: list[Problem] = []
+
+    def add(expected: str, found: str, hint: str) -> None:
+        problems.append(Problem(question.id, expected, found, hint))
+
     if decision.stage in ARMS:
         letters = list(LETTERS[: len(question.options)])
         if decision.verdict not in letters:
             expected = f"an answer of A to {letters[-1]}"
-            raise InputError(Problem(location, expected, preview(decision.verdict), "choose an option"))
+            raise InputError(Problem(question.id, expected, preview(decision.verdict), "choose an option"))
         return replace(decision, reviewer=checked_name(decision.reviewer))
     if decision.verdict not in VERDICTS:
-        problems.append(
-            Problem(location, f"a verdict of {', '.join(VERDICTS)}", preview(decision.verdict), "choose one")
-        )
+        add(f"a verdict of {', '.join(VERDICTS)}", preview(decision.verdict), "choose one")
     reason = decision.reason.strip()
     if decision.verdict != "accept" and not reason:
-        problems.append(Problem(location, f"a reason for {decision.verdict}", "none", "write one in the field Reason"))
+        add(f"a reason for {decision.verdict}", "none", "write one in the field Reason")
     if len(reason) > MAX_TEXT:
-        problems.append(
-            Problem(location, f"a reason of at most {MAX_TEXT} characters", f"{len(reason)}", "shorten it")
-        )
+        add(f"a reason of at most {MAX_TEXT} characters", f"{len(reason)}", "shorten it")
     changes = changed_fields(decision.edit, question) if decision.verdict == "edit" else {}
     if decision.verdict == "edit":
         problems += edit_problems(changes, question)
         if not changes:
-            problems.append(
-                Problem(location, "an edit that changes something", "the text as it was", "edit it, or accept")
-            )
+            add("an edit that changes something", "the unchanged text", "edit it, or accept")
     if problems:
         raise InputError(problems)
     return replace(decision, reviewer=checked_name(decision.reviewer), reason=reason, edit=changes)
 
 
 def changed_fields(edit: Mapping[str, Any], question: Question) -> dict[str, Any]:
-    """Returns the fields of an edit that differ from the question, white space at the ends aside.
+    """Returns the fields of an edit that differ from the question.
 
-    Browsers change line ends, so a text that differs only in line ends is unchanged.
+    White space at the ends is ignored, and so are line ends, which browsers change.
     """
     unknown = sorted(edit.keys() - set(EDITABLE))
     if unknown:
         found = ", ".join(map(preview, unknown))
-        raise InputError(Problem(question.id, f"an edit of {', '.join(EDITABLE)}", found, "leave the rest as it is"))
+        raise InputError(Problem(question.id, f"an edit of {', '.join(EDITABLE)}", found, "edit only these fields"))
     now = {
         "question": question.question,
         "options": list(question.options),
@@ -144,24 +141,23 @@ def changed_fields(edit: Mapping[str, Any], question: Question) -> dict[str, Any
     changes = {name: value for name, value in cleaned.items() if value != _cleaned(now[name])}
     if isinstance(changes.get("options"), list) and len(changes["options"]) == len(question.options):
         pairs = zip(question.options, changes["options"], strict=True)
-        changes["options"] = [old if _cleaned(old) == new else new for old, new in pairs]  # the others to the byte
+        changes["options"] = [old if _cleaned(old) == new else new for old, new in pairs]  # keep unchanged options
     return changes
 
 
 def edited(question: Question, edit: Mapping[str, Any]) -> Question:
-    """Returns the question with the fields of an edit, which has been checked, in place."""
-    options = tuple(edit.get("options", question.options))
+    """Returns the question with the changes of a valid edit."""
     return replace(
         question,
         question=edit.get("question", question.question),
-        options=options,
+        options=tuple(edit.get("options", question.options)),
         answer=LETTERS.index(edit["answer"]) if "answer" in edit else question.answer,
         rationale=(edit["rationale"] or None) if "rationale" in edit else question.rationale,
     )
 
 
 def edit_problems(edit: Mapping[str, Any], question: Question) -> list[Problem]:
-    """Returns the problems of an edited row: empty texts, equal options, an invalid letter."""
+    """Returns the problems of an edit, such as empty texts, equal options or an invalid letter."""
     location, count = question.id, len(question.options)
     texts = {"question": edit.get("question", "x"), "rationale": edit.get("rationale", "")}
     options = edit.get("options", list(question.options))
@@ -184,7 +180,7 @@ def edit_problems(edit: Mapping[str, Any], question: Question) -> list[Problem]:
     if answer not in LETTERS[:count]:
         found = preview(answer)
         return [*problems, Problem(location, f"an answer of A to {LETTERS[count - 1]}", found, "choose an option")]
-    return problems if problems else problems + letter_problems(edited(question, edit))
+    return problems or letter_problems(edited(question, edit))
 
 
 def letter_problems(question: Question) -> list[Problem]:
@@ -205,7 +201,7 @@ def _cleaned(value: Any) -> Any:
 
 
 REVIEWS: Final = 2
-"""Independent reviews that an item gets."""
+"""Number of independent reviews per item."""
 
 STATUSES: Final = ("not reviewed", "one review", "agreed", "disagreed", "adjudicated")
 OUTCOMES: Final = ("accept", "edit", "reject", "undecided")
@@ -216,10 +212,10 @@ class ItemStatus:
     """The review status of one item.
 
     Attributes:
-        reviews: person -> the review that counts, at most ``REVIEWS``.
-        adjudications: person -> the last adjudication by them.
-        answers: person -> their answer before the gold answer was shown.
-        settled: the decision that ended a disagreement, or None.
+        reviews: person -> last review; at most ``REVIEWS`` people.
+        adjudications: person -> last adjudication.
+        answers: person -> answer given before the gold answer was shown.
+        settled: the decision that settled a disagreement, or None.
     """
 
     reviews: dict[str, Decision] = field(default_factory=dict)
@@ -229,7 +225,7 @@ class ItemStatus:
 
     @property
     def closed(self) -> bool:
-        """Whether all independent reviews are in; none can change then."""
+        """Whether all independent reviews are in, so that none can change."""
         return len(self.reviews) == REVIEWS
 
     @property
@@ -243,7 +239,7 @@ class ItemStatus:
 
     @property
     def final(self) -> Decision | None:
-        """The decision that holds, or None."""
+        """The final decision, or None."""
         if self.settled is not None:
             return self.settled
         return next(iter(self.reviews.values())) if self.status == "agreed" else None
@@ -265,7 +261,7 @@ class ItemStatus:
         if decision.person not in self.reviews:
             self.settled = decision
             return
-        # the two may settle it between them: both saw the other's verdict and now say the same
+        # the two reviewers settle it if, after seeing each other's verdict, both make the same decision
         both = [self.adjudications.get(person) for person in self.reviews]
         if all(one is not None and one.outcome == decision.outcome for one in both):
             self.settled = decision
@@ -276,9 +272,7 @@ class ItemStatus:
             seen = decision.person in self.answers or decision.person in self.reviews
             return "an item that this reader has answered or reviewed" if seen else None
         if decision.stage == "review":
-            if self.closed:
-                return f"{REVIEWS} reviews, which are final"
-            return None
+            return f"{REVIEWS} reviews, which are final" if self.closed else None
         return None if self.status == "disagreed" else f"an item that is {self.status}"
 
 
@@ -290,11 +284,7 @@ _EXPECTED: Final = {
 
 
 class ReviewState:
-    """The status of every item, kept up to date from the log.
-
-    Args:
-        keys: the items in the order of the data.
-    """
+    """The status of every item, updated from the log; ``keys`` are the items in the order of the data."""
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self.items: dict[Key, ItemStatus] = {key: ItemStatus() for key in keys}
@@ -304,7 +294,7 @@ class ReviewState:
         """Applies the decisions that were appended since the last call.
 
         Raises:
-            InputError: where a decision is about an unknown item or came after the item was closed.
+            InputError: if a decision concerns an unknown item or one that was closed before.
         """
         for decision in decisions[self._taken :]:
             self.admit(decision)
@@ -312,50 +302,45 @@ class ReviewState:
             self._taken += 1
 
     def admit(self, decision: Decision) -> None:
-        """Checks that a decision is possible.
-
-        Raises:
-            InputError: where it is not.
-        """
+        """Raises InputError if a decision is not possible."""
         item_status = self.items.get(decision.key)
         location = f"{decision.key[1]} (split {decision.key[0]})"
         if item_status is None:
-            raise InputError(
-                Problem(location, "an item of this data", "none of that id", "review the data of this log")
-            )
+            hint = "review the data of this log"
+            raise InputError(Problem(location, "an item of this data", "no item with this id", hint))
         refusal = item_status.refusal(decision)
         if refusal is not None:
             expected = _EXPECTED[decision.stage]
-            raise InputError(Problem(location, expected, refusal, "go on to the next item"))
+            raise InputError(Problem(location, expected, refusal, "go to the next item"))
 
     def waiting(self, person: str, stage: str, among: Iterable[Key] | None = None) -> list[Key]:
-        """Returns the items that wait for a person, in the order of the data.
+        """Returns the items that wait for a person, in the given order.
 
         Args:
-            person: who, as ``person_of`` compares names.
-            stage: ``review``: items that the person has not reviewed and that lack a review; ``adjudication``: open
-                disagreements, but for those on which the person is one of the two and the other has yet to speak;
-                ``seeing``: as ``review``, since a review follows the answer; ``blind``: items that the person has
-                neither answered nor reviewed.
-            among: the items to look at; None for all.
+            person: name as returned by ``person_of``.
+            stage: ``review``: items that lack a review and that the person has not reviewed; ``seeing``: the same,
+                because a review follows the answer; ``adjudication``: open disagreements, except those that the person
+                has adjudicated while the other reviewer has not; ``blind``: items that the person has neither answered
+                nor reviewed.
+            among: the items to consider, or None for all.
         """
         keys = self.items if among is None else among
         if stage == "blind":
             return [key for key in keys if not {person} & {*self.items[key].answers, *self.items[key].reviews}]
         if stage in ("review", "seeing"):
             return [key for key in keys if not self.items[key].closed and person not in self.items[key].reviews]
-        return [key for key in keys if self.items[key].status == "disagreed" and not _spoken(self.items[key], person)]
+        return [key for key in keys if self.items[key].status == "disagreed" and not _waits(self.items[key], person)]
 
 
-def _spoken(item_status: ItemStatus, person: str) -> bool:
+def _waits(item_status: ItemStatus, person: str) -> bool:
     """Returns whether the person has adjudicated and the other reviewer has not."""
     return person in item_status.adjudications and item_status.adjudications.keys() != item_status.reviews.keys()
 
 
-def pairs_of(item_statuses: Mapping[Key, ItemStatus]) -> dict[tuple[str, str], list[Key]]:
-    """Returns pair of people -> the items that these two reviewed, the pairs sorted."""
+def pairs_of(statuses: Mapping[Key, ItemStatus]) -> dict[tuple[str, str], list[Key]]:
+    """Returns (sorted) pair of people -> items that both reviewed."""
     pairs: dict[tuple[str, str], list[Key]] = {}
-    for key, item_status in item_statuses.items():
+    for key, item_status in statuses.items():
         if item_status.closed:
             first, second = sorted(item_status.reviews)
             pairs.setdefault((first, second), []).append(key)

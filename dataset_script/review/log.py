@@ -1,7 +1,7 @@
-"""The log of decisions: one JSON object per line, appended under a file lock, on disk before it is confirmed.
+"""The log of decisions: one JSON object per line, appended under a file lock and synced to disk.
 
-Lines are never changed. Each line has the hash of the line before, so that a manual change is detected. A line that is
-incomplete because a process was killed stays in the file and is named by the next line.
+Lines are never changed. Each line has the hash of the previous line, so that a manual change is detected. A line that
+is incomplete because a process was killed stays in the file, and the next line records its number.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ LOCK_SECONDS: Final = 30.0
 _TEXTS: Final = ("split", "id", "reviewer", "verdict", "reason", "at")
 
 Check = Callable[[list[Decision]], Decision]
-"""Takes every decision made so far and returns the one to append; raises where it may not be made."""
+"""Receives all decisions so far and returns the decision to append, or raises if it is not allowed."""
 
 
 class ReviewLog:
-    """An append-only log that several processes and threads write to.
+    """An append-only log for several processes and threads.
 
     Args:
-        path: the file; made with the first decision where it is missing.
-        subject: what is reviewed: ``config``, ``data_hash`` and a ``name`` for people. A log of other data is refused.
+        path: the file; the first decision creates it.
+        subject: ``config`` and ``data_hash`` of the data, and a ``name`` for messages. A log of other data is refused.
 
     Attributes:
-        decisions: every decision made so far, in order.
-        torn: numbers of the lines that a kill has torn; what stood in them was never confirmed to anybody.
+        decisions: all decisions so far, in order.
+        torn: numbers of incomplete lines, left by killed processes; their decisions were never confirmed.
     """
 
     def __init__(self, path: str | Path, subject: Mapping[str, str]) -> None:
@@ -56,14 +56,14 @@ class ReviewLog:
         self._broken: tuple[int, bytes] | None = None
 
     def check_writable(self) -> None:
-        """Makes sure, before anybody works for it, that decisions can be kept; the log itself is not made.
+        """Preflight check that decisions can be written; does not create the log.
 
         Raises:
-            InputError: where the log is no plain file, or it or its folder cannot be written.
+            InputError: if the log is not a regular file, or it or its folder cannot be written.
         """
         with self._here:
             if self.path.exists() and not self.path.is_file():
-                raise self._problem("", "a log that is a plain file", "something else", "name another --log")
+                raise self._problem("", "a log that is a regular file", "something else", "name another --log")
             self._acquire()
             try:
                 if self.path.exists():
@@ -72,10 +72,10 @@ class ReviewLog:
                 self._lock.release()
 
     def append(self, check: Check) -> Decision:
-        """Appends the decision that ``check`` returns, which sees all decisions, those of other processes too.
+        """Appends the decision that ``check`` returns; ``check`` sees all decisions, also those of other processes.
 
         Raises:
-            InputError: what ``check`` raises; or where the log is damaged or of other data. Nothing is written then.
+            InputError: as raised by ``check``, or if the log is damaged or of other data; nothing is written.
         """
         with self._here:
             self._acquire()
@@ -91,10 +91,10 @@ class ReviewLog:
                 self._lock.release()
 
     def refresh(self) -> list[Decision]:
-        """Reads what was appended since the last time and returns every decision.
+        """Reads the lines appended since the last call and returns all decisions.
 
         Raises:
-            InputError: where the log is of other data, a line was changed or is malformed.
+            InputError: if the log is of other data, or a line was changed or is malformed.
         """
         with self._here:
             *lines, rest = self._unread().split(b"\n")
@@ -127,7 +127,7 @@ class ReviewLog:
             raise self._problem("", "a log that can be read", str(error.strerror), "name another --log") from error
 
     def _take(self, line: bytes) -> None:
-        """Takes in one line; a malformed one counts as torn by a kill where the next line, or none, says so."""
+        """Reads one line; a malformed line is accepted as torn only at the end or if the next line records it."""
         number = self._lines + 1
         record = decode_record(line)
         if record is None:
@@ -135,8 +135,8 @@ class ReviewLog:
             self.torn.append(number)
         else:
             if self._broken is not None and record.get("kind") != TORN:
-                place, content = self._broken
-                raise self._problem(f", line {place}", "one JSON object", preview(content.decode("utf-8", "replace")))
+                torn, content = self._broken
+                raise self._problem(f", line {torn}", "one JSON object", preview(content.decode("utf-8", "replace")))
             self._broken = None
             self._take_record(record, number)
         self._last = _chained(line)
@@ -144,19 +144,20 @@ class ReviewLog:
         self._lines = number
 
     def _take_record(self, record: dict[str, Any], number: int) -> None:
-        place = f", line {number}"
+        location = f", line {number}"
         if record.pop("prev", None) != self._last:
-            raise self._problem(place, "the line that was written after the one before", "a changed or missing line")
+            found = "a changed or missing line"
+            raise self._problem(location, "the line that was written after the previous one", found)
         if record.get("kind") == TORN:
             return
         if not self._headed:
             self._check_subject(record)
             self._headed = True
         else:
-            self.decisions.append(self._decision(record, place))
+            self.decisions.append(self._decision(record, location))
 
     def _lines_of(self, decision: Decision) -> bytes:
-        """Returns a decision as it is to be appended, with what has to stand before it."""
+        """Returns the lines to append for a decision, including a record of a torn line and the head of a new log."""
         at = datetime.now(UTC).isoformat(timespec="seconds")
         records: list[dict[str, Any]] = []
         if self._broken is not None:
@@ -170,7 +171,7 @@ class ReviewLog:
         return b"".join(lines)
 
     def _write(self, content: bytes) -> None:
-        """Appends in one write and waits until it is on disk."""
+        """Appends in one write and syncs to disk."""
         try:
             with self.path.open("ab") as file:
                 write_durably(file, content)
@@ -183,25 +184,22 @@ class ReviewLog:
         for name in ("config", "data_hash"):
             if record.get(name) != self._subject[name]:
                 expected = f"decisions on {self._subject['name']} ({name} {self._subject[name][:16]})"
-                found = f"those on {preview(record.get('name'))} ({name} {str(record.get(name))[:16]})"
-                hint = "name the log of this data by --log, or the data of this log"
+                found = f"decisions on {preview(record.get('name'))} ({name} {str(record.get(name))[:16]})"
+                hint = "name the log of this data with --log, or review the data of this log"
                 raise self._problem(", line 1", expected, found, hint)
 
-    def _decision(self, record: Mapping[str, Any], place: str) -> Decision:
-        edit = record.get("edit", {})
-        whole = all(isinstance(record.get(name), str) for name in _TEXTS) and isinstance(edit, dict)
-        seconds = record.get("seconds")
-        whole = whole and (seconds is None or isinstance(seconds, int | float))
+    def _decision(self, record: Mapping[str, Any], location: str) -> Decision:
+        edit, seconds = record.get("edit", {}), record.get("seconds")
+        valid = all(isinstance(record.get(name), str) for name in _TEXTS) and isinstance(edit, dict)
+        valid = valid and (seconds is None or isinstance(seconds, int | float))
         allowed = LETTERS if record.get("kind") in ARMS else VERDICTS
-        if not whole or record.get("kind") not in STAGES or record["verdict"] not in allowed:
-            raise self._problem(place, "a decision", preview(dict(record)))
+        if not valid or record.get("kind") not in STAGES or record["verdict"] not in allowed:
+            raise self._problem(location, "a decision", preview(dict(record)))
         texts = {name: record[name] for name in ("reviewer", "verdict", "reason", "at")}
         return Decision((record["split"], record["id"]), record["kind"], edit=edit, seconds=seconds, **texts)
 
-    def _problem(
-        self, place: str, expected: str, found: str, hint: str = "bring back a whole copy of it"
-    ) -> InputError:
-        return InputError(Problem(f"{self.path}{place}", expected, found, hint))
+    def _problem(self, location: str, expected: str, found: str, hint: str = "restore the log") -> InputError:
+        return InputError(Problem(f"{self.path}{location}", expected, found, hint))
 
 
 def _chained(line: bytes) -> str:

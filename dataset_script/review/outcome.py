@@ -1,10 +1,10 @@
-"""The outcome of a review: agreement of the reviewers, a summary, and a release folder of the accepted items."""
+"""The results of a review: reviewer agreement, a summary, predictions files, and a release of the accepted items."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,16 +47,16 @@ from scale_vqa_eval.text import markdown, markdown_environment
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two reviewers agree.
+    """The agreement of two reviewers.
 
     Attributes:
-        n: items that both reviewed.
-        clusters: patients (slides, items) that these come from.
+        n: number of items that both reviewed.
+        clusters: number of patients (or slides, or items) of these items.
         observed: share of items with the same verdict.
-        kappa: None where it is undefined: both gave one and the same verdict throughout.
-        interval: 95%; None where kappa is undefined or there is one cluster.
+        kappa: Cohen's kappa, or None if both gave a single verdict for all items.
+        interval: 95% interval, or None if kappa is undefined or there is only one cluster.
         method: ``jackknife``, ``clopper-pearson`` (no disagreement, or no spread between clusters) or ``undefined``.
-        table: (3, 3) counts, rows the first reviewer's ``VERDICTS``, columns the second's.
+        table: (3, 3) counts; rows are the first reviewer's ``VERDICTS``, columns the second's.
     """
 
     n: int
@@ -69,7 +69,7 @@ class Agreement:
 
 
 def cohen_kappa(table: npt.NDArray[np.int64]) -> float:
-    """Returns (p_o - p_e) / (1 - p_e) of a square table of counts; nan where p_e is 1 or the table is empty.
+    """Returns (p_o - p_e) / (1 - p_e) of a square table of counts, or nan if p_e is 1 or the table is empty.
 
     Cohen, Educational and Psychological Measurement 20:37, 1960.
     """
@@ -85,12 +85,12 @@ def agreement(first: Sequence[str], second: Sequence[str], clusters: Sequence[st
     """Compares the verdicts of two reviewers on n items.
 
     The interval is a delete-one-cluster jackknife with t at C-1 degrees of freedom (Efron and Tibshirani 1993, chapter
-    11), because the questions of a patient are not independent. Where the jackknife has no spread, as with perfect
+    11), because the questions of a patient are not independent. If the jackknife has no spread, as with perfect
     agreement, the interval is Clopper-Pearson for the observed agreement with clusters as the sample.
 
     Args:
-        first: (n,) verdicts of one.
-        second: (n,) verdicts of the other, of the same items.
+        first: (n,) verdicts of one reviewer.
+        second: (n,) verdicts of the other reviewer on the same items.
         clusters: (n,) patient of each item.
         level: confidence level.
 
@@ -130,30 +130,24 @@ def _interval(
 
 
 def summarise_review(data: ReviewData, review_state: ReviewState, torn: Sequence[int] = ()) -> dict[str, Any]:
-    """Returns the figures of a review of the chosen items.
-
-    Args:
-        data: what is reviewed.
-        review_state: item_status of every item.
-        torn: incomplete lines of the log.
-    """
-    item_statuses = {key: review_state.items[key] for key in data.chosen}
+    """Returns the summary of the chosen items; ``torn`` are the numbers of incomplete lines of the log."""
+    statuses = {key: review_state.items[key] for key in data.chosen}
     dimensions: dict[str, Counter[str]] = {}
-    for key, item_status in item_statuses.items():
+    for key, item_status in statuses.items():
         dimensions.setdefault(data.items[key].question.dimension or "none", Counter())[item_status.outcome] += 1
-    outcomes = Counter(item_status.outcome for item_status in item_statuses.values())
-    statuses = Counter(item_status.status for item_status in item_statuses.values())
+    by_outcome = Counter(item_status.outcome for item_status in statuses.values())
+    by_status = Counter(item_status.status for item_status in statuses.values())
     return {
         "data": data.folder.name,
         "config": data.config,
         "splits": sorted({key[0] for key in data.chosen}),
         "data_hash": data.data_hash,
-        "items": len(item_statuses),
-        "status": {name: statuses[name] for name in STATUSES},
-        "outcome": {name: outcomes[name] for name in OUTCOMES},
+        "items": len(statuses),
+        "status": {name: by_status[name] for name in STATUSES},
+        "outcome": {name: by_outcome[name] for name in OUTCOMES},
         "by_dimension": {name: {one: counts[one] for one in OUTCOMES} for name, counts in dimensions.items()},
-        "reviewers": _reviewers(item_statuses),
-        "agreement": _agreements(data, item_statuses),
+        "reviewers": _reviewers(statuses),
+        "agreement": _agreements(data, statuses),
         "open_disagreements": [
             {
                 "split": key[0],
@@ -163,32 +157,32 @@ def summarise_review(data: ReviewData, review_state: ReviewState, torn: Sequence
                     for one in item_status.reviews.values()
                 ],
             }
-            for key, item_status in item_statuses.items()
+            for key, item_status in statuses.items()
             if item_status.status == "disagreed"
         ],
-        "answers": _answer_figures(data, item_statuses),
+        "answers": _answer_figures(data, statuses),
         "torn_lines": list(torn),
     }
 
 
 def write_answers(data: ReviewData, review_state: ReviewState, out: Path) -> dict[str, int]:
-    """Writes the answers of each arm as a predictions file, which ``scale-vqa score --partial`` reads.
+    """Writes the answers of each arm as a predictions file for ``scale-vqa score --partial``.
 
-    ``seeing.jsonl`` and ``blind.jsonl`` hold the first answer to each item of that arm, from any reader; readers are
+    ``seeing.jsonl`` and ``blind.jsonl`` contain the first answer to each item of the arm, from any reader; readers are
     numbered.
 
     Returns:
         arm -> number of answers.
 
     Raises:
-        InputError: where there is no answer, or the files cannot be written.
+        InputError: if there is no answer, or the files cannot be written.
     """
     first: dict[str, dict[Key, Decision]] = {arm: {} for arm in ARMS}
     for key in data.chosen:
         for answer in sorted(review_state.items[key].answers.values(), key=lambda one: one.at):
             first[answer.stage].setdefault(key, answer)
     if not any(first.values()):
-        hint = "run `scale-vqa review --answer-first` before"
+        hint = "run `scale-vqa review --answer-first` first"
         raise InputError(Problem(str(data.folder), "at least one answer in the log", "none", hint))
     people = sorted({one.person for answers in first.values() for one in answers.values()})
     for arm, answers in first.items():
@@ -204,14 +198,14 @@ def write_answers(data: ReviewData, review_state: ReviewState, out: Path) -> dic
     return {arm: len(answers) for arm, answers in first.items()}
 
 
-def _answer_figures(data: ReviewData, item_statuses: Mapping[Key, ItemStatus]) -> dict[str, Any]:
-    """Returns the figures of the answers given before the gold answer was shown, and which groups they confirm."""
+def _answer_figures(data: ReviewData, statuses: Mapping[Key, ItemStatus]) -> dict[str, Any]:
+    """Returns the accuracy and time of each arm, and the exchange groups that the answers confirm or doubt."""
     figures: dict[str, Any] = {}
     right: dict[Key, list[bool]] = {}
     for arm in ARMS:
         given = [
             (key, one.verdict == data.items[key].question.letter, one.seconds or 0.0)
-            for key, item_status in item_statuses.items()
+            for key, item_status in statuses.items()
             for one in item_status.answers.values()
             if one.stage == arm
         ]
@@ -227,7 +221,7 @@ def _answer_figures(data: ReviewData, item_statuses: Mapping[Key, ItemStatus]) -
             "median_seconds": median(seconds for _, _, seconds in given) if given else None,
         }
     groups: dict[tuple[str, str], list[list[bool]]] = {}
-    for key in item_statuses:
+    for key in statuses:
         if data.items[key].question.group is not None:
             groups.setdefault((key[0], str(data.items[key].question.group)), []).append(right.get(key, []))
     doubted = [f"{name} ({split})" for (split, name), members in groups.items() if not all(map(all, members))]
@@ -236,8 +230,8 @@ def _answer_figures(data: ReviewData, item_statuses: Mapping[Key, ItemStatus]) -
 
 
 def without_names(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a summary that may be published: reviewers are numbered, and their words are left out."""
-    number = {name: f"reviewer {place}" for place, name in enumerate(summary["reviewers"], 1)}
+    """Returns a summary for publication: reviewers are numbered, and their texts are left out."""
+    number = {name: f"reviewer {index}" for index, name in enumerate(summary["reviewers"], 1)}
     return {
         **{name: value for name, value in summary.items() if name not in ("open_disagreements", "torn_lines")},
         "reviewers": {number[name]: counts for name, counts in summary["reviewers"].items()},
@@ -248,43 +242,33 @@ def without_names(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def markdown_summary(summary: Mapping[str, Any]) -> str:
-    """Renders a summary for people; names and texts are escaped."""
+    """Renders a summary as Markdown; names and texts are escaped."""
     template = markdown_environment("dataset_script.review").get_template("summary.md.j2")
     pairs = [_agreement_cells(pair) for pair in summary["agreement"]]
     names = {"reviews_each": REVIEWS, "outcomes": OUTCOMES, "verdicts": VERDICTS}
     return template.render(summary, pairs=pairs, **names).rstrip() + "\n"
 
 
-def agreement_line(pair: Mapping[str, Any]) -> str:
-    """Returns one pair's agreement as a sentence without names."""
-    _, n, patients, observed, kappa, interval = _agreement_cells(pair)
-    return f"{n} items of {patients} patients, same verdict on {observed}, Cohen's kappa {kappa} [{interval}]"
-
-
-def _reviewers(item_statuses: Mapping[Key, ItemStatus]) -> dict[str, dict[str, int]]:
+def _reviewers(statuses: Mapping[Key, ItemStatus]) -> dict[str, dict[str, int]]:
     names: dict[str, str] = {}
-    counts: dict[str, Counter[str]] = {}
-
-    def add(decision: Decision, what: str) -> None:
-        names.setdefault(decision.person, decision.reviewer)
-        counts.setdefault(decision.person, Counter())[what] += 1
-
-    for item_status in item_statuses.values():
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for item_status in statuses.values():
         for review in item_status.reviews.values():
-            add(review, "reviews")
-            add(review, review.verdict)
+            names.setdefault(review.person, review.reviewer)
+            counts[review.person].update(("reviews", review.verdict))
         for one in item_status.adjudications.values():
-            add(one, "adjudications")
+            names.setdefault(one.person, one.reviewer)
+            counts[one.person]["adjudications"] += 1
     fields = ("reviews", *VERDICTS, "adjudications")
     return {names[person]: {name: counts[person][name] for name in fields} for person in sorted(counts)}
 
 
-def _agreements(data: ReviewData, item_statuses: Mapping[Key, ItemStatus]) -> list[dict[str, Any]]:
+def _agreements(data: ReviewData, statuses: Mapping[Key, ItemStatus]) -> list[dict[str, Any]]:
     found = []
-    for pair, keys in pairs_of(item_statuses).items():
-        verdicts = [[item_statuses[key].reviews[person].verdict for key in keys] for person in pair]
+    for pair, keys in pairs_of(statuses).items():
+        verdicts = [[statuses[key].reviews[person].verdict for key in keys] for person in pair]
         clusters = [data.items[key].question.cluster for key in keys]
-        names = [next(item_statuses[key].reviews[person].reviewer for key in keys) for person in pair]
+        names = [statuses[keys[0]].reviews[person].reviewer for person in pair]
         figures = asdict(agreement(*verdicts, clusters))
         figures["patients"] = figures.pop("clusters")
         found.append({"reviewers": names, **figures, "verdicts": list(VERDICTS)})
@@ -303,21 +287,21 @@ BROKEN_GROUP: Final = "its exchange group is incomplete"
 
 
 def export_accepted(data: ReviewData, review_state: ReviewState, out: Path) -> dict[str, Any]:
-    """Writes the accepted items of the chosen splits into a release folder of their own.
+    """Writes the accepted items of the chosen splits into a new release folder.
 
     An exchange group is exported complete or not at all, because its guarantee is for the four items together. The
-    ``text`` config is written beside ``default`` where the data has it. The folder contains no reviewer's name.
+    ``text`` config is written beside ``default`` if the data has it. The folder does not name the reviewers.
 
     Args:
-        data: what was reviewed.
-        review_state: item_status of every item.
-        out: the new folder; one that an earlier export made is replaced.
+        data: the data under review.
+        review_state: status of every item.
+        out: the new folder; an earlier export is replaced.
 
     Returns:
-        ``kept`` and ``left_out`` (reason -> number), ``defects``, as ``<config>/review.json`` has them.
+        The content of ``<config>/review.json``, such as ``kept``, ``left_out`` (reason -> number) and ``defects``.
 
     Raises:
-        InputError: where nothing is accepted, an edited row breaks the schema, or ``out`` holds something else.
+        InputError: if nothing is accepted, an edited row breaks the schema, or ``out`` is not an earlier export.
     """
     _check_out(data, out)
     kept, left_out = accepted(data, review_state)
@@ -357,7 +341,7 @@ def export_accepted(data: ReviewData, review_state: ReviewState, out: Path) -> d
 
 
 def accepted(data: ReviewData, review_state: ReviewState) -> tuple[dict[Key, Decision], dict[Key, str]]:
-    """Returns the chosen items that go into a release, with the decision that says so, and why each other does not."""
+    """Returns the accepted items with their final decision, and why each other chosen item is left out."""
     kept: dict[Key, Decision] = {}
     left_out: dict[Key, str] = {}
     for key in data.chosen:
@@ -375,7 +359,7 @@ def accepted(data: ReviewData, review_state: ReviewState) -> tuple[dict[Key, Dec
 
 
 def _broken(data: ReviewData, kept: Mapping[Key, Decision]) -> list[Key]:
-    """Returns the kept items whose exchange group lost a member, or whose texts an edit made differ."""
+    """Returns the kept items whose exchange group lost a member or has differing texts after an edit."""
     groups: dict[tuple[str, str], list[Key]] = {}
     for key in data.items:
         group = data.items[key].question.group
@@ -393,12 +377,12 @@ def _broken(data: ReviewData, kept: Mapping[Key, Decision]) -> list[Key]:
 
 
 def _shape(questions: list[Question]) -> tuple[int, list[int]]:
-    """Returns how many texts a group has and which letters are right: what its guarantee rests on."""
+    """Returns the number of texts and the right letters of a group, on which its guarantee depends."""
     return len({(one.question, one.options) for one in questions}), sorted(one.answer for one in questions)
 
 
 def _rows(data: ReviewData, split: str, questions: Mapping[Key, Question], images: bool) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a split that are kept, image bytes as they are; memory holds one batch."""
+    """Yields the kept rows of a split with unchanged image bytes, one batch in memory at a time."""
     for file in release_files(data.folder, data.config)[split]:
         parquet = pq.ParquetFile(file)
         features = Features.from_arrow_schema(parquet.schema_arrow)
@@ -406,43 +390,42 @@ def _rows(data: ReviewData, split: str, questions: Mapping[Key, Question], image
         labels = {name: features[name].names for name in ("answer", "dimension")}
         for batch in parquet.iter_batches(batch_size=ROWS_PER_GROUP, columns=names):
             for _, column, path in unembedded_rows(pa.Table.from_batches([batch])):
-                raise InputError(
-                    Problem(f"{file}, {column}", "an embedded image", preview(path), "build the folder again")
-                )
+                hint = "build the folder again"
+                raise InputError(Problem(f"{file}, {column}", "an embedded image", preview(path), hint))
             for row in batch.to_pylist():
                 key = (split, row["id"].strip())
                 if key in questions:
                     named = {name: None if row[name] is None else labels[name][row[name]] for name in labels}
                     before = data.items[key].question.as_row("")
                     edits = {name: new for name, new in questions[key].as_row("").items() if new != before[name]}
-                    yield row | named | edits  # what was not edited stays to the byte
+                    yield row | named | edits  # fields without an edit keep their bytes
 
 
 def _check_out(data: ReviewData, out: Path) -> None:
-    here, there = data.folder.resolve(), out.resolve()
-    if there.is_relative_to(here) or here.is_relative_to(there):
-        raise InputError(
-            Problem(str(out), "a folder outside of the reviewed one", "the same", "name another --export")
-        )
+    source, target, hint = data.folder.resolve(), out.resolve(), "name another --export"
+    if target.is_relative_to(source) or source.is_relative_to(target):
+        raise InputError(Problem(str(out), "a folder outside of the reviewed one", "the same", hint))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not any(out.glob(f"*/{REVIEW_FILE}")):
-        found = "a folder that no export made"
-        raise InputError(
-            Problem(str(out), "no folder yet, or one that an export made", found, "name another --export")
-        )
+        expected, found = "a new folder, or one that an export made", "a folder that no export made"
+        raise InputError(Problem(str(out), expected, found, hint))
 
 
 def _note(data: ReviewData, report: Mapping[str, Any], defects: list[Defect]) -> str:
-    """Returns the card's paragraph: what the items were, how they were reviewed, what was left out."""
+    """Returns the paragraph of the card about the review."""
     before = read_notes(data.folder / "README.md").get(data.config, "")
     lost = ", ".join(f"{count} {reason}" for reason, count in report["left_out"].items()) or "none"
     lines = [
         *([before, ""] if before else []),
         f"**Reviewed.** Of {len(data.chosen)} items, {report['kept']} were accepted by two independent reviewers, "
-        f"or in adjudication where these differed; {len(report['edited'])} of them with an edited text. "
+        f"or in adjudication if these differed; {len(report['edited'])} of them with an edited text. "
         f"Left out: {lost}.",
     ]
-    pairs = report["review"]["agreement"]
-    lines += [f"Agreement before adjudication: {'; '.join(map(agreement_line, pairs))}."] if pairs else []
+    cells = [_agreement_cells(pair)[1:] for pair in report["review"]["agreement"]]
+    pairs = [
+        f"{n} items of {patients} patients, same verdict on {observed}, Cohen's kappa {kappa} [{interval}]"
+        for n, patients, observed, kappa, interval in cells
+    ]
+    lines += [f"Agreement before adjudication: {'; '.join(pairs)}."] if pairs else []
     counts = Counter(defect.kind for defect in defects)
     if counts:
         known = "; ".join(f"{counts[kind]} x {meaning}" for kind, meaning in KINDS.items() if counts[kind])

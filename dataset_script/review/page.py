@@ -1,4 +1,4 @@
-"""The review page in Gradio, and the item in view as HTML; jinja2 escapes every text of the data and the reviewers."""
+"""The review page (Gradio) and the HTML of the item in view; jinja2 escapes all texts of data and reviewers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import GROUNDING_KINDS, LETTERS, MAGNIFICATION, VIEWS
 from scale_vqa_eval.text import html_environment
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # the page calls nobody
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 Updates = dict[Any, Any]
 """Gradio component -> its new value."""
@@ -35,11 +35,11 @@ KEYS: Final = (
 
 
 def build_page(session: ReviewSession, answer_first: bool = False) -> gr.Blocks:
-    """Builds the page of a session; with ``answer_first`` it offers no stage that shows the gold answer first."""
+    """Builds the page of a session; with ``answer_first`` it has no stage that shows the gold answer first."""
     stages = ANSWER_STAGES if answer_first else STAGES
     turns = itertools.count(1)
-    most = max(len(item.question.options) for item in session.data.items.values())
-    # gr.Markdown, toasts and gr.Error would read texts of the data as markup: nothing of the data goes into them
+    max_options = max(len(item.question.options) for item in session.data.items.values())
+    # gr.Markdown, toasts and gr.Error interpret markup, so that they must not contain texts of the data
     with gr.Blocks(title="scale-vqa review", analytics_enabled=False) as page:
         viewer = gr.State(None)
         with gr.Column(visible=True) as entrance:
@@ -51,26 +51,28 @@ def build_page(session: ReviewSession, answer_first: bool = False) -> gr.Blocks:
         message = gr.HTML(render_note("", 0), elem_id="message", apply_default_css=False)
         with gr.Column(visible=False) as work:
             with gr.Row(visible=False, elem_id="answers") as answers:
-                choice = gr.Radio(list(LETTERS[:most]), label="Your answer", elem_id="choice")
+                choice = gr.Radio(list(LETTERS[:max_options]), label="Your answer", elem_id="choice")
                 send = gr.Button("Answer", variant="primary", elem_id="answer")
             reason = gr.Textbox(label="Reason (needed for reject and edit)", lines=2, elem_id="reason")
             with gr.Row(elem_id="verdicts") as verdicts:
+                keys = {"accept": "a", "reject": "r", "edit": "e", "later": "n", "back": "p"}
+                variants = {"accept": "primary", "reject": "stop"}
                 buttons = {
-                    which: gr.Button(label, elem_id=which, variant=variant, size="md", min_width=90)
-                    for which, label, variant in (
-                        ("accept", "Accept (a)", "primary"),
-                        ("reject", "Reject (r)", "stop"),
-                        ("edit", "Edit (e)", "secondary"),
-                        ("later", "Later (n)", "secondary"),
-                        ("back", "Back (p)", "secondary"),
+                    name: gr.Button(
+                        f"{name.capitalize()} ({key})",
+                        elem_id=name,
+                        variant=variants.get(name, "secondary"),
+                        size="md",
+                        min_width=90,
                     )
+                    for name, key in keys.items()
                 }
             with gr.Column(visible=False, elem_id="editor") as editor:
                 texts = [gr.Textbox(label="Question", lines=2, elem_id="edit-question")]
-                for pair in (LETTERS[:most][place : place + 2] for place in range(0, most, 2)):
+                for pair in (LETTERS[:max_options][first : first + 2] for first in range(0, max_options, 2)):
                     with gr.Row():
                         texts += [gr.Textbox(label=f"Option {one}", elem_id=f"edit-{one}") for one in pair]
-                answer = gr.Radio(list(LETTERS[:most]), label="Answer", elem_id="edit-answer")
+                answer = gr.Radio(list(LETTERS[:max_options]), label="Answer", elem_id="edit-answer")
                 texts.append(gr.Textbox(label="Rationale", lines=3, elem_id="edit-rationale"))
                 with gr.Row():
                     save = gr.Button("Accept with this text (Ctrl+Enter)", variant="primary", elem_id="save")
@@ -80,31 +82,30 @@ def build_page(session: ReviewSession, answer_first: bool = False) -> gr.Blocks:
         outputs = [viewer, entrance, work, panel, message, reason, verdicts, editor, answers, choice, *fields]
         visible, hidden = gr.update(visible=True), gr.update(visible=False)
 
-        # an action returns the components that change; all others stay as they are
+        # an action returns the components that change
         def show(now: ReviewerState, note: str = "") -> Updates:
             asked = session.answering(now)
-            count = len(session.data.items[now.at].question.options) if now.at is not None else most
+            count = len(session.data.items[now.at].question.options) if now.at is not None else max_options
             letters = gr.update(choices=list(LETTERS[:count]), value=None)
             return {
                 **{answers: visible if asked else hidden, choice: letters},
                 **{viewer: now, entrance: hidden, work: visible, panel: render_item(session, now)},
                 **{message: render_note(note, next(turns), done=True), reason: "", editor: hidden},
                 **{verdicts: hidden if asked or now.stage == "blind" else visible},
-                **({} if asked else dict(zip(fields, _field_values(session, now, most), strict=False))),
+                **({} if asked else dict(zip(fields, _field_values(session, now, max_options), strict=False))),
             }
 
         def guarded(action: Callable[..., Updates]) -> Callable[..., Updates]:
             def run(now: ReviewerState | None, *values: Any) -> Updates:
-                if now is None and action is not enter:  # the browser was away so long that its state is gone
-                    note = "Not saved: this page was away for too long. Give your name again; the log has the rest."
+                if now is None and action is not enter:  # the state of a disconnected browser expires
+                    note = "Not saved: this page was away for too long. Enter your name again; the log has the rest."
                     asked = render_note(note, next(turns), needs="reviewer")
                     return {entrance: visible, work: hidden, panel: "", message: asked}
                 try:
                     return action(now, *values)
                 except InputError as error:
-                    note = "; ".join(
-                        f"expected {one.expected}, found {one.found}: {one.hint}" for one in error.problems
-                    )
+                    problems = [f"expected {one.expected}, found {one.found}: {one.hint}" for one in error.problems]
+                    note = "; ".join(problems)
                     needs = "reason" if any("a reason" in one.expected for one in error.problems) else None
                     return {message: render_note(note, next(turns), needs=needs)}
 
@@ -125,7 +126,7 @@ def build_page(session: ReviewSession, answer_first: bool = False) -> gr.Blocks:
 
         def open_editor(now: ReviewerState) -> Updates:
             note = render_note("Edit, give a reason, save.", next(turns), done=True, needs="edit-question")
-            # with the editor open, Accept and the like would lose the new text
+            # the verdict buttons are hidden, because they would discard the new text
             return {message: note, verdicts: hidden, editor: visible} if now.at is not None else {message: note}
 
         def on(button: gr.Button, action: Callable[..., list[Any]], *inputs: Any) -> None:
@@ -147,21 +148,21 @@ def build_page(session: ReviewSession, answer_first: bool = False) -> gr.Blocks:
     return page
 
 
-def _field_values(session: ReviewSession, now: ReviewerState, most: int) -> list[Any]:
-    """Returns the values of the editor's fields: the text, or in adjudication a reviewer's edit of it."""
+def _field_values(session: ReviewSession, now: ReviewerState, max_options: int) -> list[Any]:
+    """Returns the values of the editor's fields: the question's texts, or in adjudication a reviewer's edit."""
     if now.at is None:
         return []
     question = session.data.items[now.at].question
     edit: dict[str, Any] = {}
     if now.stage == "adjudication":
         item_status = session.status_of(now.at)
-        said = [*item_status.adjudications.values(), *item_status.reviews.values()]
-        edit = dict(next((one.edit for one in said if one.edit), {}))
+        decisions = [*item_status.adjudications.values(), *item_status.reviews.values()]
+        edit = dict(next((one.edit for one in decisions if one.edit), {}))
     count = len(question.options)
-    options = [*edit.get("options", question.options), *[""] * (most - count)]
+    options = [*edit.get("options", question.options), *[""] * (max_options - count)]
     return [
         edit.get("question", question.question),
-        *(gr.update(value=text, visible=place < count) for place, text in enumerate(options)),
+        *(gr.update(value=text, visible=index < count) for index, text in enumerate(options)),
         edit.get("rationale", question.rationale or ""),
         gr.update(choices=list(LETTERS[:count]), value=edit.get("answer", question.letter)),
     ]
@@ -178,10 +179,7 @@ def _edit(session: ReviewSession, now: ReviewerState, values: tuple[Any, ...]) -
 
 
 def render_item(session: ReviewSession, viewer: ReviewerState) -> str:
-    """Returns the panel of a viewer: the item in view, or that nothing waits.
-
-    In review, no other reviewer's verdict is shown, nor whether there is one.
-    """
+    """Returns the HTML of the item in view; in review, it does not depend on the other reviewer's decision."""
     done, waiting = session.progress(viewer)
     if viewer.at is None:
         return _template("done.html.j2").render(viewer=viewer, done=done)
@@ -196,32 +194,23 @@ def render_item(session: ReviewSession, viewer: ReviewerState) -> str:
         item=question,
         row=next((one.row for one in (*item.views, *item.option_images)), 0),
         views=[] if blind else _views(session, item),
-        # a grounding question shows the views that its kind asks about
-        missing=[
-            _view_name(view)
-            for view in VIEWS
-            if not blind
-            and question.dimension not in GROUNDING_KINDS
-            and view not in {one.column for one in item.views}
-        ],
+        # grounding questions have only the views that their kind asks about
+        missing=[_view_name(view) for view in VIEWS if view not in {one.column for one in item.views}]
+        if not blind and question.dimension not in GROUNDING_KINDS
+        else [],
         options=[
             {
                 "letter": letter,
                 "text": text,
-                "gold": place == question.answer and not hidden,
-                "picture": item.option_images[place].option if item.option_images and not blind else None,
+                "gold": index == question.answer and not hidden,
+                "picture": item.option_images[index].option if item.option_images and not blind else None,
             }
-            for place, (letter, text) in enumerate(zip(LETTERS, question.options, strict=False))
+            for index, (letter, text) in enumerate(zip(LETTERS, question.options, strict=False))
         ],
         pictures=bool(item.option_images) and not blind,
         hidden=hidden,
         answer=item_status.answers.get(viewer.person),
-        warnings=[]
-        if hidden
-        else [
-            *_warnings(question),
-            *(f"Flagged in curation: {one}" for one in session.data.flags.get(question.id, ())),
-        ],
+        warnings=[] if hidden else _warnings(session, question),
         own=None if hidden else session.own(viewer),
         closed=viewer.stage != "adjudication" and item_status.closed,
         others=_others(session, viewer.at) if viewer.stage == "adjudication" else [],
@@ -229,13 +218,13 @@ def render_item(session: ReviewSession, viewer: ReviewerState) -> str:
 
 
 def render_note(text: str, turn: int, done: bool = False, needs: str | None = None) -> str:
-    """Returns the line that answers the last action.
+    """Returns the message after an action.
 
     Args:
-        text: what to say.
-        turn: number of the action, by which the page sees that it was answered.
-        done: whether it succeeded.
-        needs: the field that has to be filled, if any.
+        text: the message.
+        turn: number of the action, by which the page recognises the response.
+        done: whether the action succeeded.
+        needs: id of a field that must be filled, or None.
     """
     return _template("note.html.j2").render(text=text, turn=turn, done=done, needs=needs)
 
@@ -244,39 +233,29 @@ def _views(session: ReviewSession, item: VisualQuestion) -> list[dict[str, Any]]
     outlines = session.outlines(item)
     columns = [view.column for view in item.views]
     views = []
-    for place, view in enumerate(item.views):
+    for index, view in enumerate(item.views):
         boxes = outlines.get(view.column, [])
-        # only the next view of the path is missed: the one after it lies in that one
-        unsure = [_view_name(name) for name in columns[place + 1 : place + 2] if name not in dict(boxes)]
-        preview = [_box(name, box) for name, box in boxes]
-        views.append(
-            {
-                "row": view.row,
-                "column": view.column,
-                "name": _view_name(view.column),
-                "boxes": preview,
-                "unsure": unsure,
-            }
-        )
+        # report only the next finer view, which contains the one after it
+        unsure = [_view_name(name) for name in columns[index + 1 : index + 2] if name not in dict(boxes)]
+        name, drawn = _view_name(view.column), [_box(inner, box) for inner, box in boxes]
+        views.append({"row": view.row, "column": view.column, "name": name, "boxes": drawn, "unsure": unsure})
     return views
 
 
-def _box(view: str, place: BoundingBox) -> dict[str, Any]:
-    shares = {name: round(100 * getattr(place, name), 3) for name in ("left", "top", "width", "height")}
-    return {"column": view, "name": _view_name(view), "how": place.how, **shares}
+def _box(view: str, box: BoundingBox) -> dict[str, Any]:
+    shares = {name: round(100 * getattr(box, name), 3) for name in ("left", "top", "width", "height")}
+    return {"column": view, "name": _view_name(view), "how": box.how, **shares}
 
 
 def _view_name(view: str) -> str:
     return f"{view.removesuffix('_mag')} view, {MAGNIFICATION[view]}"
 
 
-def _warnings(question: Question) -> list[str]:
-    found = [
-        f"Known defect: expected {problem.expected}, found {problem.found}" for problem in letter_problems(question)
-    ]
+def _warnings(session: ReviewSession, question: Question) -> list[str]:
+    found = [f"Known defect: expected {one.expected}, found {one.found}" for one in letter_problems(question)]
     if len({normalised(text) or text for text in question.options}) < len(question.options):
         found.append("Known defect: two options have the same text")
-    return found
+    return found + [f"Flagged in curation: {one}" for one in session.data.flags.get(question.id, ())]
 
 
 def _others(session: ReviewSession, key: Key) -> list[dict[str, Any]]:
@@ -298,15 +277,9 @@ def _others(session: ReviewSession, key: Key) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> str:
-    return (
-        " | ".join(f"{letter} {text}" for letter, text in zip(LETTERS, value, strict=False))
-        if isinstance(value, list)
-        else str(value)
-    )
+    if isinstance(value, list):
+        return " | ".join(f"{letter} {text}" for letter, text in zip(LETTERS, value, strict=False))
+    return str(value)
 
 
-def _template(name: str) -> Any:
-    return _ENVIRONMENT.get_template(name)
-
-
-_ENVIRONMENT = html_environment("dataset_script.review")
+_template = html_environment("dataset_script.review").get_template

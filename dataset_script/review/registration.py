@@ -1,8 +1,8 @@
-"""Finds where an inner field lies in the outer view: by the coordinates in file names, else by template matching.
+"""Locates an inner field in the outer view, by the coordinates in file names or by template matching.
 
-A release folder has no coordinates. The grounding builder writes them into its file names. For every other view the
-inner image is scaled to the outer one and correlated with it. A position is given only where the match is certain,
-because a wrong box would be worse than none.
+A release folder has no coordinates, except in the file names of the grounding builder. For other views, the inner
+image is scaled to the outer one and correlated with it. A position is returned only if the match is certain, because a
+wrong box is worse than none.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ BY_MATCHING: Final = "located by matching"
 WORKING_PX: Final = 512
 MIN_TEMPLATE_PX: Final = 16
 SCALES: Final = (1.0, 0.94, 1.06, 0.88, 1.13)
-"""Tried in this order around the nominal scale, as a scan's true um per pixel is off by some per cent."""
+"""Factors of the nominal scale, in the order tried: the true um per pixel of a scan differ by a few per cent."""
 MIN_CONTRAST: Final = 0.3
-"""Standard deviation of a place, as part of the inner field's own, below which it cannot be the place."""
+"""Minimum standard deviation of a matching region, relative to that of the inner field."""
 _NAME: Final = re.compile(r"(?s)(.+)_(10x|40x|200x)_x(-?\d+\.\d)_y(-?\d+\.\d)_(\d{1,6})px\.jpg")
 _VIEW_OF: Final = {"10x": "low_mag", "40x": "mid_mag", "200x": "high_mag"}
 Values = npt.NDArray[np.float64]
@@ -34,12 +34,12 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class BoundingBox:
-    """Where an inner field lies, in shares of the outer view's width and height, and how that is known.
+    """The position of an inner field in the outer view.
 
     Attributes:
-        left, top, width, height: 0 to 1.
+        left, top, width, height: as shares of the outer view's width and height, 0 to 1.
         how: ``BY_NAME`` or ``BY_MATCHING``.
-        score: correlation at the place; 1 for coordinates.
+        score: correlation at the position; 1 for coordinates.
     """
 
     left: float
@@ -50,7 +50,7 @@ class BoundingBox:
     score: float = 1.0
 
     def within(self, outer: BoundingBox) -> BoundingBox:
-        """Returns this place, which lies in a view that itself lies at ``outer``, in the view around both."""
+        """Returns the position in the view that contains ``outer``; this box is relative to ``outer``."""
         return BoundingBox(
             outer.left + self.left * outer.width,
             outer.top + self.top * outer.height,
@@ -62,20 +62,20 @@ class BoundingBox:
 
 
 def min_match(pixels: float, share: float) -> tuple[float, float]:
-    """Returns the least correlation, and its least lead over the next best place, that count as sure.
+    """Returns the minimum correlation, and minimum lead over the second-best position, of a certain match.
 
-    More is asked of a field that leaves few pixels to match (a 200x field in a 10x view: some 25 across), and of one
-    that fills the view, where little lies elsewhere to compare with.
+    The thresholds are higher if the field has few pixels (a 200x field in a 10x view has about 25 across) or fills
+    much of the view, so that there is little else to compare with.
 
     Args:
-        pixels: width of the field in the view.
-        share: width of the field as part of the view's.
+        pixels: width of the field in the view, in pixels.
+        share: width of the field as a share of the view's width.
     """
     return (0.8, 0.2) if pixels < 40 or share > 0.4 else (0.7, 0.1)
 
 
 def place_by_name(outer: str | None, inner: str | None) -> BoundingBox | None:
-    """Returns the place of a field by the names that ``scale-vqa build slides`` gives to files; None for others.
+    """Returns the position of a field by the file names of ``scale-vqa build slides``, or None for other names.
 
     >>> place_by_name("s_10x_x1000.0_y1000.0_200px.jpg", "s_40x_x1250.0_y750.0_200px.jpg").left
     0.5
@@ -91,15 +91,10 @@ def place_by_name(outer: str | None, inner: str | None) -> BoundingBox | None:
 
 
 def place_by_matching(outer: bytes, inner: bytes, outer_view: str, inner_view: str) -> BoundingBox | None:
-    """Returns the place of a field by normalised cross-correlation of grey values; None where no place is sure.
+    """Returns the position of a field by normalised cross-correlation of grey values, or None if it is not certain.
 
-    Args:
-        outer: image file of the outer view.
-        inner: image file of the inner view.
-        outer_view: its column, for the nominal scale.
-        inner_view: column of the inner view.
-
-    Source: Lewis, Fast Normalized Cross-Correlation, 1995 (as in ``skimage.feature.match_template``).
+    ``outer`` and ``inner`` are image files, and the views are their columns, which give the nominal scale. Source:
+    Lewis, Fast Normalized Cross-Correlation, 1995 (as in ``skimage.feature.match_template``).
     """
     whole, part = _grey(outer), _grey(inner)
     if whole is None or part is None:
@@ -113,8 +108,8 @@ def place_by_matching(outer: bytes, inner: bytes, outer_view: str, inner_view: s
             continue
         template = _values(part, width, height)
         score, lead, row, column = _best(view, template)
-        least, ahead = min_match(width, width / view.shape[1])
-        if score >= least and lead >= ahead:
+        min_score, min_lead = min_match(width, width / view.shape[1])
+        if score >= min_score and lead >= min_lead:
             down, across = view.shape
             tall, wide = template.shape
             return BoundingBox(column / across, row / down, wide / across, tall / down, BY_MATCHING, score)
@@ -126,7 +121,7 @@ def _square(match: re.Match[str]) -> tuple[float, float, float]:
 
 
 def _grey(content: bytes) -> Image.Image | None:
-    """Returns an image in grey, None where it does not decode or is too large to be looked at."""
+    """Returns the image in grey, or None if it cannot be decoded or is too large."""
     try:
         with opened_image(io.BytesIO(content)) as image:
             image.draft("L", (2 * WORKING_PX, 2 * WORKING_PX))
@@ -141,20 +136,20 @@ def _values(image: Image.Image, width: float, height: float) -> Values:
 
 
 def _best(view: Values, template: Values) -> tuple[float, float, int, int]:
-    """Returns the best correlation, its lead over the best one elsewhere, and its row and column (top left)."""
+    """Returns the best correlation, its lead over the best distant position, and its row and column (top left)."""
     from scipy.ndimage import uniform_filter
     from skimage.feature import match_template
 
     contrast = float(template.std())
-    if contrast < 1.0:  # grey levels: one colour lies everywhere
+    if contrast < 1.0:  # grey levels: a uniform field matches anywhere
         return 0.0, 0.0, 0, 0
     found: Any = match_template(view, template)
     tall, wide = template.shape
     corner = (slice(tall // 2, tall // 2 + found.shape[0]), slice(wide // 2, wide // 2 + found.shape[1]))
     mean, square = (uniform_filter(values, (tall, wide))[corner] for values in (view, view**2))
-    # where the view is flat the quotient is one of rounding errors
+    # in flat regions of the view the correlation consists of rounding errors
     found[(square - mean**2) < (MIN_CONTRAST * contrast) ** 2] = -1.0
-    row, column = (int(place) for place in np.unravel_index(found.argmax(), found.shape))
+    row, column = (int(index) for index in np.unravel_index(found.argmax(), found.shape))
     best = float(found[row, column])
     around = (
         slice(max(0, row - tall // 4), row + tall // 4 + 1),

@@ -1,4 +1,4 @@
-"""The server of the review page and its images, on one address behind the token that the command prints."""
+"""The web server of the review page and its images; each request needs the token."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import ipaddress
 import logging
 import secrets
 import socket
-from collections.abc import Callable
 from importlib.resources import files
 from typing import Final
 from urllib.parse import urlencode, urlsplit
 
+import click
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
@@ -24,18 +24,19 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dataset_script.image_files import FORMATS, opened_image
+from dataset_script.review.log import ReviewLog
 from dataset_script.review.page import build_page
-from dataset_script.review.session import ReviewSession
+from dataset_script.review.session import ReviewData, ReviewSession
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.predict.images import OPTION_IMAGES, SENT_UNCHANGED, ImageRef
 from scale_vqa_eval.schema import VIEWS
 
 MIN_TOKEN: Final = 16
 MAX_BODY: Final = 1_000_000
-"""Bytes of a request; the longest texts of an edit are far below."""
+"""Maximum size of a request in bytes; edits are much smaller."""
 _NOT_OFFERED: Final = ("/gradio_api/upload", "/gradio_api/proxy", "/gradio_api/file", "/monitoring")
 _HEADERS: Final = {
-    # nothing is fetched from elsewhere: neither fonts nor what an image or text of the data might name
+    # nothing is loaded from other hosts, such as fonts or addresses in the data
     "Content-Security-Policy": (
         "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
         "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; base-uri 'self'; "
@@ -47,24 +48,13 @@ _HEADERS: Final = {
 }
 
 
-def new_token() -> str:
-    """Returns a random token of 256 bits."""
-    return secrets.token_urlsafe(32)
-
-
-def entry(address: str, token: str) -> str:
-    """Returns the address with the token."""
-    return f"{address}/?{urlencode({'token': token})}"
-
-
 def require_token(app: ASGIApp, token: str, port: int) -> ASGIApp:
-    """Returns the application behind a check of the token.
+    """Wraps an application in a check of the token.
 
-    The token is sent once in the address, then kept in a cookie and removed from the address; programs may send it as
-    ``Authorization: Bearer``. It is compared in constant time. Uploads, proxying and file routes, which the page does
-    not need, are always refused.
+    The token in the address is moved into a cookie; programs may send it as ``Authorization: Bearer``. It is compared
+    in constant time. Uploads, proxying and file routes, which the page does not need, are always refused.
     """
-    cookie = f"scale-vqa-review-{port}"  # cookies do not tell ports apart
+    cookie = f"scale-vqa-review-{port}"  # cookies are shared by all ports of a host
 
     async def gate(scope: Scope, receive: Receive, send: Send) -> None:
         received = 0
@@ -73,7 +63,7 @@ def require_token(app: ASGIApp, token: str, port: int) -> ASGIApp:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            # a body without a stated length: the application sees the client leave, and reads no more of it
+            # a body without a stated length: the application stops reading as if the client had disconnected
             return message if received <= MAX_BODY else {"type": "http.disconnect"}
 
         async def guarded(message: Message) -> None:
@@ -90,14 +80,14 @@ def require_token(app: ASGIApp, token: str, port: int) -> ASGIApp:
         elif scope["type"] == "http":
             answer = _answer(Request(scope), token, cookie)
             await (answer or app)(scope, bounded, guarded)
-        else:  # the page uses no web socket
+        else:  # the page does not use web sockets
             await send({"type": "websocket.close", "code": 1008})
 
     return gate
 
 
 def _answer(request: Request, token: str, cookie: str) -> Response | None:
-    """Returns the response of a request that may not have the page, or None."""
+    """Returns the response to a request that is refused or redirected, or None."""
     origin, length = request.headers.get("origin"), request.headers.get("content-length", "0")
     if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
         return PlainTextResponse("No access from pages of another origin.\n", status_code=403)
@@ -110,10 +100,10 @@ def _answer(request: Request, token: str, cookie: str) -> Response | None:
         response.set_cookie(cookie, token, httponly=True, samesite="lax", path="/")
         return response
     if not (_same(request.cookies.get(cookie, ""), token) or _same(bearer, token)):
-        hint = "Open the address that `scale-vqa review` printed; it holds the token.\n"
+        hint = "Open the address that `scale-vqa review` printed; it contains the token.\n"
         return PlainTextResponse(f"No access. {hint}", status_code=403)
     if request.url.path.startswith(_NOT_OFFERED):
-        return PlainTextResponse("Not offered here.\n", status_code=404)
+        return PlainTextResponse("Not available.\n", status_code=404)
     return None
 
 
@@ -122,14 +112,14 @@ def _same(given: str, token: str) -> bool:
 
 
 def browser_image(content: bytes, location: str) -> tuple[bytes, str]:
-    """Returns bytes and media type of an image that a browser shows.
+    """Returns bytes and media type of an image in a format that browsers show.
 
     Args:
-        content: the image file; its format is taken from the bytes, never from a name.
-        location: what a message calls it.
+        content: the image file; its format is read from the bytes.
+        location: its name in error messages.
 
     Raises:
-        InputError: where it is no image, is broken, or claims too many pixels.
+        InputError: if it is not an image, is damaged, or has too many pixels.
     """
     try:
         with opened_image(io.BytesIO(content)) as image:
@@ -140,10 +130,8 @@ def browser_image(content: bytes, location: str) -> tuple[bytes, str]:
             image.convert("RGB").save(out, "PNG")
             return out.getvalue(), "image/png"
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        problem = Problem(
-            location, f"an image in {', '.join(FORMATS)}", preview(str(error)), "fix the row, or reject the item"
-        )
-        raise InputError(problem) from error
+        expected, hint = f"an image in {', '.join(FORMATS)}", "fix the row, or reject the item"
+        raise InputError(Problem(location, expected, preview(str(error)), hint)) from error
 
 
 def _asset(name: str) -> str:
@@ -153,11 +141,11 @@ def _asset(name: str) -> str:
 MAX_UPLOAD: Final = "1kb"
 GRACE_SECONDS: Final = 2
 MAX_CONNECTIONS: Final = 256
-"""Connections at a time; more are answered 503, so that a flood does not grow memory."""
+"""Maximum number of connections; further ones get status 503, which bounds the memory."""
 
 
 def application(session: ReviewSession, token: str, port: int, answer_first: bool = False) -> ASGIApp:
-    """Returns the web application: the page, and ``image/<row>/<column or option>`` with the release's own bytes."""
+    """Returns the web application: the page, and the images of the release at ``image/<row>/<column or option>``."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     pictures = {
         (one.row, one.column, one.option): one
@@ -192,7 +180,7 @@ def application(session: ReviewSession, token: str, port: int, answer_first: boo
         max_file_size=MAX_UPLOAD,
         ssr_mode=False,
         mcp_server=False,
-        # fonts of the machine: the page fetches nothing
+        # system fonts, because the page loads nothing from other hosts
         theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=_asset("page.css"),
         head=f'<meta name="referrer" content="no-referrer"><script>{_asset("page.js")}</script>',
@@ -200,22 +188,31 @@ def application(session: ReviewSession, token: str, port: int, answer_first: boo
     return require_token(app, token, port)
 
 
-def serve(
-    session: ReviewSession, host: str, port: int, token: str, tell: Callable[[str], None], answer_first: bool = False
-) -> None:
-    """Serves until interrupted.
+def serve(data: ReviewData, log: ReviewLog, host: str, port: int, token: str | None, answer_first: bool) -> None:
+    """Serves the page until interrupted; prints the address to open when it is ready.
 
     Args:
-        session: what is reviewed.
+        data: the items to review.
+        log: the log of decisions.
         host: address to bind.
-        port: 0 for any that is free.
-        token: what a browser has to bring.
-        tell: takes the address to open, once, when it can be opened.
-        answer_first: offer the answer-first stages alone.
+        port: port to bind, 0 for any free one.
+        token: access token, or None for a new random one.
+        answer_first: offer only the answer-first stages.
 
     Raises:
-        InputError: where the address cannot be bound.
+        InputError: if the log cannot be written or the address cannot be bound.
+        click.BadParameter: if the token is too short or not printable ASCII.
     """
+    if token is not None and len(token) < MIN_TOKEN:
+        raise click.BadParameter(f"a token has at least {MIN_TOKEN} characters", param_hint="--token")
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise click.BadParameter("a token consists of printable ASCII characters", param_hint="--token")
+    token = token or secrets.token_urlsafe(32)
+    session = ReviewSession(data, log)
+    log.check_writable()
+    _warn_public(host)
+    click.echo(f"log: {log.path}", err=True)
+    click.echo("open this address; stop with Ctrl+C", err=True)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         bound = socket.create_server((host, port), family=family)
@@ -224,8 +221,8 @@ def serve(
         raise InputError(Problem(f"{host}:{port}", "an address to serve on", found, "name another --port")) from error
     number = bound.getsockname()[1]
     app = application(session, token, number, answer_first)
-    tell(entry(f"http://{f'[{host}]' if ':' in host else host}:{number}", token))
-    # no access log: it would repeat the token; an open page holds a connection that would never end by itself
+    print(f"http://{f'[{host}]' if ':' in host else host}:{number}/?{urlencode({'token': token})}", flush=True)
+    # no access log, which would contain the token; a limited shutdown, because an open page keeps its connection
     config = uvicorn.Config(
         app,
         log_level="error",
@@ -234,27 +231,25 @@ def serve(
         timeout_graceful_shutdown=GRACE_SECONDS,
         limit_concurrency=MAX_CONNECTIONS,
     )
-    logging.getLogger("uvicorn.error").addFilter(_no_cut_connection)
+    logging.getLogger("uvicorn.error").addFilter(_not_shutdown)
     uvicorn.Server(config).run(sockets=[bound])
 
 
-def _no_cut_connection(record: logging.LogRecord) -> bool:
-    """Lets every log record pass but that of a connection which stopping has cut."""
+def _not_shutdown(record: logging.LogRecord) -> bool:
+    """Filters out the log records of connections that the shutdown closed."""
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, asyncio.CancelledError) and "graceful shutdown" not in record.getMessage()
 
 
-def is_loopback(host: str) -> bool:
-    """Says whether an address can be reached from this machine alone."""
+def _warn_public(host: str) -> None:
+    """Warns if the address can be reached from other machines."""
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:
-        return False
-
-
-def is_any(host: str) -> bool:
-    """Says whether an address stands for all addresses of this machine, and so for none that a browser can open."""
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
+        address = None  # a host name
+    if address is not None and address.is_loopback:
+        return
+    note = "anybody on the network can read the token and the images; put an encrypting proxy in front of it"
+    click.echo(f"warning: {host} can be reached from other machines, without encryption: {note}", err=True)
+    if address is not None and address.is_unspecified:
+        click.echo(f"on other machines, replace {host} by this machine's name", err=True)

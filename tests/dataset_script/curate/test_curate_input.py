@@ -43,7 +43,7 @@ def test_every_path_is_read_and_a_high_view_may_be_absent_in_each_way(tmp_path: 
         (lambda row: row.pop("wsi_name"), "wsi_name"),
         (lambda row: row.update(paths=[]), "at least 1 item"),
         (lambda row: row["paths"][0].pop("path_id"), "path_id"),
-        (lambda row: row["paths"][1].update(path_id="path-1"), "path_id of its own"),
+        (lambda row: row["paths"][1].update(path_id="path-1"), "a path_id that is unique on its slide"),
         (lambda row: row["paths"][0].update(low_mag=None), "a mapping"),
         (lambda row: row["paths"][0]["mid_mag"].update(caption=" "), "at least 1 character"),
         (lambda row: row["paths"][0]["high_mag"].update(caption=3), "a valid string"),

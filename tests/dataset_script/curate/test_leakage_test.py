@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dataset_script.curate.adversaries import all_agree
-from dataset_script.curate.leakage_test import BlindAnswers, find_leaks
+from dataset_script.curate.leakage_test import BlindAnswers, all_agree, find_leaks
 from scale_vqa_eval.questions import Question
 
 

@@ -191,5 +191,5 @@ def test_the_same_seed_draws_the_same_pixels_and_another_one_others():
 
 
 def test_stain_differs_between_slides(slides):
-    colours = [slide.stain.rgb("stroma_compact") for slide in slides]
+    colours = [slide.stain["stroma_compact"] for slide in slides]
     assert len(set(colours)) == len(slides)
