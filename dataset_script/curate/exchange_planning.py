@@ -329,7 +329,7 @@ def group_candidates(
         found = (*by_kind[kind], *find_groups(open_questions[kind], rng))
         groups = [sorted((by_id[row] for row, _ in one.members), key=lambda one: one.id) for one in found]
         used: set[tuple[ValuePairs, tuple[int, ...]]] = set()
-        # nothing here may depend on which item has which facts, because a reader who knows the seed can redraw the orders
+        # nothing here may depend on which item has which facts: a reader who knows the seed can draw the orders again
         for number, four in enumerate(sorted(groups, key=lambda some: some[0].id), 1):
             name = "set-" + "-".join(part.replace(" ", "_") for part in kind) + f"-{number:04d}"
             spelled = [{stems(one.first.value): one.first.value for one in four}]
