@@ -218,7 +218,7 @@ def test_a_processor_whose_arithmetic_is_wrong_counts_every_prompt_itself(releas
     monkeypatch.setattr(type(processor), "_get_num_multimodal_tokens", wrong)
     _, _, again = counted(release, prompt_format(), processor)
     assert again.prompt.tolist() == lengths.prompt.tolist() and again.image.tolist() == lengths.image.tolist()
-    assert "every prompt is put through the processor" in capsys.readouterr().err
+    assert "the tokens of every prompt with the processor" in capsys.readouterr().err
 
 
 def test_option_images_count(processor, tmp_path):
