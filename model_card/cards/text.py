@@ -254,10 +254,6 @@ def by_config(value: Any) -> dict[str, dict[str, Any]]:
     return {str(entry.get("config_name", "default")): entry for entry in listed if isinstance(entry, dict)}
 
 
-CardPart = tuple[str, str]
-"""("yaml", key), ("configs" or "dataset_info", config) or ("section", heading)."""
-
-
 @dataclass(frozen=True)
 class MergedCard:
     """The folder's card merged with that on the Hub.

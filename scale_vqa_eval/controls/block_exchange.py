@@ -373,7 +373,7 @@ class _BlockSearch:
         return self._upper[block]
 
     def _bound(self, every: Sequence[int]) -> int:
-        """Returns an upper bound on the number of groups: the capacity of the slides and, for few blocks, a relaxation.
+        """Returns an upper bound on the number of groups: the slides' capacity and, for few blocks, a relaxation.
 
         The linear relaxation of the set packing uses upper bounds of the blocks' values, and exact values for the
         blocks that it selects.
