@@ -20,7 +20,7 @@ LANGUAGE: Final = "#5c4a99"
 CHANCE: Final = "#444444"
 MARKS: Final = "osD^vPX*<>"
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9", "#7f3c8d", "#4d4d4d")
-"""Told apart with every kind of colour vision, after Okabe and Ito (2008); the yellow ones darker, for white paper."""
+"""Distinguishable with any colour vision, after Okabe and Ito (2008); yellow is darker, for a white background."""
 LABEL: Final = 50
 WIDTH: Final = 10.4
 
@@ -69,9 +69,9 @@ def dimension_plot(
     """Draws the strongest probe of each dimension with its interval, and published models beside it.
 
     Args:
-        parts: dimension -> accuracy, ci_low, ci_high, chance; ``all`` is all questions.
-        published: model -> dimension or ``all`` -> accuracy (0 to 1), as reported by others.
-        chance: accuracy of an even guess over all questions.
+        parts: dimension, or ``all`` -> accuracy, ci_low, ci_high, chance.
+        published: model -> dimension or ``all`` -> reported accuracy (0 to 1).
+        chance: accuracy of guessing over all questions.
     """
     names = list(parts)
 
@@ -128,7 +128,7 @@ def score_plot(scores: Sequence[float], chance: float) -> str:
 
 
 def learning_plot(points: Sequence[Mapping[str, Any]], chance: float) -> str:
-    """Draws the trained ensemble's accuracy over the number of questions that it was fitted to."""
+    """Draws the trained ensemble's accuracy against the number of training questions."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -163,13 +163,13 @@ def _colour(probe: Mapping[str, Any]) -> str:
 
 
 def _label(name: str, limit: int = LABEL) -> str:
-    """Returns a name on one line, cut to fit; the tables give it in full."""
+    """Returns a name on one line, truncated to ``limit``; the tables have the full name."""
     line = one_line(name)
     return line if len(line) <= limit else line[: limit - 1] + "\u2026"
 
 
 def _svg(draw: Callable[[Figure], None], height: float) -> str:
-    """Returns a figure as wide as the page and ``height`` inches high as SVG; no state is left in matplotlib."""
+    """Returns a figure of page width and ``height`` inches as SVG, without changing matplotlib's state."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the plot has a box; the tables have the name
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
