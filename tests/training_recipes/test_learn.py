@@ -155,14 +155,15 @@ def test_every_stage_runs_and_reports(out):
 
     recipes = {"sft.py": sft.main, "grpo.py": grpo.main}
     modules = {"training_recipes.learn.data": main, "training_recipes.learn.report": report.main}
-    for step in plan(out, SLIDES, 1, ("--max_steps", "2", "--eval_steps", "1"))[1:]:
-        for program, *rest in (command for track in step for command in track.values()):
-            if program == "-m":
-                modules[rest[0]].main(rest[1:], standalone_mode=False)
-            else:
-                small = ["--per_device_train_batch_size", "8", "--num_generations", "4"]
-                name = Path(program).name
-                recipes[name]([*rest, *(small if name == "grpo.py" else ())])
+    steps = plan(out, SLIDES, 1, ("--max_steps", "2", "--eval_steps", "1"))
+    commands = [command for step in steps for track in step for command in track.values()]
+    for program, *rest in commands[2:]:  # drawn and written before
+        if program == "-m":
+            modules[rest[0]].main(rest[1:], standalone_mode=False)
+        else:
+            small = ["--per_device_train_batch_size", "8", "--num_generations", "4"]
+            name = Path(program).name
+            recipes[name]([*rest, *(small if name == "grpo.py" else ())])
     images = json.loads((out / "model-0" / "processor_config.json").read_text())["image_processor"]
     assert {name: images[name] for name in ("image_mean", "image_std")} == colours(str(out / "taught"))
     found = json.loads((out / "results.json").read_text())

@@ -151,9 +151,10 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
                 left.plot(curves[name][0], values, dash, marker=".", color=colour, label=None if seed else label)
         ends = {f"in the end, {shown} (test)": parts for shown, parts in found["controls"].items()}
         ends |= {f"blind twin, {kind} options (test)": parts for kind, parts in found["twins"].items()}
-        for (label, parts), colour in zip(ends.items(), (green, violet, "#111111", red), strict=True):
+        colours, widths = (green, violet, "#111111", red), (3.6, 2.4, 1.2, 1.2)  # lines may lie on each other
+        for (label, parts), colour, width in zip(ends.items(), colours, widths, strict=True):
             accuracy = 100 * mean(part["accuracy"] for part in parts)
-            left.axhline(accuracy, color=colour, linewidth=1.1, linestyle=":", label=label)
+            left.axhline(accuracy, color=colour, linewidth=width, linestyle=":", label=label)
         left.set(xlabel="GRPO steps", ylabel="% on validation slides", ylim=(0, 102), xlim=(0, None))
         left.set_title("What GRPO learns: to decide by both features", loc="left", fontsize=10.5)
         for (name, label), colour in zip(LOGGED.items(), (blue, green, grey), strict=True):
@@ -164,6 +165,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         right.set(xlabel="GRPO steps", ylim=(0, 1.02), xlim=(0, None))
         right.set_title("Rollouts, each seed", loc="left", fontsize=10.5)
         for axes in (left, right):
+            axes.set_xticks(found["grpo"][0]["eval_accuracy"][0])  # the validated steps
             axes.legend(frameon=False, fontsize=8.5)
         figure.savefig(path, dpi=110, metadata={"Software": None})
         pyplot.close(figure)
