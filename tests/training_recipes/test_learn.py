@@ -33,7 +33,7 @@ from training_recipes.learn.data import (
     paths_of,
     right,
 )
-from training_recipes.learn.run import plan, run
+from training_recipes.learn.run import plan, run, run_steps
 from training_recipes.rows import load_rows
 
 pytestmark = pytest.mark.xdist_group("learn")
@@ -183,13 +183,13 @@ def test_a_run_goes_on_after_a_stage_that_failed(tmp_path):
     mark = tmp_path / "mark"
     first = ["-c", f"open({str(mark)!r}, 'a').write('x')"]
     with pytest.raises(click.ClickException, match="no space"):
-        run([[{"first": first}, {"second": ["-c", "raise SystemExit('no space')"]}]], tmp_path)
-    assert set(run([[{"first": first}, {"second": ["-c", ""]}]], tmp_path)) == {"first", "second"}
+        run_steps([[{"first": first}, {"second": ["-c", "raise SystemExit('no space')"]}]], tmp_path)
+    assert set(run_steps([[{"first": first}, {"second": ["-c", ""]}]], tmp_path)) == {"first", "second"}
     assert mark.read_text() == "x"
 
 
 def test_a_trial_does_not_pass_for_the_whole_run(tmp_path):
-    run([[{"train": ["-c", "", "--max_steps", "2"]}]], tmp_path)
-    run([[{"train": ["-c", "", "--max_steps", "2"]}]], tmp_path)
+    run({"train": ["-c", "", "--max_steps", "2"]}, tmp_path)
+    run({"train": ["-c", "", "--max_steps", "2"]}, tmp_path)
     with pytest.raises(click.ClickException, match=r"other settings \(train\)"):
-        run([[{"train": ["-c", ""]}]], tmp_path)
+        run({"train": ["-c", ""]}, tmp_path)

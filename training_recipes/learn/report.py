@@ -35,7 +35,10 @@ LOGGED: Final = {
     "frac_reward_zero_std": "questions with equal rewards",
 }
 CURVES: Final = ("eval_accuracy", "eval_reward", *LOGGED)
-COLOURS: Final = ("#2f6db3", "#3f9e8f", "#7a5ba8", "#b5502a", "#9a9a9a")
+CHANCE: Final = 25.0
+CROSSED: Final = "#2f6db3"
+LEAKY: Final = "#b5502a"
+OTHERS: Final = ("#3f9e8f", "#7a5ba8", "#9a9a9a")
 Curve = tuple[list[int], list[float]]
 """Steps and values."""
 
@@ -138,26 +141,27 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    blue, green, violet, red, grey = COLOURS
+    green, violet, grey = OTHERS
     style = {"font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8a939e"}
     with pyplot.rc_context(style):
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(11.5, 4.4), layout="constrained")
         for seed, curves in enumerate(found["grpo"]):
             for name, colour, dash, label in (
-                ("eval_accuracy", blue, "-", "greedy accuracy with images"),
+                ("eval_accuracy", CROSSED, "-", "greedy accuracy with images"),
                 ("named", grey, "--", "both features named rightly"),
             ):
                 values = [100 * value for value in curves[name][1]]
                 left.plot(curves[name][0], values, dash, marker=".", color=colour, label=None if seed else label)
         ends = {f"in the end, {shown} (test)": parts for shown, parts in found["controls"].items()}
         ends |= {f"blind twin, {kind} options (test)": parts for kind, parts in found["twins"].items()}
-        colours, widths = (green, violet, "#111111", red), (3.6, 2.4, 1.2, 1.2)  # lines may lie on each other
+        colours, widths = (green, violet, "#111111", LEAKY), (3.6, 2.4, 1.2, 1.2)  # lines may lie on each other
         for (label, parts), colour, width in zip(ends.items(), colours, widths, strict=True):
             accuracy = 100 * mean(part["accuracy"] for part in parts)
             left.axhline(accuracy, color=colour, linewidth=width, linestyle=":", label=label)
+        left.axhline(CHANCE, color="#444444", linewidth=0.8)
         left.set(xlabel="GRPO steps", ylabel="% on validation slides", ylim=(0, 102), xlim=(0, None))
         left.set_title("What GRPO learns: to decide by both features", loc="left", fontsize=10.5)
-        for (name, label), colour in zip(LOGGED.items(), (blue, green, grey), strict=True):
+        for (name, label), colour in zip(LOGGED.items(), (CROSSED, green, grey), strict=True):
             for seed, curves in enumerate(found["grpo"]):
                 right.plot(*curves[name], color=colour, linewidth=1, alpha=0.8, label=None if seed else label)
         greedy = mean(curves["eval_reward"][1][0] for curves in found["grpo"])

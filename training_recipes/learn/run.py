@@ -72,7 +72,12 @@ def plan(out: Path, slides: int, seeds: int, quick: Sequence[str] = ()) -> list[
     return [[{name: [*map(str, parts)] for name, parts in track.items()} for track in step] for step in steps]
 
 
-def run(steps: Sequence[Sequence[Mapping[str, Sequence[str]]]], out: Path) -> dict[str, float]:
+def run(stages: Mapping[str, Sequence[str]], out: Path) -> dict[str, float]:
+    """``run_steps`` for stages that follow each other."""
+    return run_steps([[stages]], out)
+
+
+def run_steps(steps: Sequence[Sequence[Mapping[str, Sequence[str]]]], out: Path) -> dict[str, float]:
     """Runs the stages that are not finished with this Python; returns seconds of processor time by stage.
 
     Raises:
@@ -90,7 +95,7 @@ def run(steps: Sequence[Sequence[Mapping[str, Sequence[str]]]], out: Path) -> di
         tracks = min(cores, len(step))
         with ThreadPoolExecutor(tracks) as pool:
             list(pool.map(partial(_track, out, finished, cores // tracks), step))
-    return {name: finished[name]["processor"] for name in stages}
+    return {name: finished[name].get("processor", finished[name]["seconds"]) for name in stages}
 
 
 def _track(out: Path, finished: dict[str, Any], threads: int, track: Mapping[str, Sequence[str]]) -> None:
@@ -129,7 +134,7 @@ def main(out: Path, slides: int, seeds: int, max_steps: int | None) -> None:
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     quick = () if max_steps is None else ("--max_steps", str(max_steps))
-    seconds = run(plan(out, slides, seeds, quick), out)
+    seconds = run_steps(plan(out, slides, seeds, quick), out)
     click.echo(f"{out / 'results.md'}: {sum(seconds.values()) / 60:.1f} min of processor time in all", err=True)
 
 
