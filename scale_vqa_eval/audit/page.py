@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from scale_vqa_eval.audit.defects import KINDS
-from scale_vqa_eval.audit.plots import dimension_plot, learning_plot, probe_plot, score_plot
 from scale_vqa_eval.files import atomic_write
+from scale_vqa_eval.plots import dimension_plot, learning_plot, probe_plot, score_plot
 from scale_vqa_eval.text import html_environment, p_value, percent
 
 MAX_LISTED: Final = 50

@@ -11,8 +11,7 @@ import click
 from scale_vqa_eval.files import atomic_write, write_json
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.scale_vqa_acc.parsing import MODES, Mode
-from scale_vqa_eval.scoring.answers import join
-from scale_vqa_eval.scoring.predictions import read_predictions
+from scale_vqa_eval.scoring.predictions import join, read_predictions
 from scale_vqa_eval.scoring.results import comparison_table, score_table
 from scale_vqa_eval.scoring.score import (
     compare_answers,

@@ -11,9 +11,8 @@ from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.predict import WITHOUT_IMAGES
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.parsing import Mode
-from scale_vqa_eval.scoring.answers import Answers, join
-from scale_vqa_eval.scoring.blind_control import choose_control
-from scale_vqa_eval.scoring.evidence import audit_hash, flip_rate, text_only_ceiling, truncation
+from scale_vqa_eval.scoring.blind_control import audit_hash, choose_control, flip_rate, text_only_ceiling, truncation
+from scale_vqa_eval.scoring.predictions import Answers, join
 from scale_vqa_eval.scoring.results import NO_CLUSTERS
 from scale_vqa_eval.scoring.runs import QuestionSets, QuestionSlice, ReportRun, System
 from scale_vqa_eval.scoring.score import (

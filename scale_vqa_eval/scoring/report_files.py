@@ -107,7 +107,7 @@ def write_report(
     Raises:
         InputError: if the folder cannot be written.
     """
-    from scale_vqa_eval.scoring.plots import section_plots
+    from scale_vqa_eval.plots import section_plots
 
     files: dict[str, bytes] = {}
     shown: dict[int, list[tuple[str, str]]] = {}

@@ -30,16 +30,15 @@ from scale_vqa_eval.scale_vqa_acc.clustered import (
 from scale_vqa_eval.scale_vqa_acc.parsing import Mode
 from scale_vqa_eval.scale_vqa_acc.summary import interval_figures, summarise
 from scale_vqa_eval.schema import ALL_DIMENSIONS, CONFIGS
-from scale_vqa_eval.scoring.answers import Answers, check_same_rotations, join
-from scale_vqa_eval.scoring.blind_control import choose_control
-from scale_vqa_eval.scoring.evidence import (
+from scale_vqa_eval.scoring.blind_control import (
     bare_letter_warnings,
+    choose_control,
     flip_rate,
     text_only_ceiling,
     truncation,
     weighted_score,
 )
-from scale_vqa_eval.scoring.predictions import Predictions, read_predictions
+from scale_vqa_eval.scoring.predictions import Answers, Predictions, check_same_rotations, join, read_predictions
 
 DEFAULT_CONFIG: Final = "default"
 

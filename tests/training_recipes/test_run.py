@@ -361,7 +361,7 @@ def test_a_text_only_model_is_refused(run, tmp_path):
     from transformers import Qwen2Config
 
     Qwen2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path / "text")
-    with pytest.raises(InputError, match="qwen2, which reads none"):
+    with pytest.raises(InputError, match="qwen2, which does not"):
         run(grpo, base=tmp_path / "text")
 
 

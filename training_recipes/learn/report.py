@@ -13,8 +13,7 @@ import click
 from scale_vqa_eval.predict.command import predict
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.schema import LETTERS
-from scale_vqa_eval.scoring.answers import join
-from scale_vqa_eval.scoring.predictions import read_predictions
+from scale_vqa_eval.scoring.predictions import join, read_predictions
 from scale_vqa_eval.scoring.score import score_answers
 from scale_vqa_eval.text import interval, percent
 from training_recipes.learn.data import CONFIG, JOINT

@@ -13,9 +13,8 @@ from scipy import stats
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.schema import DIMENSIONS
-from scale_vqa_eval.scoring.answers import MAX_NAMED, join
 from scale_vqa_eval.scoring.baselines import as_response, respond
-from scale_vqa_eval.scoring.predictions import Prediction, Predictions
+from scale_vqa_eval.scoring.predictions import MAX_NAMED, Prediction, Predictions, join
 from scale_vqa_eval.scoring.results import comparison_table, score_table
 from scale_vqa_eval.scoring.score import (
     compare_answers,
