@@ -1,4 +1,7 @@
-"""Decides whether a blind run is a valid control of a score: one rule for score, report, cards and leaderboard."""
+"""Controls of a score: validity of the blind run, flip rate, truncation, text-only ceiling, leak-weighted accuracy.
+
+``control_problems`` is the rule for blind runs in ``score``, ``report``, cards and the leaderboard.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +19,22 @@ from scale_vqa_eval.predict import WITHOUT_IMAGES
 from scale_vqa_eval.scale_vqa_acc.clustered import clustered_interval
 from scale_vqa_eval.scale_vqa_acc.summary import MAX_BLIND_UNPARSED, blind_values, interval_figures
 from scale_vqa_eval.scoring.predictions import Answers, Predictions, check_same_rotations
+from scale_vqa_eval.store import decode_record
 
 MIN_EFFECTIVE: Final = 30.0
-"""Effective sample size below which a leak-weighted score is reported as too small."""
+"""Minimum effective sample size; a leak-weighted score below it is marked ``too_small``."""
 
 
 def control_problems(location: str, results: Mapping[str, Any]) -> list[Problem]:
-    """Returns why the blind run of a score is not a valid control; an empty list if it is one, or there is none.
+    """Returns why the blind run of a score is not a valid control; an empty list if it is valid or there is none.
 
-    A run without images is one that states so: a blind file without provenance is not a control, nor is a run whose
-    model is not stated, because two text-only baselines could then stand for a model with and without images.
+    The blind file must state its ablation, and both files their model: two text-only baselines could otherwise be
+    presented as a model with and without images.
 
     Args:
-        location: file that the problems name.
-        results: a score as ``scale-vqa score --json`` writes it: ``provenance`` with what the run states of itself
-            and, under ``blind``, what the blind run states; ``blind`` or ``blind_withheld`` with its figures.
+        location: file for messages.
+        results: a score as written by ``scale-vqa score --json``: ``provenance`` of the run, with that of the blind
+            run under ``blind``, and the figures of the blind run in ``blind`` or ``blind_withheld``.
     """
     run = results["provenance"]
     blind = run.get("blind")
@@ -41,20 +45,20 @@ def control_problems(location: str, results: Mapping[str, Any]) -> list[Problem]
     rate = (figures.get("unparsed") or {}).get("rate", 0.0)
     if rate > MAX_BLIND_UNPARSED:
         expected = f"a blind run with at most {100 * MAX_BLIND_UNPARSED:.0f}% unparsed responses"
-        hint = "ask for an answer without images (predict --ablate guess), or allow more tokens"
+        hint = "request an answer without images (predict --ablate guess), or allow more tokens"
         problems.append(Problem(location, expected, f"{100 * rate:.1f}%", hint))
     return problems
 
 
 def _not_blind(location: str, run: Mapping[str, Any], blind: Mapping[str, Any]) -> list[Problem]:
-    """Returns what shows that the blind file is not a run without images."""
+    """Returns signs that the blind file is not a run without images, or the scored run not one with images."""
     problems = []
     if blind.get("predictions_hash") is not None and blind["predictions_hash"] == run.get("predictions_hash"):
         found = "the scored file itself"
-        problems.append(Problem(location, "a run of its own as the blind control", found, "give the blind run"))
+        problems.append(Problem(location, "a separate run as the blind control", found, "give the blind run"))
     if blind.get("ablation") not in WITHOUT_IMAGES:
         found = f"the ablation {preview(blind.get('ablation'))}"
-        hint = "predict it with --ablate blind (another program states that in the file's first line), score again"
+        hint = "run predict --ablate blind (or state the ablation in the first line of the file), and score again"
         problems.append(Problem(location, f"a run of the ablation {' or '.join(WITHOUT_IMAGES)}", found, hint))
     if run.get("ablation") not in (None, ""):
         found = f"the ablation {preview(run['ablation'])}"
@@ -63,16 +67,16 @@ def _not_blind(location: str, run: Mapping[str, Any], blind: Mapping[str, Any]) 
 
 
 def _not_alike(location: str, run: Mapping[str, Any], blind: Mapping[str, Any]) -> list[Problem]:
-    """Returns in what the blind run differs from the scored run besides its images."""
+    """Returns the differences between the blind run and the scored run besides the images."""
     problems = []
-    same = ["model", "sampling"] + ["prompt_id"] * (blind.get("ablation") != "guess")  # guess has a prompt of its own
+    same = ["model", "sampling"] + ["prompt_id"] * (blind.get("ablation") != "guess")  # guess has its own prompt
     for field in same:
         ours, theirs = run.get(field), blind.get(field)
         missing = field == "model" and None in (ours, theirs)
         if missing or (None not in (ours, theirs) and ours != theirs):
             shown = ("not stated" if value is None else preview(value) for value in (theirs, ours))
             found = " instead of ".join(shown)
-            hint = "run the control as the run itself, but for the images, and state the model in both files"
+            hint = "use the same settings for both runs, and state the model in both files"
             problems.append(Problem(location, f"a blind control with the same {field}", found, hint))
     digest = blind.get("data_hash")
     if None not in (digest, run.get("data_hash")) and digest != run["data_hash"]:
@@ -83,13 +87,13 @@ def _not_alike(location: str, run: Mapping[str, Any], blind: Mapping[str, Any]) 
 
 @dataclass(frozen=True)
 class BlindControl:
-    """The blind run that a score is shown beside.
+    """The blind run chosen as the control of a score.
 
     Attributes:
-        answers: its answers; None without a blind run.
-        provenance: what the run states of itself, for ``provenance.blind`` of a results file.
-        reasons: why it is not a valid control; empty if it is.
-        runs: for each blind run its file, ablation, accuracy, blind score b*, share of its most frequent answer
+        answers: answers of the blind run, or None if there is none.
+        provenance: provenance of the blind run, for ``provenance.blind`` of a results file, or None.
+        reasons: why it is not a valid control; empty if it is valid.
+        runs: for each blind run, its file, ablation, accuracy, blind score b*, share of its most frequent answer
             (``one_letter``) and problems.
     """
 
@@ -102,11 +106,11 @@ class BlindControl:
 def choose_control(
     run: Mapping[str, Any], answers: Answers, blind: Sequence[tuple[Predictions, Answers]]
 ) -> BlindControl:
-    """Chooses among blind runs the valid one with the largest blind score, or if none is valid, the largest.
+    """Chooses the valid blind run with the largest blind score; if none is valid, the one with the largest score.
 
     Args:
         run: provenance of the scored run.
-        answers: its answers.
+        answers: answers of the scored run.
         blind: the runs without images.
     """
     candidates = []
@@ -140,7 +144,7 @@ def choose_control(
 def flip_rate(answers: Answers, shuffled: Answers) -> dict[str, Any]:
     """Returns the share of answers that change with another patient's images (arXiv:2603.03437).
 
-    An answer that is read in one run and not in the other counts as changed; one that is read in neither does not.
+    An answer that is parsed in only one of the runs counts as changed.
     """
     check_same_rotations(answers, shuffled)
     changed = (answers.parsed.letters != shuffled.parsed.letters).astype(np.float64)
@@ -149,7 +153,7 @@ def flip_rate(answers: Answers, shuffled: Answers) -> dict[str, Any]:
 
 
 def truncation(run: Predictions) -> dict[str, Any] | None:
-    """Returns the responses that ended at the limit of tokens (``finish`` is ``length``); None if none is stated."""
+    """Returns number and rate of responses that ended at the token limit, or None if no finish reason is stated."""
     stated = [row.finish for row in run.rows if row.finish is not None]
     if not stated:
         return None
@@ -158,22 +162,22 @@ def truncation(run: Predictions) -> dict[str, Any] | None:
 
 
 def bare_letter_warnings(run: Predictions, answers: Answers) -> list[str]:
-    """Returns one line if more than half of the responses are bare letters, which no parsing rule reads."""
+    """Returns a warning if more than half of the responses are bare letters, which no parsing rule accepts."""
     if answers.bare * 2 <= len(answers.questions):
         return []
     return [
         f"{run.path}: {answers.bare} of {len(answers.questions)} responses are a bare letter such as 'B'. They count "
-        "as unparsed: the published rule reads <answer>B</answer> only. Ask with a prompt that requests these tags"
+        "as unparsed: the published rule reads <answer>B</answer> only. Use a prompt that asks for these tags"
     ]
 
 
 def text_only_ceiling(path: str | Path, data_hash: str) -> dict[str, Any]:
-    """Returns the strongest text-only probe of an audit of the same questions.
+    """Returns the strongest text-only probe in an audit of the same questions.
 
-    A model's own blind score says what it admits without images; the ceiling says what the text gives away.
+    The blind score measures what this model can answer from text; the ceiling measures what the text reveals.
 
     Raises:
-        InputError: if the file is not an audit, or is the audit of other questions.
+        InputError: if the file is not an audit, or the audit is of other questions.
     """
     report = _audit(path)
     best = report.get("strongest")
@@ -194,25 +198,25 @@ def text_only_ceiling(path: str | Path, data_hash: str) -> dict[str, Any]:
 
 
 def audit_hash(path: str | Path) -> str | None:
-    """Returns the data hash of the questions that an audit is of, or None if it does not state one."""
+    """Returns the data hash of the audited questions, or None if it is not stated."""
     made_from = _audit(path).get("provenance")
     return made_from.get("data_hash") if isinstance(made_from, Mapping) else None
 
 
 def weighted_score(answers: Answers, path: str | Path) -> dict[str, Any]:
-    """Returns the accuracy over all questions, each weighted by how little its text gives away.
+    """Returns the accuracy over all questions, with lower weights for questions whose text reveals the answer.
 
-    The weight is min_j p_j / p_gold, with p_j the cross-fitted probability that a text-only reader gives to option j:
-    the chance to be kept by screening, so that the score estimates the accuracy on a screened subset without throwing
-    questions away. The interval is that of a clustered ratio estimate.
+    The weight is min_j p_j / p_gold, where p_j is the cross-fitted probability of option j under a text-only model. It
+    is the probability that screening keeps the question, so the score estimates the accuracy on a screened subset but
+    uses all questions. The interval is that of a clustered ratio estimate.
 
     Args:
-        answers: the joined answers.
+        answers: the answers.
         path: JSON object with ``weights`` (id -> weight) and ``method``, ``seed``, ``reader``; or JSONL with ``id``
-            and ``weight`` a line, whose first line may have ``provenance``.
+            and ``weight`` in each line and an optional ``provenance`` in the first line.
 
     Raises:
-        InputError: naming a weight that is missing or not a number in (0, 1].
+        InputError: if a weight is missing or is not a number in (0, 1].
     """
     weights, provenance = _read_weights(path)
     missing = [question.id for question in answers.questions if question.id not in weights]
@@ -244,11 +248,8 @@ def _read_weights(path: str | Path) -> tuple[dict[str, float], dict[str, Any]]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(Problem(str(path), "a file of weights", preview(str(error)), "check the name")) from error
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        content = None
-    if isinstance(content, dict) and isinstance(content.get("weights"), dict):
+    content = decode_record(text.encode())
+    if content is not None and isinstance(content.get("weights"), dict):
         pairs: list[tuple[Any, Any]] = list(content["weights"].items())
         provenance: Any = {name: value for name, value in content.items() if name != "weights"}
     else:
@@ -260,7 +261,7 @@ def _read_weights(path: str | Path) -> tuple[dict[str, float], dict[str, Any]]:
         raise InputError(Problem(str(path), "one weight for each id", f"several for {preview(twice[0])}", "keep one"))
     wrong = [pair for pair in pairs if not isinstance(pair[1], int | float) or not 0.0 < pair[1] <= 1.0]
     if wrong or not pairs:
-        expected = "weights, numbers above 0 and at most 1, by question id"
+        expected = "weights above 0 and at most 1 by question id"
         found = f"{preview(wrong[0][1])} for {preview(wrong[0][0])}" if wrong else "none"
         raise InputError(Problem(str(path), expected, found, "run `scale-vqa control --method screened` again"))
     provenance = dict(provenance) if isinstance(provenance, Mapping) else {}
@@ -268,11 +269,8 @@ def _read_weights(path: str | Path) -> tuple[dict[str, float], dict[str, Any]]:
 
 
 def _json_line(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, dict):
+    row = decode_record(line.encode())
+    if row is None:
         raise InputError(Problem(f"{path}, line {number}", "one JSON object a line", preview(line), "fix the line"))
     return row
 

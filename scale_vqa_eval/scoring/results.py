@@ -1,4 +1,4 @@
-"""Reads results files; renders a score or a comparison as a text table."""
+"""Reads results files, and formats a score or a comparison as a text table."""
 
 from __future__ import annotations
 
@@ -24,11 +24,7 @@ NO_CLUSTERS: Final = (
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
-    """Reads a results file that ``scale-vqa score --json`` wrote.
-
-    Raises:
-        InputError: if it is not a results file.
-    """
+    """Reads a results file written by ``scale-vqa score --json``; raises InputError if it is not one."""
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -41,7 +37,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
 
 
 def score_table(results: Mapping[str, Any]) -> str:
-    """Renders a score by dimension, in per cent, followed by notes on its controls, parsing and clusters."""
+    """Formats a score by dimension, in per cent, followed by notes on controls, parsing and clusters."""
     blind = results["blind"] is not None
     head = ["dimension", "n", "patients", "accuracy", "95% interval", "unparsed"]
     head += ["blind", "gain", "adjusted"] * blind
@@ -56,7 +52,7 @@ def score_table(results: Mapping[str, Any]) -> str:
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> str:
-    """Renders a paired comparison by dimension, in per cent."""
+    """Formats a paired comparison by dimension, in per cent."""
     head = ["dimension", "n", "patients", "A", "B", "A - B", "95% interval", "p", "p (Holm)"]
     rows = [
         [name, *_comparison_cells(part), p_value(part["p_holm"])] for name, part in comparison["by_dimension"].items()
@@ -118,14 +114,14 @@ def _score_notes(results: Mapping[str, Any]) -> list[str]:
     reasons = "".join(f"; {reason} {count}" for reason, count in unparsed["reasons"].items())
     notes.append(f"Unparsed, counted as wrong: {unparsed['n']} ({percent(unparsed['rate'])}%){reasons}.")
     if results["failed"]:
-        notes.append(f"Of these {results['failed']} are calls that the run marked as failed.")
+        notes.append(f"Of these, {results['failed']} are failed calls.")
     if cut := results.get("truncated"):
-        notes.append(f"Cut off at the limit of tokens: {cut['n']} ({percent(cut['rate'])}%).")
+        notes.append(f"Cut off at the token limit: {cut['n']} ({percent(cut['rate'])}%).")
     return [*notes, *_set_notes(results), *_blind_notes(results), *_evidence_notes(results)]
 
 
 def _set_notes(results: Mapping[str, Any]) -> list[str]:
-    """Returns notes on items that have to be right together: exchange groups, rotations of the options."""
+    """Returns notes on exchange groups and on rotations of the options."""
     notes = []
     groups, circular = results["groups"], results["circular"]
     if groups is not None:

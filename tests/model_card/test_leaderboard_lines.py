@@ -78,7 +78,7 @@ def test_texts_of_a_file_can_be_written_as_utf8(tmp_path: Path) -> None:
         ({"about": {"ablation": "blind"}}, "run of an ablation"),
         ({"control": {"ablation": None}}, "a run of the ablation blind"),
         ({"control": {"ablation": "text-baseline"}}, "a run of the ablation blind"),
-        ({"control": {"predictions_hash": "1"}}, "a run of its own as the blind control"),
+        ({"control": {"predictions_hash": "1"}}, "a separate run as the blind control"),
         ({"control": {"model": "another"}}, "a blind control with the same model"),
         ({"control": {"data_hash": "cd" * 32}}, "a blind control of the same questions"),
         ({"blind": {"unparsed": {"rate": 0.9}}}, "at most 2% unparsed"),

@@ -165,7 +165,7 @@ def test_flips_truncation_and_the_ceiling_stand_beside_the_score(data, tmp_path)
     assert results["flips"]["rate"] == 0.25 and results["truncated"] == {"n": 4, "rate": 0.05}
     assert results["text_only_ceiling"]["accuracy"] == 0.7
     table = score_table(results)
-    assert "limit of tokens: 4 (5.0%)" in table and "another patient's images: 25.0%" in table and "forest" in table
+    assert "token limit: 4 (5.0%)" in table and "another patient's images: 25.0%" in table and "forest" in table
     audit.write_text(json.dumps(report | {"provenance": {"data_hash": "0" * 64}}))
     with pytest.raises(InputError, match="an audit of these questions"):
         scored(data, run, audit=audit)
