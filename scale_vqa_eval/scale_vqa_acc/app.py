@@ -1,7 +1,7 @@
-"""The metric's Space: a predictions file and the gold answers in, accuracy beside its blind control out.
+"""The metric's Space: a web page for ``scale-vqa score``.
 
-It is ``scale-vqa score`` behind a page: files are read, checked, scored and printed by the installed package
-``scale-vqa``. (``evaluate.utils.launch_gradio_widget`` needs ``gradio.inputs``, which Gradio removed in version 4.)
+Files are read, checked and scored by the installed package ``scale-vqa``. (``evaluate.utils.launch_gradio_widget``
+needs ``gradio.inputs``, which Gradio removed in version 4.)
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STYLE: Final = """
 def answer(
     run: str | None, gold: str | None, hub: str, config: str, split: str, blind: str | None, mode: Any
 ) -> tuple[str, Any]:
-    """Scores the files of the page; returns HTML and the results file, or the problems and no file."""
+    """Scores the uploaded files; returns HTML and the results file, or the problems as HTML and no file."""
     hub, config, split = hub.strip(), config.strip(), split.strip()
     try:
         if not run:
@@ -54,18 +54,19 @@ def answer(
 
 
 def _file_names(text: str, *paths: str | None) -> str:
-    """Replaces the server's paths of the given files by their names."""
+    """Replaces the paths of uploaded files in a text by their names."""
     for path in filter(None, paths):
         text = text.replace(path, Path(path).name)
     return text
 
 
 def page() -> gr.Blocks:
-    """Builds the page. Texts of files go into ``gr.HTML`` alone, escaped: Markdown and toasts would render them."""
+    """Builds the page; texts from files are shown only in ``gr.HTML``, escaped, as Markdown would be rendered."""
     with gr.Blocks(title="scale_vqa_acc", delete_cache=(3600, 3600), analytics_enabled=False) as blocks:
         gr.Markdown(
             "# scale_vqa_acc\nAccuracy of lettered answers with a patient-clustered 95% interval, beside a blind "
-            "control. What cannot be read is wrong and counted, never guessed. Files are deleted after an hour."
+    """Builds the page; texts from files are shown only in ``gr.HTML``, escaped: Markdown would be rendered."""
+            "hour."
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
