@@ -20,11 +20,7 @@ CommandTable = dict[str, tuple[str, str, str]]
 """Name -> (module, function, one line of help)."""
 
 BUILDS: Final[CommandTable] = {
-    "release": (
-        "dataset_script.authors_release",
-        "release",
-        "From the authors' JSON files and images, here or on the Hub.",
-    ),
+    "release": ("dataset_script.authors_release", "release", "From the authors' JSON files, local or on the Hub."),
     "slides": ("dataset_script.slides.command", "slides", "Grounding questions from slides that OpenSlide opens."),
     "phantom": ("dataset_script.phantom.build", "phantom", "Questions on synthetic slides, for tests and teaching."),
     "zoom": ("dataset_script.zoom", "zoom", "Questions about where to look, with the boxes of the evidence."),
@@ -34,11 +30,7 @@ BUILDS: Final[CommandTable] = {
     "single": ("dataset_script.single_image", "single", "Rows from questions with one image, such as PathMMU's."),
 }
 EXPORTS: Final[CommandTable] = {
-    "vlmevalkit": (
-        "scale_vqa_eval.export",
-        "vlmevalkit",
-        "Tables for VLMEvalKit and EvalScope, with and without images.",
-    ),
+    "vlmevalkit": ("scale_vqa_eval.export", "vlmevalkit", "Tables for VLMEvalKit and EvalScope, also a blind one."),
     "ms-swift": ("training_recipes.export", "ms_swift", "JSONL conversations for SFT and RL with ms-swift."),
     "llama-factory": ("training_recipes.export", "llama_factory", "ShareGPT conversations for LLaMA-Factory."),
     "verl": ("training_recipes.export", "verl", "Parquet for verl."),
@@ -131,7 +123,8 @@ def main() -> None:
             click.echo(hint, err=True)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
-        extra = _EXTRA_OF.get((error.name or "").split(".")[0])
+        name = (error.name or "").split(".")[0]
+        extra = next((extra for extra, modules in _EXTRAS.items() if name in modules), None)
         if extra is None:
             raise
         click.echo(
@@ -190,30 +183,16 @@ def _nearest_choice(error: click.ClickException) -> str:
     return hint if hint.startswith("did") else ""
 
 
-_EXTRA_OF: Final = {
-    "openslide": "slides",
-    "h5py": "slides",
-    "ray": "ray",
-    "skimage": "slides",
-    "skia": "slides",
-    "imagecodecs": "slides",
-    "simplejpeg": "slides",
-    "tifffile": "slides",
-    "sklearn": "audit",
-    "matplotlib": "audit",
-    "imagehash": "audit",
-    "httpx": "audit",
-    "torch": "train",
-    "transformers": "train",
-    "trl": "train",
-    "peft": "train",
-    "accelerate": "train",
-    "gradio": "curate",
-    "detect_secrets": "publish",
-    "mlcroissant": "publish",
-    "safetensors": "publish",
-    "vllm": "vllm",
+_EXTRAS: Final = {
+    "slides": ("openslide", "h5py", "skimage", "skia", "imagecodecs", "simplejpeg", "tifffile"),
+    "ray": ("ray",),
+    "audit": ("sklearn", "matplotlib", "imagehash", "httpx"),
+    "train": ("torch", "transformers", "trl", "peft", "accelerate"),
+    "curate": ("gradio",),
+    "publish": ("detect_secrets", "mlcroissant", "safetensors"),
+    "vllm": ("vllm",),
 }
+"""Extra -> modules that it installs."""
 
 if __name__ == "__main__":
     main()

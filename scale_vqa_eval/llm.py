@@ -25,7 +25,7 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
 from ssl import SSLContext
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, Final, Self
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -186,9 +186,7 @@ class LLMSession:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
     async def models(self) -> dict[str, dict[str, Any]] | None:
@@ -399,23 +397,18 @@ class LLMClient:
             if calls:
                 with tqdm(total=len(calls), desc=title, unit="call", disable=not progress) as bar:
                     asyncio.run(_CompletionRun(self, journal, answers, deque(calls.items()), bar).go())
-            return [
-                self._reply(request, key, answers, key in cached) for request, key in zip(requests, keys, strict=True)
-            ]
+        replies = []
+        for request, key in zip(requests, keys, strict=True):
+            record = answers.get(key, {"failure": f"not asked: {self.stopped}"})
+            failure, finish = record["failure"], record.get("finish")
+            replies.append(ChatReply(request, record.get("text"), failure, finish, key in cached))
+        return replies
 
     def _count_record(self, record: Mapping[str, Any], answers: dict[str, Mapping[str, Any]]) -> None:
         """Counts a record and stores it, unless it is a failure and there is an answer already."""
         self.spending.add(record)
         if record["failure"] is None or record["key"] not in answers:
             answers[record["key"]] = record
-
-    def _reply(
-        self, request: ChatRequest, key: str, answers: Mapping[str, Mapping[str, Any]], cached: bool
-    ) -> ChatReply:
-        record = answers.get(key)
-        if record is None:
-            return ChatReply(request, None, f"not asked: {self.stopped}", None, cached=False)
-        return ChatReply(request, record.get("text"), record["failure"], record.get("finish"), cached)
 
 
 @dataclass

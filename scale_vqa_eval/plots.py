@@ -6,6 +6,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import matplotlib
@@ -43,7 +44,7 @@ _UNDATED: Final[dict[str, dict[str, Any]]] = {"png": {"Software": None}, "svg": 
 
 
 def probe_plot(probes: Sequence[Mapping[str, Any]], chance: float) -> str:
-    """Draws every probe's accuracy with its 95% interval, strongest on top, against chance."""
+    """Draws the accuracy of every probe with its 95% interval, the strongest on top, and chance."""
     ordered = sorted(probes, key=lambda probe: (probe["accuracy"], probe["name"]))
 
     def draw(figure: Figure) -> None:
@@ -73,9 +74,9 @@ def dimension_plot(
     """Draws the strongest probe of each dimension with its interval, and published models beside it.
 
     Args:
-        parts: dimension -> accuracy, ci_low, ci_high, chance; ``all`` is all questions.
-        published: model -> dimension or ``all`` -> accuracy (0 to 1), as reported by others.
-        chance: accuracy of an even guess over all questions.
+        parts: dimension or ``all`` -> accuracy, ci_low, ci_high.
+        published: model -> dimension or ``all`` -> published accuracy (0 to 1).
+        chance: accuracy of random guessing over all questions.
     """
     names = list(parts)
 
@@ -120,7 +121,7 @@ def score_plot(scores: Sequence[float], chance: float) -> str:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         axes.hist(scores, bins=np.linspace(0, 1, 26).tolist(), color="#cfd9e6", edgecolor=UNTRAINED)
-        axes.axvline(chance, color=CHANCE, linestyle="--", linewidth=1.2, label=f"even guess, {chance:.0%}")
+        axes.axvline(chance, color=CHANCE, linestyle="--", linewidth=1.2, label=f"chance, {chance:.0%}")
         axes.axvline(float(np.mean(scores)), color=TRAINED, linewidth=1.6, label=f"mean, {np.mean(scores):.0%}")
         axes.set_xlabel("blind score s(x): probability that text alone gives the right option")
         axes.set_ylabel("questions")
@@ -132,7 +133,7 @@ def score_plot(scores: Sequence[float], chance: float) -> str:
 
 
 def learning_plot(points: Sequence[Mapping[str, Any]], chance: float) -> str:
-    """Draws the trained ensemble's accuracy over the number of questions that it was fitted to."""
+    """Draws the accuracy of the trained ensemble over the number of questions that it was fitted to."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -152,12 +153,13 @@ def learning_plot(points: Sequence[Mapping[str, Any]], chance: float) -> str:
     return _audit_svg(draw, 3.6)
 
 
-def _percent_axis(axis: Any, axes: Any, chance: float) -> None:
-    """Labels an axis in per cent and draws chance across it."""
+def _percent_axis(axis: Any, axes: Any, chance: float | None) -> None:
+    """Labels an axis in per cent and draws a line at chance, if it is known."""
     axis.set_label_text("accuracy, %")
     axis.grid(True)
-    line = axes.axvline if axis.axis_name == "x" else axes.axhline
-    line(100 * chance, color=CHANCE, linestyle="--", linewidth=1.2, label=f"even guess, {100 * chance:.0f}%")
+    if chance is not None:
+        line = axes.axvline if axis.axis_name == "x" else axes.axhline
+        line(100 * chance, color=CHANCE, linestyle="--", linewidth=1.2, label=f"chance, {100 * chance:.0f}%")
 
 
 def _colour(probe: Mapping[str, Any]) -> str:
@@ -167,36 +169,26 @@ def _colour(probe: Mapping[str, Any]) -> str:
 
 
 def section_plots(section: ReportSection) -> dict[str, tuple[str, bytes, bytes]]:
-    """Draws the plots of one set of questions.
-
-    Returns:
-        Name of the plot -> title, PNG and SVG. A radar needs three dimensions, ``scales`` a run without a view.
-    """
+    """Returns name -> (title, PNG, SVG) of the plots of a section: ``bars``, ``radar`` and ``scales``, if possible."""
     runs = [row for row in section.rows if not row.published and "accuracy" in row.figures]
-    drawn: dict[str, tuple[str, Callable[[Figure], None], float]] = {}
-    if any("accuracy" in row.figures for row in section.rows):
-        drawn["bars"] = (
-            "Accuracy by dimension",
-            lambda figure: _bars(figure, section),
-            3.8 + 0.09 * len(section.rows),
-        )
-        if len(section.dimensions) > 2:
-            drawn["radar"] = (
-                "Accuracy by dimension, radar",
-                lambda figure: _radar(figure, section),
-                4.8 + 0.09 * len(section.rows),
-            )
-    if any(key in row.figures for row in runs for key in REMOVED):
-        drawn["scales"] = ("What each scale gives", lambda figure: _scales(figure, runs), 3.6 + 0.09 * len(runs))
     plots = {}
-    for name, (title, draw, height) in drawn.items():
-        png, svg = _rendered(draw, (7.6, height), 9, "png", "svg")
+
+    def add(name: str, title: str, draw: Callable[[Figure], None], height: float, rows: int) -> None:
+        png, svg = _rendered(draw, (7.6, height + 0.09 * rows), 9, "png", "svg")
         plots[name] = title, png, svg
+
+    count = len(section.rows)
+    if any("accuracy" in row.figures for row in section.rows):
+        add("bars", "Accuracy by dimension", lambda figure: _bars(figure, section), 3.8, count)
+        if len(section.dimensions) > 2:
+            add("radar", "Accuracy by dimension, radar", lambda figure: _radar(figure, section), 4.8, count)
+    if any(key in row.figures for row in runs for key in REMOVED):
+        add("scales", "Contribution of each scale", lambda figure: _scales(figure, runs), 3.6, len(runs))
     return plots
 
 
 def _bars(figure: Figure, section: ReportSection) -> None:
-    """Bars of the runs with intervals and a line at the blind accuracy; published figures as marks beside them."""
+    """Draws bars with intervals and a line at the blind accuracy for each run, and marks for published figures."""
     axes = figure.subplots()
     runs = [row for row in section.rows if not row.published]
     published = [row for row in section.rows if row.published]
@@ -204,9 +196,8 @@ def _bars(figure: Figure, section: ReportSection) -> None:
     width_of_runs = 0.84 * (len(runs) / (len(runs) + 0.7) if published else 1.0)
     width = width_of_runs / max(1, len(runs))
     for number, row in enumerate(runs):
-        _bar_series(
-            axes, row, keys, [index - 0.42 + (number + 0.5) * width for index in range(len(keys))], width, number
-        )
+        centres = [index - 0.42 + (number + 0.5) * width for index in range(len(keys))]
+        _bar_series(axes, row, keys, centres, width, number)
         for index, key in enumerate(keys):
             if blind := row.figures.get(key.replace("accuracy", "blind")):
                 left = index - 0.42 + number * width
@@ -226,24 +217,15 @@ def _bars(figure: Figure, section: ReportSection) -> None:
         )
     if any("blind" in row.figures for row in runs):
         axes.plot([], [], color="black", linewidth=1.4, label="the same model, blind")
-    if section.chance is not None:
-        axes.axhline(
-            100 * section.chance,
-            color=CHANCE,
-            linestyle="--",
-            linewidth=1,
-            label=f"chance, {100 * section.chance:.0f}%",
-        )
     axes.set_xticks(range(len(keys)), [*(_short(name, 18) for name in section.dimensions), TITLES["accuracy"]])
     axes.set_xlim(-0.5, len(keys) - 0.5)
     axes.set_ylim(0, 100)
-    axes.set_ylabel("accuracy, %")
-    axes.grid(axis="y")
+    _percent_axis(axes.yaxis, axes, section.chance)
     _legend(figure)
 
 
 def _scales(figure: Figure, runs: Sequence[ReportRow]) -> None:
-    """Bars of what is lost without each view, with intervals; what was not run says so."""
+    """Draws bars of the accuracy lost without each view, with intervals."""
     axes = figure.subplots()
     width = 0.84 / len(runs)
     for number, row in enumerate(runs):
@@ -263,7 +245,7 @@ def _scales(figure: Figure, runs: Sequence[ReportRow]) -> None:
 def _bar_series(
     axes: Any, row: ReportRow, keys: Sequence[str], at: Sequence[float], width: float, number: int
 ) -> None:
-    """Draws one run's bars and intervals; bar ``i`` has the SVG id ``bar-<run>-<i>``."""
+    """Draws the bars and intervals of a run; bar ``i`` has the SVG id ``bar-<run>-<i>``."""
     colour = COLOURS[number % len(COLOURS)]
     hatch = ("", "///", "...", "xxx")[number // len(COLOURS) % 4]
     axes.bar([at[0]], [math.nan], width, color=colour, hatch=hatch, edgecolor="white", label=_label(row))
@@ -313,7 +295,7 @@ def _radar(figure: Figure, section: ReportSection) -> None:
 
 
 def _legend(figure: Figure) -> None:
-    """Puts the legend below the axes; bars first, as they are the runs."""
+    """Puts the legend below the axes, with the runs (bars) first."""
     (axes,) = figure.axes
     handles, labels = axes.get_legend_handles_labels()
     pairs = sorted(zip(handles, labels, strict=True), key=lambda pair: not isinstance(pair[0], BarContainer))
@@ -324,9 +306,9 @@ def _legend(figure: Figure) -> None:
 
 
 def _label(row: ReportRow) -> str:
-    """Returns the name, cut where it is long, with its marks whole; one that opens with '_' would be left out."""
+    """Returns the name, shortened, with its marks; matplotlib would omit a label that begins with ``_``."""
     name = _short(row.name, REPORT_LABEL)
-    return "\u200b" * name.startswith("_") + ReportRow(name, row.figures, row.published).label
+    return "\u200b" * name.startswith("_") + replace(row, name=name).label
 
 
 def _short(name: str, limit: int = LABEL) -> str:

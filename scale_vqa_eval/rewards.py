@@ -12,14 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from scale_vqa_eval.scale_vqa_acc.parsing import (
-    END_THINK,
-    FORMAT_WEIGHT,
-    THINK,
-    Mode,
-    keeps_format,
-    parse_response,
-)
+from scale_vqa_eval.scale_vqa_acc.parsing import END_THINK, FORMAT_WEIGHT, THINK, Mode, keeps_format, parse_response
 from scale_vqa_eval.schema import LETTERS, MAGNIFICATION, VIEWS
 
 _WORDS: Final = {"low_mag": "low(?:est)?", "mid_mag": "mid(?:dle)?|medium|intermediate", "high_mag": "high(?:est)?"}

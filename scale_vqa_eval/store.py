@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from io import BufferedRandom
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Final, Self
 
 from filelock import FileLock, Timeout
@@ -87,7 +86,7 @@ class Journal:
             self._lock.acquire(timeout=0)
             self._read()
         except BaseException as error:
-            self.__exit__(None, None, None)
+            self.__exit__()
             hint = "wait until it ends, or name another file"
             if isinstance(error, Timeout):
                 problem = Problem(str(self.path), "a file that no process writes to", "another process", hint)
@@ -97,9 +96,7 @@ class Journal:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             with suppress(OSError):  # ``append`` has reported a full disk already
                 self._file.close()

@@ -173,15 +173,11 @@ class OpenSlideSource:
         shape = (max(1, round(width * scale)), max(1, round(height * scale)))
         return self._read(Box(0.0, 0.0, width * self.mpp, height * self.mpp), shape)
 
-    def best_level(self, downsample: float) -> int:
-        """Returns the level for a downsample; see the function ``best_level``."""
-        return best_level(self._slide.level_downsamples, downsample)
-
     def _read(self, box: Box, shape: tuple[int, int]) -> Image.Image:
         """Reads a box and resamples it to ``shape`` (width, height) pixels."""
         self._check_inside(box)
         wanted = (box.right - box.left) / self.mpp / shape[0]
-        level = self.best_level(wanted)
+        level = best_level(self._slide.level_downsamples, wanted)
         down = self._slide.level_downsamples[level]
         limit_x, limit_y = self._slide.level_dimensions[level]
         scale = 1 / (self.mpp * down)

@@ -109,13 +109,7 @@ def _with_images(inference: InferenceConfig, items: dict[str, VisualQuestion]) -
     return images_first()
 
 
-@scorer(
-    metrics=[
-        accuracy(),
-        stderr(cluster="patient"),
-        grouped(accuracy(), "dimension", all=False),
-    ]
-)
+@scorer(metrics=[accuracy(), stderr(cluster="patient"), grouped(accuracy(), "dimension", all=False)])
 def answer_letter(mode: Mode = "reference") -> Scorer:
     """Correct if the letter is the gold letter; a response that cannot be parsed is wrong, with the reason."""
 

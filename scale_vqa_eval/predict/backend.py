@@ -19,21 +19,13 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
 from PIL import Image
 
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import atomic_write, sha256_json
-from scale_vqa_eval.predict.images import (
-    UNREADABLE,
-    Bounds,
-    EncodedImages,
-    ImageRef,
-    ImageSource,
-    decode_image,
-)
+from scale_vqa_eval.predict.images import UNREADABLE, Bounds, EncodedImages, ImageRef, ImageSource, decode_image
 from scale_vqa_eval.predict.prompts import Prompt, build_messages
 from scale_vqa_eval.predict.requests import Request
 from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
@@ -307,9 +299,7 @@ class PredictionsFile:
             self._open = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._open.close()
 
     def keep(self, key: RequestKey, fields: Mapping[str, Any]) -> None:
@@ -383,10 +373,9 @@ class PredictionsFile:
         location = f"{self.path}, line 1"
         if not isinstance(found, Mapping):
             raise InputError(Problem(location, "the provenance of a run", "none", _OTHER_RUN))
-        names = sorted({*found, *self.provenance})
         problems = [
             Problem(f"{location}, {name}", preview(self.provenance.get(name)), preview(found.get(name)), _OTHER_RUN)
-            for name in names
+            for name in sorted({*found, *self.provenance})
             if found.get(name) != self.provenance.get(name)
         ]
         if problems:

@@ -65,7 +65,7 @@ def page() -> gr.Blocks:
     with gr.Blocks(title="scale_vqa_acc", delete_cache=(3600, 3600), analytics_enabled=False) as blocks:
         gr.Markdown(
             "# scale_vqa_acc\nAccuracy of lettered answers with a patient-clustered 95% interval, beside a blind "
-    """Builds the page; texts from files are shown only in ``gr.HTML``, escaped: Markdown would be rendered."""
+            """Builds the page; texts from files are shown only in ``gr.HTML``, escaped: Markdown would be rendered."""
             "hour."
         )
         with gr.Row():

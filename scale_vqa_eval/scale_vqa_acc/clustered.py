@@ -194,10 +194,7 @@ def overlapping_interval(
 
 
 def p_value_against(
-    correct: npt.ArrayLike,
-    clusters: Clusters,
-    chance: float | npt.ArrayLike,
-    alternative: Alternative = "greater",
+    correct: npt.ArrayLike, clusters: Clusters, chance: float | npt.ArrayLike, alternative: Alternative = "greater"
 ) -> float:
     """p-value of the mean against chance, by the clustered t statistic with C-1 degrees of freedom.
 

@@ -106,13 +106,7 @@ class BlindControl:
 def choose_control(
     run: Mapping[str, Any], answers: Answers, blind: Sequence[tuple[Predictions, Answers]]
 ) -> BlindControl:
-    """Chooses the valid blind run with the largest blind score; if none is valid, the one with the largest score.
-
-    Args:
-        run: provenance of the scored run.
-        answers: answers of the scored run.
-        blind: the runs without images.
-    """
+    """Chooses the valid blind run with the largest blind score; if none is valid, the one with the largest score."""
     candidates = []
     for predictions, joined in blind:
         check_same_rotations(answers, joined)

@@ -13,13 +13,7 @@ from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.scale_vqa_acc.parsing import MODES, Mode
 from scale_vqa_eval.scoring.predictions import join, read_predictions
 from scale_vqa_eval.scoring.results import comparison_table, score_table
-from scale_vqa_eval.scoring.score import (
-    compare_answers,
-    consistency_warnings,
-    provenance,
-    read_each,
-    score_files,
-)
+from scale_vqa_eval.scoring.score import compare_answers, consistency_warnings, provenance, read_each, score_files
 from scale_vqa_eval.text import one_line
 
 Command = TypeVar("Command", bound=Callable[..., Any])

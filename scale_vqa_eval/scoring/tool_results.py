@@ -72,10 +72,6 @@ def inspect_lines(path: Path, log: Iterator[dict[str, Any]]) -> Iterator[dict[st
     A sample that ended in an error, or that the server refused as too long, has a null response and the reason;
     ``score`` counts it as failed.
 
-    Args:
-        path: the log, for messages.
-        log: the header of the log, then its samples.
-
     Raises:
         InputError: if the log is not a finished run with one epoch of ``scale_vqa``, or of a task defined by the
             ``eval.yaml`` of a dataset on the Hub (``hf/ORG/NAME``).
