@@ -22,6 +22,7 @@ import click
 
 from scale_vqa_eval import __version__
 from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.predict import IMAGES_OPTION
 from scale_vqa_eval.schema import DATASET_NAME, METRIC_NAME, VIEWS
 
 GIGABYTE: Final = 10**9
@@ -66,13 +67,7 @@ class Check:
 
 
 def examine(data: str | None = None, config: str | None = None, images: Path | None = None) -> list[Check]:
-    """Returns every check, in the order in which they are shown.
-
-    Args:
-        data: a release folder, file or Hub id to check as well, or None.
-        config: config of a release folder or Hub id, or None for its default.
-        images: folder that the image paths of a question file are relative to, or None for the file's folder.
-    """
+    """Returns every check, in the order in which they are shown; the arguments are the options of the command."""
     in_subprocesses = (_torch, _processors, _prepared_data, _prepared_metric)
     with ThreadPoolExecutor(2) as pool:
         torch, processors, *prepared = pool.map(lambda check: list(check()), in_subprocesses)
@@ -258,11 +253,7 @@ def _data(data: str, config: str | None, images: Path | None) -> Check:
 @click.command()
 @click.option("--data", help="Also check this release folder, file or Hub id.")
 @click.option("--config", help="Config of a release folder or Hub id.  [default: its default]")
-@click.option(
-    "--images",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder that the image paths of a JSON file are relative to.  [default: the file's folder]",
-)
+@IMAGES_OPTION
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
 def doctor(data: str | None, config: str | None, images: Path | None, as_json: bool) -> int:
     """Check the installation and suggest fixes; exit 1 if something that every command needs is broken."""

@@ -20,6 +20,7 @@ import click
 
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import atomic_path, exclusive_output
+from scale_vqa_eval.predict import IMAGES_OPTION
 from scale_vqa_eval.predict.images import OPTION_IMAGES, Bounds, ImageFolder, sent_image
 from scale_vqa_eval.predict.requests import Request, read_visual_questions, rotated
 from scale_vqa_eval.questions import Question
@@ -42,11 +43,7 @@ def question_options(split: str | None) -> Callable[[Command], Command]:
         click.option("--config", help="Config of a release folder or Hub id.  [default: its default]"),
         click.option("--split", default=split, help=f"Split to export.  [default: {shown}]"),
         click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder."),
-        click.option(
-            "--images",
-            type=click.Path(exists=True, file_okay=False, path_type=Path),
-            help="Folder of a file's images.",
-        ),
+        IMAGES_OPTION,
         click.option("--min-pixels", type=click.IntRange(min=1), help="Minimum pixels of an image."),
         click.option("--max-pixels", type=click.IntRange(min=1), help="Maximum pixels of an image."),
     )

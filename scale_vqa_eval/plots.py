@@ -94,20 +94,10 @@ def dimension_plot(
             shift = 0.08 + 0.38 * (number + 0.5) / len(published)
             heights = [100 * row[names[index]] for index in present]
             mark, colour = MARKS[number % len(MARKS)], COLOURS[number % len(COLOURS)]
-            axes.plot(
-                np.array(present) + shift,
-                heights,
-                mark,
-                color=colour,
-                markersize=6,
-                label=f"{_short(model)}, published",
-            )
-        axes.set_xticks(
-            positions,
-            [_short(name, 18) for name in names],
-            rotation=25 if len(names) > 7 else 0,
-            ha="right" if len(names) > 7 else "center",
-        )
+            label = f"{_short(model)}, published"
+            axes.plot(np.array(present) + shift, heights, mark, color=colour, markersize=6, label=label)
+        rotation, side = (25, "right") if len(names) > 7 else (0, "center")
+        axes.set_xticks(positions, [_short(name, 18) for name in names], rotation=rotation, ha=side)
         _percent_axis(axes.yaxis, axes, chance)
         axes.set_ylim(0, 100)
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
@@ -206,15 +196,9 @@ def _bars(figure: Figure, section: ReportSection) -> None:
         known = [index for index, key in enumerate(keys) if key in row.figures]
         shift = -0.42 + width_of_runs + (0.84 - width_of_runs) * (number + 0.5) / len(published) if runs else 0.0
         heights = [100 * row.figures[keys[index]].value for index in known]
-        axes.plot(
-            [index + shift for index in known],
-            heights,
-            MARKS[number % len(MARKS)],
-            color="none",
-            markeredgecolor=COLOURS[(len(runs) + number) % len(COLOURS)],
-            markersize=5,
-            label=_label(row),
-        )
+        mark, colour = MARKS[number % len(MARKS)], COLOURS[(len(runs) + number) % len(COLOURS)]
+        look = {"color": "none", "markeredgecolor": colour, "markersize": 5, "label": _label(row)}
+        axes.plot([index + shift for index in known], heights, mark, **look)
     if any("blind" in row.figures for row in runs):
         axes.plot([], [], color="black", linewidth=1.4, label="the same model, blind")
     axes.set_xticks(range(len(keys)), [*(_short(name, 18) for name in section.dimensions), TITLES["accuracy"]])
@@ -269,16 +253,9 @@ def _radar(figure: Figure, section: ReportSection) -> None:
             continue
         heights = [100 * value.value for value in values if isinstance(value, Estimate)]
         mark, colour = MARKS[number % len(MARKS)], COLOURS[number % len(COLOURS)]
-        axes.plot(
-            [*angles, angles[0]],
-            [*heights, heights[0]],
-            mark,
-            color=colour,
-            markersize=4,
-            linestyle=":" if row.published else "-",
-            linewidth=1.2 if row.published else 1.8,
-            label=_label(row),
-        )
+        line = {"linestyle": ":", "linewidth": 1.2} if row.published else {"linestyle": "-", "linewidth": 1.8}
+        look = {"color": colour, "markersize": 4, "label": _label(row), **line}
+        axes.plot([*angles, angles[0]], [*heights, heights[0]], mark, **look)
     if section.chance is not None:
         circle = [2 * math.pi * step / 120 for step in range(121)]
         axes.plot(circle, [100 * section.chance] * 121, color=CHANCE, linestyle="--", linewidth=1, label="chance")

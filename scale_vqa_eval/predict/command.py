@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from scale_vqa_eval import __version__
-from scale_vqa_eval.predict import ABLATIONS, DEFAULT_PROMPT, PROMPT_HELP, WITHOUT_IMAGES, ZOOM_CONTROLS
+from scale_vqa_eval.predict import (
+    ABLATIONS,
+    DEFAULT_PROMPT,
+    IMAGES_OPTION,
+    PROMPT_HELP,
+    WITHOUT_IMAGES,
+    ZOOM_CONTROLS,
+)
 
 if TYPE_CHECKING:
     from scale_vqa_eval.predict.backend import Backend, InferenceConfig, ModelAnswer, PredictionsFile
@@ -50,11 +57,7 @@ def _options(ctx: click.Context, parameter: click.Parameter, values: tuple[str, 
 @click.option("--data", required=True, help="Release folder, Parquet file, Hub id, or JSON, JSONL, CSV questions.")
 @click.option("--split", help="Name of the split.  [default: all]")
 @click.option("--config", help="Config of a release folder or Hub id.  [default: its default]")
-@click.option(
-    "--images",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder that the image paths of a JSON file are relative to.  [default: the file's folder]",
-)
+@IMAGES_OPTION
 @click.option("--backend", type=click.Choice(BACKENDS), required=True)
 @click.option("--model", required=True, help="Model folder, Hub id, or model name on the server.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Predictions (JSONL).")
@@ -319,15 +322,8 @@ def run(
 ) -> RunResult:
     """Asks the questions that the predictions file has no answer to.
 
-    Args:
-        backend: the backend.
-        config: settings of the run.
-        all_paths: all requests of the run, one list per diagnostic path.
-        out: the predictions file.
-        provenance: everything that an answer depends on.
-        retry_failed: ask only the questions that failed before.
-        allow_failures: once all questions have been asked, write the failed ones as null responses.
-        limit: maximum number of requests to ask now, or None for all.
+    ``all_paths`` has all requests of the run, one list per diagnostic path. The last three arguments are options of
+    the command.
 
     Raises:
         InputError: if the file belongs to another run, or the preflight check fails; no question is asked then.

@@ -477,9 +477,7 @@ class EncodedImages:
 def images_digest(images: Sequence[tuple[str, ImageRef]], source: ImageSource) -> tuple[str | None, dict[str, int]]:
     """Returns the SHA-256 over all images (None if there are none), and colour change -> number of images.
 
-    Args:
-        images: question id and image, in the order of the questions.
-        source: source of the images.
+    ``images`` are pairs of question id and image, in the order of the questions.
     """
     digest, changes = hashlib.sha256(), Counter[str]()
     for name, image in images:

@@ -150,9 +150,7 @@ def tokens_of(processor: Any, conversations: list[list[dict[str, Any]]], tools: 
 def load_processor(model: str, source: Mapping[str, Any]) -> tuple[Any, Any]:
     """Returns the processor (with left padding) and the configuration of a vision-language model.
 
-    Args:
-        model: folder or Hub id.
-        source: options that select its files (revision, ...), and ``trust_remote_code``.
+    ``source`` has the options that select its files (revision, ...), and ``trust_remote_code``.
 
     Raises:
         InputError: if the model does not exist, does not accept images, or has no image processor.

@@ -116,10 +116,7 @@ def build_messages(
 ) -> list[dict[str, Any]]:
     """Returns chat messages: the prompt's system message, if any, and the user message.
 
-    Args:
-        prompt: the prompt.
-        parts: texts and images of the user message, in order.
-        image: returns the content part of an image in the format of the model or server.
+    ``parts`` are the texts and images of the user message; ``image`` returns the content part of an image.
     """
     content = [{"type": "text", "text": part} if isinstance(part, str) else image(part) for part in parts]
     user = {"role": "user", "content": content}

@@ -211,11 +211,7 @@ def _info(folder: Path, config: str) -> Any:
 
 
 def own_words(old: str, new: str) -> str:
-    """Returns the hand-written sections of an earlier card: those without marks, with headings that are not ours.
-
-    Args:
-        old: body of the earlier card.
-        new: body of the new card; sections of ``old`` with the same headings are dropped.
+    """Returns the hand-written sections of an earlier card: those without marks whose headings are not in ``new``.
 
     >>> own_words("# T\\n\\n## Columns\\nx\\n\\n## Thanks\\nTo all.\\n", "## Columns\\n")
     '## Thanks\\nTo all.'
@@ -252,12 +248,9 @@ def by_heading(text: str) -> dict[str, str]:
 
 
 def kept_facts(old: Mapping[str, Any], written: Mapping[str, Any], placeholder: str) -> dict[str, Any]:
-    """Returns the YAML keys of an earlier card that a new card lacks, and its licence if one was stated.
+    """Returns the YAML metadata of an earlier card that a new card lacks, and its licence if one was stated.
 
-    Args:
-        old: metadata of the earlier card.
-        written: metadata of the new card.
-        placeholder: the ``license_name`` of a card without a stated licence.
+    ``placeholder`` is the ``license_name`` of a card without a stated licence.
     """
     kept = {key: value for key, value in old.items() if key not in written}
     if old.get("license") and old.get("license_name") != placeholder:

@@ -102,12 +102,7 @@ def write_release(
 
 
 def row_tables(rows: Iterable[Row], features: Any) -> Iterator[Any]:
-    """Yields rows as Arrow tables, one per row group.
-
-    Args:
-        rows: as for ``write_release``.
-        features: the columns, from ``row_features``.
-    """
+    """Yields rows (see ``write_release``) as Arrow tables, one per row group, with the columns ``features``."""
     import pyarrow as pa
 
     for batch in row_groups(rows):
@@ -141,13 +136,7 @@ def row_groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def write_shards(folder: Path, split: str, schema: Any, tables: Iterable[Any]) -> None:
-    """Writes tables, each as a row group, to ``<split>-<shard>-of-<shards>.parquet``.
-
-    Args:
-        folder: folder of the config, created if it does not exist.
-        split: name of the split.
-        schema: Arrow schema of the tables, with the ``datasets`` features in its metadata.
-        tables: Arrow tables, as from ``row_tables``.
+    """Writes tables (see ``row_tables``), each as a row group, to ``<split>-<shard>-of-<shards>.parquet``.
 
     Raises:
         ValueError: if there is no table.
@@ -189,13 +178,8 @@ def write_parts(folder: Path, prefix: str, schema: Any, tables: Iterable[Any]) -
 def staged_release(out: str | Path, configs: Set[str], notes: Mapping[str, str]) -> Iterator[Path]:
     """Yields a hidden folder to write ``configs`` into; on exit, writes the card and replaces ``out`` by this folder.
 
-    Other configs and files of ``out`` are kept, except ``hub`` if a config that it may have been made from is written
-    again. ``out`` is locked meanwhile.
-
-    Args:
-        out: the release folder, which is created or extended. A symlink is followed.
-        configs: configs that the caller writes as ``<config>/<split>-<shard>-of-<shards>.parquet``.
-        notes: config -> Markdown paragraph for the card.
+    The caller writes files ``<config>/<split>-<shard>-of-<shards>.parquet``. Other configs and files of ``out`` are
+    kept, except ``hub`` if a config that it may have been made from is written again. ``out`` is locked meanwhile.
 
     Raises:
         InputError: as ``write_release``.

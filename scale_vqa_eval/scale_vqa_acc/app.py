@@ -7,7 +7,6 @@ needs ``gradio.inputs``, which Gradio removed in version 4.)
 from __future__ import annotations
 
 import html
-import re
 import tempfile
 from pathlib import Path
 from typing import Any, Final
@@ -16,11 +15,11 @@ import gradio as gr
 
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import write_json
+from scale_vqa_eval.release_folder.read import HUB_ID
 from scale_vqa_eval.scoring.results import score_table
 from scale_vqa_eval.scoring.score import score_files
 
 MAX_FILE: Final = "200mb"
-_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 STYLE: Final = """
 #score pre { overflow-x: auto; line-height: 1.35; }
 #score p { border-left: 5px solid #c2410c; padding: 6px 10px; font-weight: 600; overflow-wrap: anywhere; }
@@ -38,7 +37,7 @@ def answer(
             raise InputError(Problem("Predictions", "a file", "none", "choose one"))
         if bool(gold) == bool(hub):
             raise InputError(Problem("Gold", "a file or a dataset on the Hub", "both or none", "give one of the two"))
-        if hub and (not _HUB_ID.fullmatch(hub) or ".." in hub or Path(hub).exists()):
+        if hub and (not HUB_ID.fullmatch(hub) or ".." in hub or Path(hub).exists()):
             raise InputError(Problem("Dataset", "a Hub id org/name", hub[:80], "write it as the Hub does"))
         wanted = split or ("test" if hub else None)
         results, warnings = score_files(run, gold or hub, wanted, config or None, mode, blind=[blind] if blind else [])

@@ -122,13 +122,6 @@ def report_sections(
 ) -> list[ReportSection]:
     """Scores every run, and groups the figures by set of questions and system.
 
-    Args:
-        runs: the runs.
-        sets: the questions.
-        names: name of each system.
-        mode: parsing rule.
-        audits: ``audit --json`` files of some of the sets of questions.
-
     Raises:
         InputError: lists every question without a response, response without a question, and audit of other questions.
     """

@@ -151,11 +151,7 @@ def csv_table(sections: Sequence[ReportSection]) -> str:
 
 
 def score_csv(results: Mapping[str, Any]) -> str:
-    """Returns a score in per cent as a tidy CSV table with one row per figure.
-
-    Args:
-        results: a score as written by ``scale-vqa score --json``.
-    """
+    """Returns a score, as written by ``scale-vqa score --json``, in per cent as a tidy CSV table."""
     import pandas as pd
 
     about = results["provenance"]
@@ -193,13 +189,7 @@ def score_csv(results: Mapping[str, Any]) -> str:
 def markdown_report(
     sections: Sequence[ReportSection], plots: Mapping[int, Sequence[tuple[str, str]]], about: Sequence[str]
 ) -> str:
-    """Returns the report as Markdown.
-
-    Args:
-        sections: the sections.
-        plots: index of a section -> (title, file name) of its plots.
-        about: lines on how the report was made.
-    """
+    """Returns the report as Markdown; ``plots`` maps the index of a section to (title, file name) of its plots."""
     lines = ["# Scale-VQA: results beside their blind control", ""]
     for number, section in enumerate(sections):
         lines += [f"## {markdown(section.slice.title)}", ""]

@@ -77,13 +77,7 @@ class ReportRun:
 
 
 def read_runs(paths: Iterable[Path], data: str, config: str | None, split: str | None) -> list[ReportRun]:
-    """Reads predictions files with their models, questions and ablations.
-
-    Args:
-        paths: the files.
-        data: source of the questions.
-        config: config of runs that do not state one, or None for the default config.
-        split: split of runs that do not state one, or None for all splits.
+    """Reads predictions files; ``config`` and ``split`` are for runs that do not state theirs.
 
     Raises:
         InputError: lists every problem of every file, including unknown ablations and repeated runs.
@@ -151,11 +145,9 @@ def with_screened(runs: Sequence[ReportRun], sets: QuestionSets) -> list[ReportR
 
 
 def system_names(runs: Sequence[ReportRun], given: Mapping[str, str]) -> dict[System, str]:
-    """Returns the name of each system: its model, and the settings that differ if a model has several systems.
+    """Returns the name of each system in the order of the runs.
 
-    Args:
-        runs: all runs, which determine the order of the systems.
-        given: model -> name to use instead.
+    This is the model's name, or its name in ``given``; if a model has several systems, with the settings that differ.
     """
     systems = list(dict.fromkeys(run.system for run in runs))
     names: dict[System, str] = {}

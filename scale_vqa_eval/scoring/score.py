@@ -56,19 +56,7 @@ def score_files(
     weights: str | Path | None = None,
     partial: bool = False,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Scores a predictions file together with its controls.
-
-    Args:
-        predictions: the run with all images.
-        data: source of the questions; see ``read_questions``.
-        split: split to score, or None for all splits.
-        config: config of a release folder, or None for its default.
-        mode: parsing rule.
-        blind: runs without images (``blind``, ``guess``); the valid one with the larger blind score is the control.
-        shuffled: the run with another patient's images, or None.
-        audit: ``audit --json`` of the same questions, or None.
-        weights: file of leak weights, or None.
-        partial: score only the questions that have a response.
+    """Scores a predictions file together with its controls; the arguments are those of ``scale-vqa score``.
 
     Returns:
         The results as written by ``scale-vqa score --json``, and warnings.
