@@ -47,7 +47,7 @@ MAGNIFICATION: Final[dict[str, str]] = {"low_mag": "10x", "mid_mag": "40x", "hig
 
 CONFIGS: Final[dict[str, str]] = {
     "default": "the benchmark as released",
-    "block_exchange": "groups of four with the same text; even a text-only reader of the whole file is at chance",
+    "block_exchange": "groups of four with the same text; on average a text-only reader of the whole file is at 25%",
     "exchange": "groups of four with the same text; text-only accuracy on items asked one by one is exactly 25%",
     "screened": "questions that remain after pruning by text-only probes",
     "grounding": "questions made from slide geometry, options are images",

@@ -16,7 +16,7 @@ NO_BLIND: Final = (
     "Answer the same questions without images (predict --ablate blind) and pass --blind FILE."
 )
 ONE_LETTER: Final = 0.9
-"""Share of one answer among the blind ones, from which the blind run is said to show nothing."""
+"""Share of the most frequent answer of a blind run from which it is reported as uninformative."""
 NO_CLUSTERS: Final = (
     "The data names no patient or slide: questions are taken as independent, which makes intervals too narrow "
     "where several belong to one patient."
