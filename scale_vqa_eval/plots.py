@@ -161,7 +161,7 @@ def _colour(probe: Mapping[str, Any]) -> str:
 def section_plots(section: ReportSection) -> dict[str, tuple[str, bytes, bytes]]:
     """Returns name -> (title, PNG, SVG) of the plots of a section: ``bars``, ``radar`` and ``scales``, if possible."""
     runs = [row for row in section.rows if not row.published and "accuracy" in row.figures]
-    plots = {}
+    plots: dict[str, tuple[str, bytes, bytes]] = {}
 
     def add(name: str, title: str, draw: Callable[[Figure], None], height: float, rows: int) -> None:
         png, svg = _rendered(draw, (7.6, height + 0.09 * rows), 9, "png", "svg")
@@ -197,7 +197,7 @@ def _bars(figure: Figure, section: ReportSection) -> None:
         shift = -0.42 + width_of_runs + (0.84 - width_of_runs) * (number + 0.5) / len(published) if runs else 0.0
         heights = [100 * row.figures[keys[index]].value for index in known]
         mark, colour = MARKS[number % len(MARKS)], COLOURS[(len(runs) + number) % len(COLOURS)]
-        look = {"color": "none", "markeredgecolor": colour, "markersize": 5, "label": _label(row)}
+        look: dict[str, Any] = {"color": "none", "markeredgecolor": colour, "markersize": 5, "label": _label(row)}
         axes.plot([index + shift for index in known], heights, mark, **look)
     if any("blind" in row.figures for row in runs):
         axes.plot([], [], color="black", linewidth=1.4, label="the same model, blind")
@@ -253,8 +253,10 @@ def _radar(figure: Figure, section: ReportSection) -> None:
             continue
         heights = [100 * value.value for value in values if isinstance(value, Estimate)]
         mark, colour = MARKS[number % len(MARKS)], COLOURS[number % len(COLOURS)]
-        line = {"linestyle": ":", "linewidth": 1.2} if row.published else {"linestyle": "-", "linewidth": 1.8}
-        look = {"color": colour, "markersize": 4, "label": _label(row), **line}
+        line: dict[str, Any] = (
+            {"linestyle": ":", "linewidth": 1.2} if row.published else {"linestyle": "-", "linewidth": 1.8}
+        )
+        look: dict[str, Any] = {"color": colour, "markersize": 4, "label": _label(row), **line}
         axes.plot([*angles, angles[0]], [*heights, heights[0]], mark, **look)
     if section.chance is not None:
         circle = [2 * math.pi * step / 120 for step in range(121)]
