@@ -169,7 +169,7 @@ def _blind_notes(results: Mapping[str, Any]) -> list[str]:
         notes.append(f"Leakage-adjusted accuracy (acc - blind) / (1 - blind): {shown}.")
     runs = results.get("blind_runs") or []
     if any(one.get("one_letter", 0) >= ONE_LETTER for one in runs):
-        notes.append("A blind run gives nearly always the same answer: it does not say what the text gives away.")
+        notes.append("A blind run nearly always gives the same answer, so it does not show what the text reveals.")
     if len(runs) > 1:
         parts = (f"{one_line(str(one['ablation']))} {percent(one['guess_corrected'])}%" for one in runs)
         notes.append(f"Blind runs: {', '.join(parts)}; the largest valid one is the control.")
