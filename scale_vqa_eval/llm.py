@@ -399,9 +399,9 @@ class LLMClient:
                     asyncio.run(_CompletionRun(self, journal, answers, deque(calls.items()), bar).go())
         replies = []
         for request, key in zip(requests, keys, strict=True):
-            record = answers.get(key, {"failure": f"not asked: {self.stopped}"})
-            failure, finish = record["failure"], record.get("finish")
-            replies.append(ChatReply(request, record.get("text"), failure, finish, key in cached))
+            answer = answers.get(key, {"failure": f"not asked: {self.stopped}"})
+            failure, finish = answer["failure"], answer.get("finish")
+            replies.append(ChatReply(request, answer.get("text"), failure, finish, key in cached))
         return replies
 
     def _count_record(self, record: Mapping[str, Any], answers: dict[str, Mapping[str, Any]]) -> None:
