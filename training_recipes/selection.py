@@ -146,11 +146,7 @@ def candidates(
 def candidates_of(
     rows: Any, shape: PromptFormat, location: str = "data", left_out: LeftOut | None = None
 ) -> Candidates:
-    """Returns rows of a release as candidates.
-
-    Raises:
-        InputError: if no row has an image, or one cannot be read.
-    """
+    """Returns rows of a release as candidates; raises InputError if no row has an image, or one cannot be read."""
     images = shown_images(rows, shape, location)
     if not shape.blind and not any(images):
         hint = "name another data_config or other views"

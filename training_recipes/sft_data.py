@@ -123,10 +123,6 @@ def _target(thought: str, letter: str) -> str:
 def read_conversations(path: str | Path, root: str | Path) -> tuple[list[dict[str, Any]], int, int]:
     r"""Reads a conversation file in the layout of LLaMA-Factory (``messages``) or ShareGPT (``conversations``).
 
-    Args:
-        path: JSON file with a list.
-        root: root folder of the images.
-
     Returns:
         The conversations (``id``: ``row N``, counted from 1; ``messages`` before the answer, with image placeholders;
         ``files`` of the images; ``target``: the assistant's last turn); the number in which ``\n`` was replaced by a
@@ -252,11 +248,7 @@ class ConversationRow(Transform):
 
 
 def conversation_candidates(recipe: SFTArguments, shape: PromptFormat) -> Candidates:
-    """Reads the recipe's conversation file as candidates.
-
-    Raises:
-        InputError: if the file or an image is invalid.
-    """
+    """Reads the recipe's conversation file as candidates; raises InputError if the file or an image is invalid."""
     from datasets import Dataset
 
     from training_recipes.selection import Candidates  # imports transformers, which the exports do not need

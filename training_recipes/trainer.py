@@ -146,12 +146,6 @@ def greedy_answers(trainer: Any, rows: Any, tokens: int, blind: bool = False) ->
     """Answers every row greedily; the rows are split over the processes, and every process gets all answers.
 
     A trainer with vLLM uses its engine with the current weights, any other its model.
-
-    Args:
-        trainer: the trainer.
-        rows: trainer rows.
-        tokens: maximum number of new tokens.
-        blind: whether to leave out the images.
     """
     from accelerate.utils import gather_object
 

@@ -253,12 +253,6 @@ _PAPER: Final = "Phan et al., Enhancing Pathological VLMs with Cross-scale Reaso
 def croissant_metadata(folder: Path, repo: str, licence: Licence, doi: str | None = None) -> str:
     """Returns the Croissant JSON-LD of a release folder; deterministic.
 
-    Args:
-        folder: the release folder.
-        repo: Hub id of the dataset.
-        licence: licence of the card.
-        doi: DOI of the dataset.
-
     Raises:
         InputError: if ``mlcroissant`` reports an error in the result.
     """

@@ -127,10 +127,6 @@ def model_index(scores: Sequence[Score], dataset: str) -> list[EvalResult]:
     """Returns all scores for ``model-index``, in per cent: overall and by dimension.
 
     The blind accuracy is a separate result. An accuracy without one says so in its name.
-
-    Args:
-        scores: scores on configs of the dataset.
-        dataset: Hub id of the dataset.
     """
     return [result for score in scores for result in _results(score, dataset)]
 

@@ -146,11 +146,7 @@ def stated_doi(given: object, location: str, problems: list[Problem]) -> str | N
 
 
 def read_object(path: Path, what: str, hint: str, fields: Iterable[str] = ()) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        InputError: if the file cannot be read, or lacks one of ``fields``.
-    """
+    """Reads a JSON object; raises InputError if the file cannot be read, or lacks one of ``fields``."""
     wanted = set(fields)
     expected = f"{what} with {', '.join(sorted(wanted))}" if wanted else what
     try:

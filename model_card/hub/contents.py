@@ -101,11 +101,7 @@ def read_contents(name: str, path: Path, report: ScanReport) -> Iterator[Batch]:
 
 
 def json_parts(text: str, place: str = "") -> Iterator[TextPart]:
-    """Yields every key and string of a JSON text, decoded.
-
-    Raises:
-        InputError: if it is not JSON.
-    """
+    """Yields every key and string of a JSON text, decoded; raises InputError if it is not JSON."""
     # as pairs, because an object would lose the first value of a duplicate key
     content = parse_json(text, place or "JSON", object_pairs_hook=lambda pairs: tuple(("pair", *one) for one in pairs))
     yield from _leaves(content, place, "")

@@ -309,11 +309,7 @@ class HubRepository:
         return f"refs/pr/{min(numbers)}" if numbers else None
 
     def tag(self, tag: str, commit: str) -> None:
-        """Sets a tag.
-
-        Raises:
-            HubError: if the tag exists on another commit.
-        """
+        """Sets a tag; raises HubError if the tag exists on another commit."""
         with translate_hub_errors(f"tagging {self.name}", self.name):
             with_retries(lambda: self.api.create_tag(**self._where, tag=tag, revision=commit, exist_ok=True))
             tagged = with_retries(lambda: self.api.repo_info(**self._where, revision=tag)).sha

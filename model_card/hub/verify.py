@@ -144,11 +144,7 @@ def check(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def download(request: dict[str, Any]) -> Path:
-    """Returns the downloaded folder.
-
-    Raises:
-        NotVerified: if the SHA-256 of files differs.
-    """
+    """Returns the downloaded folder; raises NotVerified if the SHA-256 of files differs."""
     from huggingface_hub import snapshot_download
 
     files = list(request["files"])
