@@ -4,3 +4,8 @@ SEEDS ?= 1
 .PHONY: learn
 learn: $(VENV)/test.done
 	$(BIN)/python -m training_recipes.learn.run learn --seeds $(SEEDS)
+
+# make zoom-gym: a tiny Qwen3-VL learns by GRPO where to look on synthetic slides, beside a twin that sees other slides
+.PHONY: zoom-gym
+zoom-gym: $(VENV)/test.done
+	$(BIN)/python -m training_recipes.learn.zoom zoom-gym
