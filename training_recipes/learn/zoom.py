@@ -73,12 +73,12 @@ def ask(out: Path) -> dict[str, dict[str, Any]]:
 
 def as_markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns a table of accuracy and evidence in view, with clustered intervals, in percent."""
-    lines = ["| model, how it is asked | evidence in view | accuracy | looks | no answer |", "|---|---|---|---|---|"]
+    lines = ["| model, how it is asked | evidence in view | accuracy |", "|---|---|---|"]
     for name, figures in found.items():
         shares = [figures["by_kind"][KIND][key] for key in ("evidence", "accuracy")]
         cells = [f"{percent(one['mean'])} [{interval(one['interval'])}]" for one in shares]
         cells[0] = cells[0] if figures["evidence"] else "-"
-        lines.append(f"| {name} | {' | '.join(cells)} | {figures['looks']:.2f} | {figures['unanswered']} |")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"{shares[0]['n']} questions ({KIND}) of {figures['patients']} unseen slides.", ""])
 
 
