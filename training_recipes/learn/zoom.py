@@ -9,9 +9,7 @@ asks all three about the unseen slides, and writes results.json, results.md and 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 from typing import Any, Final
@@ -24,23 +22,23 @@ from scale_vqa_eval.predict.command import predict
 from scale_vqa_eval.text import interval, percent
 from scale_vqa_eval.zoom.questions import read_zoom_questions
 from scale_vqa_eval.zoom.score import read_run, run_figures
-from training_recipes.learn.report import CHANCE, CROSSED, LEAKY
-from training_recipes.learn.run import HERE, SEED, run
+from training_recipes.learn.report import COLOURS
+from training_recipes.learn.run import HERE, SEED, Track, run
 
 CONFIG: Final = HERE.parent / "configs" / "zoom-cpu-tiny.yaml"
 PROMPT: Final = CONFIG.parent / "prompts" / "zoom-short.yaml"
 KIND: Final = "named-piece"
 """The kind of question that is trained, and reported."""
 MODELS: Final = {
-    "before GRPO": ("start", "#9a9a9a", ("greedy", "sampled", "random-walk")),
-    "after GRPO": ("grpo/final", CROSSED, ("greedy", "sampled", "blind", "wrong-slide")),
-    "twin after GRPO": ("twin/final", LEAKY, ("greedy", "sampled", "wrong-slide")),
+    "before GRPO": ("start", COLOURS[4], ("greedy", "sampled", "random-walk")),
+    "after GRPO": ("grpo/final", COLOURS[0], ("greedy", "sampled", "blind", "wrong-slide")),
+    "twin after GRPO": ("twin/final", COLOURS[3], ("greedy", "sampled", "wrong-slide")),
 }
 """Name -> folder, colour, and how it is asked: greedily, at temperature 1, or greedily with a control."""
 
 
-def plan(out: Path, slides: int, unseen: int, quick: tuple[str, ...]) -> list[dict[str, list[str]]]:
-    """Returns the commands of the stages: of those that come first, and of the two trainings."""
+def plan(out: Path, slides: int, unseen: int, quick: tuple[str, ...]) -> list[list[Track]]:
+    """Returns the stages as ``learn.run`` takes them: one after another, then two trainings at the same time."""
     draw = ["-m", "scale_vqa_eval.cli", "build", "zoom", "--finest", "40x", "--workers", "2", "--synthetic"]
     train = [str(HERE.parent / "grpo_zoom.py"), "--config", str(CONFIG), "--prompt", str(PROMPT)]
     train += ["--data", str(out / "data"), "--model_name_or_path", str(out / "start"), *quick, "--output_dir"]
@@ -50,7 +48,7 @@ def plan(out: Path, slides: int, unseen: int, quick: tuple[str, ...]) -> list[di
         "start": [*train, str(out / "warm-up"), "--max_steps", "0"],
     }
     twin = [*train, str(out / "twin"), "--control", "wrong-slide"]
-    return [first, {"grpo": [*train, str(out / "grpo")]}, {"twin": twin}]
+    return [[first], [{"grpo": [*train, str(out / "grpo")]}, {"twin": twin}]]
 
 
 def ask(out: Path) -> dict[str, dict[str, Any]]:
@@ -103,7 +101,7 @@ def draw(found: Mapping[str, Mapping[str, Any]], rewards: Mapping[str, list[floa
                 axis.bar(places, means, 0.25, color=colour, label=name)
                 ends = [[100 * end for end in one["interval"]] for one in shares]
                 axis.vlines(places, *zip(*ends, strict=True), color="#222222", linewidth=1)
-            axis.axhline(CHANCE, color="#444444", linewidth=0.8, linestyle=":")
+            axis.axhline(25, color="#444444", linewidth=0.8, linestyle=":")
             axis.set(xticks=(0, 1), xticklabels=("greedy", "temperature 1"), ylim=(0, 102))
             axis.set(ylabel=f"{key}{' in view' * (key == 'evidence')}, unseen slides (%)")
         axes[1].legend(frameon=False, fontsize=9, loc="upper left")
@@ -120,13 +118,8 @@ def main(out: Path, slides: int, unseen: int, max_steps: int | None) -> None:
     """Train in OUT and write the results there; a stage that is done is not done again."""
     out, steps = out.absolute(), str(max_steps)
     quick = ("--max_steps", steps, "--warm_up_seeing", steps, "--warm_up", steps) if max_steps else ()
-    first, *trainings = plan(out, slides, unseen, quick)
-    for name in ("grpo", "twin"):
-        (out / name).mkdir(parents=True, exist_ok=True)
-    run(first, out)
-    os.environ["OMP_NUM_THREADS"] = "1"  # each training has a core
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda stages: run(stages, out / next(iter(stages))), trainings))
+    out.mkdir(parents=True, exist_ok=True)
+    seconds = run(plan(out, slides, unseen, quick), out)
     found, rewards = ask(out), {}
     for name, (folder, *_) in list(MODELS.items())[1:]:
         log = json.loads((out / folder / "zoom_training.json").read_text(encoding="utf-8"))["log"]
@@ -134,7 +127,7 @@ def main(out: Path, slides: int, unseen: int, max_steps: int | None) -> None:
     write_json(out / "results.json", {"asked": found, "rewards": rewards})
     (out / "results.md").write_text(as_markdown(found), encoding="utf-8")
     draw(found, rewards, out / "curves.png")
-    click.echo(as_markdown(found))
+    click.echo(f"{as_markdown(found)}\nTrained in {sum(seconds.values()) / 60:.1f} min of processor time.")
 
 
 if __name__ == "__main__":
