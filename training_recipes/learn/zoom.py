@@ -22,7 +22,6 @@ from scale_vqa_eval.predict.command import predict
 from scale_vqa_eval.text import interval, percent
 from scale_vqa_eval.zoom.questions import read_zoom_questions
 from scale_vqa_eval.zoom.score import read_run, run_figures
-from training_recipes.learn.report import COLOURS
 from training_recipes.learn.run import HERE, SEED, Track, run
 
 CONFIG: Final = HERE.parent / "configs" / "zoom-cpu-tiny.yaml"
@@ -30,9 +29,9 @@ PROMPT: Final = CONFIG.parent / "prompts" / "zoom-short.yaml"
 KIND: Final = "named-piece"
 """The kind of question that is trained, and reported."""
 MODELS: Final = {
-    "before GRPO": ("start", COLOURS[4], ("greedy", "sampled", "random-walk")),
-    "after GRPO": ("grpo/final", COLOURS[0], ("greedy", "sampled", "blind", "wrong-slide")),
-    "twin after GRPO": ("twin/final", COLOURS[3], ("greedy", "sampled", "wrong-slide")),
+    "before GRPO": ("start", "#9a9a9a", ("greedy", "sampled", "random-walk")),
+    "after GRPO": ("grpo/final", "#2f6db3", ("greedy", "sampled", "blind", "wrong-slide")),
+    "twin after GRPO": ("twin/final", "#b5502a", ("greedy", "sampled", "wrong-slide")),
 }
 """Name -> folder, colour, and how it is asked: greedily, at temperature 1, or greedily with a control."""
 
