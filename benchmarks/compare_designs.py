@@ -159,7 +159,7 @@ def plot(found: Mapping[str, Any], file: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from scale_vqa_eval.audit.plots import STYLE
+    from scale_vqa_eval.plots import STYLE
 
     colours = ("#b3403a", "#7d97b5", "#2f5d8a", "#4f7f52")
     with matplotlib.rc_context(STYLE):

@@ -1,7 +1,7 @@
-"""Tensors of a checkpoint: read and written as streams, compared by digest and by the logits they give.
+"""Reads and writes the tensors of a checkpoint as streams, and compares checkpoints by digests and by logits.
 
-The library reads a file into memory to write one. Here the bytes of a tensor go from file to file in blocks, so that a
-checkpoint of any size takes the memory of one block. Format: https://github.com/huggingface/safetensors#format.
+The safetensors library needs a checkpoint in memory to write it. Here the bytes of a tensor are copied from file to
+file in blocks. Format: https://github.com/huggingface/safetensors#format.
 """
 
 from __future__ import annotations
@@ -25,21 +25,19 @@ INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 TOLERANCE: Final = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 8e-2}
-"""dtype -> largest difference, in standard deviations of the logits, between a merged model and base + adapter: both
-round once, in another order."""
+"""dtype -> largest difference between the logits of a merged model and of base + adapter, in standard deviations of
+the logits. They differ in the order of rounding."""
 _BLOCK: Final = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where the bytes of a tensor are.
+    """Location of a tensor's bytes in a safetensors file.
 
     Attributes:
-        file: the safetensors file.
-        start: first byte in the file.
+        start: offset in the file in bytes.
         size: number of bytes.
-        dtype: as in the header (``BF16``).
-        shape: of the tensor.
+        dtype: type in the header, such as ``BF16``.
     """
 
     file: Path
@@ -50,10 +48,10 @@ class StoredTensor:
 
 
 def read_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Returns the tensors of a checkpoint by name, in the order of their bytes; no weight is read.
+    """Returns the tensors of a checkpoint by name, without reading their values.
 
     Raises:
-        InputError: naming every file that is missing, broken or cut off, and every tensor that two files hold.
+        InputError: listing files that are missing, broken or truncated, and tensors that are in two files.
     """
     problems: list[Problem] = []
     found: dict[str, StoredTensor] = {}
@@ -72,10 +70,10 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def tensors_of_file(file: Path) -> dict[str, StoredTensor]:
-    """Returns the tensors of one safetensors file, checked by the library to be complete.
+    """Returns the tensors of one safetensors file in the order of their bytes.
 
     Raises:
-        InputError: where it is not.
+        InputError: if the file is not complete.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -95,10 +93,10 @@ def tensors_of_file(file: Path) -> dict[str, StoredTensor]:
 
 
 def check_weights(folder: Path) -> None:
-    """Checks that the weight files of a folder, or those that its index names, are there and complete.
+    """Checks that the weight files of a folder are complete.
 
     Raises:
-        InputError: naming each that is missing, broken or cut off.
+        InputError: listing files that are missing, broken or truncated.
     """
     adapter = (folder / ADAPTER_WEIGHTS).is_file()
     if adapter:
@@ -108,7 +106,7 @@ def check_weights(folder: Path) -> None:
 
 
 def tensor_digests(folder: str | Path) -> dict[str, str]:
-    """Returns name -> SHA-256 over dtype, shape and bytes of each tensor; independent of the shards."""
+    """Returns the SHA-256 of dtype, shape and bytes by tensor name; independent of the shards."""
     return {name: _stream(tensor) for name, tensor in read_tensors(Path(folder)).items()}
 
 
@@ -118,16 +116,16 @@ def write_shards(
     max_shard_size: int | str,
     progress: Callable[[int], object] = lambda done: None,
 ) -> dict[str, str]:
-    """Writes tensors into shards of at most ``max_shard_size`` bytes; a larger tensor gets a shard of its own.
+    """Writes tensors into shards; a tensor larger than ``max_shard_size`` gets its own shard.
 
     Args:
-        tensors: by name.
+        tensors: tensors by name.
         out: an existing folder.
         max_shard_size: bytes, or a text such as ``5GB``.
         progress: called with the number of bytes of each block.
 
     Returns:
-        The digests of what was read, as ``tensor_digests`` returns them.
+        The digests of the tensors, as from ``tensor_digests``.
     """
     plan = split_state_dict_into_shards_factory(
         tensors,
@@ -137,8 +135,8 @@ def write_shards(
     )
     digests: dict[str, str] = {}
     for name, members in plan.filename_to_tensors.items():
-        # wide types first, as in the library, so that every tensor is aligned
-        ordered = sorted(members, key=lambda member: -_width(tensors[member].dtype))
+        # widest types first, as in the library, so that every tensor is aligned
+        ordered = sorted(members, key=lambda member: -_bits(tensors[member].dtype))
         digests |= _write_file(out / name, {member: tensors[member] for member in ordered}, progress)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": dict(sorted(plan.tensor_to_filename.items()))}
@@ -147,7 +145,7 @@ def write_shards(
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Returns the weight files of a checkpoint: those that its index names, or the single one."""
+    """Returns the weight files of a checkpoint: those in its index, or the single file."""
     index, single = folder / INDEX, folder / SINGLE
     if single.is_file() and not index.is_file():
         return [single]
@@ -172,7 +170,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _stream(tensor: StoredTensor, sink: Callable[[bytes], object] = lambda block: None) -> str:
-    """Passes a tensor's bytes to ``sink`` block by block; returns its digest."""
+    """Passes a tensor's bytes to ``sink`` in blocks; returns its digest."""
     digest = hashlib.sha256(f"{tensor.dtype} {tensor.shape}\0".encode())
     with tensor.file.open("rb") as stream:
         stream.seek(tensor.start)
@@ -200,12 +198,8 @@ def _write_file(file: Path, tensors: dict[str, StoredTensor], progress: Callable
         return {name: _stream(tensor, lambda block: progress(out.write(block))) for name, tensor in tensors.items()}
 
 
-def _width(dtype: str) -> int:
-    """Returns the bits of a type from its name.
-
-    >>> _width("BF16"), _width("F8_E4M3"), _width("BOOL")
-    (16, 8, 8)
-    """
+def _bits(dtype: str) -> int:
+    """Returns the number of bits in a type's name; 8 for BOOL."""
     digits = re.search(r"\d+", dtype)
     return int(digits[0]) if digits else 8
 
@@ -215,10 +209,10 @@ class LogitsCheck:
     """Result of comparing two checkpoints.
 
     Attributes:
-        same: whether inputs and logits agree within the tolerance.
+        same: whether inputs are equal and logits agree within the tolerance.
         difference: largest absolute difference of a logit, in standard deviations of all logits.
-        tolerance: largest difference that counts as the same.
-        tokens: length of the prompt, image tokens included.
+        tolerance: largest allowed difference.
+        tokens: length of the prompt including image tokens.
         inputs: names of the processor's outputs that differ.
     """
 
@@ -242,14 +236,14 @@ def same_logits(
 
     Args:
         a: folder of a checkpoint or an adapter, or a Hub id.
-        b: the other one.
-        tolerance: largest difference of logits, in standard deviations; 0 for copies, None for the tolerance of a
-            merge in the model's number format.
-        base: base model of an adapter whose config names another one.
-        processor: processor of both, where ``a`` has none (an adapter); None compares the processors too.
+        b: the other checkpoint.
+        tolerance: largest difference of logits in standard deviations; 0 for copies, or None for ``TOLERANCE`` of the
+            model's dtype.
+        base: base model of an adapter, instead of the one in its config.
+        processor: processor for both models; if None, each uses its own and their outputs are compared too.
 
     Raises:
-        InputError: where one of them cannot be loaded.
+        InputError: if a checkpoint cannot be loaded.
     """
     import torch
 
@@ -262,20 +256,20 @@ def same_logits(
     difference = float("inf")
     if first.shape == second.shape:
         difference = float((first - second).abs().max() / first.std())
-    same = not differing and difference <= bound  # NaN is within no bound
+    same = not differing and difference <= bound  # False for NaN
     return LogitsCheck(same, difference, bound, first.shape[1], differing)
 
 
 def load_model(folder: str | Path, base: str | Path | None = None, dtype: str = "auto") -> Any:
-    """Returns the model of a checkpoint; for an adapter, PEFT's model on its base.
+    """Returns the model of a checkpoint; for an adapter, the PEFT model on its base.
 
     Args:
         folder: a checkpoint or an adapter, or a Hub id.
-        base: base model of an adapter whose config names another one.
-        dtype: number format, ``auto`` for the one that the weights are stored in.
+        base: base model of an adapter, instead of the one in its config.
+        dtype: dtype of the model; ``auto`` for that of the stored weights.
 
     Raises:
-        InputError: where it cannot be loaded.
+        InputError: if it cannot be loaded.
     """
     import torch
     from transformers import AutoModelForImageTextToText
@@ -302,7 +296,7 @@ def load_model(folder: str | Path, base: str | Path | None = None, dtype: str = 
 def _logits(
     folder: str | Path, base: str | Path | None, processor_of: str | Path | None
 ) -> tuple[dict[str, Any], Any, str]:
-    """Returns inputs, float32 logits (1, tokens, vocabulary) and number format."""
+    """Returns inputs, float32 logits (1, tokens, vocabulary) and dtype."""
     import torch
     from transformers import AutoProcessor
 

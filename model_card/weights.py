@@ -1,7 +1,7 @@
-"""``scale-vqa weights``: a checkpoint as it is published. The project's one LoRA merge is here.
+"""``scale-vqa weights``: prepares a checkpoint for publication, and merges LoRA adapters.
 
-A full checkpoint is copied tensor by tensor as a stream, in the memory of one block. Merging a LoRA adapter, or
-converting to another number format, holds the model in memory once.
+A full checkpoint is copied as a stream. Merging an adapter, or converting to another dtype, loads the model into
+memory once.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SIDE_FILES: Final = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-"""Files that are copied beside the weights. Nothing else is: optimizer states and pickles stay behind."""
+"""Files that are copied with the weights. Others, such as optimizer states and pickles, are not."""
 ADAPTER_CONFIG: Final = "adapter_config.json"
 _PATH_KEYS: Final = ("_name_or_path", "name_or_path")
 _NEEDED: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
@@ -62,17 +62,16 @@ _NEEDED: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     ),
     "chat template": (("chat_template.jinja",), ("chat_template.json",)),
 }
-"""What loading needs -> the sets of files of which one must be there."""
+"""What is needed to load a model -> sets of files, one of which must be complete."""
 
 
 @dataclass(frozen=True)
 class PreparedWeights:
-    """A folder of weights that is ready to be published.
+    """A folder of weights that is ready for publication.
 
     Attributes:
-        folder: where it is.
-        kind: ``full`` (a copy, the same bytes per tensor), ``merged`` (LoRA added to its base), ``converted`` (to
-            another number format) or ``adapter``.
+        kind: ``full`` (a copy with the same bytes per tensor), ``merged`` (LoRA merged into its base), ``converted``
+            (to another dtype) or ``adapter``.
         tensors: number of tensors.
         size: bytes of the weight files.
         shards: names of the weight files.
@@ -95,18 +94,18 @@ def _size(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="A new folder.")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="New folder.")
 @click.option(
     "--max-shard-size", default="5GB", show_default=True, metavar="SIZE", callback=_size, help="Largest weight file."
 )
-@click.option("--base", metavar="MODEL", help="Base of a LoRA adapter, and source of missing files.")
+@click.option("--base", metavar="MODEL", help="Base model of a LoRA adapter, and source of missing files.")
 @click.option("--keep-adapter", is_flag=True, help="Leave a LoRA adapter unmerged.  [default: merge it]")
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     default="auto",
     show_default=True,
-    help="Number format of the weights; auto keeps that of the checkpoint or its base.",
+    help="Dtype of the weights; auto keeps that of the checkpoint or its base.",
 )
 @click.option(
     "--check/--no-check",
@@ -117,17 +116,17 @@ def _size(ctx: click.Context, param: click.Parameter, value: str) -> str:
 def weights(
     checkpoint: Path, out: Path, max_shard_size: str, base: str | None, keep_adapter: bool, dtype: str, check: bool
 ) -> int:
-    """Write CHECKPOINT as it is published: safetensors shards, processor, chat template, generation config.
+    """Prepare CHECKPOINT for publication: safetensors shards, processor, chat template, generation config.
 
-    A LoRA adapter is merged into its base. Exit 1 where the logits differ from those of CHECKPOINT.
+    A LoRA adapter is merged into its base. Exit 1 if the logits differ from those of CHECKPOINT.
     """
-    made = prepare_weights(checkpoint, out, max_shard_size, not keep_adapter, base, dtype)
-    click.echo(f"{made.folder}: {made.kind}, {made.tensors} tensors, {made.size} bytes, {len(made.shards)} files")
+    new = prepare_weights(checkpoint, out, max_shard_size, not keep_adapter, base, dtype)
+    click.echo(f"{new.folder}: {new.kind}, {new.tensors} tensors, {new.size} bytes, {len(new.shards)} files")
     if not check:
         return 0
-    tolerance = max(TOLERANCE.values()) if dtype != "auto" else None if made.kind == "merged" else 0.0
-    own = (checkpoint / "tokenizer_config.json").is_file()  # an adapter often has no processor of its own
-    result = same_logits(checkpoint, out, tolerance, base or made.base, processor=None if own else out)
+    tolerance = max(TOLERANCE.values()) if dtype != "auto" else None if new.kind == "merged" else 0.0
+    own = (checkpoint / "tokenizer_config.json").is_file()  # many adapters have no processor
+    result = same_logits(checkpoint, out, tolerance, base or new.base, processor=None if own else out)
     verdict = "the same" if result.same else "NOT the same"
     click.echo(
         f"logits of {result.tokens} tokens: {verdict}; largest difference {result.difference:.3g} standard "
@@ -146,27 +145,25 @@ def prepare_weights(
     base: str | Path | None = None,
     dtype: str = "auto",
 ) -> PreparedWeights:
-    """Writes a checkpoint as it is published: weights in safetensors shards, processor, chat template, configs.
+    """Prepares a checkpoint for publication: safetensors shards, processor, chat template, configs.
 
     Args:
         checkpoint: a full checkpoint (``model*.safetensors``) or a LoRA adapter (``adapter_config.json``).
-        out: a new folder; it appears complete or not at all.
-        max_shard_size: largest weight file in bytes, or a text such as ``5GB``.
-        merge_lora: add an adapter to its base model; False keeps the adapter.
-        base: folder or Hub id of the base model, where an adapter's config names another one; also the source of
-            files that the checkpoint lacks. For an adapter that is kept: the Hub id that its config shall name, where
-            it names a local folder.
-        dtype: number format of the weights; ``auto`` keeps that of the checkpoint or its base.
+        out: a new folder; it is complete or does not exist.
+        max_shard_size: size of the largest weight file in bytes, or a text such as ``5GB``.
+        merge_lora: whether to merge an adapter into its base model.
+        base: folder or Hub id of the base model, instead of the one in an adapter's config, which it replaces if the
+            adapter is kept. Also the source of files that the checkpoint lacks.
+        dtype: dtype of the weights; ``auto`` keeps that of the checkpoint or its base.
 
     Raises:
-        InputError: naming everything that is missing or broken at once.
+        InputError: listing everything that is missing or broken.
     """
     source, out = Path(checkpoint), Path(out).absolute()
     if not source.is_dir():
         raise InputError(Problem(str(source), "the folder of a checkpoint", "no folder", "name one"))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        found, hint = "one with files", "name another, or clear it"
-        raise InputError(Problem(str(out), "a folder that is not there yet", found, hint))
+        raise InputError(Problem(str(out), "a new folder", "one with files", "name another, or empty it"))
     adapter = (source / ADAPTER_CONFIG).is_file()
     adapter_base = _base_of(source, base) if adapter else None
     kind: Any = ("merged" if merge_lora else "adapter") if adapter else "full" if dtype == "auto" else "converted"
@@ -186,7 +183,7 @@ def prepare_weights(
 
 @contextmanager
 def _staging(out: Path) -> Iterator[Path]:
-    """Yields a hidden folder beside ``out`` that is renamed to ``out`` at the end, or removed after an error."""
+    """Yields a hidden folder that is renamed to ``out`` at the end, or removed after an error."""
     with exclusive_output(out) as target:
         staging = target.with_name(f".{target.name}.partial")
         shutil.rmtree(staging, ignore_errors=True)
@@ -194,7 +191,7 @@ def _staging(out: Path) -> Iterator[Path]:
         try:
             yield staging
             if target.exists():
-                target.rmdir()  # empty, as was checked
+                target.rmdir()  # it is empty
             staging.rename(target)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
@@ -212,11 +209,11 @@ def _copy_full(source: Path, out: Path, max_shard_size: int | str) -> None:
         read = write_shards(tensors, out, max_shard_size, bar.update)
     if tensor_digests(out) != read:
         hint = "check the disk and run again"
-        raise InputError(Problem(str(out), "the weights as written", "other bytes than were written", hint))
+        raise InputError(Problem(str(out), "the weights that were written", "other bytes", hint))
 
 
 def _save_loaded(source: Path, out: Path, base: str | None, max_shard_size: int | str, dtype: str) -> None:
-    """Saves the loaded model, an adapter merged by PEFT; ``safe_merge`` refuses weights that are not numbers."""
+    """Loads a model, merges an adapter into it with PEFT, and saves it; ``safe_merge`` refuses NaN weights."""
     model = load_model(source, base, dtype)
     if base is not None:
         try:
@@ -227,14 +224,14 @@ def _save_loaded(source: Path, out: Path, base: str | None, max_shard_size: int 
             raise InputError(Problem(str(source), "an adapter that can be merged", found, hint)) from error
     generation = (out / "generation_config.json").read_bytes()
     model.save_pretrained(out, max_shard_size=max_shard_size)
-    (out / "generation_config.json").write_bytes(generation)  # that of the checkpoint, not that of the loaded base
+    (out / "generation_config.json").write_bytes(generation)  # keep the checkpoint's, not the base model's
 
 
 def _copy_adapter(source: Path, out: Path, base: str) -> None:
     if not (source / ADAPTER_WEIGHTS).is_file():
         raise InputError(Problem(str(source), ADAPTER_WEIGHTS, "no such file", "save the adapter as safetensors"))
     if Path(base).is_absolute() or Path(base).is_dir():
-        hint = "give the Hub id of the base model, or merge the adapter"
+        hint = "give the Hub id of the base model by --base, or merge the adapter"
         raise InputError(Problem(str(source / ADAPTER_CONFIG), "a base that others can load", preview(base), hint))
     shutil.copyfile(source / ADAPTER_WEIGHTS, out / ADAPTER_WEIGHTS)
     write_json(out / ADAPTER_CONFIG, _read_json(source / ADAPTER_CONFIG) | {"base_model_name_or_path": base})
@@ -250,14 +247,14 @@ def _base_of(source: Path, base: str | Path | None) -> str:
 
 
 def _copy_side_files(source: Path, out: Path, base: str | Path | None, adapter: bool) -> None:
-    """Copies what loading needs beside the weights, from the checkpoint or its base; names what neither has."""
+    """Copies the files that loading needs besides the weights, from the checkpoint or else its base."""
     for name in SIDE_FILES:
         if (source / name).is_file() and not (adapter and name == "config.json"):
             _copy_without_paths(source / name, out / name)
     missing = _missing(out, adapter)
     if missing and base is not None:
         folder = _base_folder(str(base))
-        # all files of a kind come from the base: half a tokenizer of each would not work
+        # take all files of a kind from the base: two halves of different tokenizers do not work
         for name in sorted({name for kind in missing for files in _NEEDED[kind] for name in files}):
             if (folder / name).is_file():
                 _copy_without_paths(folder / name, out / name)
@@ -268,14 +265,14 @@ def _copy_side_files(source: Path, out: Path, base: str | Path | None, adapter: 
         for kind in missing
     ]
     if not adapter and (out / "config.json").is_file() and "auto_map" in _read_json(out / "config.json"):
-        found = "auto_map in config.json: code of its own"
+        found = "auto_map in config.json: remote code"
         problems.append(Problem(str(source), "an architecture of transformers", found, "publish it by hand"))
     if problems:
         raise InputError(problems)
 
 
 def _missing(folder: Path, adapter: bool) -> list[str]:
-    """Returns the keys of ``_NEEDED`` for which a folder has no set of files; an adapter needs no configuration."""
+    """Returns the keys of ``_NEEDED`` without a complete set of files; an adapter needs no configuration."""
     kinds = [kind for kind in _NEEDED if not (adapter and kind == "configuration")]
     found = [kind for kind in kinds if not any(all((folder / name).is_file() for name in s) for s in _NEEDED[kind])]
     configs = [folder / name for name in ("tokenizer_config.json", "processor_config.json")]
@@ -298,7 +295,7 @@ def _base_folder(base: str) -> Path:
 
 
 def _copy_without_paths(source: Path, target: Path) -> None:
-    """Copies a file; keys of a JSON config that hold a path of this machine are left out."""
+    """Copies a file without the keys of a JSON config that have a local path as value."""
     content = _read_json(source) if source.suffix == ".json" else {}
     local = [key for key in _PATH_KEYS if isinstance(content.get(key), str) and Path(content[key]).is_absolute()]
     if local:

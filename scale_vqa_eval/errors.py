@@ -1,4 +1,4 @@
-"""One way to say that an input is bad: where, what was expected, what was found, and the fix."""
+"""Input errors: location, what was expected, what was found, and how to fix it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ M = TypeVar("M", bound="BaseModel")
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One thing that is wrong with an input.
+    """One problem of an input.
 
     Attributes:
-        location: file and row, line or column, as a reader would look it up (``test.json, row 17 (id ...)``).
-        expected: what the contract asks for.
-        found: what is there, shortened to one line.
-        hint: what the reader can do about it.
+        location: file and row, line or column, such as ``test.json, row 17``.
+        expected: what the input should have been.
+        found: what it was, shortened to one line.
+        hint: how to fix it.
     """
 
     location: str
@@ -34,7 +34,7 @@ class Problem:
 
 
 class InputError(ValueError):
-    """Raised when an input breaks the contract; carries every problem that was found, not the first alone."""
+    """Raised for invalid input; carries every problem that was found, not only the first."""
 
     def __init__(self, problems: Problem | Sequence[Problem]) -> None:
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
@@ -44,30 +44,30 @@ class InputError(ValueError):
         super().__init__(head + "\n".join(str(problem) for problem in self.problems))
 
     def __reduce__(self) -> tuple[type[InputError], tuple[tuple[Problem, ...]]]:
-        # an exception is pickled by its message otherwise, and would come back from a worker without its problems
+        # exceptions are pickled by their message, so an error from a worker process would lose its problems
         return type(self), (self.problems,)
 
 
 def first_line(error: BaseException, length: int = 160) -> str:
-    """Returns the first line of an error's message, shortened; its kind where it has no message."""
+    """Returns the first line of an error's message, shortened, or its type if the message is empty."""
     text = str(error).strip()
     return preview(text.splitlines()[0] if text else type(error).__name__, length)
 
 
 def preview(value: object, limit: int = 80) -> str:
-    """Shows a value of an input on one line of an error message.
+    """Returns a value as one line for an error message.
 
     Args:
-        value: anything; it is shown by ``repr``, control characters escaped. Of lists and objects only the first few
-            levels and entries are visited, so that a small file that stands for a huge value costs nothing.
-        limit: most characters kept; for texts the rest is counted.
+        value: any value. It is formatted by ``repr`` with control characters escaped. Only the first few levels and
+            entries of a container are visited, so that even a huge value is cheap.
+        limit: maximum number of characters; a longer value is cut and its length given.
     """
     if isinstance(value, str):
         text = repr(value) if value.isprintable() else ascii(value)
     else:
         try:
             text = (_SHORT.repr if isinstance(value, dict | list | tuple | set | frozenset) else repr)(value)
-        except ValueError:  # it holds an integer of more than 4,300 digits
+        except ValueError:  # an integer of more than 4,300 digits
             text = f"a {type(value).__name__} that is too long to show"
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
 
@@ -79,7 +79,7 @@ _SHORT.maxlevel = 4
 
 
 def did_you_mean(value: object, names: Iterable[str]) -> str:
-    """Returns the hint for a name that is not one of ``names``: the nearest of them, if one is near.
+    """Returns a hint for an unknown name: the most similar of ``names``, if one is similar.
 
     >>> did_you_mean("tset", ["train", "test"]), did_you_mean("x", ["train", "test"])
     ("did you mean 'test'?", 'name one of those')
@@ -91,15 +91,15 @@ def did_you_mean(value: object, names: Iterable[str]) -> str:
 
 
 def validated(model: type[M], raw: object, location: str) -> M:
-    """Checks a value that came from a file against a pydantic model.
+    """Validates a value read from a file against a pydantic model.
 
     Args:
-        model: the model; its validators may raise ``InputError``, whose problems are passed on.
-        raw: what the file holds, as YAML or JSON gives it.
+        model: the model; problems of an ``InputError`` raised by its validators are kept.
+        raw: the value as parsed from YAML or JSON.
         location: name of the file in messages.
 
     Raises:
-        InputError: with a problem for every key that is unknown, missing or of another kind.
+        InputError: lists every key that is unknown, missing or of the wrong type.
     """
     from pydantic import ValidationError
 
@@ -129,7 +129,7 @@ def validated(model: type[M], raw: object, location: str) -> M:
 
 
 def _known_keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Returns the keys of the model that lies at a location within another, by what its fields are annotated with."""
+    """Returns the keys of the model at a location within another model, found by the annotations of its fields."""
     from pydantic import BaseModel
 
     for part in location:

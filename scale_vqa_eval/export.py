@@ -1,8 +1,7 @@
-"""``scale-vqa export``: the questions as VLMEvalKit, spreadsheets and scripts read them.
+"""``scale-vqa export``: questions in the formats of VLMEvalKit, spreadsheets and scripts.
 
-The layouts of trainers are in ``training_recipes.export``, fields of slides in ``dataset_script.slides.export``.
-Images are written as ``predict`` sends them: the original bytes where any program decodes them alike, else lossless
-PNG.
+The formats of trainers are in ``training_recipes.export``, fields of slides in ``dataset_script.slides.export``.
+Images are written as ``predict`` sends them; see ``predict.images.sent_image``.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import click
 
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import atomic_path, exclusive_output
+from scale_vqa_eval.predict import IMAGES_OPTION
 from scale_vqa_eval.predict.images import OPTION_IMAGES, Bounds, ImageFolder, sent_image
 from scale_vqa_eval.predict.requests import Request, read_visual_questions, rotated
 from scale_vqa_eval.questions import Question
@@ -30,24 +30,20 @@ from scale_vqa_eval.scoring.tool_results import ROTATION_STEP
 Command = TypeVar("Command", bound=Callable[..., Any])
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 _MAX_TABLE_BYTES: Final = 10**9
-"""VLMEvalKit unpacks larger tables by other rules, in 32 processes."""
+"""VLMEvalKit unpacks larger tables in a different way, in 32 processes."""
 _SPECIAL_NAMES: Final = ("mmbench", "ccbench", "circular", "mmcr", "mmmu", "mmt", "mmsci", "lego")
-"""Parts of a data set's name at which VLMEvalKit changes how it scores."""
+"""VLMEvalKit scores datasets differently if their name contains one of these."""
 
 
 def question_options(split: str | None) -> Callable[[Command], Command]:
-    """Returns a decorator with the options that every export of questions has; ``split`` is the default."""
+    """Returns a decorator that adds the options of all exports of questions; ``split`` is the default split."""
     shown = split or "all"
     options = (
         click.option("--data", required=True, help="Release folder, Hub id, Parquet, or JSON/JSONL/CSV."),
         click.option("--config", help="Config of a release folder or Hub id.  [default: its default]"),
         click.option("--split", default=split, help=f"Split to export.  [default: {shown}]"),
         click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder."),
-        click.option(
-            "--images",
-            type=click.Path(exists=True, file_okay=False, path_type=Path),
-            help="Folder of a file's images.",
-        ),
+        IMAGES_OPTION,
         click.option("--min-pixels", type=click.IntRange(min=1), help="Minimum pixels of an image."),
         click.option("--max-pixels", type=click.IntRange(min=1), help="Maximum pixels of an image."),
     )
@@ -62,20 +58,20 @@ def question_options(split: str | None) -> Callable[[Command], Command]:
 
 @click.command("csv")
 @question_options(None)
-@click.option("--no-images", is_flag=True, help="Write the texts alone.")
+@click.option("--no-images", is_flag=True, help="Write the texts only.")
 def csv_table(**given: Any) -> None:
     """Write questions as CSV for spreadsheets, with the images as files.
 
-    A text that a spreadsheet would run as a formula gets an apostrophe in front; JSONL has every text as it is.
+    An apostrophe is put before a text that a spreadsheet would run as a formula; JSONL leaves texts unchanged.
     """
     _write_questions("csv", **given)
 
 
 @click.command()
 @question_options(None)
-@click.option("--no-images", is_flag=True, help="Write the texts alone.")
+@click.option("--no-images", is_flag=True, help="Write the texts only.")
 def jsonl(**given: Any) -> None:
-    """Write questions as JSONL, a row each, with the images as files."""
+    """Write questions as JSONL, with the images as files."""
     _write_questions("jsonl", **given)
 
 
@@ -114,7 +110,7 @@ def _write_questions(
 
 
 def _texts(question: Question) -> dict[str, Any]:
-    """Returns what a question says, without its images, under the names that ``read_questions`` knows."""
+    """Returns the text fields of a question, named as ``read_questions`` reads them."""
     return {
         "id": question.id,
         "split": question.split,
@@ -131,7 +127,7 @@ def _texts(question: Question) -> dict[str, Any]:
 
 
 def _spreadsheet(rows: Iterable[Mapping[str, Any]], letters: str, option_images: bool) -> Iterator[list[str]]:
-    """Yields the head and the cells of a spreadsheet: a column for each option and each image."""
+    """Yields the header and the rows of a spreadsheet, with one column per option and per image."""
     marks = [f"image_{letter}" for letter in letters] if option_images else []
     head: list[str] = []
     for row in rows:
@@ -154,9 +150,9 @@ def _spreadsheet(rows: Iterable[Mapping[str, Any]], letters: str, option_images:
 
 @click.command()
 @question_options("test")
-@click.option("--name", help="Name of the data set.  [default: ScaleVQA_<config>_<split>]")
-@click.option("--circular", is_flag=True, help="Every rotation of the options, for VLMEvalKit's CircularEval.")
-@click.option("--image-files", is_flag=True, help="Write images as files and their paths into the table.")
+@click.option("--name", help="Name of the dataset.  [default: ScaleVQA_<config>_<split>]")
+@click.option("--circular", is_flag=True, help="Add every rotation of the options, for VLMEvalKit's CircularEval.")
+@click.option("--image-files", is_flag=True, help="Write images as files, and their paths into the table.")
 def vlmevalkit(
     data: str,
     config: str | None,
@@ -168,15 +164,15 @@ def vlmevalkit(
     image_files: bool,
     **pixels: int | None,
 ) -> None:
-    """Write a table for VLMEvalKit and EvalScope, NAME.tsv, and its blind control without images, NAME_blind.tsv.
+    """Write tables for VLMEvalKit and EvalScope: NAME.tsv, and its blind control without images, NAME_blind.tsv.
 
-    Name as --out the folder that $LMUData names.
+    Give the folder named by $LMUData as --out.
     """
     name = _table_name(name, f"ScaleVQA_{config or 'default'}_{split or 'all'}", circular)
     items, source = read_visual_questions(data, split, config, images, blind=False)
     if bare := [item.question.id for item in items if not item.images]:
         found = f"{len(bare)} without, the first {preview(bare[0])}"
-        hint = "VLMEvalKit would leave them out without a word; choose another config, or export jsonl"
+        hint = "VLMEvalKit would skip them silently; choose another config, or export jsonl"
         raise InputError(Problem(data, "an image in every row", found, hint))
     letters = LETTERS[: max(len(item.question.options) for item in items)]
     requests = [
@@ -193,7 +189,7 @@ def vlmevalkit(
         written: dict[str, tuple[int, str]] = {}
 
         def cells(index: int, request: Request) -> dict[str, str]:
-            """Returns the images of a row; what an earlier row has is named by the index of that row."""
+            """Returns the image cells of a row; the images of an earlier row are given as the index of that row."""
             item = request.item
             refs = (*item.views, *rotated(item.option_images, request.rotation or 0))
             contents = [source.read(image) for image in refs]
@@ -204,7 +200,7 @@ def vlmevalkit(
             if key in written:
                 return {"image": str(written[key][0]), "image_path": written[key][1]}
             sent = [sent_image(content, item.question.id, folder.bounds)[1] for content in contents]
-            # VLMEvalKit keeps a file that is there: named by its content, it is never that of another export
+            # VLMEvalKit does not overwrite files, so they are named by their content
             names = [f"{hashlib.sha256(content).hexdigest()[:32]}.png" for content in sent]
             written[key] = index, _literal(names)
             return {"image": _literal([base64.b64encode(content).decode("ascii") for content in sent])} | {
@@ -219,12 +215,10 @@ def vlmevalkit(
 
 
 def _table_name(name: str | None, usual: str, circular: bool) -> str:
-    """Returns the name of a table; one at which VLMEvalKit would change its rules is refused."""
+    """Returns the name of a table; a name that makes VLMEvalKit score differently is refused."""
     wanted = re.sub(r"[^A-Za-z0-9_-]+", "-", usual) if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9_-]+", wanted) or any(part in wanted.lower() for part in _SPECIAL_NAMES):
-        expected = (
-            f"letters, digits, _ and -, and none of {', '.join(_SPECIAL_NAMES)}, which VLMEvalKit scores by name"
-        )
+        expected = f"letters, digits, _ and -, without {', '.join(_SPECIAL_NAMES)}, which change VLMEvalKit's scoring"
         raise InputError(Problem("--name", expected, preview(wanted), "name another --name"))
     return f"{wanted}_circular" if circular else wanted
 
@@ -232,7 +226,7 @@ def _table_name(name: str | None, usual: str, circular: bool) -> str:
 def _vlmevalkit_row(index: int, request: Request, letters: str, split: str | None, hints: bool) -> dict[str, str]:
     question, options = request.item.question, dict(zip(letters, request.options, strict=False))
     hint = {"hint": ""} if hints else {}
-    if request.item.option_images:  # the prompt puts all images first
+    if request.item.option_images:  # VLMEvalKit puts all images before the text
         shown = enumerate(options, len(request.item.views) + 1)
         hint = {
             "hint": f"Of the images, {', '.join(f'number {number} is option {letter}' for number, letter in shown)}."
@@ -250,18 +244,14 @@ def _vlmevalkit_row(index: int, request: Request, letters: str, split: str | Non
 
 
 def _literal(texts: Sequence[str]) -> str:
-    """Returns names or base64 as VLMEvalKit reads them: one as it is, several as a list that it evaluates."""
+    """Returns names or base64 in VLMEvalKit's format: a single text as it is, several as a Python list."""
     return texts[0] if len(texts) == 1 else repr(list(texts))
 
 
 def _check_as_pandas_reads(rows: Sequence[Mapping[str, str]]) -> None:
-    """Checks that pandas, by which VLMEvalKit reads a table, returns the texts as they are.
+    """Raises InputError naming every cell that pandas, which VLMEvalKit uses, would not read back unchanged.
 
-    pandas takes ``None`` or ``NA`` for a missing cell, and VLMEvalKit leaves that option out; it takes ``0.50`` for
-    a number, and 0.5 would be shown.
-
-    Raises:
-        InputError: naming every cell that would change.
+    pandas reads ``None`` or ``NA`` as a missing cell, and VLMEvalKit then drops that option; it reads ``0.50`` as 0.5.
     """
     import pandas as pd
 
@@ -275,8 +265,8 @@ def _check_as_pandas_reads(rows: Sequence[Mapping[str, str]]) -> None:
             value: Any = read[name].iat[number]
             if text and str(value) != text:
                 found = f"{preview(text)}, which it reads as {'missing' if pd.isna(value) else preview(str(value))}"
-                hint = "word the text in another way, or export jsonl"
-                problems.append(Problem(f"{row['id']}, {name}", "a text that pandas reads as it is", found, hint))
+                hint = "change the text, or export jsonl"
+                problems.append(Problem(f"{row['id']}, {name}", "a text that pandas reads unchanged", found, hint))
     if problems:
         raise InputError(problems)
 
@@ -286,8 +276,8 @@ def _write_table(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
         with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             _write_rows(file, rows)
         if (size := partial.stat().st_size) > _MAX_TABLE_BYTES:
-            hint = "write the images as files (--image-files), or bound them (--max-pixels)"
-            expected = f"a table of at most {_MAX_TABLE_BYTES:,} bytes, which VLMEvalKit reads as it is"
+            hint = "write the images as files (--image-files), or reduce them (--max-pixels)"
+            expected = f"a table of at most {_MAX_TABLE_BYTES:,} bytes, which VLMEvalKit reads without unpacking it"
             raise InputError(Problem(str(path), expected, f"{size:,}", hint))
 
 

@@ -1,4 +1,4 @@
-"""File helpers that every package shares: atomic writes, hashes, paths below a root, one writer for an output."""
+"""File helpers: atomic writes, JSON and YAML, hashes, paths below a root, and a lock for outputs."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ MAX_YAML_DEPTH: Final = 500
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path, hint: str = "name another file") -> Iterator[Path]:
-    """Yields a hidden path beside ``path`` to write to; on leaving, moves it to ``path`` in one rename.
+    """Yields a hidden path beside ``path`` to write to; renames it to ``path`` on exit.
 
-    A process killed at any moment leaves the old file or the new one. After an error the hidden file is removed.
+    If the process is killed, ``path`` is the old file or the new one. After an error the hidden file is removed.
 
     Raises:
         InputError: if the file cannot be written; ``hint`` says how to fix it.
     """
     path = Path(path)
-    # on shared storage, two machines may have a process of the same number
+    # processes on two machines that share storage may have the same id
     partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def atomic_path(path: str | Path, hint: str = "name another file") -> Iterator[P
 
 
 def atomic_write(path: str | Path, content: str | bytes, hint: str = "name another file") -> None:
-    """Writes a file in one rename; text as UTF-8 with ``\\n`` line ends, lone surrogates escaped.
+    """Writes a file atomically; text as UTF-8 with ``\\n`` line ends and lone surrogates escaped.
 
     Raises:
         InputError: if the file cannot be written.
@@ -56,7 +56,7 @@ def atomic_write(path: str | Path, content: str | bytes, hint: str = "name anoth
 
 
 def write_json(path: str | Path, content: Any, hint: str = "name another file") -> None:
-    """Writes a value as indented ASCII JSON in one rename: the same content gives the same bytes.
+    """Writes a value as indented ASCII JSON, atomically; the same content gives the same bytes.
 
     Raises:
         InputError: if the file cannot be written.
@@ -66,7 +66,7 @@ def write_json(path: str | Path, content: Any, hint: str = "name another file") 
 
 
 def parse_json(text: str, location: str, **options: Any) -> Any:
-    """Returns the value of a JSON text; ``options`` are those of ``json.loads``.
+    """Parses a JSON text; ``options`` are passed to ``json.loads``.
 
     Raises:
         InputError: if it is not JSON (with line and column), nested too deeply, or has a number of over 4,300 digits.
@@ -74,8 +74,8 @@ def parse_json(text: str, location: str, **options: Any) -> Any:
     try:
         return json.loads(text, **options)
     except json.JSONDecodeError as error:
-        place = f"{location}, line {error.lineno}, column {error.colno}"
-        raise InputError(Problem(place, "JSON", error.msg, "fix the file")) from error
+        where = f"{location}, line {error.lineno}, column {error.colno}"
+        raise InputError(Problem(where, "JSON", error.msg, "fix the file")) from error
     except RecursionError as error:
         found = "lists or objects nested too deeply"
         raise InputError(Problem(location, "JSON", found, "fix the file")) from error
@@ -84,15 +84,15 @@ def parse_json(text: str, location: str, **options: Any) -> Any:
 
 
 def parse_yaml(text: str, location: str) -> Any:
-    """Returns the value of a YAML text, built by the safe loader.
+    """Parses a YAML text with the safe loader.
 
     Raises:
-        InputError: if it is not YAML, is nested too deeply, or its aliases stand for more than a million values.
+        InputError: if it is not YAML, is nested too deeply, or its aliases expand to more than a million values.
     """
     import yaml
 
     depth = 0
-    for bracket in re.findall(r"[\[\]{}]", text):  # the loader takes quadratic time for brackets in brackets
+    for bracket in re.findall(r"[\[\]{}]", text):  # the loader takes quadratic time for nested brackets
         depth = depth + 1 if bracket in "[{" else max(depth - 1, 0)
         if depth > MAX_YAML_DEPTH:
             expected, found = f"YAML of at most {MAX_YAML_DEPTH} levels", "values nested too deeply"
@@ -102,11 +102,11 @@ def parse_yaml(text: str, location: str) -> Any:
         root = loader.get_single_node()
         size = _expanded_size(root, {}) if root is not None else 0
         if size > MAX_YAML_VALUES:
-            found = f"aliases that stand for {size:.1e} values"
+            found = f"aliases that expand to {size:.1e} values"
             raise InputError(Problem(location, f"YAML of at most {MAX_YAML_VALUES:,} values", found, "write it out"))
         return loader.construct_document(root) if root is not None else None
     except RecursionError as error:
-        found = "values nested too deeply, or inside of themselves"
+        found = "values nested too deeply, or inside themselves"
         raise InputError(Problem(location, "YAML", found, "fix the file")) from error
     except InputError:
         raise
@@ -116,18 +116,16 @@ def parse_yaml(text: str, location: str) -> Any:
 
 
 def _expanded_size(node: Any, sizes: dict[int, int]) -> int:
-    """Returns how many values a YAML node is once its aliases are written out; a node inside of itself recurses."""
-    if id(node) in sizes:
-        return sizes[id(node)]
-    children = node.value if isinstance(node.value, list) else []
-    nodes = [child for pair in children for child in (pair if isinstance(pair, tuple) else (pair,))]
-    size = 1 + sum(_expanded_size(child, sizes) for child in nodes)
-    sizes[id(node)] = size
-    return size
+    """Returns the number of values in a YAML node with its aliases expanded; a cycle raises RecursionError."""
+    if id(node) not in sizes:
+        children = node.value if isinstance(node.value, list) else []
+        nodes = [child for pair in children for child in (pair if isinstance(pair, tuple) else (pair,))]
+        sizes[id(node)] = 1 + sum(_expanded_size(child, sizes) for child in nodes)
+    return sizes[id(node)]
 
 
 def not_writable(path: str | Path, error: OSError, hint: str) -> Problem:
-    """Returns the problem of a file or folder that cannot be written."""
+    """Returns the problem that describes an error while writing a file or folder."""
     found = error.strerror or type(error).__name__
     if isinstance(error, FileExistsError | NotADirectoryError):
         found = "a file in place of a folder"
@@ -141,14 +139,14 @@ def sha256_file(path: str | Path) -> str:
 
 
 def sha256_json(value: Any) -> str:
-    """Returns the SHA-256 of a value's JSON with sorted keys, ASCII only."""
+    """Returns the SHA-256 of a value's ASCII JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def inside_root(root: str | Path, name: str) -> Path | None:
-    """Returns the real path of ``name`` below ``root``, or None if it leaves the root, links followed.
+    """Returns the real path of ``name`` below ``root``, or None if it is absolute or leads out by ``..`` or symlinks.
 
-    The file need not exist. Absolute names, ``..`` and symlinks that lead out are refused.
+    The file need not exist.
     """
     if not name or "\0" in name or Path(name).is_absolute():
         return None
@@ -157,17 +155,16 @@ def inside_root(root: str | Path, name: str) -> Path | None:
 
 
 _HELD: dict[Path, int] = {}
-"""Output -> thread of this process that holds its lock."""
+"""Output -> id of the thread in this process that holds its lock."""
 
 
 @contextlib.contextmanager
 def exclusive_output(path: str | Path, flag: str = "--out") -> Iterator[Path]:
-    """Holds the one lock of an output file or folder; yields its path, a symlink replaced by what it points to.
+    """Locks an output file or folder against other processes and threads; yields its real path.
 
-    Two processes or threads exclude each other, under any name of the output; the thread that holds the lock can
-    take it again. The lock file lies beside the output, is released by the operating system when its
-    process ends, and is removed while the lock is still held: a waiting process that had opened it already sees
-    that it has no name any more and opens a new one (filelock checks that from version 4 on).
+    The thread that holds the lock can take it again. The lock file lies beside the real output; the operating system
+    releases the lock when the process ends. The file is removed while the lock is held: a process that waits for it
+    notices that it was deleted and opens a new one (filelock checks this since version 4).
 
     Raises:
         InputError: if another process writes to the same output, or its parent folder cannot be written.
@@ -176,7 +173,7 @@ def exclusive_output(path: str | Path, flag: str = "--out") -> Iterator[Path]:
 
     real = Path(os.path.realpath(path))
     if real.is_symlink():
-        found = "a symlink that leads to itself"
+        found = "a symlink to itself"
         raise InputError(Problem(str(path), "an output file or folder", found, f"name another {flag}"))
     if _HELD.get(real) == threading.get_ident():
         yield real
@@ -186,7 +183,7 @@ def exclusive_output(path: str | Path, flag: str = "--out") -> Iterator[Path]:
         real.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
-        except Timeout:  # also where no file can be made at all, such as in /proc
+        except Timeout:  # also raised where no file can be created, such as in /proc
             tempfile.TemporaryFile(dir=real.parent).close()
             raise
     except Timeout as error:

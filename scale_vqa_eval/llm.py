@@ -1,10 +1,10 @@
-"""The client for OpenAI-compatible chat servers, used by ``predict``, ``audit --chat`` and ``curate``.
+"""Client for OpenAI-compatible chat servers, used by ``predict``, ``audit --chat`` and ``curate``.
 
-``LLMSession`` makes single calls: it keeps to a rate, retries what can be retried, honours Retry-After, reads the
-reply shapes that servers use, and takes keys out of every message. ``LLMClient.complete`` asks many requests within a
-budget and keeps each answer on disk under the hash of what was asked (endpoint, model, messages, sampling, repeat). A
-run that was killed, limited or refused continues where it stopped, and no answer is paid for twice. A failed call is
-kept with its reason and made again next time. A kill costs at most the calls in flight.
+``LLMSession`` makes single calls: it limits the rate, retries failed calls, honours Retry-After, parses the common
+reply formats, and removes keys from messages. ``LLMClient.complete`` makes many calls within a budget and stores each
+answer on disk under the hash of the request (endpoint, model, messages, sampling, repeat). A run that was killed or
+stopped continues where it ended, and no answer is paid for twice: at most the calls in flight are lost. A failed call
+is stored with its reason and repeated in the next run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
 from ssl import SSLContext
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, Final, Self
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -39,33 +39,33 @@ from scale_vqa_eval.store import Journal
 
 DEFAULT_SAMPLING: Final[Mapping[str, Any]] = MappingProxyType({"temperature": 0.0, "max_tokens": 512})
 MAX_FAILURES_IN_A_ROW: Final = 20
-"""After so many failed calls in a row the server counts as down, and the run ends."""
+"""The run stops after this many failed calls in a row, because the server seems to be down."""
 _RETRIED_STATUS: Final = frozenset({408, 409, 425, 429, *range(500, 600)})
 _MAX_RETRY_AFTER: Final = 600.0
 _LIST_SECONDS: Final = 15.0
 _KEY_LIKE: Final = re.compile(r"\b(?:sk|pk|key|Bearer)[-_ ][A-Za-z0-9*_\-./+=]{8,}")
 NO_KEY: Final = "none"
-"""What is sent as the key where there is none: local servers want none."""
+"""Sent in place of a missing API key, which local servers do not need."""
 _MIN_SECRET: Final = 4
 _KEY_PIECE: Final = 6
-"""So many characters in a row that a message shares with the key are taken for a part of it."""
+"""A substring of the key of this length is masked in messages."""
 
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """How a server is asked.
+    """Settings of the calls to a server.
 
     Attributes:
         sampling: fields of the request beside model and messages; part of the cache key.
-        concurrency: maximum of calls in flight.
-        per_minute: maximum of HTTP requests a minute, retries included; None for no limit.
-        retries: of one call, with back-off, Retry-After honoured.
+        concurrency: maximum number of calls in flight.
+        per_minute: maximum number of HTTP requests per minute, retries included; None for no limit.
+        retries: number of retries of a call, with exponential back-off; Retry-After is honoured.
         timeout: seconds for one HTTP request.
-        prices: price of a million prompt tokens and of a million completion tokens; None where unknown.
-        budget: what the requests of one ``complete`` may cost, earlier runs included; needs ``prices``. No call starts
-            that could exceed it: until the server has counted, a prompt counts as one token a byte and an answer as
-            ``max_tokens``.
-        max_calls: maximum of answered calls, earlier runs included.
+        prices: prices of a million prompt tokens and of a million completion tokens, or None if unknown.
+        budget: maximum cost of the requests of one ``complete``, including earlier runs; needs ``prices``. A call that
+            could exceed it is not started: before the server reports usage, a prompt counts as one token per byte and
+            an answer as ``max_tokens``.
+        max_calls: maximum number of answered calls, including earlier runs.
         api_key_env: environment variable that holds the API key.
     """
 
@@ -91,19 +91,19 @@ class ChatSettings:
 
     @property
     def answer_tokens(self) -> int | None:
-        """Maximum of tokens in an answer, None for no limit."""
+        """Maximum number of tokens in an answer, or None for no limit."""
         limit = self.sampling.get("max_completion_tokens", self.sampling.get("max_tokens"))
         return int(limit) if limit is not None else None
 
 
 def endpoint_name(url: str) -> str:
-    """Returns an endpoint without user, password and trailing slash: its name in files and messages.
+    """Returns a URL without user, password and trailing slash, as it is shown in files and messages.
 
     >>> endpoint_name("http://me:secret@localhost:8000/v1/")
     'http://localhost:8000/v1'
 
     Raises:
-        InputError: where it is not an http(s) address, or has a query (which may hold a key, and is not sent on).
+        InputError: if it is not an http(s) URL, or has a query, which may contain a key and would not be sent.
     """
     expected = "the base address of an OpenAI-compatible API, such as http://localhost:8000/v1"
     try:
@@ -123,20 +123,20 @@ def endpoint_name(url: str) -> str:
 
 
 def api_key(variable: str) -> str:
-    """Returns the API key of an environment variable without white space around it; ``none`` where it is unset.
+    """Returns the API key in an environment variable, stripped of white space, or ``none`` if it is unset.
 
     Raises:
-        InputError: where it holds characters that an HTTP header cannot carry; no part of it is shown.
+        InputError: if it has characters that an HTTP header cannot contain; the message shows no part of the key.
     """
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
-        found = "line breaks, control characters or letters outside of ASCII inside of it"
+        found = "line breaks, control characters or non-ASCII characters in it"
         raise InputError(Problem(f"${variable}", "an API key on one line", found, "set it to the key alone"))
     return key or NO_KEY
 
 
 def masked(message: str, *secrets: str) -> str:
-    """Returns one line of a message with everything that is, is part of, or looks like a secret taken out.
+    """Returns a message on one line, with secrets, parts of them and everything that looks like a key masked.
 
     >>> masked("Incorrect API key: abcdEFGH1234/rest of it", "abcdEFGH1234/secret")
     'Incorrect API key: [key]rest of it'
@@ -186,13 +186,11 @@ class LLMSession:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
     async def models(self) -> dict[str, dict[str, Any]] | None:
-        """Returns id -> entry of the models that the server lists; None where it lists none."""
+        """Returns id -> entry of the models that the server lists, or None if it lists none."""
         try:
             entries = (await self._send("GET", "/models", timeout=_LIST_SECONDS)).json()["data"]
             return {str(entry["id"]): entry for entry in entries} or None
@@ -207,14 +205,14 @@ class LLMSession:
         key: str,
         retry_malformed: bool = False,
     ) -> CallResult:
-        """Asks once, retries included, and returns the result; failures are results too.
+        """Makes one call, with retries, and returns its result; a failed call also returns a result.
 
         Args:
             model: name of the model.
             messages: chat messages.
-            sampling: further fields of the request (temperature, max_tokens, seed, ...).
-            key: sent as ``Idempotency-Key``, so that a server that knows the header bills a retried request once.
-            retry_malformed: ask again where the reply is garbled; the server may bill both.
+            sampling: other fields of the request (temperature, max_tokens, seed, ...).
+            key: sent as ``Idempotency-Key``; servers that support the header bill a retried request once.
+            retry_malformed: retry if the reply is malformed; the server may bill both requests.
         """
         body = {"model": model, "messages": [dict(message) for message in messages], **sampling}
         for attempt in range(self.settings.retries + 1):
@@ -227,7 +225,7 @@ class LLMSession:
         return result
 
     async def _once(self, body: Mapping[str, Any], key: str) -> tuple[CallResult, float | None]:
-        """Sends one request; returns its result, and how long to wait at least before a retry, None for no retry."""
+        """Sends one request; returns its result and the minimum seconds before a retry, or None for no retry."""
         try:
             headers = {"Idempotency-Key": key, "Content-Type": "application/json"}
             reply = await self._send("POST", "/chat/completions", content=json.dumps(body), headers=headers)
@@ -260,7 +258,7 @@ class LLMSession:
 
 
 async def run_workers(count: int, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Runs ``count`` copies of a worker; the first error, such as a full disk, ends the others and is raised."""
+    """Runs ``count`` workers at the same time; the first error cancels the others and is raised."""
     tasks = [asyncio.create_task(work()) for _ in range(count)]
     try:
         await asyncio.gather(*tasks)
@@ -272,7 +270,7 @@ async def run_workers(count: int, work: Callable[[], Coroutine[Any, Any, None]])
 
 @cache
 def _certificates() -> SSLContext:
-    """Returns the certificates that servers are checked against; reading them takes 0.1 s, so once a process."""
+    """Returns the CA certificates; they are read once per process, because this takes 0.1 s."""
     return httpx.create_ssl_context()
 
 
@@ -287,7 +285,7 @@ def _proxy_problem(error: Exception) -> Problem:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Returns the seconds that a server asks to wait (Retry-After in seconds or as a date), at most ten minutes."""
+    """Returns the seconds that Retry-After (seconds or a date) asks to wait, at most ten minutes."""
     text = headers.get("retry-after", "")
     try:
         milliseconds = headers.get("retry-after-ms")
@@ -302,7 +300,7 @@ def _retry_after(headers: Mapping[str, str]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One request: messages, a label for people (the row id), and the number of its repeat."""
+    """One request: messages, a label (the row id), and an index that distinguishes repeated requests."""
 
     messages: tuple[Mapping[str, Any], ...]
     label: str = ""
@@ -311,7 +309,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChatReply:
-    """The answer to one request; where ``text`` is None, ``failure`` says why."""
+    """The answer to one request; if ``text`` is None, ``failure`` says why."""
 
     request: ChatRequest
     text: str | None
@@ -322,7 +320,7 @@ class ChatReply:
 
 @dataclass(slots=True)
 class Spending:
-    """What the answers to some requests have cost, earlier runs included; ``cost`` needs prices."""
+    """Calls, tokens and cost of some requests, including earlier runs; ``cost`` needs prices."""
 
     calls: int = 0
     failed: int = 0
@@ -332,7 +330,7 @@ class Spending:
     cost: float = 0.0
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Adds one record of the cache file; ``uncounted`` are answers for which the server gave no usage."""
+        """Adds a record of the cache file; ``uncounted`` counts answers for which the server reported no usage."""
         if record.get("failure") is not None:
             self.failed += 1
             return
@@ -344,14 +342,16 @@ class Spending:
 
 
 class LLMClient:
-    """A model behind an endpoint, with the file that keeps its answers.
+    """A model at an endpoint, with a cache file of its answers.
 
     >>> client = LLMClient("http://localhost:8000/v1", "my-model", "chat.jsonl")  # doctest: +SKIP
     >>> client.complete([ChatRequest(({"role": "user", "content": "Hello"},))])[0].text  # doctest: +SKIP
     'Hello!'
 
-    After ``complete``: ``spending`` (on its requests, earlier runs included), ``sent`` (HTTP requests of this run,
-    retries included) and ``stopped`` (why requests were not made, or None).
+    Attributes:
+        spending: cost of the requests of the last ``complete``, including earlier runs.
+        sent: number of HTTP requests of the last ``complete``, retries included.
+        stopped: why requests of the last ``complete`` were not made, or None.
     """
 
     def __init__(
@@ -365,7 +365,7 @@ class LLMClient:
         self.stopped: str | None = None
 
     def key(self, request: ChatRequest) -> str:
-        """Returns the SHA-256 of everything that an answer depends on."""
+        """Returns the cache key: the SHA-256 of everything that the answer depends on."""
         asked = {
             "endpoint": self.name,
             "model": self.model,
@@ -376,12 +376,12 @@ class LLMClient:
         return sha256_json(asked)
 
     def complete(self, requests: Sequence[ChatRequest], progress: bool = True) -> list[ChatReply]:
-        """Returns one reply per request, in order; only what the cache file does not hold is asked.
+        """Returns one reply per request, in order; requests whose answer is in the cache file are not sent.
 
         Raises:
-            InputError: where the cache file is damaged or in use, or the endpoint refuses every call (wrong key, no
-                such model).
-            KeyboardInterrupt: after Ctrl-C, once the calls in flight are answered and kept.
+            InputError: if the cache file is damaged or in use, or the endpoint refuses every call (wrong key, unknown
+                model).
+            KeyboardInterrupt: after Ctrl-C, once the calls in flight are answered and stored.
         """
         with Journal(self.cache_path) as journal:
             self.spending, self.sent, self.stopped = Spending(), 0, None
@@ -397,28 +397,23 @@ class LLMClient:
             if calls:
                 with tqdm(total=len(calls), desc=title, unit="call", disable=not progress) as bar:
                     asyncio.run(_CompletionRun(self, journal, answers, deque(calls.items()), bar).go())
-            return [
-                self._reply(request, key, answers, key in cached) for request, key in zip(requests, keys, strict=True)
-            ]
+        replies = []
+        for request, key in zip(requests, keys, strict=True):
+            answer = answers.get(key, {"failure": f"not asked: {self.stopped}"})
+            failure, finish = answer["failure"], answer.get("finish")
+            replies.append(ChatReply(request, answer.get("text"), failure, finish, key in cached))
+        return replies
 
     def _count_record(self, record: Mapping[str, Any], answers: dict[str, Mapping[str, Any]]) -> None:
-        """Counts a record, read or new; an answer is never replaced by a later failure."""
+        """Counts a record and stores it, unless it is a failure and there is an answer already."""
         self.spending.add(record)
         if record["failure"] is None or record["key"] not in answers:
             answers[record["key"]] = record
 
-    def _reply(
-        self, request: ChatRequest, key: str, answers: Mapping[str, Mapping[str, Any]], cached: bool
-    ) -> ChatReply:
-        record = answers.get(key)
-        if record is None:
-            return ChatReply(request, None, f"not asked: {self.stopped}", None, cached=False)
-        return ChatReply(request, record.get("text"), record["failure"], record.get("finish"), cached)
-
 
 @dataclass
 class _CompletionRun:
-    """One pass over the open calls of a client: workers, budget, and the ways to stop."""
+    """One run of a client over its open requests: workers, budget and stopping."""
 
     client: LLMClient
     journal: Journal
@@ -432,7 +427,7 @@ class _CompletionRun:
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def go(self) -> None:
-        """Makes the calls; returns once all are made or the run is stopped and nothing is in flight."""
+        """Makes the calls; returns when all are made, or when the run is stopped and no call is in flight."""
         settings = self.client.settings
         async with LLMSession(self.client.endpoint, settings) as session:
             try:
@@ -459,7 +454,7 @@ class _CompletionRun:
                 self.changed.notify_all()
 
     async def _admitted(self) -> bool:
-        """Waits until the next call fits the budget; False once no more calls are to be made."""
+        """Waits until the next call fits the budget; returns False if no more calls are to be made."""
         async with self.changed:
             while True:
                 if self.client.stopped or not self.waiting:
@@ -483,7 +478,7 @@ class _CompletionRun:
         return None
 
     def _highest_cost(self, request: ChatRequest) -> float:
-        """Upper bound of a call's cost: a token is at least a byte, a chat template adds some dozen a message."""
+        """Upper bound of a call's cost: a token has at least one byte; a chat template adds about 64 per message."""
         prices, answer = self.client.settings.prices, self.client.settings.answer_tokens
         if prices is None or answer is None:
             return 0.0
@@ -523,7 +518,7 @@ class _CompletionRun:
 
     @contextlib.contextmanager
     def _first_interrupt_finishes(self) -> Iterator[None]:
-        """Makes the first Ctrl-C finish the calls in flight, which are paid already; a second one drops them."""
+        """Lets calls in flight finish after the first Ctrl-C, as they are paid for; a second Ctrl-C drops them."""
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
@@ -533,7 +528,7 @@ class _CompletionRun:
 
         try:
             loop.add_signal_handler(signal.SIGINT, stop)
-        except (NotImplementedError, RuntimeError, ValueError):  # not the main thread, or a platform without it
+        except (NotImplementedError, RuntimeError, ValueError):  # not the main thread, or not supported here
             yield
             return
         try:

@@ -1,8 +1,7 @@
-"""Reads multiple-choice questions of any benchmark, images left aside: the input of the audit and the controls.
+"""Reads multiple-choice questions of any benchmark, without their images.
 
-``read_questions`` takes a release folder, a Hub id, a ``.parquet`` file, or a JSON list, JSONL or CSV with question,
-options and answer; the authors' format is one of those. What a field may be called is in
-``release_folder.read.FIELD_NAMES``.
+``read_questions`` reads a release folder, a Hub id, a ``.parquet`` file, or a JSON list, JSONL or CSV file with
+question, options and answer, such as the authors' files. ``release_folder.read.FIELD_NAMES`` lists the field names.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ class Question:
     """One multiple-choice question without its images.
 
     Attributes:
-        id: the row id; ``row N`` if the file has none.
+        id: row id, or ``row N`` if the file has no ids.
         question: the stem.
         options: 2 to 26 option texts in letter order.
         answer: 0-based index of the gold option.
-        dimension: name of the reasoning dimension, None if the file has none.
-        slide: slide name, None if unknown.
-        patient: patient name, None if unknown.
-        path_id: the diagnostic path, None if unknown.
+        dimension: reasoning dimension, or None if not stated.
+        slide: slide name, or None if unknown.
+        patient: patient name, or None if unknown.
+        path_id: diagnostic path, or None if unknown.
         rationale: the released rationale, or None.
-        group: exchange group, None outside of one.
-        split: split of a release folder, else None.
-        images: view -> image path as the file names it; empty if the file names none.
+        group: exchange group, or None if the question is in no group.
+        split: split that the question was read from, or None if not stated.
+        images: pairs of view and image path, as stated in the file.
     """
 
     id: str
@@ -64,11 +63,11 @@ class Question:
 
     @property
     def cluster(self) -> str:
-        """What questions are clustered by: the patient, else the slide, else the question itself."""
+        """Cluster id for statistics: the patient, else the slide, else the question id."""
         return unicodedata.normalize("NFC", self.patient or self.slide or self.id)
 
     def as_row(self, source: str) -> dict[str, Any]:
-        """Returns the columns of a release row, images left aside; ``source`` says where the question comes from."""
+        """Returns a row of a release folder without images; ``source`` is the value of its source column."""
         names = {"slide": "wsi_name", "patient": "patient_id"}
         same = ("id", "question", "dimension", "slide", "patient", "path_id", "rationale", "group")
         row = {names.get(name, name): getattr(self, name) for name in same}
@@ -79,13 +78,13 @@ def read_questions(data: str | Path, split: str | None = None, config: str | Non
     """Reads every question of a file, a release folder or a Hub id.
 
     Args:
-        data: release folder, ``.parquet``, ``.json`` (list), ``.jsonl``, ``.csv``, Hub id ``org/name``, or
-            ``scale-vqa``, the bare name (see ``release_folder.read.resolve_data``).
-        split: keep this split only; None keeps all.
-        config: config of a release folder; None takes ``default`` if there is one, else the first.
+        data: release folder, ``.parquet``, ``.json`` (list), ``.jsonl`` or ``.csv`` file, Hub id ``org/name``, or the
+            name ``scale-vqa`` (see ``release_folder.read.resolve_data``).
+        split: split to read, or None for all splits.
+        config: config of a release folder, or None for ``default`` (the first config if there is no ``default``).
 
     Raises:
-        InputError: with every problem of the input: file, row, expected, found, fix.
+        InputError: lists every problem of the input.
     """
     questions: list[Question] = []
     problems: list[Problem] = []
@@ -109,7 +108,7 @@ def read_questions(data: str | Path, split: str | None = None, config: str | Non
 
 
 def _question(record: Record, problems: list[Problem]) -> Question | None:
-    """Turns one record into a question; appends what is wrong with it to ``problems`` and returns None then."""
+    """Returns the question of a record, or None after appending the record's problems to ``problems``."""
     row, location = record.row, record.location
     stem = next(_values(row, "question"), None)
     if not isinstance(stem, str) or not stem.strip():
@@ -151,7 +150,7 @@ def _question(record: Record, problems: list[Problem]) -> Question | None:
 
 
 def _values(row: Mapping[str, Any], name: str) -> Iterator[Any]:
-    """Yields the values present under the names of a field, at the top or in ``extra_info``; objects are not taken."""
+    """Yields the values under the names of a field, at the top level or in ``extra_info``; objects are skipped."""
     extra = row.get("extra_info")
     for key in FIELD_NAMES[name]:
         for fields in (row, extra if isinstance(extra, Mapping) else {}):
@@ -161,14 +160,14 @@ def _values(row: Mapping[str, Any], name: str) -> Iterator[Any]:
 
 
 def _text(row: Mapping[str, Any], name: str, location: str, problems: list[Problem]) -> str | None:
-    """Returns a field as text. A value that is neither text nor number, such as a decoded image, names nothing."""
+    """Returns a field as text or None; a value of another type, such as a decoded image, is a problem."""
     values = [value for value in _values(row, name) if not (isinstance(value, float) and math.isnan(value))]
     for value in values:
         parts = value if isinstance(value, list | tuple) else [value]
         if all(part is None or isinstance(part, str | Number | list | Mapping) for part in parts):
-            whole = isinstance(value, float) and value.is_integer()  # an integer column with nulls, by pandas
-            return str(int(value) if whole else value).strip() or None
-    if values and name != "slide":  # the names of a slide include those of image columns
+            integral = isinstance(value, float) and value.is_integer()  # pandas stores integers with nulls as floats
+            return str(int(value) if integral else value).strip() or None
+    if values and name != "slide":  # the field names of a slide include those of image columns
         expected = f"a text or a number under one of {', '.join(FIELD_NAMES[name])}"
         found = f"a value of type {type(values[0]).__name__}"
         problems.append(Problem(location, expected, found, "convert the field"))
@@ -176,7 +175,7 @@ def _text(row: Mapping[str, Any], name: str, location: str, problems: list[Probl
 
 
 def _options(row: Mapping[str, Any]) -> tuple[str, ...] | str:
-    """Returns the option texts in letter order, or a line that says what was found instead."""
+    """Returns the option texts in letter order, or a description of what was found instead."""
     raw = next((row[key] for key in FIELD_NAMES["options"] if row.get(key) is not None), None)
     if raw is None:
         raw = {letter: row[letter] for letter in LETTERS if row.get(letter) not in (None, "")} or None
@@ -200,7 +199,7 @@ def _options(row: Mapping[str, Any]) -> tuple[str, ...] | str:
 
 
 def _literal(text: str) -> Any:
-    """Reads a list or object written as JSON or as a Python literal; returns the text itself if it is neither."""
+    """Parses a list or object written as JSON or as a Python literal; returns other texts unchanged."""
     if not text.lstrip().startswith(("[", "{", "(")):
         return text
     for reader in (json.loads, ast.literal_eval):
@@ -210,7 +209,7 @@ def _literal(text: str) -> Any:
 
 
 def _gold(raw: Any, options: tuple[str, ...]) -> int | str:
-    """Returns the 0-based index of the gold option, or a line that says what was found instead."""
+    """Returns the 0-based index of the gold option, or a description of what was found instead."""
     if isinstance(raw, bool) or raw is None:
         return f"the answer {preview(raw)}"
     if isinstance(raw, int | float):
@@ -224,7 +223,7 @@ def _gold(raw: Any, options: tuple[str, ...]) -> int | str:
 
 
 def _matches(answer: str, options: tuple[str, ...]) -> Iterator[int]:
-    """Yields the index of every option that an answer may mean: by letter, by index, by its text."""
+    """Yields the index of every option that an answer may refer to by letter, index or text."""
     bare = answer.strip("().: ").upper()
     if len(bare) == 1 and bare in LETTERS[: len(options)]:
         yield LETTERS.index(bare)

@@ -1,7 +1,7 @@
-"""Rewards of a response: the published one, bit for bit, a strict one, and two optional terms.
+"""Rewards for training: the published reward (bit-exact), a strict variant, and optional terms.
 
-Reference reward of ScaleReasoner-R1 (arXiv:2606.17412): 0.8 * accuracy + 0.2 * format. Responses are parsed by the
-rules of the metric, so training rewards what scoring counts.
+The published reward is that of ScaleReasoner-R1 (arXiv:2606.17412): 0.8 * accuracy + 0.2 * format. Responses are
+parsed by the rules of the metric.
 """
 
 from __future__ import annotations
@@ -12,14 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from scale_vqa_eval.scale_vqa_acc.parsing import (
-    END_THINK,
-    FORMAT_WEIGHT,
-    THINK,
-    Mode,
-    keeps_format,
-    parse_response,
-)
+from scale_vqa_eval.scale_vqa_acc.parsing import END_THINK, FORMAT_WEIGHT, THINK, Mode, keeps_format, parse_response
 from scale_vqa_eval.schema import LETTERS, MAGNIFICATION, VIEWS
 
 _WORDS: Final = {"low_mag": "low(?:est)?", "mid_mag": "mid(?:dle)?|medium|intermediate", "high_mag": "high(?:est)?"}
@@ -45,9 +38,9 @@ def compute_score(response: object, answer: str | int, mode: Mode = "reference",
     """Returns 0.8 * accuracy + 0.2 * format, 0 to 1.
 
     Args:
-        response: the model's text; anything else earns 0.
+        response: the model's text; other values score 0.
         answer: gold letter, or its 0-based index.
-        mode: ``reference``, the published rule, or ``strict``.
+        mode: parsing rule, ``reference`` (the published rule) or ``strict``.
         options: number of options of the question; used by ``strict`` only.
 
     Raises:
@@ -61,7 +54,7 @@ def compute_score(response: object, answer: str | int, mode: Mode = "reference",
     0.2
     """
     accuracy = accuracy_reward(response, answer, mode, options)
-    # the published sum, term by term: another order of operations rounds differently
+    # the order of operations is that of the published reward: another order rounds differently
     return (1.0 - FORMAT_WEIGHT) * accuracy + FORMAT_WEIGHT * format_reward(response, mode, options)
 
 
@@ -84,16 +77,16 @@ def format_reward(response: object, mode: Mode = "reference", options: int = 4) 
 
 
 def structure_reward(response: object, views: Iterable[str]) -> float:
-    """Returns how well the scales named in the reasoning match the scales shown, 0 to 1 (Jaccard).
+    """Returns the Jaccard index of the scales named in the reasoning and the scales shown, 0 to 1.
 
     A scale is named in a think block by its magnification (``40x``) or in words (``mid power``, ``intermediate
-    magnification``); comparatives ("at higher power") name none. The idea is that of PathScale-R1 (arXiv:2607.23794),
-    the rule is ours. It reads words: a model can learn to say them without looking, so give it a small weight and
-    watch accuracy without images.
+    magnification``); comparatives ("at higher power") do not count. The idea is from PathScale-R1 (arXiv:2607.23794);
+    the rule is ours. A model can learn the words without using the images, so give this reward a small weight and
+    monitor the accuracy without images.
 
     Args:
-        response: the model's text; anything else earns 0.
-        views: columns that were shown, ``low_mag`` and so on; other names are ignored.
+        response: the model's text; other values score 0.
+        views: image columns that were shown (``low_mag``, ...); other names are ignored.
 
     >>> structure_reward("<think>Nests at 10x, atypia at high power.</think>", ["low_mag", "high_mag"])
     1.0
@@ -109,7 +102,7 @@ def structure_reward(response: object, views: Iterable[str]) -> float:
 
 
 def _think_blocks(response: str) -> list[str]:
-    """Returns the texts inside closed think blocks; linear in the length of the response."""
+    """Returns the texts inside closed think blocks, in linear time."""
     blocks, start = [], response.find(THINK)
     while start >= 0 and (end := response.find(END_THINK, start)) >= 0:
         blocks.append(response[start + len(THINK) : end])
@@ -120,13 +113,13 @@ def _think_blocks(response: str) -> list[str]:
 def pathscale_reward(response: object, answer: str | int, images: int) -> float:
     """Returns the reward of PathScale-R1, 0 to 1: 0.75 * accuracy + 0.20 * structure + 0.05 * format.
 
-    Accuracy is the reference rule. Format: the output begins with a think block and ends with an answer block right
-    after one. Structure: inside the first think block, the part from ``**Image analysis:**`` to ``**Option
-    evaluation:**`` is not empty and has the labels ``- **Image k:**`` at the beginning of lines, exactly 1 to
-    ``images`` in order; of one image, none or 1 alone. It checks labels, not looking. Linear in the response's length.
+    Accuracy uses the reference rule. Format: the response begins with a think block and ends with an answer block
+    directly after a think block. Structure: inside the first think block, the part from ``**Image analysis:**`` to
+    ``**Option evaluation:**`` is not empty and has line-initial labels ``- **Image k:**`` for k = 1 to ``images`` in
+    order; the label is optional for a single image. The reward checks labels only. Linear time.
 
     Args:
-        response: the model's text; anything else earns 0.
+        response: the model's text; other values score 0.
         answer: gold letter, or its 0-based index.
         images: number of images shown.
 
@@ -148,7 +141,7 @@ def pathscale_reward(response: object, answer: str | int, images: int) -> float:
 
 
 def _partition(pattern: re.Pattern[str], text: str) -> tuple[str, str, str]:
-    """Returns what is before, in and after the first match; the text and two empty strings without one."""
+    """``str.partition`` with a pattern in place of the separator."""
     found = pattern.search(text)
     return (text[: found.start()], found[0], text[found.end() :]) if found else (text, "", "")
 
@@ -158,15 +151,15 @@ def visual_gain_reward(
 ) -> float:
     """Returns accuracy minus the probability that a text-only model gives the same letter, -1 to 1.
 
-    A right answer that a text-only model gives too earns little, one that only the image can tell earns 1; the wrong
-    answer that the text suggests is punished. Ours. Advantages that are normalised within the rollouts of one question
-    cancel what all of them share: to weigh questions against each other, scale advantages over the batch.
+    A right answer scores near 0 if the text suggests it, and near 1 if only the image does; a wrong answer that the
+    text suggests is penalised. This reward is ours. Advantages that are normalised within the rollouts of a question
+    remove differences between questions; to keep these, scale advantages over the batch.
 
     Args:
-        response: the model's text; without a letter it earns 0.
+        response: the model's text; a response without a letter scores 0.
         answer: gold letter, or its 0-based index.
-        blind: probability of each option for the text-only model, such as its shares among blind rollouts.
-        mode: rule by which the letter is read.
+        blind: probability of each option under the text-only model, such as its frequency in blind rollouts.
+        mode: parsing rule.
         options: number of options; used by ``strict`` only.
 
     >>> visual_gain_reward("<answer>B</answer>", "B", [0.1, 0.7, 0.1, 0.1])
@@ -183,7 +176,7 @@ def visual_gain_reward(
 
 
 def _gold_letter(answer: object) -> str:
-    """Returns the gold letter, upper case; a gold answer that no response could give is an error, not a low reward."""
+    """Returns the gold letter in upper case; raises ValueError for an answer that no response could match."""
     if isinstance(answer, str) and len(letter := answer.strip().upper()) == 1 and letter in LETTERS:
         return letter
     if not isinstance(answer, str | bool):

@@ -1,4 +1,4 @@
-"""The question row of Scale-VQA: dimensions, views, letters, ids.
+"""Constants of Scale-VQA's question rows: dimensions, views, letters, configs and ids.
 
 Source: Phan et al., "Enhancing Pathological VLMs with Cross-scale Reasoning" (MICCAI 2026, arXiv:2606.17412) for the
 five dimensions and three views; PathScale-R1 (arXiv:2607.23794) for the idea of grounding questions.
@@ -14,7 +14,7 @@ from typing import Final
 DATASET_NAME: Final = "scale-vqa"
 METRIC_NAME: Final = "scale_vqa_acc"
 METRIC_FOLDER: Final = Path(__file__).parent / METRIC_NAME
-"""The folder of the `evaluate` metric, as it is copied to a Space."""
+"""Folder of the `evaluate` metric, which is copied to a Space."""
 
 LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -31,14 +31,14 @@ GROUNDING_KINDS: Final[tuple[str, ...]] = ("zoom-in", "zoom-out", "origin", "bri
 """Kinds of grounding question; each is a dimension of the ``grounding`` config."""
 
 ANTICIPATION: Final = "anticipation"
-"""The fifth kind of grounding question, a config and a dimension of its own: its truth is a text, not geometry."""
+"""The fifth kind of grounding question, with its own config: its gold answer comes from a text, not from geometry."""
 
 DIMENSIONS: Final[tuple[str, ...]] = tuple(QUESTION_TYPES.values())
 ALL_DIMENSIONS: Final[tuple[str, ...]] = (*DIMENSIONS, *GROUNDING_KINDS, ANTICIPATION)
-"""Names of the ``dimension`` ClassLabel, the same in every config, so that configs can be concatenated."""
+"""Names of the ``dimension`` ClassLabel; the same in every config, so that configs can be concatenated."""
 
 VIEWS: Final[tuple[str, ...]] = ("low_mag", "mid_mag", "high_mag")
-"""Image columns in scale order; MPP and MAGNIFICATION state the scale of each."""
+"""Image columns from low to high magnification; their scales are in ``MPP`` and ``MAGNIFICATION``."""
 
 MPP: Final[dict[str, float]] = {"low_mag": 10.0, "mid_mag": 2.5, "high_mag": 0.5}
 """Nominal scale of each view in um per pixel."""
@@ -47,22 +47,22 @@ MAGNIFICATION: Final[dict[str, str]] = {"low_mag": "10x", "mid_mag": "40x", "hig
 
 CONFIGS: Final[dict[str, str]] = {
     "default": "the benchmark as released",
-    "block_exchange": "groups of four with identical text, which a text-only reader of the whole file cannot beat",
-    "exchange": "groups of four with identical text: text-only accuracy of items asked one by one is exactly 25%",
-    "screened": "what is left after pruning by image-free probes",
+    "block_exchange": "groups of four with the same text; on average a text-only reader of the whole file is at 25%",
+    "exchange": "groups of four with the same text; text-only accuracy on items asked one by one is exactly 25%",
+    "screened": "questions that remain after pruning by text-only probes",
     "grounding": "questions made from slide geometry, options are images",
     "anticipation": "a view and a description of what a higher scale shows, options are images",
-    "phantom": "procedural slides with known truth: for tests, teaching and learning curves only",
+    "phantom": "synthetic slides with known truth, for tests, teaching and learning curves only",
     "text": "the questions without images",
-    "hub": "each question as one text and one composed image, as Inspect reads it from the Hub",
+    "hub": "each question as one text and one composed image, for Inspect's tasks on the Hub",
 }
-"""Configs of a release folder and what each one is."""
+"""Configs of a release folder -> description."""
 
 _TCGA = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])", re.IGNORECASE)
 
 
 def row_id(wsi_name: str, path_id: str, question_type: str, number: int = 0) -> str:
-    """Returns the id used everywhere, ``wsi_name::path_id::question_type`` (``::n`` from the second of a type on).
+    """Returns the row id, ``wsi_name::path_id::question_type``, with ``::n`` if ``number`` is not 0.
 
     >>> row_id("S", "p1", "type_A"), row_id("S", "p1", "zoom-in", 2)
     ('S::p1::type_A', 'S::p1::zoom-in::2')
@@ -72,10 +72,9 @@ def row_id(wsi_name: str, path_id: str, question_type: str, number: int = 0) -> 
 
 
 def patient_of(wsi_name: str) -> str:
-    """Returns the patient of a slide: the first 12 characters of a TCGA barcode, else the slide's own name.
+    """Returns the patient of a slide: the first 12 characters of a TCGA barcode, else the slide's name.
 
-    That every other slide is a patient of its own is an assumption: its names carry no patient. Two Unicode spellings
-    of a name, composed and decomposed, are one patient.
+    It is an assumption that every other slide comes from a different patient. Names are normalised (NFC).
 
     >>> patient_of("TCGA-HT-A616-01Z-00-DX1"), patient_of("01K46JNMVW0MT1HZQ89SNSKBSH")
     ('TCGA-HT-A616', '01K46JNMVW0MT1HZQ89SNSKBSH')

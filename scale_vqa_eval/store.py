@@ -1,7 +1,7 @@
-"""The append-only store of slow or paid work: a JSONL file that survives a kill at any moment.
+"""Append-only JSONL store for slow or paid work; a process may be killed at any moment without losing records.
 
-Predictions, paid calls and likelihoods use ``Journal``, which has one writer. The review log, which several processes
-append to, uses the same records and the same durable write. The file is the export: it can be read as JSONL any time.
+Predictions, paid calls and likelihoods use ``Journal``, which has one writer. The review log, to which several
+processes append, uses the same record format and durable write.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from io import BufferedRandom
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Final, Self
 
 from filelock import FileLock, Timeout
@@ -25,17 +24,17 @@ _RECORD_START: Final = b'{"'
 
 
 def encode_record(record: Mapping[str, Any], sort_keys: bool = True) -> bytes:
-    """Returns a record as one line of JSON in UTF-8, line end included.
+    """Returns a record as a line of UTF-8 JSON, including the line end.
 
     Raises:
-        ValueError: where the record is not plain JSON (NaN included).
+        ValueError: if the record cannot be written as JSON, or contains NaN.
     """
     text = json.dumps(record, ensure_ascii=False, sort_keys=sort_keys, allow_nan=False)
     return text.encode("utf-8", "surrogatepass") + b"\n"
 
 
 def decode_record(line: bytes) -> dict[str, Any] | None:
-    """Returns the record of a line, or None where the line is not one JSON object."""
+    """Returns the record of a line, or None if the line is not a JSON object."""
     try:
         record = json.loads(line.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError):
@@ -51,12 +50,11 @@ def write_durably(file: BinaryIO | BufferedRandom, content: bytes) -> None:
 
 
 class Journal:
-    """One JSON object a line; each is on disk (fsync) before ``append`` returns.
+    """A JSONL file with one writer; each record is on disk (fsync) before ``append`` returns.
 
-    A last line torn by a kill is ignored on opening and removed by the first ``append``, so its work is done again;
-    until then the file is not touched. A malformed line further up is damage and is refused by line number. So is a
-    single torn line that is not the beginning of a record: that file belongs to another program. One process at a
-    time: a second one is refused.
+    An incomplete last line, left by a killed process, is ignored on opening and removed by the first ``append``; until
+    then the file is not changed. Any other malformed line is an error. So is a file with a single incomplete line that
+    is not the beginning of a record: it belongs to another program. A second process is refused.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "work.jsonl"
@@ -67,8 +65,8 @@ class Journal:
     [{'key': 'a', 'score': 1.5}]
 
     Attributes:
-        records: every record of the file, those appended now included.
-        repaired_bytes: size of a torn last line, 0 where there is none.
+        records: every record of the file, including those appended since it was opened.
+        repaired_bytes: size of an incomplete last line, or 0.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -88,7 +86,7 @@ class Journal:
             self._lock.acquire(timeout=0)
             self._read()
         except BaseException as error:
-            self.__exit__(None, None, None)
+            self.__exit__()
             hint = "wait until it ends, or name another file"
             if isinstance(error, Timeout):
                 problem = Problem(str(self.path), "a file that no process writes to", "another process", hint)
@@ -98,11 +96,9 @@ class Journal:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            with suppress(OSError):  # ``append`` has reported a full disk; closing would report it again
+            with suppress(OSError):  # ``append`` has reported a full disk already
                 self._file.close()
             self._file = None
         self._lock.release()
@@ -111,8 +107,8 @@ class Journal:
         """Writes one record and returns once it is on disk.
 
         Raises:
-            ValueError: where the journal is not open, or the record is not plain JSON (NaN included).
-            InputError: where the disk does not take it.
+            ValueError: if the journal is not open, or the record cannot be written as JSON.
+            InputError: if it cannot be written to disk.
         """
         if self._file is None:
             raise ValueError(f"{self.path} is not open")
@@ -126,7 +122,7 @@ class Journal:
         self.records.append(dict(record))
 
     def _repair_tail(self) -> None:
-        """Removes a torn last line, or adds the line end where only that is missing."""
+        """Removes an incomplete last line, or adds a missing line end to a complete one."""
         assert self._file is not None
         if self._tail_checked:
             return

@@ -1,4 +1,4 @@
-"""Text helpers that every package shares: words, negations, number formats, and escaping for display."""
+"""Text helpers: words, negations, number formats, and escaping for display."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 _WORD: Final = re.compile(r"\w+")
-_UNSPACED: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")  # scripts that put no space between words
+_UNSPACED: Final = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")  # scripts without spaces between words
 NEGATION: Final = re.compile(
     r"\b(?:no|not|non|none|never|neither|nor|without|absent|absence|lack\w*|fail\w*|cannot|\w+n't|rather than|"
     r"instead|except\w*|exclu\w*|negative|devoid|free)\b",
     re.IGNORECASE,
 )
-"""The one list of negation words: the audit counts them, the controls and the curation balance them."""
+"""Negation words, which the audit counts and the controls and curation balance."""
 
 _KEPT: Final = frozenset("\n\t")
 _HIDING: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
@@ -39,7 +39,7 @@ _LAST_LATIN: Final = 0x17F
 
 
 def words(text: str) -> list[str]:
-    """Returns the words of a text in order: NFKC, case folded, each letter of a script without spaces by itself.
+    """Returns the words of a text in order, NFKC-normalised and case-folded; Chinese and kana are split by character.
 
     >>> words("Non-necrotic Stroma")
     ['non', 'necrotic', 'stroma']
@@ -64,7 +64,7 @@ def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
 
 
 def negations(text: str) -> list[str]:
-    """Returns the negation words of a text, lower case, in order.
+    """Returns the negation words of a text in lower case, in order.
 
     >>> negations("Not necrotic, without mitoses")
     ['not', 'without']
@@ -73,7 +73,7 @@ def negations(text: str) -> list[str]:
 
 
 def same_text(text: str) -> str:
-    """Returns the key under which two texts count as the same: NFKC, case and runs of white space ignored.
+    """Returns a key that is equal for texts that differ only in case, white space or Unicode form (NFKC).
 
     >>> same_text("Which  option fits?") == same_text("which option fits? ")
     True
@@ -82,7 +82,7 @@ def same_text(text: str) -> str:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """Formats a share as per cent without a sign, halves away from zero: 0.8905 -> '89.1'."""
+    """Formats a share as per cent without the sign, rounding halves away from zero: 0.8905 -> '89.1'."""
     return _rounded(share, digits, "")
 
 
@@ -92,7 +92,7 @@ def points(share: float, digits: int = 1) -> str:
 
 
 def _rounded(share: float, digits: int, sign: str) -> str:
-    # 89.05 is 89.1, though the binary number lies below it; six decimals are more than any share of items needs
+    # through six decimals: the float 89.05 is slightly smaller than 89.05, but has to become 89.1
     value = Decimal(f"{100 * share:.6f}").quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
     return f"{value if value else abs(value):{sign}}"  # no -0.0
 
@@ -108,7 +108,7 @@ def p_value(p: float) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Lays out a table: the first row is the head; the first column to the left, the others to the right."""
+    """Formats a table whose first row is the header; the first column is left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
     lines.insert(1, ["-" * width for width in widths])
@@ -118,8 +118,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 def html_environment(package: str, **settings: Any) -> Environment:
     """Returns the jinja2 environment of the HTML templates in a package's folder ``templates``.
 
-    Every text is escaped, and what hides or reorders text is shown as its code; an undefined name is an error.
-    ``settings`` are those of ``jinja2.Environment``.
+    Every text is escaped, and characters that hide or reorder text are shown by their codes; an undefined name is an
+    error. ``settings`` are passed to ``jinja2.Environment``.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -135,7 +135,7 @@ def html_environment(package: str, **settings: Any) -> Environment:
 def markdown_environment(package: str, **filters: Any) -> Environment:
     """Returns the jinja2 environment of the Markdown templates in a package's folder ``templates``.
 
-    Filters: ``md`` escapes a text, ``percent`` and ``interval`` format shares (a dash for None).
+    Filters: ``md`` escapes a text; ``percent`` (a dash for None) and ``interval`` format shares.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -162,12 +162,12 @@ def escape_invisible(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Returns a text on one line, with what would hide or reorder it shown as its code."""
+    """Returns a text on one line, with characters that hide or reorder text shown by their codes."""
     return " ".join(escape_invisible(text).split())
 
 
 def latex(text: str) -> str:
-    r"""Escapes a text for LaTeX; letters beyond Latin Extended-A, which need fonts of their own, are shown as codes.
+    r"""Escapes a text for LaTeX; letters beyond Latin Extended-A, which need special fonts, are shown by their codes.
 
     >>> latex("50% of {a_b} & \\input{x}")
     '50\\% of \\{a\\_b\\} \\& \\textbackslash{}input\\{x\\}'
@@ -180,7 +180,7 @@ def latex(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    r"""Escapes a text for a cell or a paragraph of Markdown (GFM): no markup, HTML, link or further cell comes of it.
+    r"""Escapes a text for a table cell or paragraph of Markdown (GFM): markup, HTML, links and cell separators.
 
     >>> markdown("a|b <b>*x*")
     'a\\|b \\<b\\>\\*x\\*'
@@ -189,7 +189,7 @@ def markdown(text: str) -> str:
 
 
 def csv_text(text: str) -> str:
-    """Returns a text that a spreadsheet takes for text: an apostrophe stands before what it would run as a formula.
+    """Returns a text for a spreadsheet, with an apostrophe before what would be run as a formula.
 
     >>> csv_text("=1+1"), csv_text("gpt-5.2")
     ("'=1+1", 'gpt-5.2')
@@ -199,10 +199,10 @@ def csv_text(text: str) -> str:
 
 
 def restore_thoughts(text: str, reasoning: str | None = None) -> str:
-    """Returns a response with its thoughts inside of ``<think> </think>``, however the model or server returns them.
+    """Returns a response with its reasoning inside ``<think> </think>``.
 
-    A server may return thoughts apart from the text; a chat template may open the block itself, so that the text has
-    the closing tag alone. A text that has its thoughts is returned as it is.
+    A server may return the reasoning separately from the text; a chat template may contain the opening tag, so that
+    the text has only the closing tag. A text that contains its reasoning is returned unchanged.
 
     >>> restore_thoughts("<answer>B</answer>", "Glands fuse.")
     '<think>Glands fuse.</think>\\n<answer>B</answer>'

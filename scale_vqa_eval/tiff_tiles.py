@@ -1,8 +1,8 @@
-"""Reads the JPEG tiles of a TIFF slide with libjpeg-turbo: the pixels of OpenSlide in a third of its time.
+"""Reads the JPEG tiles of a TIFF slide with libjpeg-turbo: the same pixels as OpenSlide in a third of the time.
 
-OpenSlide stays the reference. Only the formats of ``PLAIN_GRIDS`` are read here, whose tiles lie side by side; a level
-is used once a tile of it has been compared with OpenSlide's, and OpenSlide reads whatever this module does not: other
-compressions, missing tiles, damaged data. Decoded tiles are kept, so that the fields of one place decode a tile once.
+OpenSlide is the reference. Only the formats in ``PLAIN_GRIDS`` are read here, and only levels of which one tile has
+been compared with OpenSlide's pixels. OpenSlide reads everything else: other compressions, missing or damaged tiles.
+Decoded tiles are cached, so that neighbouring fields decode a tile once.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from PIL import Image
 Pixels = NDArray[np.uint8]
 
 PLAIN_GRIDS: Final = frozenset({"aperio", "generic-tiff"})
-"""Formats, by OpenSlide's names, in which a level is one TIFF directory without overlaps between tiles."""
+"""OpenSlide's names of the formats in which a level is one TIFF directory and tiles do not overlap."""
 CACHE_BYTES: Final = 64 * 2**20
-"""Decoded pixels that are kept of one slide, if nothing else is asked for."""
+"""Default size of the cache of decoded tiles of a slide."""
 _RGB_MARKER: Final = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 """Adobe's APP14 segment with transform 0: the components are red, green and blue (JPEG File Interchange, T.872)."""
 
@@ -31,8 +31,8 @@ class TiffTiles:
 
     Args:
         path: a TIFF file.
-        sizes: (width, height) of the levels; a directory that is not the only one of its size is not used.
-        cache_bytes: decoded pixels that are kept.
+        sizes: (width, height) of each level; a level is not used if several directories have its size.
+        cache_bytes: size of the cache of decoded tiles.
     """
 
     def __init__(self, path: Path, sizes: Sequence[tuple[int, int]], cache_bytes: int = CACHE_BYTES) -> None:
@@ -52,7 +52,7 @@ class TiffTiles:
         self._file.close()
 
     def tile_box(self, level: int, x: int, y: int) -> tuple[int, int, int, int] | None:
-        """Returns (left, top, width, height) of the tile that holds a pixel, or None where the level is not read."""
+        """Returns (left, top, width, height) of the tile that contains a pixel, or None if the level is not used."""
         page = self._pages[level]
         if page is None:
             return None
@@ -60,13 +60,13 @@ class TiffTiles:
         return left, top, min(page.tilewidth, page.imagewidth - left), min(page.tilelength, page.imagelength - top)
 
     def read(self, level: int, corner: tuple[int, int], size: tuple[int, int], reduce: int) -> Image.Image | None:
-        """Returns pixels of a level, averaged ``reduce`` x ``reduce``; None where OpenSlide has to read them.
+        """Returns a region of a level, averaged over blocks, or None if OpenSlide has to read it.
 
         Args:
             level: index of the level.
             corner: (x, y) in pixels of the level, multiples of ``reduce``.
-            size: (width, height) in pixels of the level, within it.
-            reduce: 1 for the level's own pixels.
+            size: (width, height) in pixels of the level; the region must lie within the level.
+            reduce: side of the averaged blocks in pixels; 1 for no averaging.
         """
         page = self._pages[level]
         if page is None or page.tilewidth % reduce or page.tilelength % reduce:
@@ -86,7 +86,7 @@ class TiffTiles:
         return Image.fromarray(out)
 
     def _tile(self, level: int, index: int, reduce: int) -> Pixels | None:
-        """Returns the part of a tile that lies on the level, or None where it is missing or damaged."""
+        """Returns the part of a tile that lies within the level, or None if it is missing or damaged."""
         key = level, index, reduce
         if key in self._cache:
             self._cache.move_to_end(key)
@@ -111,7 +111,7 @@ class TiffTiles:
         data = self._file.filehandle.read(page.databytecounts[index])
         marker = _RGB_MARKER if page.photometric == 2 else b""
         tables = (page.jpegtables or b"")[2:-2]
-        try:  # strict: libjpeg only warns of data that ends early, and fills in grey
+        try:  # without strict, libjpeg fills truncated data with grey and only warns
             tile: Pixels = simplejpeg.decode_jpeg(data[:2] + marker + tables + data[2:], strict=True)
         except ValueError:
             return None
@@ -122,6 +122,6 @@ class TiffTiles:
 
 
 def _is_jpeg(page: Any) -> bool:
-    """Returns whether a page holds baseline JPEG tiles of RGB or YCbCr."""
+    """Returns whether a page has JPEG tiles with 8 bits of RGB or YCbCr."""
     layout = page.compression, page.samplesperpixel, page.bitspersample, page.planarconfig
     return layout == (7, 3, 8, 1) and page.photometric in (2, 6)

@@ -1,7 +1,7 @@
 """Reads square fields of a whole-slide image at a physical scale.
 
-``SlideSource`` is what the rest of the package needs of a slide; ``OpenSlideSource`` is a slide file. Another source,
-such as a synthetic slide, goes through the same code by having the same members.
+``SlideSource`` is the protocol that the package uses; ``OpenSlideSource`` implements it for slide files, and synthetic
+slides implement it as well.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from scale_vqa_eval.tiff_tiles import CACHE_BYTES, PLAIN_GRIDS, TiffTiles
 
 MIN_MPP: Final = 0.05
 MAX_MPP: Final = 20.0
-"""Um per pixel of level 0 that a slide can have; a scale outside is a converter's placeholder or a slip."""
+"""Plausible range of um per pixel at level 0; other values are placeholders of converters, or mistakes."""
 UM_AT_1X: Final = 10.0
 """By convention an objective of power P scans at 10/P um per pixel: 40x at 0.25, 20x at 0.5."""
 UM_IN: Final = {"um": 1.0, "\u00b5m": 1.0, "\u03bcm": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
 """Units of OME's physical sizes in um; um is OME's default."""
 ANISOTROPY_LIMIT: Final = 1.01
-"""Most that the two directions may differ in scale; their mean is then taken, an error of half a percent at most."""
+"""Maximum ratio of the scales in x and y; their mean is used, with an error of at most half a per cent."""
 MAGNIFY_LIMIT: Final = 1.15
-"""Most that level 0 is enlarged for a view (a "20x" scan has 0.46 to 0.55 um/px); a coarser slide is refused."""
+"""Maximum enlargement of level 0 for a view ("20x" scans have 0.46 to 0.55 um/px); a coarser slide is refused."""
 BLOCK_PIXELS: Final = 16_000_000
-"""Most pixels of one raw read; a larger box is read in strips, each averaged down before the next is read."""
+"""Maximum number of pixels of a raw read; a larger box is read and reduced in strips."""
 LEVEL_SLACK: Final = 1.01
-"""A level this much coarser than wanted still counts as fine enough: 0.504 um/px serves a 0.5 um/px view."""
+"""A level may be this much coarser than the view: 0.504 um/px is used for a view at 0.5 um/px."""
 
 MIN_CONTRAST: Final = 4.0
-"""Standard deviation that a tile needs to show that two readers agree; on empty glass all agree."""
+"""Standard deviation that a tile must have for a comparison of two readers, which always agree on empty glass."""
 
 
 @runtime_checkable
 class SlideSource(Protocol):
-    """A slide: its name, its scale, its extent, and square fields of it.
+    """A whole slide from which fields can be read.
 
     Attributes:
-        name: slide name as the rows give it (a file's stem).
+        name: slide name as in the rows (the file's stem).
         mpp: um per pixel of level 0.
         size: (width, height) of level 0 in pixels; the slide's extent in um is ``size * mpp``.
     """
@@ -58,27 +58,27 @@ class SlideSource(Protocol):
     def size(self) -> tuple[int, int]: ...
 
     def read_region(self, center_x_um: float, center_y_um: float, mpp: float, size_px: int) -> Image.Image:
-        """Returns the square field around a point as RGB of ``size_px`` x ``size_px``.
+        """Returns the square field around a point as an RGB image of ``size_px`` x ``size_px``.
 
         Args:
             center_x_um: centre in um from the left edge of level 0.
             center_y_um: centre in um from the top edge of level 0.
-            mpp: wanted um per pixel; the field's side is ``size_px * mpp`` um.
-            size_px: pixels along a side.
+            mpp: um per pixel of the result; the field's side is ``size_px * mpp`` um.
+            size_px: side of the result in pixels.
 
         Raises:
-            InputError: where the field leaves the slide or cannot be read; pixels are never invented.
+            InputError: if the field is not completely on the slide, or cannot be read; nothing is padded.
         """
         ...
 
     def thumbnail(self, max_px: int) -> Image.Image:
-        """Returns the whole slide as RGB whose longer side is at most ``max_px`` (never enlarged)."""
+        """Returns the slide as an RGB image whose longer side is at most ``max_px``; it is never enlarged."""
         ...
 
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle of the slide in um from the top left corner of level 0."""
+    """A rectangle on the slide in um from the top left corner of level 0."""
 
     left: float
     top: float
@@ -90,17 +90,17 @@ class Box:
 
 
 class OpenSlideSource:
-    """A slide file of any format that OpenSlide opens.
+    """A slide file of any format that OpenSlide opens; use it as a context manager or call ``close``.
 
-    Open it in the process that reads it; use it as a context manager or call ``close``.
+    Open it in the process that reads it.
 
     Args:
         path: the slide file.
-        mpp: um per pixel of level 0, in place of what the file states; see ``slide_mpp``.
-        cache_bytes: decoded tiles that are kept, for OpenSlide and for ``TiffTiles`` each; None for their own limits.
+        mpp: um per pixel of level 0, overriding what the file states; see ``slide_mpp``.
+        cache_bytes: size of the tile caches of OpenSlide and of ``TiffTiles`` (each), or None for their defaults.
 
     Raises:
-        InputError: where OpenSlide cannot open the file, or no scale is known.
+        InputError: if OpenSlide cannot open the file, or its scale is unknown.
     """
 
     def __init__(self, path: str | Path, mpp: float | None = None, cache_bytes: int | None = None) -> None:
@@ -129,7 +129,7 @@ class OpenSlideSource:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """How the scale and the colours differ from what the file states, one line each."""
+        """Notes on a scale or colours that differ from what the file states."""
         notes: tuple[str, ...] = ()
         properties = {**self._slide.properties}
         try:
@@ -173,15 +173,11 @@ class OpenSlideSource:
         shape = (max(1, round(width * scale)), max(1, round(height * scale)))
         return self._read(Box(0.0, 0.0, width * self.mpp, height * self.mpp), shape)
 
-    def best_level(self, downsample: float) -> int:
-        """Returns the coarsest level whose downsample does not exceed the wanted one, else level 0."""
-        return best_level(self._slide.level_downsamples, downsample)
-
     def _read(self, box: Box, shape: tuple[int, int]) -> Image.Image:
         """Reads a box and resamples it to ``shape`` (width, height) pixels."""
         self._check_inside(box)
         wanted = (box.right - box.left) / self.mpp / shape[0]
-        level = self.best_level(wanted)
+        level = best_level(self._slide.level_downsamples, wanted)
         down = self._slide.level_downsamples[level]
         limit_x, limit_y = self._slide.level_dimensions[level]
         scale = 1 / (self.mpp * down)
@@ -198,7 +194,7 @@ class OpenSlideSource:
         size = (end_x - x, end_y - y)
         raw, shift_x, shift_y = self._read_tiles(level, (x, y), size, reduce, box), float(x), float(y)
         if raw is None:
-            # OpenSlide takes the corner in whole level-0 pixels: the crop box makes up for the rounding
+            # OpenSlide takes the corner in integer level-0 pixels; the crop box corrects the rounding
             corner = (round(x * down), round(y * down))
             shift_x, shift_y = corner[0] / down, corner[1] / down
             raw = self._read_raw(corner, level, size, reduce, box)
@@ -208,7 +204,7 @@ class OpenSlideSource:
             _within((right - shift_x) / reduce, raw.width),
             _within((bottom - shift_y) / reduce, raw.height),
         )
-        # enlarging by a few per cent cannot alias: four taps do as well as six
+        # enlarging cannot alias, so a kernel with four taps is enough
         kernel = Image.Resampling.LANCZOS if wanted > down else Image.Resampling.BICUBIC
         image = raw.resize(shape, kernel, box=crop)
         return image if self._to_srgb is None else ImageCms.applyTransform(image, self._to_srgb) or image
@@ -218,15 +214,15 @@ class OpenSlideSource:
             return None
         try:
             return TiffTiles(self.path, self._slide.level_dimensions, cache_bytes)
-        except Exception:  # OpenSlide, which opened the file, reads it then
+        except Exception:  # OpenSlide can read the file, so it is used for all levels
             return None
 
     def _read_tiles(
         self, level: int, corner: tuple[int, int], size: tuple[int, int], reduce: int, box: Box
     ) -> Image.Image | None:
-        """Returns pixels of one level from its tiles, or None where OpenSlide has to read them.
+        """Returns pixels of one level from its tiles, or None if OpenSlide has to read them.
 
-        The tile in the middle of the first box with any contrast has to agree with what OpenSlide returns.
+        The middle tile of the first box that has any contrast is compared with OpenSlide's pixels.
         """
         if self._tiles is None or not self._agreed.get(level, True):
             return None
@@ -237,7 +233,7 @@ class OpenSlideSource:
                 return None
             down = self._slide.level_downsamples[level]
             expected = self._read_level((round(middle[0] * down), round(middle[1] * down)), level, middle[2:], box)
-            # means over 4 x 4 pixels: OpenSlide interpolates where levels are not whole multiples of each other
+            # means over 4 x 4 pixels, because OpenSlide interpolates if downsamples are not integers
             difference = ImageChops.difference(tile.reduce(4), expected.reduce(4))
             agrees = max(ImageStat.Stat(difference).mean) <= 1
             if not agrees or max(ImageStat.Stat(tile).stddev) > MIN_CONTRAST:
@@ -249,7 +245,7 @@ class OpenSlideSource:
     def _read_raw(
         self, corner: tuple[int, int], level: int, size: tuple[int, int], reduce: int, box: Box
     ) -> Image.Image:
-        """Reads pixels of one level, averaged ``reduce`` x ``reduce`` strip by strip, so that memory stays bounded."""
+        """Reads pixels of one level in strips and averages them over blocks, so that memory is bounded."""
         width, height = size
         rows = max(1, BLOCK_PIXELS // width // reduce) * reduce
         if height <= rows:
@@ -284,7 +280,7 @@ class OpenSlideSource:
 
 
 def best_level(downsamples: Sequence[float], wanted: float) -> int:
-    """Returns the index of the largest downsample that does not exceed the wanted one, else 0.
+    """Returns the index of the largest downsample that does not exceed ``wanted`` (with ``LEVEL_SLACK``), else 0.
 
     >>> best_level((1.0, 4.0, 16.0), 5.0), best_level((1.0, 4.0, 16.0), 0.99), best_level((1.0, 4.0), 3.99)
     (1, 0, 1)
@@ -294,7 +290,7 @@ def best_level(downsamples: Sequence[float], wanted: float) -> int:
 
 
 def _srgb_transform(profile: Any) -> Any:
-    """Returns the transform from a slide's ICC profile to sRGB, or None where there is none or it is sRGB."""
+    """Returns the transform from a slide's ICC profile to sRGB, or None if there is no profile or it is sRGB."""
     if profile is None or "sRGB" in (ImageCms.getProfileDescription(profile) or ""):
         return None
     srgb = ImageCms.createProfile("sRGB")
@@ -302,7 +298,7 @@ def _srgb_transform(profile: Any) -> Any:
 
 
 def flattened(pixels: Image.Image, background: str) -> Image.Image:
-    """Returns RGBA pixels laid over a background colour (``#RRGGBB``) as RGB; unscanned parts are transparent."""
+    """Returns an image as RGB, transparent (unscanned) parts over a background colour (``#RRGGBB``)."""
     if pixels.mode != "RGBA" or pixels.getchannel(3).getextrema() == (255, 255):
         return pixels.convert("RGB")
     return Image.alpha_composite(Image.new("RGBA", pixels.size, background), pixels).convert("RGB")
@@ -313,15 +309,15 @@ def _within(value: float, limit: int) -> float:
 
 
 def slide_mpp(properties: Mapping[str, str], path: Path, given: float | None = None) -> float:
-    """Returns um per pixel of level 0: as given, else as stated, else by the objective's power.
+    """Returns um per pixel of level 0: as given, else as stated in the file, else from the objective power.
 
     Args:
         properties: OpenSlide's properties of the slide.
         path: the slide, for messages.
-        given: the scale that the user gives; it wins over the stated one, which may be a placeholder.
+        given: the scale given by the user, which overrides the stated one (it may be a placeholder), or None.
 
     Raises:
-        InputError: where no scale is known, it cannot be that of a slide, or pixels are not square.
+        InputError: if the scale is unknown or implausible, or pixels are not square.
     """
     if given is not None:
         return _plausible(given, path, "--mpp")
@@ -345,15 +341,15 @@ def slide_mpp(properties: Mapping[str, str], path: Path, given: float | None = N
 
 
 def _check_channels(description: str, path: Path) -> None:
-    """Raises InputError for an OME-TIFF of separate channels, of which OpenSlide shows the first one in grey."""
+    """Raises InputError for an OME-TIFF with separate channels, of which OpenSlide would read only the first."""
     channels = re.search(r'<(?:\w+:)?Pixels\b[^>]*SizeC="(\d+)"', description)
     if channels and int(channels[1]) > 1 and re.search(r'<(?:\w+:)?Channel\b[^>]*SamplesPerPixel="1"', description):
         hint = "export it as RGB, or leave it out"
-        raise InputError(Problem(str(path), "RGB pixels", f"{channels[1]} channels in images of their own", hint))
+        raise InputError(Problem(str(path), "RGB pixels", f"{channels[1]} channels in separate images", hint))
 
 
 def ome_mpp(description: str) -> dict[str, float]:
-    """Returns the um per pixel by axis (``x``, ``y``) of the first image that an OME-TIFF's XML describes.
+    """Returns um per pixel by axis (``x``, ``y``) of the first image described by an OME-TIFF's XML.
 
     >>> ome_mpp('<OME><Image><Pixels PhysicalSizeX="500" PhysicalSizeXUnit="nm" SizeX="9"/></Image></OME>')
     {'x': 0.5}
@@ -379,7 +375,7 @@ def _plausible(mpp: float, path: Path, source: str) -> float:
 
 
 def _positive(text: str | None) -> float | None:
-    """Returns a stated number, or None where it is absent, not a number, or cannot be a scale."""
+    """Returns a stated number, or None if it is absent, not a number, or not positive and finite."""
     try:
         value = float((text or "").replace(",", "."))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Settings of a recipe beside those of TRL, and checks before training: what needs each other, disk, context."""
+"""Settings of the recipes in addition to TRL's, and checks before training: settings, disk space, context length."""
 
 from __future__ import annotations
 
@@ -18,42 +18,44 @@ from scale_vqa_eval.schema import VIEWS
 
 @dataclass
 class RecipeArguments:
-    """Settings of both recipes; ``--help`` shows their lines."""
+    """Settings of both recipes."""
 
-    data: str = field(default="scale-vqa", metadata={"help": "Release folder, Hub id, or the bare name."})
-    data_config: str | None = field(default=None, metadata={"help": "Config of the data; its default if not given."})
+    data: str = field(default="scale-vqa", metadata={"help": "Release folder, Hub id, or scale-vqa."})
+    data_config: str | None = field(default=None, metadata={"help": "Config of the data; by default its default."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    train_limit: int | None = field(default=None, metadata={"help": "Train on at most so many rows, drawn by seed."})
-    dimensions: list[str] | None = field(default=None, metadata={"help": "Train on these dimensions; default all."})
+    train_limit: int | None = field(
+        default=None, metadata={"help": "Maximum number of training rows, sampled by seed."}
+    )
+    dimensions: list[str] | None = field(default=None, metadata={"help": "Dimensions to train on; default all."})
     difficulty: str | None = field(default=None, metadata={"help": "File written by training_recipes/difficulty.py."})
-    views: list[str] = field(default_factory=lambda: list(VIEWS), metadata={"help": "Views to show, if they exist."})
+    views: list[str] = field(default_factory=lambda: list(VIEWS), metadata={"help": "Views to use, if they exist."})
     blind: bool = field(default=False, metadata={"help": "Train without images (text-only control)."})
     prompt: str = field(default=DEFAULT_PROMPT, metadata={"help": PROMPT_HELP})
     min_pixels: int | None = field(default=None, metadata={"help": "Minimum pixels of an image."})
     max_pixels: int | None = field(default=None, metadata={"help": "Maximum pixels of an image."})
     max_prompt_length: int | None = field(default=None, metadata={"help": "Maximum tokens of a prompt with images."})
     unfit_rows: Literal["refuse", "drop"] = field(
-        default="refuse", metadata={"help": "Rows that are too long or lack an image: stop, or leave them out."}
+        default="refuse", metadata={"help": "Rows that are too long or lack an image: stop, or drop them."}
     )
     validation_split: str | None = field(default=None, metadata={"help": "Split to validate on; default none."})
-    validation_limit: int | None = field(default=200, metadata={"help": "Validate on at most so many, drawn by seed."})
+    validation_limit: int | None = field(default=200, metadata={"help": "Maximum number of validation rows."})
     validation_tokens: int | None = field(
         default=None, metadata={"help": "Maximum tokens of a validation answer; default that of training."}
     )
     early_stop_patience: int | None = field(
-        default=None, metadata={"help": "Stop after so many validations without a better metric_for_best_model."}
+        default=None, metadata={"help": "Stop after this many validations without a better metric_for_best_model."}
     )
     make_tiny_model: bool = field(
-        default=False, metadata={"help": "Make a small random model at model_name_or_path if there is none."}
+        default=False, metadata={"help": "Create a small random model at model_name_or_path if it does not exist."}
     )
     processes: int | None = field(
-        default=None, metadata={"help": "Refuse another number of processes: the batch size depends on it."}
+        default=None, metadata={"help": "Required number of processes, because the batch size depends on it."}
     )
     resume: bool = field(default=False, metadata={"help": "Continue from the last complete checkpoint."})
     overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run's checkpoints, unless resuming."})
 
     def __post_init__(self) -> None:
-        """Accepts one name for a list of one, as in YAML's ``views: low_mag``."""
+        """Accepts a single name for a list, such as ``views: low_mag``."""
         for option in fields(self):
             if str(option.type).startswith("list") and isinstance(value := getattr(self, option.name), str):
                 setattr(self, option.name, [value])
@@ -65,7 +67,7 @@ class GRPOArguments(RecipeArguments):
 
     reward_terms: list[str] = field(
         default_factory=lambda: ["reference"],
-        metadata={"help": "reference, strict, structure, visual_gain; reward_weights weighs them in order."},
+        metadata={"help": "reference, strict, structure, visual_gain; reward_weights has their weights."},
     )
     blind_prior: str | None = field(
         default=None, metadata={"help": "Predictions without images (predict --ablate blind) for visual_gain."}
@@ -78,30 +80,32 @@ class SFTArguments(RecipeArguments):
 
     rationales: Literal["checked", "repaired", "none", "mended"] = field(
         default="checked",
-        metadata={"help": "Rationales with the right letter, also repaired ones, or the letter alone (none)."},
+        metadata={
+            "help": "Rationales to learn: with the right letter, also repaired ones, or none (only the letter)."
+        },
     )
     conversations: str | None = field(
         default=None, metadata={"help": "Train on a conversation file (messages and images) instead of data."}
     )
     blind_share: float = field(
         default=0.0,
-        metadata={"help": "Show no image for this share of the training rows, so that a blind control can be read."},
+        metadata={"help": "Share of training rows without images, so that the model can also answer blind."},
     )
     image_root: str | None = field(default=None, metadata={"help": "Folder of the conversation file's images."})
 
     def __post_init__(self) -> None:
-        """Reads the old name of ``repaired``."""
+        """Accepts ``mended``, the old name of ``repaired``."""
         super().__post_init__()
         if self.rationales == "mended":
             self.rationales = "repaired"
 
 
 def parse(kinds: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
-    """Parses the command line and the YAML file of ``--config`` into one object of each kind.
+    """Parses the command line and the YAML file of ``--config`` into one object of each class.
 
     Raises:
-        InputError: if the file is missing, names an unknown setting, or the values do not fit together.
-        SystemExit: 2, for wrong use of the command line.
+        InputError: if the file is missing, a setting is unknown, or values contradict each other.
+        SystemExit: with code 2, if the command line is wrong.
     """
     from trl import TrlParser
     from yaml import YAMLError
@@ -109,16 +113,15 @@ def parse(kinds: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any
     given = list(sys.argv[1:] if argv is None else argv)
     location = given[given.index("--config") + 1] if "--config" in given[:-1] else "command line"
     try:
-        parsed: tuple[Any, ...] = TrlParser(kinds).parse_args_and_config(args=given)
+        return tuple(TrlParser(kinds).parse_args_and_config(args=given))
     except (ValueError, TypeError, OSError, YAMLError) as error:
         text = " ".join(str(error).split())
         hint = "correct the file or the command line; docs/training.md lists the options"
-        raise InputError(Problem(location, "settings that fit together", preview(text, 400), hint)) from error
-    return parsed
+        raise InputError(Problem(location, "valid settings", preview(text, 400), hint)) from error
 
 
 METRICS: Final = ("accuracy", "reward", "format_rate", "unparsed_rate")
-"""What a validation during training logs, under ``eval_``."""
+"""Metrics that a validation during training logs, with the prefix ``eval_``."""
 _COUNTS: Final = (
     "train_limit",
     "validation_limit",
@@ -133,10 +136,10 @@ _COUNTS: Final = (
 
 
 def check_settings(recipe: RecipeArguments, config: Any, base: str | None = None) -> None:
-    """Checks everything that can be known before anything is loaded.
+    """Checks the settings before anything is loaded.
 
     Raises:
-        InputError: with every problem found.
+        InputError: listing all problems.
     """
     problems = [
         *_numbers(recipe, config),
@@ -153,9 +156,10 @@ def _numbers(recipe: RecipeArguments, config: Any) -> Iterator[Problem]:
     for name in _COUNTS:
         value = getattr(recipe, name, getattr(config, name, None))
         if value is not None and value < 1:
-            yield Problem(name, "1 at least", str(value), "raise it, or leave it out")
+            yield Problem(name, "at least 1", str(value), "raise it, or leave it out")
     if (temperature := getattr(config, "temperature", 1.0)) <= 0:
-        yield Problem("temperature", "more than 0", str(temperature), "raise it: identical rollouts teach nothing")
+        hint = "raise it: GRPO learns nothing from identical rollouts"
+        yield Problem("temperature", "more than 0", str(temperature), hint)
     if recipe.processes is not None and recipe.processes != config.world_size:
         hint = f"launch {recipe.processes} (docs/training.md has the command), or change processes and the batch sizes"
         yield Problem("processes", str(recipe.processes), f"{config.world_size} running", hint)
@@ -177,7 +181,7 @@ def _validation(recipe: RecipeArguments, config: Any) -> Iterator[Problem]:
 
 
 def _conversations(recipe: RecipeArguments) -> Iterator[Problem]:
-    """A conversation file brings its own prompts and images and has no dimensions: such settings would be ignored."""
+    """Refuses settings that do not apply to a conversation file."""
     if getattr(recipe, "conversations", None) is None:
         return
     if recipe.image_root is None:  # type: ignore[attr-defined]
@@ -185,11 +189,11 @@ def _conversations(recipe: RecipeArguments) -> Iterator[Problem]:
     for name in ("dimensions", "difficulty", "blind", "blind_share"):
         if value := getattr(recipe, name):
             hint = f"leave {name} out, or train on rows of data"
-            yield Problem(name, "none beside conversations", preview(value), hint)
+            yield Problem(name, "none together with conversations", preview(value), hint)
 
 
 def _installed(config: Any) -> Iterator[Problem]:
-    """The trainer looks for these only when the first step begins, after everything was loaded."""
+    """Checks for optional packages, which the trainer imports only after loading the model."""
     from transformers.utils import is_liger_kernel_available
     from trl.import_utils import is_vllm_available
 
@@ -208,7 +212,7 @@ def _output(recipe: RecipeArguments, config: Any, base: str | None) -> Iterator[
     folder = Path(config.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        reason = None if os.access(folder, os.W_OK | os.X_OK) else "one that is read-only"
+        reason = None if os.access(folder, os.W_OK | os.X_OK) else "a read-only folder"
     except OSError as error:
         reason = error.strerror or type(error).__name__
     if reason is not None:
@@ -226,39 +230,35 @@ def _output(recipe: RecipeArguments, config: Any, base: str | None) -> Iterator[
 
 
 def check_step(config: Any, rows: int, location: str) -> None:
-    """Checks that the rows fill one step of GRPO; TRL's sampler would drop an incomplete step and train on nothing.
+    """Checks that the rows fill one step of GRPO, because TRL drops an incomplete step.
 
     Raises:
-        InputError: if there are fewer questions than one step has.
+        InputError: if there are too few rows.
     """
     questions = config.generation_batch_size // config.num_generations
     if rows < questions:
         hint = "lower per_device_train_batch_size or gradient_accumulation_steps, or use more rows"
-        raise InputError(Problem(location, f"{questions} questions at least, those of one step", str(rows), hint))
+        raise InputError(Problem(location, f"at least {questions} questions, those of one step", str(rows), hint))
 
 
 def check_context(model_config: Any, prompt: int, completion: int) -> None:
-    """Checks that prompt and completion fit into the model's context.
-
-    Raises:
-        InputError: if they do not.
-    """
+    """Raises InputError if ``prompt`` + ``completion`` tokens exceed the model's context."""
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if context is not None and prompt + completion > context:
-        found = f"{prompt} of the longest prompt and {completion} to write"
+        found = f"{prompt} of the longest prompt and {completion} to generate"
         hint = "lower max_pixels, max_prompt_length or max_completion_length"
         raise InputError(Problem("model context", f"at most {context} tokens", found, hint))
 
 
 def stored_numbers(weight: Any) -> int:
-    """Returns how many numbers a weight has; one that DeepSpeed has sharded is empty and notes its own size."""
+    """Returns the number of elements of a weight, which is in ``ds_numel`` if DeepSpeed has sharded it."""
     return int(getattr(weight, "ds_numel", weight.numel()))
 
 
 def bytes_of_checkpoint(model: Any, upcast: bool = False) -> tuple[int, int]:
-    """Returns the bytes of the weights that are saved (all, or the adapter), and of AdamW's two moments.
+    """Returns the bytes of the saved weights (all, or the adapter) and of AdamW's two moments.
 
-    ``upcast`` counts trained weights as float32, as accelerate makes them under FSDP2 with mixed precision.
+    ``upcast`` counts trained weights as float32, their dtype under FSDP2 with mixed precision.
     """
     saved, moments = 0, 0
     for weight in model.parameters():
@@ -269,13 +269,13 @@ def bytes_of_checkpoint(model: Any, upcast: bool = False) -> tuple[int, int]:
 
 
 def check_disk(model: Any, config: Any, upcast: bool = False) -> None:
-    """Checks that the disk has space for ``final`` and for the checkpoints that exist at one time.
+    """Checks that the disk has space for ``final`` and for all checkpoints that exist at the same time.
 
-    With ``save_total_limit`` k there are k + 1 for a moment, and one more if the best is kept; without it, one is
-    assumed. ``upcast``: trained weights are saved as float32.
+    With ``save_total_limit`` k, up to k + 1 exist, and one more if the best is kept; without it, one is assumed.
+    ``upcast``: whether trained weights are saved as float32.
 
     Raises:
-        InputError: if it has not, or the folder cannot be written.
+        InputError: if there is too little space, or the folder cannot be written.
     """
     weights, moments = bytes_of_checkpoint(model, upcast)
     limit, kept = config.save_total_limit or 0, 0

@@ -1,11 +1,11 @@
-"""Draws several answers to each question and writes how often each is right, for GRPO to leave out what is decided.
+"""Samples several answers per question and writes how many are right.
 
-A question that every rollout gets right, or none, has no advantage to learn from in GRPO.
+GRPO can then leave out questions that all rollouts, or none, answer correctly: their advantage is zero.
 
     python training_recipes/difficulty.py --data scale-vqa --split train --model M --n 8 --out difficulty.jsonl
     accelerate launch training_recipes/grpo.py --config ... --difficulty difficulty.jsonl
 
-The rollouts are made by ``scale-vqa predict``, which continues after an interruption.
+The rollouts come from ``scale-vqa predict``, which resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from training_recipes.rewards import read_rollouts
 
 
 def write_rates(data: str, config: str | None, split: str, rollouts: Path, out: Path) -> None:
-    """Writes the rate of each question of a split, and reports how many can be learnt from.
+    """Writes the rates of the questions of a split, and reports how many are useful for GRPO.
 
     Raises:
         InputError: if a question has no answer.
@@ -48,12 +48,12 @@ def write_rates(data: str, config: str | None, split: str, rollouts: Path, out: 
 @click.option("--data", required=True, help="Release folder, Hub id or question file.")
 @click.option("--config", default=None, help="Config of a release folder.")
 @click.option("--split", default="train", show_default=True)
-@click.option("--model", default=None, help="Model that answers; not needed if --rollouts is complete.")
+@click.option("--model", default=None, help="Model to sample from; not needed if --rollouts is complete.")
 @click.option("--backend", default="transformers", show_default=True)
 @click.option("--n", "count", default=8, show_default=True, help="Rollouts per question.")
 @click.option("--temperature", default=1.0, show_default=True)
 @click.option(
-    "--rollouts", type=click.Path(path_type=Path), default=None, help="Predictions file; default beside --out."
+    "--rollouts", type=click.Path(path_type=Path), default=None, help="Predictions file.  [default: beside --out]"
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.argument("more", nargs=-1, type=click.UNPROCESSED)
@@ -69,7 +69,7 @@ def main(
     out: Path,
     more: tuple[str, ...],
 ) -> None:
-    """Draw rollouts and write how often each question is right; options after -- go to `scale-vqa predict`."""
+    """Sample rollouts and write how many are right per question; options after -- go to `scale-vqa predict`."""
     rollouts = rollouts or out.with_suffix(".rollouts.jsonl")
     if model is not None:
         from scale_vqa_eval.predict.command import predict

@@ -1,7 +1,7 @@
 """``scale-vqa export`` for trainers: rows in the layouts of ms-swift, LLaMA-Factory, verl and EasyR1.
 
-A row asks what ``scale-vqa predict`` asks: the same prompt and order of images. Parquet is written in shards, each
-completely or not at all; an interrupted export writes the missing ones. Memory holds a few rows.
+Rows have the prompt and the order of images of ``scale-vqa predict``. Parquet is written in shards, atomically; an
+interrupted export continues with the missing shards. A few rows at a time are in memory.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ from training_recipes.sft_data import with_targets
 
 _IMAGE: Final = "<image>"
 _PLACEHOLDERS: Final = (_IMAGE, "<video>", "<audio>")
-"""What trainers replace in a text; a question must not hold one."""
+"""Placeholders that trainers replace in a text; a question must not contain one."""
 _GROUP: Final = 32
-"""Rows of a row group: what memory holds."""
+"""Rows per row group, which are in memory together."""
 
 
 @dataclass(frozen=True)
 class VerlExport:
-    """What is exported.
+    """Export of rows as Parquet for verl or EasyR1.
 
     Attributes:
-        rows: what ``load_rows`` gave.
-        shape: how they are asked; images stay as they are, with the bounds beside them for verl to apply.
-        split: name that goes into ``extra_info``.
-        out: folder.
+        rows: rows from ``load_rows``.
+        shape: prompt format. Images are not resized; verl applies the bounds, which are written with each image.
+        split: name of the split, for ``extra_info``.
+        out: output folder.
         shard: rows per file.
-        image_files: write images as files below ``out/images`` and their absolute paths into the rows.
-        layout: columns of verl, or of EasyR1, which has a text in place of messages and bounds of its own.
+        image_files: whether to write images as files below ``out/images``, and their absolute paths into the rows.
+        layout: columns of verl, or of EasyR1 (a text instead of messages, no bounds).
     """
 
     rows: Any
@@ -69,10 +69,10 @@ class VerlExport:
     layout: Literal["verl", "easyr1"] = "verl"
 
     def write(self) -> list[Path]:
-        """Writes the shards that do not exist yet; returns all of them.
+        """Writes the missing shards; returns the paths of all shards.
 
         Raises:
-            InputError: if rows have no images, a text holds ``<image>``, or ``out`` holds another export of the split.
+            InputError: if rows have no images, a text contains ``<image>``, or ``out`` has another export.
         """
         self._check()
         count = math.ceil(len(self.rows) / self.shard)
@@ -85,9 +85,9 @@ class VerlExport:
         return paths
 
     def _check(self) -> None:
-        """Checks the rows, and that an export begun in the folder is this one."""
+        """Checks the rows, and that an earlier export in the folder had the same settings."""
         sizes = image_sizes(self.rows, self.shape, self.split)
-        note = {
+        settings = {
             "questions": questions_digest(questions_of(self.rows)),
             "images": sizes,
             "prompt": self.shape.prompt.digest,
@@ -98,11 +98,11 @@ class VerlExport:
             "layout": self.layout,
         }
         path = self.out / f".{self.split}.json"
-        begun = {"layout": "verl"} | json.loads(path.read_text(encoding="utf-8")) if path.is_file() else note
-        if differing := [name for name, value in note.items() if begun.get(name) != value]:
+        earlier = {"layout": "verl"} | json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
+        if differing := [name for name, value in settings.items() if earlier.get(name) != value]:
             found = f"one with another {differing[0]}"
             raise InputError(Problem(str(self.out), f"this export of {self.split}", found, "name another --out"))
-        write_json(path, note, "name another --out")
+        write_json(path, settings, "name another --out")
 
     def _write(self, path: Path, numbers: range) -> None:
         import pyarrow as pa
@@ -148,7 +148,7 @@ class VerlExport:
         return {"image": str(path.absolute()), **self._bounds()}
 
     def _bounds(self) -> dict[str, int]:
-        """Returns the bounds given, under the names by which verl reads them beside an image."""
+        """Returns the bounds that are set, under verl's names."""
         bounds = {"min_pixels": self.shape.bounds.minimum, "max_pixels": self.shape.bounds.maximum}
         return {name: value for name, value in bounds.items() if value is not None}
 
@@ -174,7 +174,7 @@ class VerlExport:
 
 
 def image_sizes(rows: Any, shape: PromptFormat, split: str) -> dict[str, int]:
-    """Returns the bytes of each image column; raises InputError if a row has no image to show."""
+    """Returns the bytes of each image column; raises InputError if a row has no image in the chosen views."""
     import pyarrow.compute as pc
 
     bare, sizes = [], dict.fromkeys((*VIEWS, OPTION_IMAGES), 0)
@@ -187,20 +187,20 @@ def image_sizes(rows: Any, shape: PromptFormat, split: str) -> dict[str, int]:
             row = {name: cell for name in columns if (cell := table[name][number]).is_valid}
             bare += [] if images_of(row, shape) else [row["id"].as_py()]
     if bare:
-        found = f"{len(bare)} without, the first {preview(bare[0])}"
+        found = f"{len(bare)} without images, the first {preview(bare[0])}"
         hint = "choose other views, or a config with images"
         raise InputError(Problem(split, "rows with images", found, hint))
     return sizes
 
 
 def turns_of(question: Any, images: Any, shape: PromptFormat) -> list[dict[str, str]]:
-    """Returns the messages of a question as texts, with ``<image>`` in place of an image."""
+    """Returns the messages of a question as texts, with ``<image>`` for each image."""
     turns = messages_of(question, images, shape)
     return [{"role": turn["role"], "content": _content(turn, question.id)} for turn in turns]
 
 
 def _content(message: Mapping[str, Any], name: str) -> str:
-    """Joins the parts of a message; trainers put an image in place of ``<image>``."""
+    """Joins the parts of a message, with ``<image>`` for each image."""
     texts = [part["text"] for part in message["content"] if part["type"] == "text"]
     if any(placeholder in text for text in texts for placeholder in _PLACEHOLDERS):
         expected = f"a text without {', '.join(_PLACEHOLDERS)}"
@@ -211,12 +211,12 @@ def _content(message: Mapping[str, Any], name: str) -> str:
 def _row_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         (
-            click.option("--data", required=True, help="Release folder, Hub id, or the bare name."),
+            click.option("--data", required=True, help="Release folder, Hub id, or scale-vqa."),
             click.option("--config", default=None, help="Config of the data.  [default: its default]"),
             click.option("--split", default="train", show_default=True),
             click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder."),
             click.option("--views", multiple=True, type=click.Choice(VIEWS), default=VIEWS, show_default=True),
-            click.option("--dimension", "dimensions", multiple=True, help="Keep this dimension; may be given again."),
+            click.option("--dimension", "dimensions", multiple=True, help="Dimension to export; repeatable."),
             click.option("--prompt", default=DEFAULT_PROMPT, show_default=True, help=PROMPT_HELP),
             click.option("--min-pixels", type=click.IntRange(min=1), default=None, help="Minimum pixels of an image."),
             click.option("--max-pixels", type=click.IntRange(min=1), default=None, help="Maximum pixels of an image."),
@@ -232,7 +232,7 @@ _RATIONALES = click.option(
     type=click.Choice(["checked", "repaired", "none"]),
     default="repaired",
     show_default=True,
-    help="The rationales to learn: those whose letters are right, also those that can be repaired, or none.",
+    help="Rationales to learn: those with the right letters, also those that can be repaired, or none.",
 )
 
 
@@ -241,7 +241,7 @@ _RATIONALES = click.option(
 @_SHARD
 @click.option("--image-files", is_flag=True, help="Write images as files and their paths into the rows.")
 def verl(**given: Any) -> None:
-    """Write a split as Parquet for verl; --min-pixels and --max-pixels are written beside each image."""
+    """Write a split as Parquet for verl, with --min-pixels and --max-pixels in each image."""
     _write_parquet("verl", **given)
 
 
@@ -249,9 +249,9 @@ def verl(**given: Any) -> None:
 @_row_options
 @_SHARD
 def easyr1(**given: Any) -> None:
-    """Write a split as Parquet for EasyR1: images, problem (with the system prompt in front), answer.
+    """Write a split as Parquet for EasyR1: images, problem (starting with the system prompt), answer.
 
-    EasyR1 takes bounds of pixels from its own configuration.
+    Set bounds of pixels in EasyR1's own configuration.
     """
     if given["min_pixels"] or given["max_pixels"]:
         raise click.UsageError("EasyR1 takes data.min_pixels and data.max_pixels from its configuration")
@@ -260,7 +260,7 @@ def easyr1(**given: Any) -> None:
 
 @click.command("ms-swift")
 @_row_options
-@click.option("--rl", is_flag=True, help="Rows for RL: no answer to learn, and `solution` for the reward.")
+@click.option("--rl", is_flag=True, help="Rows for RL: without answers, with `solution` for the reward.")
 @_RATIONALES
 def ms_swift(
     data: str,
@@ -272,7 +272,7 @@ def ms_swift(
     rationales: Literal["checked", "repaired", "none"],
     **shape: Any,
 ) -> None:
-    """Write a split as JSONL for ms-swift (SFT, or --rl for GRPO), with the images as files."""
+    """Write a split as JSONL for ms-swift (SFT, or GRPO with --rl), and the images as files."""
     rows = load_rows(data, config, split, dimensions)
     rows = rows if rl else _with_targets(rows, rationales, split)
     path = out / f"{'-'.join([*filter(None, (config, split)), *(['rl'] if rl else [])])}.jsonl"
@@ -298,9 +298,9 @@ def llama_factory(
     name: str | None,
     **shape: Any,
 ) -> None:
-    """Write a split as ShareGPT conversations for LLaMA-Factory, with the images as files, and dataset_info.json.
+    """Write a split as ShareGPT conversations for LLaMA-Factory, with image files and dataset_info.json.
 
-    Stage sft learns the last turn; stage ppo takes the turns before it as the prompt.
+    Stage sft learns the last turn; stage ppo uses the turns before it as the prompt.
     """
     name = name or re.sub(r"[^A-Za-z0-9_]+", "_", "_".join(filter(None, ("scale_vqa", config, split))))
     rows = _with_targets(load_rows(data, config, split, dimensions), rationales, split)
@@ -315,7 +315,7 @@ def llama_factory(
     with exclusive_output(out):
         known = parse_json(info.read_text(encoding="utf-8"), str(info)) if info.is_file() else {}
         if not isinstance(known, dict):
-            raise InputError(Problem(str(info), "an object of data sets", preview(known), "name another --out"))
+            raise InputError(Problem(str(info), "a JSON object of datasets", preview(known), "name another --out"))
         with _text_file(path) as file:
             for number, row in enumerate(_conversations(rows, prompt_format(**shape), split, out)):
                 file.write((",\n" if number else "[\n") + json.dumps(row, ensure_ascii=False))
@@ -326,7 +326,7 @@ def llama_factory(
 
 @contextmanager
 def _text_file(path: Path) -> Iterator[IO[str]]:
-    """Yields a file that appears under its name once it is complete."""
+    """Yields a text file that is renamed to ``path`` once it is complete."""
     with (
         atomic_path(path, "name another --out") as partial,
         partial.open("w", encoding="utf-8", errors="backslashreplace") as file,
@@ -335,7 +335,7 @@ def _text_file(path: Path) -> Iterator[IO[str]]:
 
 
 def _with_targets(rows: Any, policy: Literal["checked", "repaired", "none"], split: str) -> Any:
-    """Returns the rows that have a text to learn; the others are counted on stderr by reason."""
+    """Returns the rows that have a text to learn; reports the others by reason."""
     kept, left_out = with_targets(rows, policy)
     for reason in sorted({reason for _, reason in left_out}):
         ids = [name for name, why in left_out if why == reason]
@@ -347,7 +347,7 @@ def _with_targets(rows: Any, policy: Literal["checked", "repaired", "none"], spl
 
 
 def _conversations(rows: Any, shape: PromptFormat, split: str, out: Path) -> Iterator[dict[str, Any]]:
-    """Yields one conversation a row; ``images`` are names relative to ``out``."""
+    """Yields one conversation per row; ``images`` are paths relative to ``out``."""
     image_sizes(rows, shape, split)
     folder, names = ImageFolder(out, shape.bounds), dimension_names(rows)
     for row in rows:

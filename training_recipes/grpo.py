@@ -1,9 +1,9 @@
-"""GRPO on Scale-VQA: rollouts with the images of each scale, rewarded by the published rule.
+"""GRPO on Scale-VQA: rollouts with the images of each scale and the published reward.
 
     accelerate launch training_recipes/grpo.py --config training_recipes/configs/cpu-tiny.yaml
 
-docs/training.md has the options, the configurations for one GPU, eight and several nodes, and how this port differs
-from the paper's run.
+docs/training.md describes the options, the configurations for one GPU, eight GPUs and several nodes, and the
+differences from the paper's run.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class ScaleVQAGRPOTrainer(RecipeTrainer, GRPOTrainer):
     """``GRPOTrainer`` with greedy validation by the metric."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs, with conversations in the table as text: W&B refuses a column whose parts have different fields."""
+        """Logs conversations as text, because W&B refuses a column whose parts have different fields."""
         for name in ("prompt", "completion"):
-            held = self._logs[name]
-            self._logs[name] = type(held)(map(as_text, held), held.maxlen)
+            logged = self._logs[name]
+            self._logs[name] = type(logged)(map(as_text, logged), logged.maxlen)
         super().log(logs, start_time)
 
 
@@ -49,14 +49,14 @@ def as_text(conversation: Any) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains as the YAML file and the command line say."""
+    """Trains with the settings of the YAML file and the command line."""
     recipe, config, model_arguments = parse((GRPOArguments, GRPOConfig, ModelConfig), argv)
     check_settings(recipe, config, model_arguments.model_name_or_path)
     has_prior = recipe.blind_prior is not None
     reward_functions(recipe.reward_terms, config.reward_weights, has_prior)  # checks them
     config.remove_unused_columns = False  # rewards need the columns
 
-    # data first: what is wrong with it is known before any weight is loaded
+    # check the data before any weights are loaded
     processor, model_config = load_model_files(recipe, config, model_arguments)
     shape = prompt_format(recipe.prompt, recipe.views, recipe.min_pixels, recipe.max_pixels, recipe.blind)
     shape, opened = with_processor_bounds(shape, processor), opens_thoughts(processor)

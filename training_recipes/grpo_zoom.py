@@ -54,6 +54,10 @@ class ZoomArguments(RecipeArguments):
         default_factory=list, metadata={"help": "Supervised steps of make_tiny_model; one number for each cycle."}
     )
     warm_up_seeing: int = field(default=0, metadata={"help": "Steps before those: an image and what it shows."})
+    evidence_share: list[float] = field(
+        default_factory=lambda: [1.0],
+        metadata={"help": "Share of each cycle's episodes that look at the evidence; others look at one corner."},
+    )
     prompt: str = field(default="zoom", metadata={"help": "Prompt id, or a YAML file of your own."})
 
 
@@ -139,7 +143,7 @@ def _looks(
     for one in item.evidence:
         left, top, right, bottom = one.boxes[0]
         x, y = (
-            round((low + high) / 2 + rng.uniform(-0.25, 0.25) * (high - low), -2)
+            200 * round(((low + high) / 2 + rng.uniform(-0.2, 0.2) * (high - low)) / 200)
             for low, high in ((left, right), (top, bottom))
         )
         asked = {"x_um": int(x), "y_um": int(y), "view": MAGNIFICATION[one.view]}
@@ -165,9 +169,9 @@ def sight(
 def example(
     environment: ZoomEnvironment, prompt: Prompt, item: ZoomQuestion, place: ZoomQuestion, rng: random.Random
 ) -> list[dict[str, Any]]:
-    """Returns an episode that says where the evidence lies, but looks at that of another question, ``place``.
+    """Returns an episode that says where the evidence of ``item`` lies, looks at that of ``place``, and answers by it.
 
-    It teaches how to call, to name what is seen, and to answer by it; where to look is left to be learned.
+    It teaches how to call, to name what is seen, and to answer by it; ``demonstrated`` chooses ``place``.
     """
 
     def called(name: str, arguments: dict[str, Any], text: str, shown: list[dict[str, Any]]) -> None:
@@ -186,6 +190,20 @@ def example(
     return [*messages, {"role": "assistant", "content": "Done."}]
 
 
+def demonstrated(item: ZoomQuestion, places: Sequence[ZoomQuestion], share: float, rng: random.Random) -> ZoomQuestion:
+    """Returns where an episode of the warm-up looks: at its own evidence, or else at one fixed corner of the slide.
+
+    Args:
+        item: what is asked.
+        places: questions of the same slide; the corner is that of the evidence nearest to the upper left.
+        share: of the episodes that look at the evidence of ``item``.
+        rng: draws which.
+    """
+    if rng.random() < share:
+        return item
+    return min(places, key=lambda one: sum(one.evidence[0].boxes[0][:2]))
+
+
 def texts_of(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yields all texts and calls of a conversation, for the tokenizer."""
     for message in messages:
@@ -201,6 +219,7 @@ def warm_up(
     make: Callable[[], ZoomEnvironment],
     steps: tuple[int, int],
     prompt: Prompt,
+    share: float,
     seed: int,
     rate: float = 1.5e-3,
 ) -> None:
@@ -213,6 +232,7 @@ def warm_up(
         make: makes an environment of both.
         steps: optimizer steps of both parts.
         prompt: the words.
+        share: of ``demonstrated``.
         seed: of the episodes.
         rate: greatest learning rate.
     """
@@ -233,10 +253,12 @@ def warm_up(
         seeing = step < steps[0]
         conversations = []
         for item in rng.choices(questions, k=SIGHTS if seeing else EPISODES):
-            place = rng.choice(list(of_slide[item.slide].values()))
-            conversations.append(
-                sight(environment, item, place, rng) if seeing else example(environment, prompt, item, place, rng)
-            )
+            found = list(of_slide[item.slide].values())
+            if seeing:
+                conversations.append(sight(environment, item, rng.choice(found), rng))
+            else:
+                place = demonstrated(item, found, share, rng)
+                conversations.append(example(environment, prompt, item, place, rng))
         inputs = processor.apply_chat_template(
             conversations,
             tools=None if seeing else TOOLS,
@@ -286,9 +308,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         corpus = [*map(json.dumps, TOOLS), *(part for one in examples for part in texts_of(one))]
         make_tiny_qwen3(staged, corpus, config.seed, vocabulary=1200, gain=1.0)
         for cycle, steps in enumerate(recipe.warm_up):
-            seeing = 0 if cycle else recipe.warm_up_seeing
-            warm_up(staged, questions, places, seen, (seeing, steps), prompt, config.seed + cycle)
+            both = (0 if cycle else recipe.warm_up_seeing, steps)
+            share = recipe.evidence_share[min(cycle, len(recipe.evidence_share) - 1)]
+            warm_up(staged, questions, places, seen, both, prompt, share, config.seed + cycle)
         staged.rename(model)
+    if config.max_steps == 0:  # the warm-up alone
+        return
     processor, _ = load_model_files(recipe, config, model_arguments)
     config.remove_unused_columns = False  # the environment is reset by the question's id
     rows = [{"prompt": first_messages(prompt, item.question), "id": item.question.id} for item in questions]

@@ -1,7 +1,6 @@
-"""Reward terms as ``GRPOTrainer`` calls them: a batch of completions in, one number for each out, parts logged.
+"""Reward functions for ``GRPOTrainer``: picklable callables around the rules of ``scale_vqa_eval.rewards``.
 
-The rules are those of ``scale_vqa_eval.rewards``; these are picklable callables around them. The prior that
-``visual_gain`` needs is read from answers without images.
+The prior that ``visual_gain`` needs is estimated from answers without images.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ Log = Callable[..., None]
 
 
 def text_of(completion: Any) -> str:
-    """Returns the text of a completion: a string, or messages whose content is text or parts of text."""
+    """Returns the text of a completion, which is a string or a list of messages."""
     if isinstance(completion, str):
         return completion
     content = completion[-1]["content"] if completion else ""
@@ -39,7 +38,7 @@ def text_of(completion: Any) -> str:
 
 
 def _ignore(*_: Any) -> None:
-    """Logs nothing: for a call outside of a trainer."""
+    """Logs nothing, for calls without a trainer."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class RewardTerm:
 
     Attributes:
         name: one of ``TERMS``.
-        opened: the chat template opens the think block, so completions lack its opening tag. Only then is it put
-            back: the published rule gives no format reward to a model that leaves it out itself.
+        opened: whether the chat template opens the think block. If so, the opening tag is added to completions;
+            otherwise a completion without it gets no format reward, as in the published rule.
     """
 
     name: str
@@ -68,7 +67,7 @@ class RewardTerm:
         log_extra: Log = _ignore,
         **columns: Any,
     ) -> list[float] | list[float | None]:
-        """Returns one reward per completion; None, which TRL leaves out, for ``visual_gain`` without a prior."""
+        """Returns one reward per completion, or None (which TRL skips) for ``visual_gain`` without a prior."""
         texts = [text_of(completion) for completion in completions]
         texts = [restore_thoughts(text) for text in texts] if self.opened else texts
         if self.name == "pathscale":
@@ -91,7 +90,7 @@ class RewardTerm:
         log_extra: Log,
         columns: dict[str, Any],
     ) -> list[float]:
-        """Returns 0.8 * accuracy + 0.2 * format; logs both parts, and the letters beside the completions."""
+        """Returns 0.8 * accuracy + 0.2 * format; logs both parts and the letters."""
         rows = list(zip(texts, answer, options, strict=True))
         letters = [parse_response(text, mode, count).letter for text, _, count in rows]
         parts = {
@@ -111,10 +110,10 @@ class RewardTerm:
 def reward_functions(
     terms: Sequence[str], weights: Sequence[float] | None, has_prior: bool, opened: bool = False
 ) -> list[RewardTerm]:
-    """Returns the terms, in order.
+    """Returns the reward terms.
 
     Raises:
-        InputError: for an unknown term, another number of weights, or ``visual_gain`` without a blind prior.
+        InputError: for an unknown term, a wrong number of weights, or ``visual_gain`` without a blind prior.
     """
     problems = [
         Problem("reward_terms", f"some of {', '.join(TERMS)}", preview(term), "correct the name")
@@ -122,7 +121,7 @@ def reward_functions(
         if term not in TERMS
     ]
     if not terms:
-        problems.append(Problem("reward_terms", "one term at least", "none", "add reference"))
+        problems.append(Problem("reward_terms", "at least one term", "none", "add reference"))
     if weights is not None and len(weights) != len(terms):
         expected = f"{len(terms)} weights, one per term"
         problems.append(Problem("reward_weights", expected, str(len(weights)), "match them"))
@@ -135,7 +134,7 @@ def reward_functions(
 
 
 def read_rollouts(path: str | Path) -> tuple[dict[str, list[str]], str | None]:
-    """Reads a predictions file: row id -> every answer drawn, and the ablation that the run notes.
+    """Reads a predictions file: row id -> all sampled answers, and the ablation of the run.
 
     Raises:
         InputError: if it is not a predictions file, or its options were rotated.
@@ -143,10 +142,10 @@ def read_rollouts(path: str | Path) -> tuple[dict[str, list[str]], str | None]:
     predictions = read_predictions(path)
     rotated = [row.id for row in predictions.rows if row.rotation is not None]
     if rotated:
-        found, hint = f"rotated ones, such as of {rotated[0]!r}", "name a run without --ablate circular"
+        found, hint = f"rotated options, such as those of {rotated[0]!r}", "name a run without --ablate circular"
         raise InputError(Problem(str(path), "options as released", found, hint))
     responses: dict[str, list[str]] = {}
-    # not splitlines: a text may hold other line ends (U+2028), which JSON leaves as they are
+    # not splitlines: JSON texts may contain other line separators such as U+2028
     for line in Path(path).read_text(encoding="utf-8-sig").split("\n"):
         row: dict[str, Any] = json.loads(line) if line.strip() else {}
         if "id" in row:
@@ -156,12 +155,12 @@ def read_rollouts(path: str | Path) -> tuple[dict[str, list[str]], str | None]:
 
 
 def blind_priors(path: str | Path, ids: Iterable[str], options: int = 4) -> list[list[float] | None]:
-    """Returns each question's letter shares among text-only answers, add-one smoothed; None without an answer.
+    """Returns the shares of the letters among each question's text-only answers, or None if it has no answer.
 
-    Smoothing keeps a single greedy answer from counting as certainty: one answer to four options gives 2/5.
+    Add-one smoothing: a single answer to a question with four options gives 2/5, not certainty.
 
     Raises:
-        InputError: if the answers were drawn with images, or no question has one.
+        InputError: if the answers were generated with images, or no question has one.
     """
     responses, ablation = read_rollouts(path)
     if ablation != "blind":
@@ -174,6 +173,6 @@ def blind_priors(path: str | Path, ids: Iterable[str], options: int = 4) -> list
         shares = [(read.count(letter) + 1) / (len(read) + options) for letter in LETTERS[:options]]
         priors.append(shares if name in responses else None)
     if not any(priors):
-        expected, hint = "answers to questions of the training split", "run it on the split that is trained on"
+        expected, hint = "answers to questions of the training split", "run it on the training split"
         raise InputError(Problem(str(path), expected, "none", hint))
     return priors

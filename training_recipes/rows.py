@@ -1,7 +1,7 @@
-"""Turns rows of Scale-VQA into trainer rows: ``prompt``, ``images`` and what rewards and targets need.
+"""Converts rows of Scale-VQA into trainer rows: ``prompt``, ``images``, and columns for rewards and targets.
 
-A trainer row asks exactly what ``scale-vqa predict`` asks: the same prompt, order of images and resolution bounds.
-Images stay encoded until a batch needs them.
+Trainer rows have the prompt, the order of images and the resolution bounds of ``scale-vqa predict``. Images are
+decoded when a batch needs them.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from scale_vqa_eval.release_folder.read import resolve_data
 from scale_vqa_eval.schema import ALL_DIMENSIONS, LETTERS, VIEWS, patient_of
 
 NUMBER: Final = "row_number"
-"""Column with the row's number in the data, for messages."""
+"""Column with the index of the row in the data, for messages."""
 TARGET: Final = "target"
 """Column with the text that SFT learns."""
 Sized = tuple[ImageRef, tuple[int, int]]
-"""An image and its (width, height) inside the bounds."""
+"""An image, and its (width, height) within the bounds."""
 
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How a row is asked.
+    """Prompt, views and image bounds of trainer rows.
 
     Attributes:
-        prompt: the words around the question.
-        views: views to show, if the row has them.
+        prompt: prompt template.
+        views: views to use, if the row has them.
         bounds: minimum and maximum pixels of an image.
-        blind: show no image; the text stays the same.
-        blind_share: show none for this share of the rows, drawn by their number.
+        blind: leave out all images; the text is the same.
+        blind_share: share of the rows without images, chosen by row number.
     """
 
     prompt: Prompt
@@ -59,7 +59,7 @@ class PromptFormat:
     blind_share: float = 0.0
 
     def hides(self, number: int) -> bool:
-        """Tells whether the row of this number in the data is asked without images."""
+        """Whether the row with this number is asked without images."""
         return self.blind or random.Random(number).random() < self.blind_share
 
 
@@ -70,7 +70,7 @@ def prompt_format(
     max_pixels: int | None = None,
     blind: bool = False,
 ) -> PromptFormat:
-    """Returns a checked prompt format, views in scale order.
+    """Returns a prompt format with the views in scale order.
 
     Raises:
         InputError: for an unknown prompt or view, or a minimum above the maximum.
@@ -89,11 +89,10 @@ def prompt_format(
 
 
 def with_processor_bounds(shape: PromptFormat, processor: Any) -> PromptFormat:
-    """Writes the bounds into the processor, and returns the format with the sizes that it gives.
+    """Sets the bounds in the processor, and returns the format with the bounds that the processor applies.
 
-    The processor is saved with each checkpoint, and prediction reads it. Processors of Qwen's kind apply the bounds;
-    others resize to a fixed size or by other rules: their images are brought inside the bounds before. Without bounds
-    in the format, those that the processor states from an earlier training are used.
+    The processor is saved with each checkpoint and used for prediction. Qwen's processors apply the bounds; for
+    others, images are resized before. Without bounds in the format, those saved by an earlier training apply.
     """
     images, bounds = processor.image_processor, shape.bounds
     if bounds == Bounds() and (stated := stated_bounds(getattr(images, PIXELS, None))) is None:
@@ -110,19 +109,19 @@ def with_processor_bounds(shape: PromptFormat, processor: Any) -> PromptFormat:
 
 
 def load_rows(data: str, config: str | None, split: str, dimensions: Iterable[str] | None = None) -> Any:
-    """Loads one split with ``load_dataset``, images left encoded.
+    """Loads a split with ``load_dataset``, without decoding images.
 
     Args:
-        data: the bare name ``scale-vqa``, a release folder or a Hub id.
-        config: name of the config, or None for the data's default.
+        data: ``scale-vqa``, a release folder or a Hub id.
+        config: name of the config, or None for the default.
         split: name of the split.
-        dimensions: keep rows of these dimensions; None or empty keeps all.
+        dimensions: dimensions to keep; None or empty for all.
 
     Returns:
         ``datasets.Dataset`` with the columns of a release and ``row_number``.
 
     Raises:
-        InputError: if data, config, split or dimension do not exist, or columns of a release are missing.
+        InputError: if data, config, split or dimension do not exist, or required columns are missing.
     """
     from datasets import Dataset, DatasetInfo, Image, List, get_dataset_split_names, load_dataset
 
@@ -138,13 +137,13 @@ def load_rows(data: str, config: str | None, split: str, dimensions: Iterable[st
     except (OSError, ValueError) as error:
         hint = "name a release folder, a Hub id, or `scale-vqa` once prepared (`scale-vqa prepare`); see docs/data.md"
         raise InputError(
-            Problem(location, "a data set in the release's format", first_line(error, 240), hint)
+            Problem(location, "a dataset in the release's format", first_line(error, 240), hint)
         ) from error
     missing = [name for name in ("id", "question", "options", "answer") if name not in rows.column_names]
     if missing:
         found = preview(f"columns {', '.join(rows.column_names)}", 200)
         raise InputError(Problem(location, f"the columns {', '.join(missing)}", found, "see docs/data.md"))
-    # cast_column would copy a list of images; this copies nothing
+    # unlike cast_column, this does not copy lists of images
     features = rows.features.copy()
     features |= {view: Image(decode=False) for view in VIEWS if view in features}
     features |= {OPTION_IMAGES: List(Image(decode=False))} if OPTION_IMAGES in features else {}
@@ -172,11 +171,11 @@ def dimension_names(rows: Any) -> list[str] | None:
 
 
 def questions_of(rows: Any) -> list[Question]:
-    """Returns the questions of some rows; images are not read."""
-    held = rows.with_format(None)
-    columns = [name for name in held.column_names if name not in (*VIEWS, OPTION_IMAGES)]
-    names = dimension_names(held)
-    return [question_of(row, names) for row in held.select_columns(columns).to_list()]
+    """Returns the questions of rows without reading their images."""
+    plain = rows.with_format(None)
+    columns = [name for name in plain.column_names if name not in (*VIEWS, OPTION_IMAGES)]
+    names = dimension_names(plain)
+    return [question_of(row, names) for row in plain.select_columns(columns).to_list()]
 
 
 def question_of(row: Mapping[str, Any], names: Sequence[str] | None = None) -> Question:
@@ -190,7 +189,7 @@ def question_of(row: Mapping[str, Any], names: Sequence[str] | None = None) -> Q
         answer=answer if isinstance(answer, int) else LETTERS.index(answer),
         dimension=names[dimension] if names is not None and isinstance(dimension, int) else dimension,
         slide=slide,
-        patient=row.get("patient_id") or (patient_of(slide) if slide else None),  # as a score reads it
+        patient=row.get("patient_id") or (patient_of(slide) if slide else None),  # the same rule as in scores
         path_id=row.get("path_id"),
         rationale=row.get("rationale"),
         group=row.get("group"),
@@ -198,7 +197,7 @@ def question_of(row: Mapping[str, Any], names: Sequence[str] | None = None) -> Q
 
 
 def images_of(row: Mapping[str, Any], shape: PromptFormat) -> list[ImageRef]:
-    """Returns the images that a row is asked with, in the order of the prompt."""
+    """Returns the images of a row's prompt in their order."""
     number = row.get(NUMBER, 0)
     if shape.hides(number):
         return []
@@ -207,7 +206,7 @@ def images_of(row: Mapping[str, Any], shape: PromptFormat) -> list[ImageRef]:
 
 
 def shown_images(rows: Any, shape: PromptFormat, location: str = "data") -> list[tuple[Sized, ...]]:
-    """Returns the images that each row is asked with and their sizes inside the bounds; no image is decoded.
+    """Returns the images of each row's prompt and their sizes within the bounds, without decoding images.
 
     Raises:
         InputError: if an image is not embedded, or its header cannot be read.
@@ -225,18 +224,18 @@ def shown_images(rows: Any, shape: PromptFormat, location: str = "data") -> list
 
 
 def _header(cell: Any, image: ImageRef, location: str) -> tuple[int, int]:
-    """Returns (width, height) of an image in an Arrow cell; only the pages of its header are read."""
+    """Returns (width, height) of an image in an Arrow cell; reads only its header."""
     import pyarrow as pa
     from PIL import Image
 
     content = (cell if image.option is None else cell[image.option])["bytes"]
     if not content.is_valid:
-        embedded_bytes(cell.as_py(), image, location)  # raises with the reason
-    # the second is for decoders (TIFF) that need a file of Python's own; it copies the bytes
+        embedded_bytes(cell.as_py(), image, location)  # raises InputError
+    # the second reader, which copies the bytes, is for decoders (TIFF) that need a Python file object
     for reader in (lambda: pa.BufferReader(content.as_buffer()), lambda: io.BytesIO(content.as_py())):
         with suppress(*UNREADABLE), Image.open(reader()) as header:
             return header.size
-    return decode_image(content.as_py(), f"{location}, {image.name}", Bounds()).size  # raises with the reason
+    return decode_image(content.as_py(), f"{location}, {image.name}", Bounds()).size  # raises InputError
 
 
 def messages_of(question: Question, images: Sequence[ImageRef], shape: PromptFormat) -> list[dict[str, Any]]:
@@ -247,16 +246,16 @@ def messages_of(question: Question, images: Sequence[ImageRef], shape: PromptFor
 
 
 def assistant(text: str) -> dict[str, Any]:
-    """Returns the turn that SFT learns."""
+    """Returns an assistant message with the text."""
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
 class Transform:
-    """A transform of ``datasets`` that makes one trainer row of one row; picklable, for loader processes."""
+    """A ``datasets`` transform of rows into trainer rows; picklable."""
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        made = [self.one(dict(zip(batch, values, strict=True))) for values in zip(*batch.values(), strict=True)]
-        return {name: [row[name] for row in made] for name in made[0]}
+        rows = [self.one(dict(zip(batch, values, strict=True))) for values in zip(*batch.values(), strict=True)]
+        return {name: [row[name] for row in rows] for name in rows[0]}
 
     def one(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Returns one trainer row; raises InputError if an image is missing or cannot be decoded."""
@@ -265,11 +264,11 @@ class Transform:
 
 @dataclass(frozen=True)
 class TrainerRow(Transform):
-    """Makes trainer rows of rows of a release.
+    """Transforms rows of a release into trainer rows.
 
-    A trainer row has ``id``, ``prompt`` (messages with image placeholders), ``images`` (RGB, in their order),
-    ``answer`` (gold letter), ``option_count``, ``image_count``, ``views`` (those shown), ``dimension``, ``cluster``;
-    ``completion`` if the rows have a ``target``, and ``blind_prior`` if they have one.
+    A trainer row has ``id``, ``prompt`` (messages with image placeholders), ``images`` (RGB), ``answer`` (letter),
+    ``option_count``, ``image_count``, ``views`` (of the images), ``dimension``, ``cluster``; ``completion`` if the
+    rows have a ``target``; and ``blind_prior`` if they have one.
     """
 
     shape: PromptFormat
@@ -280,7 +279,7 @@ class TrainerRow(Transform):
         question, images = question_of(row, self.names), images_of(row, self.shape)
         location = f"{self.location}, {question.id}"
         contents = [embedded_bytes(row[image.column], image, self.location) for image in images]
-        made = {
+        result = {
             "id": question.id,
             "prompt": messages_of(question, images, self.shape),
             "images": [decode_image(content, location, self.shape.bounds) for content in contents],
@@ -292,10 +291,10 @@ class TrainerRow(Transform):
             "cluster": question.cluster,
         }
         if row.get(TARGET) is not None:
-            made["completion"] = [assistant(row[TARGET])]
-        return made | {name: row[name] for name in ("blind_prior",) if name in row}
+            result["completion"] = [assistant(row[TARGET])]
+        return result | ({"blind_prior": row["blind_prior"]} if "blind_prior" in row else {})
 
 
 def trainer_row(rows: Any, shape: PromptFormat, location: str = "data") -> TrainerRow:
-    """Returns the transform of rows that ``load_rows`` gave; ``rows.with_transform`` takes it."""
+    """Returns the transform for rows of ``load_rows``, to be used with ``rows.with_transform``."""
     return TrainerRow(shape, location, tuple(names) if (names := dimension_names(rows)) else None)

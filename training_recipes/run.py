@@ -1,7 +1,7 @@
-"""Trains or continues, marks complete checkpoints, saves, validates, and writes ``training_metadata.json``.
+"""Trains or resumes, marks complete checkpoints, saves, validates, and writes ``training_metadata.json``.
 
-A model card is made from that file. A checkpoint without a mark is never resumed. A save that fails leaves the one
-before it as it was: older checkpoints are deleted only after a newer one is written. A full disk is one clear error.
+The model card is made from that file. A checkpoint without a mark is never resumed. Older checkpoints are deleted only
+after a newer one is complete. A full disk gives one clear error.
 """
 
 from __future__ import annotations
@@ -30,18 +30,14 @@ from training_recipes.selection import Candidates, ChosenRows, candidates, fitti
 from training_recipes.trainer import ENGINE_GREEDY, GREEDY, figures, greedy_answers, set_model_loading, write_answers
 
 MARK: Final = "scale_vqa_checkpoint.json"
-"""File that is written last: a checkpoint without it is not complete."""
+"""File that is written last into a complete checkpoint."""
 _DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES)
 _DISK_MESSAGES: Final = ("os error", "No space left", "I/O error", "PytorchStreamWriter", "file write failed")
-"""What safetensors and torch make of an OSError."""
+"""Parts of the messages of safetensors and torch for an OSError."""
 
 
 class MarkCheckpoints(TrainerCallback):
-    """Marks a checkpoint as complete once every process has saved its part.
-
-    Attributes:
-        trained: the ``fingerprint`` of the model.
-    """
+    """Marks a checkpoint as complete after all processes have saved; ``trained`` is the model's ``fingerprint``."""
 
     def __init__(self, trained: dict[str, Any]) -> None:
         self.trained = trained
@@ -56,8 +52,8 @@ class MarkCheckpoints(TrainerCallback):
 
 
 def fingerprint(model: Any) -> dict[str, Any]:
-    """Returns what a model must share with a checkpoint to continue from it: class and shapes of trained weights."""
-    # a weight that DeepSpeed has sharded is empty here and notes its own size
+    """Returns class and shapes of the trained weights, which must agree to resume from a checkpoint."""
+    # a weight that DeepSpeed has sharded is empty, and has its shape in ds_shape
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     shapes = sorted((name, list(getattr(weight, "ds_shape", weight.shape))) for name, weight in trained.items())
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
@@ -69,7 +65,7 @@ def fingerprint(model: Any) -> dict[str, Any]:
 
 
 def last_complete(output_dir: str | Path) -> Path | None:
-    """Returns the complete checkpoint with the most steps, or None."""
+    """Returns the latest complete checkpoint, or None."""
     return next((path for path in reversed(_checkpoints(output_dir)) if (path / MARK).is_file()), None)
 
 
@@ -79,21 +75,21 @@ def _checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def remove_incomplete(output_dir: str | Path) -> list[Path]:
-    """Removes checkpoints whose save was interrupted; returns them."""
-    torn = [path for path in _checkpoints(output_dir) if not (path / MARK).is_file()]
-    for path in torn:
+    """Removes incomplete checkpoints and returns their paths."""
+    incomplete = [path for path in _checkpoints(output_dir) if not (path / MARK).is_file()]
+    for path in incomplete:
         shutil.rmtree(path, ignore_errors=True)
-    return torn
+    return incomplete
 
 
 def checkpoint_to_resume(output_dir: str | Path, trained: dict[str, Any], main_process: bool = True) -> str | None:
-    """Returns the checkpoint to continue from, or None; incomplete ones are removed and named.
+    """Returns the checkpoint to resume from, or None; removes and reports incomplete ones.
 
     Raises:
-        InputError: if the last one is of another architecture or has other trained weights.
+        InputError: if the checkpoint has another architecture or other trained weights than the model.
     """
     for path in remove_incomplete(output_dir) if main_process else ():
-        print(f"{path}: not complete, its save was interrupted; removed", file=sys.stderr)
+        print(f"{path}: removed; it is incomplete, because its save was interrupted", file=sys.stderr)
     found = last_complete(output_dir)
     if found is None:
         return None
@@ -106,27 +102,27 @@ def checkpoint_to_resume(output_dir: str | Path, trained: dict[str, Any], main_p
 
 
 def remove_earlier(output_dir: str | Path) -> None:
-    """Removes what an earlier run left: checkpoints, tables of completions, validation answers; names each."""
+    """Removes the checkpoints, tables of completions and validation answers of an earlier run."""
     folder = Path(output_dir)
     for path in [*_checkpoints(folder), folder / "final"]:
         if path.is_dir():
-            print(f"{path}: removed, overwrite is on", file=sys.stderr)
+            print(f"{path}: removed, because overwrite is set", file=sys.stderr)
             shutil.rmtree(path)
-    # the trainer has made the folder of its tables by now: the files go, the folder stays
+    # only the files: the trainer has already created the folder of its tables
     for path in [*folder.glob("completions/completions_*.parquet"), *folder.glob("validation/answers-*.jsonl")]:
         path.unlink()
 
 
 @contextmanager
 def disk_errors(output_dir: str | Path, folder: Path | None = None) -> Iterator[None]:
-    """Turns an error of the disk into one clear error, and removes what was half written.
+    """Context manager: replaces a disk error by an InputError, and removes incomplete files.
 
     Args:
-        output_dir: of the run.
-        folder: what is being written; None for whatever a training run writes.
+        output_dir: output folder of the run.
+        folder: folder that is being written, or None for checkpoints.
 
     Raises:
-        InputError: naming the checkpoint that is complete.
+        InputError: with the latest complete checkpoint.
     """
     try:
         yield
@@ -139,25 +135,26 @@ def disk_errors(output_dir: str | Path, folder: Path | None = None) -> Iterator[
             raise
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
-        torn = remove_incomplete(output_dir)
-        complete = last_complete(output_dir)
+        incomplete, complete = remove_incomplete(output_dir), last_complete(output_dir)
         kept = f"{complete.name} is complete" if complete is not None else "there is no earlier checkpoint"
-        location, hint = folder or (torn or [output_dir])[-1], f"free disk space and run again with --resume; {kept}"
-        found = first_line(error)
-        raise InputError(Problem(str(location), "a disk that can be written", found, hint)) from error
+        location, hint = (
+            folder or [output_dir, *incomplete][-1],
+            f"free disk space and run again with --resume; {kept}",
+        )
+        raise InputError(Problem(str(location), "a writable disk", first_line(error), hint)) from error
 
 
 METADATA: Final = "training_metadata.json"
 OTHERS_WAIT: Final = 5.0
-"""Seconds that the first process has to report an error before the others do."""
+"""Seconds that the other processes wait before they report an error, so that the first can report it."""
 _PACKAGES: Final = ("scale-vqa", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "deepspeed")
 
 
 def report_errors(main: Callable[[], object]) -> None:
-    """Calls ``main``; prints the problems of an ``InputError``, one line each, and exits 1.
+    """Calls ``main``; prints the problems of an ``InputError``, one per line, and exits with 1.
 
-    Of several processes the first reports, and its launcher ends the others. A problem that only another process
-    finds, such as an image of its own share that cannot be decoded, is reported by that process.
+    With several processes, the first reports and the launcher stops the others. Another process reports only a problem
+    that the first does not have, such as an unreadable image among its own rows.
     """
     try:
         main()
@@ -179,8 +176,8 @@ def select_rows(
     training: Callable[[], Candidates],
     bound: int | None,
 ) -> tuple[ChosenRows, ChosenRows | None]:
-    """Returns the rows to train on and those to validate on, the latter None without a ``validation_split``."""
-    # one process goes first: it fills the cache of `datasets` for the others
+    """Returns the training rows, and the validation rows or None."""
+    # the main process fills the cache of `datasets` for the others
     with config.main_process_first(desc="choose the rows"):
         train, validation = fitting(training(), processor, recipe, bound, recipe.train_limit, config.seed), None
         if recipe.validation_split is not None:
@@ -197,7 +194,7 @@ def select_rows(
 def trainer_arguments(
     recipe: RecipeArguments, config: Any, model_arguments: Any, processor: Any, chosen: Sequence[ChosenRows | None]
 ) -> dict[str, Any]:
-    """Returns what both recipes give to their trainer; ``chosen`` are the rows to train and to validate on."""
+    """Returns the trainer arguments that both recipes share; ``chosen`` are training and validation rows."""
     from transformers import EarlyStoppingCallback
     from trl import get_peft_config
 
@@ -216,7 +213,7 @@ def trainer_arguments(
 
 @contextmanager
 def constructing() -> Iterator[None]:
-    """Turns what TRL, PEFT, transformers or a logger refuse while a trainer is made into one clear error."""
+    """Context manager: replaces an error of TRL, PEFT, transformers or a logger by an InputError."""
     try:
         yield
     except InputError:
@@ -224,7 +221,7 @@ def constructing() -> Iterator[None]:
     except (ValueError, ImportError, RuntimeError, OSError) as error:
         found = preview(" ".join(str(error).split()) or type(error).__name__, 300)
         hint = "correct the setting, or install what is missing; docs/training.md lists the options"
-        raise InputError(Problem("settings", "a trainer that can be made of them", found, hint)) from error
+        raise InputError(Problem("settings", "settings that the trainer accepts", found, hint)) from error
 
 
 def fit(
@@ -235,10 +232,10 @@ def fit(
     train: ChosenRows,
     validation: ChosenRows | None,
 ) -> None:
-    """Trains, saves to ``<output_dir>/final``, validates with images and without, and writes the metadata.
+    """Trains, saves to ``<output_dir>/final``, validates with and without images, and writes the metadata.
 
     Raises:
-        InputError: if a checkpoint does not fit the model, or one cannot be written.
+        InputError: if the checkpoint to resume does not fit the model, or a checkpoint cannot be written.
     """
     args, main_process, trained = trainer.args, trainer.is_world_process_zero(), fingerprint(trainer.model)
     trainer.blind = shape.blind
@@ -275,7 +272,7 @@ def fit(
 
 
 def reduce_in_float32(plugin: Any) -> None:
-    """Makes FSDP2 reduce gradients in float32, as the paper's run does; accelerate would reduce in bfloat16."""
+    """Sets FSDP2 to reduce gradients in float32, as in the paper's run; accelerate's default is bfloat16."""
     import torch
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -284,15 +281,15 @@ def reduce_in_float32(plugin: Any) -> None:
 
 
 def _validated(trainer: Any, validation: ChosenRows, shape: PromptFormat) -> dict[str, Any]:
-    """Returns the metric's figures of the trained model beside the same model blind; answers go to ``validation/``."""
+    """Returns the scores of the trained model with and without images; writes its answers to ``validation/``."""
     rows, tokens = validation.rows, trainer.validation_tokens
-    seen = greedy_answers(trainer, rows, tokens, shape.blind)
+    answers = greedy_answers(trainer, rows, tokens, shape.blind)
     blind = None if shape.blind else greedy_answers(trainer, rows, tokens, blind=True)
     if trainer.is_world_process_zero():
-        for name, answers in (("final", seen), ("final-blind", blind)):
-            if answers is not None:
-                write_answers(Path(trainer.args.output_dir, "validation", f"{name}.jsonl"), rows, answers)
-    return figures(rows, seen, blind)
+        for name, texts in (("final", answers), ("final-blind", blind)):
+            if texts is not None:
+                write_answers(Path(trainer.args.output_dir, "validation", f"{name}.jsonl"), rows, texts)
+    return figures(rows, answers, blind)
 
 
 def metadata(
@@ -303,7 +300,7 @@ def metadata(
     train: ChosenRows,
     trained: dict[str, Any],
 ) -> dict[str, Any]:
-    """Returns the record of a run, flat but for ``log``, ``config``, ``recipe`` and ``versions``."""
+    """Returns the content of ``training_metadata.json``."""
     args, state = trainer.args, trainer.state
     conversations = getattr(recipe, "conversations", None)
     return {

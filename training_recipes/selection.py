@@ -1,8 +1,8 @@
-"""Chooses the rows of a run: dimensions, difficulty, length. Rows left out are named.
+"""Selects the rows of a run by dimension, difficulty and length, and reports the rows that are left out.
 
-The tokens of every prompt are counted before training, so that no row is cut, skipped or found too long on the way.
-Text is tokenised by the real tokenizer; image tokens follow from the images' sizes, read from their headers. The
-longest row is then put through the whole processor; if the two counts do not agree, every row is.
+The tokens of every prompt are counted before training, so that no row is truncated, skipped or found too long later.
+Text is counted by the tokenizer, image tokens from the image sizes in the headers. The count of the longest row is
+compared with the processor's. If they differ, the processor counts every row.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ _BATCH: Final = 256
 _NAMED: Final = 20
 Counts = npt.NDArray[np.int64]
 LeftOut = list[tuple[str, str]]
-"""(id, reason) of rows that are not used."""
+"""(id, reason) of the rows that are left out."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Rows that may be trained on, and what counting their tokens needs.
+    """Rows to select from, with the data for counting their tokens.
 
     Attributes:
         rows: ``datasets.Dataset`` without a transform.
-        transform: makes trainer rows of them.
-        location: what messages call the data.
+        transform: transform into trainer rows.
+        location: name of the data in messages.
         messages: (n,) messages of each prompt, with image placeholders.
-        sizes: (n,) (width, height) of each row's images inside the bounds.
-        left_out: (id, reason) of rows that were left out before.
-        digest: hash of the data; None for that of the questions chosen.
-        hidden: ids of the rows that are shown without their images on purpose.
+        sizes: (n,) (width, height) of each row's images within the bounds.
+        left_out: (id, reason) of rows that are already left out.
+        digest: hash of the data, or None for the hash of the selected questions.
+        hidden: ids of the rows whose images are deliberately left out.
     """
 
     rows: Any
@@ -73,7 +73,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Tokens of each row: of the prompt's text, of its images, and of the completion to learn (0 if none)."""
+    """Tokens of each row: text of the prompt, images, and completion to learn (0 if none); each (n,)."""
 
     text: Counts
     image: Counts
@@ -90,13 +90,13 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class ChosenRows:
-    """Rows to train or validate on.
+    """Selected rows.
 
     Attributes:
-        rows: trainer rows, images still encoded.
-        location: what messages call them.
+        rows: trainer rows; images are decoded on access.
+        location: name of the data in messages.
         left_out: (id, reason) of the rows that were left out.
-        tokens: (minimum, maximum) of prompt and completion together.
+        tokens: (minimum, maximum) tokens of prompt plus completion.
         digest: hash of the questions, as in a results file.
     """
 
@@ -115,7 +115,7 @@ def candidates(
     targets: Callable[[Any], tuple[Any, LeftOut]] | None = None,
     blind_prior: str | None = None,
 ) -> Candidates:
-    """Loads a split of a release.
+    """Loads a split of a release as candidates.
 
     Raises:
         InputError: if there are no rows, an id occurs twice, or no row has an image.
@@ -129,7 +129,7 @@ def candidates(
     name, count = Counter(rows["id"]).most_common(1)[0]
     if count > 1:
         found = f"{preview(name)} {count} times"
-        raise InputError(Problem(location, "an id of its own for every row", found, "fix the ids"))
+        raise InputError(Problem(location, "unique row ids", found, "fix the ids"))
     if training and recipe.difficulty is not None:
         rows, left_out = learnable(rows, recipe.difficulty)
     if targets is not None:
@@ -146,14 +146,10 @@ def candidates(
 def candidates_of(
     rows: Any, shape: PromptFormat, location: str = "data", left_out: LeftOut | None = None
 ) -> Candidates:
-    """Returns rows of a release with their messages and image sizes.
-
-    Raises:
-        InputError: if no row has an image, or one cannot be read.
-    """
+    """Returns rows of a release as candidates; raises InputError if no row has an image, or one cannot be read."""
     images = shown_images(rows, shape, location)
     if not shape.blind and not any(images):
-        hint = "name another data_config or views; a data set without images cannot teach to look"
+        hint = "name another data_config or other views"
         raise InputError(Problem(location, "rows with images of the chosen views", "none", hint))
     messages = [
         messages_of(question, [image for image, _ in row], shape)
@@ -170,12 +166,12 @@ def learnable(rows: Any, path: str | Path) -> tuple[Any, list[tuple[str, str]]]:
     """Returns the rows that were right in some rollouts and wrong in others, and (id, reason) of the rest.
 
     Raises:
-        InputError: if it is not such a file, lacks rows, or no row can be learnt from.
+        InputError: if ``path`` is not a difficulty file, lacks rows, or no row is left.
     """
     rates, ids = read_rates(path), rows["id"]
     if unknown := [name for name in ids if name not in rates]:
         found = f"none for {len(unknown)} rows, the first {preview(unknown[0])}"
-        raise InputError(Problem(str(path), "a rate for every row", found, "make it of the split that is trained on"))
+        raise InputError(Problem(str(path), "a rate for every row", found, "make the file of the training split"))
     kept = [row for row, name in enumerate(ids) if 0 < rates[name][0] < rates[name][1]]
     if not kept:
         expected = "questions right in some rollouts and wrong in others"
@@ -189,7 +185,7 @@ def read_rates(path: str | Path) -> dict[str, tuple[int, int]]:
     """Reads a difficulty file: row id -> (right answers, answers).
 
     Raises:
-        InputError: with the line that is wrong.
+        InputError: if the file or a line is invalid.
     """
     rates: dict[str, tuple[int, int]] = {}
     try:
@@ -211,10 +207,10 @@ def read_rates(path: str | Path) -> dict[str, tuple[int, int]]:
 def fitting(
     given: Candidates, processor: Any, recipe: RecipeArguments, bound: int | None, limit: int | None, seed: int
 ) -> ChosenRows:
-    """Returns the rows that fit, at most ``limit`` of them, drawn by ``seed``.
+    """Returns the rows of at most ``bound`` tokens; samples ``limit`` of them by ``seed``.
 
     Raises:
-        InputError: if nothing fits, or rows do not fit and are not to be dropped.
+        InputError: if no row fits, or rows do not fit and ``unfit_rows`` is not ``drop``.
     """
     counts, rows = count_tokens(given, processor), given.rows
     unfit = unfit_rows(given, counts, bound)
@@ -236,15 +232,14 @@ def fitting(
 
 
 def unfit_rows(given: Candidates, counts: TokenCounts, bound: int | None) -> LeftOut:
-    """Returns (id, reason) of the rows longer than ``bound`` tokens, completion included, and of those without image.
+    """Returns (id, reason) of the rows with more than ``bound`` tokens (prompt and completion) or without images.
 
-    Rows that lack all images are unfit beside rows with images, unless ``blind_share`` hides them.
+    Missing images are accepted if no row has an image, or if ``blind_share`` leaves them out.
     """
-    shown = [bool(sizes) or name in given.hidden for name, sizes in zip(given.rows["id"], given.sizes, strict=True)]
-    mixed = any(given.sizes)
+    some_images = any(given.sizes)
     found: LeftOut = []
-    for row, name in enumerate(given.rows["id"]):
-        if mixed and not shown[row]:
+    for row, (name, sizes) in enumerate(zip(given.rows["id"], given.sizes, strict=True)):
+        if some_images and not sizes and name not in given.hidden:
             found.append((name, "none of the chosen views has an image"))
         elif bound is not None and counts.total[row] > bound:
             parts = f"{counts.text[row]} of text, {counts.image[row]} of images"
@@ -254,18 +249,18 @@ def unfit_rows(given: Candidates, counts: TokenCounts, bound: int | None) -> Lef
 
 
 def count_tokens(given: Candidates, processor: Any) -> TokenCounts:
-    """Returns the tokens of each row, no image decoded but those of the longest.
+    """Counts the tokens of each row; only the images of the longest row are decoded.
 
     Raises:
-        InputError: if a text holds a special token of the model, or the processor refuses an image.
+        InputError: if a text contains a special token of the model, or the processor refuses an image.
     """
     _check_special_tokens(given, processor)
     ids, written = given.rows["id"], []
     for start in range(0, len(ids), _BATCH):
         batch = list(given.messages[start : start + _BATCH])
         written += processor.apply_chat_template(batch, tokenize=False, add_generation_prompt=True)
-    # the one placeholder that the template has for an image is counted among the text's tokens
-    text = _tokenised(processor, written) - np.array([len(row) for row in given.sizes], np.int64)
+    # the template's placeholder of each image was counted as text
+    text = _token_counts(processor, written) - np.array([len(row) for row in given.sizes], np.int64)
     completion = np.zeros(len(ids), np.int64)
     if TARGET in given.rows.column_names:
         completion = _completions(processor, given.rows[TARGET])
@@ -275,14 +270,14 @@ def count_tokens(given: Candidates, processor: Any) -> TokenCounts:
     real = int(encoded(processor, [given.transform.one(given.rows[longest])])["input_ids"].shape[1])
     if real == counts.prompt[longest]:
         return counts
-    # this processor's tokens do not follow from the sizes one by one: it is given blank images of the same sizes
-    print(f"{given.location}: every prompt is put through the processor to count its tokens", file=sys.stderr)
+    # the tokens do not follow from the image sizes; let the processor count with blank images of the same sizes
+    print(f"{given.location}: counting the tokens of every prompt with the processor", file=sys.stderr)
     prompt = [_processed(processor, *row) for row in zip(given.messages, given.sizes, strict=True)]
     return TokenCounts(text, np.array(prompt, np.int64) - text, completion)
 
 
 def _processed(processor: Any, messages: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> int:
-    """Returns the tokens that the processor makes of a prompt with blank images."""
+    """Returns the tokens of a prompt with blank images, counted by the processor."""
     from PIL import Image
 
     row = {"prompt": messages, "images": [Image.new("RGB", size) for size in sizes]}
@@ -290,7 +285,7 @@ def _processed(processor: Any, messages: Sequence[Any], sizes: Sequence[tuple[in
 
 
 def _check_special_tokens(given: Candidates, processor: Any) -> None:
-    """Checks that no text holds a special token of the model, such as one for an image or the end of a turn."""
+    """Checks that no text contains a special token of the model, such as an image or end-of-turn token."""
     known = processor.tokenizer.added_tokens_decoder.values()
     tokens = {str(token) for token in known if token.special} | set(processor.tokenizer.all_special_tokens)
     tokens |= {token for name in ("image_token", "video_token") if (token := getattr(processor, name, None))}
@@ -309,7 +304,7 @@ def _check_special_tokens(given: Candidates, processor: Any) -> None:
 def _tokens_of_sizes(
     processor: Any, sizes: Sequence[Sequence[tuple[int, int]]], ids: Sequence[str]
 ) -> Mapping[tuple[int, int], int]:
-    """Returns the tokens of an image of each (width, height) that occurs; refused ones are named by row."""
+    """Returns (width, height) -> tokens of such an image, for all sizes in the rows."""
     found, refused = {}, {}
     for size in sorted({size for row in sizes for size in row}):
         try:
@@ -317,7 +312,7 @@ def _tokens_of_sizes(
         except ValueError as error:
             refused[size] = preview(str(error), 120)
     if refused:
-        expected, hint = "images that the model can take", "crop the image to another shape, or leave the row out"
+        expected, hint = "images that the model accepts", "crop the image to another shape, or leave the row out"
         raise InputError(
             [
                 Problem(f"row {name}", expected, f"{size[0]} x {size[1]} px: {refused[size]}", hint)
@@ -330,15 +325,15 @@ def _tokens_of_sizes(
 
 
 def _tokens_of(processor: Any, size: tuple[int, int]) -> int:
-    """Returns the tokens of an image, by the processor's own arithmetic if it has any."""
-    if hasattr(processor, "_get_num_multimodal_tokens"):  # the name by which serving engines call it too
+    """Returns the tokens of an image, by the processor's own formula if it has one."""
+    if hasattr(processor, "_get_num_multimodal_tokens"):  # serving engines use this method too
         return int(processor._get_num_multimodal_tokens(image_sizes=[size[::-1]]).num_image_tokens[0])
     image, text = {"type": "image"}, {"type": "text", "text": "?"}
-    shown, bare = ([{"role": "user", "content": parts}] for parts in ([image, text], [text]))
-    return _processed(processor, shown, [size]) - _processed(processor, bare, [])
+    with_image, without = ([{"role": "user", "content": parts}] for parts in ([image, text], [text]))
+    return _processed(processor, with_image, [size]) - _processed(processor, without, [])
 
 
-def _tokenised(processor: Any, written: Sequence[str]) -> Counts:
+def _token_counts(processor: Any, written: Sequence[str]) -> Counts:
     found: list[int] = []
     for start in range(0, len(written), _BATCH):
         batch = processor.tokenizer(list(written[start : start + _BATCH]), add_special_tokens=False)
@@ -347,18 +342,18 @@ def _tokenised(processor: Any, written: Sequence[str]) -> Counts:
 
 
 def _completions(processor: Any, targets: Sequence[str]) -> Counts:
-    """Returns the tokens that follow the prompt, the template's end of turn included."""
+    """Returns the tokens of each completion, including the template's end of turn."""
     user = {"role": "user", "content": [{"type": "text", "text": ""}]}
     opened = processor.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
     full = processor.apply_chat_template([[user, assistant(target)] for target in targets], tokenize=False)
     if not all(text.startswith(opened) for text in full):
         expected, found = "a chat template whose answers continue the generation prompt", preview(opened[-60:])
         raise InputError(Problem("chat template", expected, found, "train with a template that opens no think block"))
-    return _tokenised(processor, [text[len(opened) :] for text in full])
+    return _token_counts(processor, [text[len(opened) :] for text in full])
 
 
 def report_rows(chosen: ChosenRows, folder: str | Path, name: str) -> None:
-    """Reports on stderr what was chosen; rows left out go to ``<folder>/left_out_<name>.jsonl`` with the reasons."""
+    """Reports the selected rows on stderr, and writes the others to ``<folder>/left_out_<name>.jsonl``."""
     low, high = chosen.tokens
     print(f"{name}: {len(chosen.rows)} rows of {chosen.location}, {low} to {high} tokens each", file=sys.stderr)
     path = Path(folder, f"left_out_{name}.jsonl")
@@ -368,4 +363,4 @@ def report_rows(chosen: ChosenRows, folder: str | Path, name: str) -> None:
     atomic_write(path, "".join(json.dumps({"id": row, "reason": why}) + "\n" for row, why in chosen.left_out))
     for row, why in chosen.left_out[:_NAMED]:
         print(f"{name}: left out {row}: {why}", file=sys.stderr)
-    print(f"{name}: {len(chosen.left_out)} rows left out, all named in {path}", file=sys.stderr)
+    print(f"{name}: {len(chosen.left_out)} rows left out, all listed in {path}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on Scale-VQA: rationales whose letters were checked, or the released conversations.
+"""Supervised fine-tuning on Scale-VQA: rationales with checked letters, or the released conversations.
 
     accelerate launch training_recipes/sft.py --config training_recipes/configs/sft-cpu-tiny.yaml
 
@@ -25,12 +25,12 @@ class ScaleVQASFTTrainer(RecipeTrainer, SFTTrainer):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains as the YAML file and the command line say."""
+    """Trains with the settings of the YAML file and the command line."""
     recipe, config, model_arguments = parse((SFTArguments, SFTConfig, ModelConfig), argv)
     check_settings(recipe, config, model_arguments.model_name_or_path)
     config.remove_unused_columns = False
-    config.completion_only_loss = True  # the prompt is not learnt
-    # the trainer would cut a row at max_length, image tokens and answer alike: rows too long are found before
+    config.completion_only_loss = True
+    # the trainer would truncate rows, including image tokens and the answer; too long rows are found before
     bound, config.max_length = config.max_length, None
 
     processor, model_config = load_model_files(recipe, config, model_arguments)

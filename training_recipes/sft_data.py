@@ -1,11 +1,11 @@
-r"""What SFT learns: rationales whose letter is right or can be repaired, or the released conversations.
+r"""Targets of SFT: rationales whose letter is right or can be repaired, or the released conversations.
 
-Released options were swapped to balance the letters, and the rationales still name the old ones: learnt as they are,
-they teach reasoning that ends in another letter than the answer. Rationales that cite a "feature list" are left out
-too: they refer to text that the model never sees.
+In the release, options were swapped to balance the letters, but the rationales still name the old letters and would
+teach reasoning that contradicts the answer. Rationales that cite a "feature list" are left out too, because the model
+never sees that list.
 
-The released conversations hold a backslash and an n instead of a line break; these are repaired and counted. Their
-image paths are those of another machine; each is found below a root folder by its longest end that exists there.
+The released conversations have ``\n`` as two characters instead of a line break, which is repaired and counted. Their
+image paths are absolute; each image is searched below a root folder by the longest suffix of its path.
 """
 
 from __future__ import annotations
@@ -35,36 +35,36 @@ Policy = Literal["checked", "repaired", "none"]
 _TAGS: Final = (THINK, END_THINK, ANSWER, END_ANSWER)
 _IMAGE: Final = "<image>"
 _ROLES: Final = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-# a LaTeX command such as \nu or \neq continues with a small letter; a line break does not
+# \n before a lower-case letter may be a LaTeX command such as \nu or \neq
 _LITERAL: Final = re.compile(r"(?:\\r)?\\n(?![a-z])")
 _DOUBTFUL: Final = re.compile(r"\\n(?=[a-z])")
 
 
 def with_targets(rows: Any, policy: Policy) -> tuple[Any, list[tuple[str, str]]]:
-    """Adds the column ``target`` to rows; returns the rows that have one, and (id, reason) of the others.
+    """Adds the column ``target``; returns the rows that have a target, and (id, reason) of the others.
 
     Args:
-        rows: what ``load_rows`` gave.
-        policy: ``checked`` takes rationales whose letters are right or that name none; ``repaired`` also those that
-            ``repaired`` can repair; ``none`` takes no rationale: the think block stays empty.
+        rows: rows from ``load_rows``.
+        policy: ``checked`` uses rationales with the right letters or without letters; ``repaired`` also those that
+            ``repaired`` can repair; ``none`` uses no rationale and leaves the think block empty.
     """
     questions = questions_of(rows)
-    made = [target_of(question, policy) for question in questions]
-    pairs = zip(questions, made, strict=True)
+    targets = [target_of(question, policy) for question in questions]
+    pairs = zip(questions, targets, strict=True)
     left_out = [(question.id, reason) for question, (text, reason) in pairs if text is None]
-    kept = [row for row, (text, _) in enumerate(made) if text is not None]
-    return rows.select(kept).add_column(TARGET, [made[row][0] for row in kept]), left_out
+    kept = [row for row, (text, _) in enumerate(targets) if text is not None]
+    return rows.select(kept).add_column(TARGET, [targets[row][0] for row in kept]), left_out
 
 
 def target_of(question: Question, policy: Policy) -> tuple[str | None, str]:
-    """Returns the text to learn of one question, or None and the reason."""
+    """Returns (target text, "") of a question, or (None, reason)."""
     if policy == "none":
         return _target("", question.letter), ""
     rationale = question.rationale
     if rationale is None or not rationale.strip():
         return None, "no rationale"
     if any(tag in rationale for tag in _TAGS):
-        return None, "the rationale holds think or answer tags"
+        return None, "the rationale contains think or answer tags"
     kinds = {defect.kind for defect in find_defects([question])}
     if "feature-list-rationale" in kinds:
         return None, "the rationale cites a feature list, not the image"
@@ -78,11 +78,11 @@ def target_of(question: Question, policy: Policy) -> tuple[str | None, str]:
 
 
 def repaired(question: Question) -> str | None:
-    """Returns the rationale with its letters repaired, or None if it is not clear which options they mean.
+    """Returns the rationale with repaired letters, or None if it is not clear which options they mean.
 
-    Two options were swapped, so the letter that the rationale names as right and the gold letter are exchanged.
-    That is safe in two cases only: the text holds no other letter; or it holds the other three once each, joined
-    ("options B, C and D"), so that which is which does not matter.
+    Two options were swapped, so the letter that the rationale calls right and the gold letter are exchanged. This is
+    safe only if the text has no other letter, or has each of the other three once in a list ("options B, C and D"),
+    where their order does not matter.
 
     >>> repaired(Question("q", "?", ("w", "x", "y", "z"), 2, rationale="Only B fits. A, C and D add atypia."))
     'Only C fits. A, B and D add atypia.'
@@ -96,13 +96,13 @@ def repaired(question: Question) -> str | None:
     found = re.findall(rf"\b[{letters}]\b", rationale)
     others = [letter for letter in found if letter != right[0]]
     if right[0] == "A" and found.count("A") > 1:
-        return None  # the second may be the article
+        return None  # one of them may be the article
     joined = re.search(_group("".join(others)), rationale) if others else None
     if others and (sorted(others) != sorted(set(letters) - set(right)) or joined is None):
         return None
     exchange = {right[0]: question.letter, question.letter: right[0]}
     text = re.sub(rf"\b[{letters}]\b", lambda match: exchange.get(match[0], match[0]), rationale)
-    if joined is not None:  # sort the letters of the group, as in the release
+    if joined is not None:  # sort the letters of the list, as in the release
         start, end = joined.span()
         ordered = iter(sorted(re.findall(r"\b[A-Z]\b", text[start:end])))
         text = text[:start] + re.sub(r"\b[A-Z]\b", lambda _: next(ordered), text[start:end]) + text[end:]
@@ -111,7 +111,7 @@ def repaired(question: Question) -> str | None:
 
 
 def _group(letters: str) -> str:
-    """Returns the pattern of letters that are joined by commas, ``and`` or ``or``."""
+    """Returns a pattern for a list of letters, joined by commas, ``and`` or ``or``."""
     letter = rf"\b[{letters}]\b"
     return rf"{letter}(?:(?:,|\s|/|&|and\b|or\b)+{letter}){{{len(letters) - 1}}}"
 
@@ -121,19 +121,15 @@ def _target(thought: str, letter: str) -> str:
 
 
 def read_conversations(path: str | Path, root: str | Path) -> tuple[list[dict[str, Any]], int, int]:
-    """Reads a conversation file in the layout of LLaMA-Factory (``messages``) or ShareGPT (``conversations``).
-
-    Args:
-        path: JSON list.
-        root: folder that the images are below.
+    r"""Reads a conversation file in the layout of LLaMA-Factory (``messages``) or ShareGPT (``conversations``).
 
     Returns:
-        the conversations (``id``: ``row N``, counted from 1; ``messages`` before the answer, with a placeholder for
-        each image; ``files``, in their order; ``target``: the assistant's last turn); how many had a literal
-        backslash-n made a line break; how many keep one before a small letter, which may be a command of LaTeX.
+        The conversations (``id``: ``row N``, counted from 1; ``messages`` before the answer, with image placeholders;
+        ``files`` of the images; ``target``: the assistant's last turn); the number in which ``\n`` was replaced by a
+        line break; and the number that keep one before a lower-case letter, which may be LaTeX.
 
     Raises:
-        InputError: with every row that breaks the layout, or whose image is not below the root.
+        InputError: listing rows with another layout, or with an image that is not below the root.
     """
     path, root = Path(path), Path(root).resolve()
     try:
@@ -171,9 +167,9 @@ def read_conversations(path: str | Path, root: str | Path) -> tuple[list[dict[st
 
 
 def remapped(text: str, root: Path) -> Path | None:
-    """Returns the file below ``root`` that a path of another machine means, by its longest end that exists there.
+    """Returns the file below ``root`` with the longest common suffix with a path of another machine, or None.
 
-    None if there is none. Nothing outside of the root is returned, whether by ``..`` or by a link.
+    Files outside ``root`` (through ``..`` or a link) are never returned.
     """
     windows = "\\" in text or re.match(r"[A-Za-z]:", text)
     path = PureWindowsPath(text) if windows else PurePosixPath(text)
@@ -197,7 +193,7 @@ def _images(paths: Any, root: Path, location: str, problems: list[Problem]) -> l
 
 
 def _turns(row: Any, location: str, problems: list[Problem]) -> list[tuple[str, str]] | None:
-    """Returns (role, text) of each turn, the last the assistant's; None, and a problem, if the row has no such."""
+    """Returns (role, text) of each turn; None, and a problem, if there is no dialogue that ends with the assistant."""
     content = row.get("messages") or row.get("conversations") if isinstance(row, Mapping) else None
     turns = []
     for turn in content if isinstance(content, list) else []:
@@ -208,18 +204,14 @@ def _turns(row: Any, location: str, problems: list[Problem]) -> list[tuple[str, 
             break
         turns.append((role, text))
     if len(turns) < 2 or turns[-1][0] != "assistant":
-        expected = "messages with role and content, the last the assistant's"
+        expected = "messages with role and content, the last by the assistant"
         problems.append(Problem(location, expected, preview(content, 120), "fix the row"))
         return None
     return turns
 
 
 def _parts(text: str) -> list[dict[str, Any]]:
-    r"""Splits a turn at its image placeholders; white space beside a placeholder is dropped.
-
-    >>> _parts("<image>\n<image>\n\nWhich?")
-    [{'type': 'image'}, {'type': 'image'}, {'type': 'text', 'text': 'Which?'}]
-    """
+    """Splits a turn at its image placeholders; white space around a placeholder is dropped."""
     if _IMAGE not in text:
         return [{"type": "text", "text": text}] if text else []
     parts: list[dict[str, Any]] = []
@@ -232,7 +224,7 @@ def _parts(text: str) -> list[dict[str, Any]]:
 
 
 def _merged(problems: Sequence[Problem]) -> list[Problem]:
-    """Joins the problems of images if more than a few are missing: then the root is wrong, not some files."""
+    """Joins the problems of many missing images into one, because then the root is wrong."""
     images = [problem for problem in problems if problem.expected.startswith("an image below")]
     if len(images) <= 20:
         return list(problems)
@@ -243,7 +235,7 @@ def _merged(problems: Sequence[Problem]) -> list[Problem]:
 
 @dataclass(frozen=True)
 class ConversationRow(Transform):
-    """Makes trainer rows of stored conversations."""
+    """Transforms stored conversations into trainer rows."""
 
     bounds: Bounds
     location: str
@@ -256,11 +248,7 @@ class ConversationRow(Transform):
 
 
 def conversation_candidates(recipe: SFTArguments, shape: PromptFormat) -> Candidates:
-    """Reads the recipe's conversation file; prompt and views are those of the file.
-
-    Raises:
-        InputError: if the file or an image breaks the layout.
-    """
+    """Reads the recipe's conversation file as candidates; raises InputError if the file or an image is invalid."""
     from datasets import Dataset
 
     from training_recipes.selection import Candidates  # imports transformers, which the exports do not need
@@ -269,9 +257,9 @@ def conversation_candidates(recipe: SFTArguments, shape: PromptFormat) -> Candid
     found, repaired, doubtful = read_conversations(path, str(recipe.image_root))
     print(f"{path}: {len(found)} conversations", file=sys.stderr)
     if repaired:
-        print(f"{path}: a literal \\n was made a line break in {repaired} conversations", file=sys.stderr)
+        print(f"{path}: a literal \\n was replaced by a line break in {repaired} conversations", file=sys.stderr)
     if doubtful:
-        print(f"{path}: {doubtful} keep a \\n before a small letter, which may be LaTeX", file=sys.stderr)
+        print(f"{path}: {doubtful} keep a \\n before a lower-case letter, which may be LaTeX", file=sys.stderr)
     sizes = [[shape.bounds.size(*_size(file, f"{path}, {row['id']}")) for file in row["files"]] for row in found]
     rows = Dataset.from_list([row | {"messages": json.dumps(row["messages"])} for row in found])
     messages, transform = [row["messages"] for row in found], ConversationRow(shape.bounds, path)
@@ -286,4 +274,4 @@ def _size(file: str, location: str) -> tuple[int, int]:
             return image.size
     except UNREADABLE as error:
         found = preview(str(error), 120)
-        raise InputError(Problem(f"{location}, {file}", "an image", found, "bring back the original")) from error
+        raise InputError(Problem(f"{location}, {file}", "an image", found, "restore the original")) from error

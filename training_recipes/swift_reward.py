@@ -1,4 +1,4 @@
-"""The published reward for ms-swift: ``--external_plugins`` names this file, ``--reward_funcs scale_vqa``."""
+"""The published reward for ms-swift: ``--external_plugins .../swift_reward.py --reward_funcs scale_vqa``."""
 
 from __future__ import annotations
 

@@ -56,6 +56,7 @@ def make_tiny_model(
     max_pixels: int = 112 * 112,
     text: Mapping[str, Any] | None = None,
     vision: Mapping[str, Any] | None = None,
+    images: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes model, tokenizer and processor into ``folder``; the same arguments give the same weights.
 
@@ -71,12 +72,13 @@ def make_tiny_model(
         max_pixels: maximum pixels of an image; an image token is 28 x 28 pixels.
         text: settings of the language model, in place of the defaults (183 thousand parameters in all).
         vision: settings of the vision tower.
+        images: settings of the image processor, such as ``image_mean`` and ``image_std``.
     """
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _save_processor(folder, corpus, vocabulary, context, max_pixels)
+    tokenizer = _save_processor(folder, corpus, vocabulary, context, max_pixels, images)
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
     end_ids = {"bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"]}
     end_ids["pad_token_id"] = ids["<|endoftext|>"]
@@ -178,7 +180,14 @@ def make_tiny_qwen3(
     return folder
 
 
-def _save_processor(folder: Path, corpus: Sequence[str], vocabulary: int, context: int, max_pixels: int) -> Any:
+def _save_processor(
+    folder: Path,
+    corpus: Sequence[str],
+    vocabulary: int,
+    context: int,
+    max_pixels: int,
+    images: Mapping[str, Any] | None = None,
+) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen2_5_VLProcessor, Qwen2Tokenizer, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
@@ -202,7 +211,7 @@ def _save_processor(folder: Path, corpus: Sequence[str], vocabulary: int, contex
     )
     pixels = {"shortest_edge": (2 * _PATCH) ** 2, "longest_edge": max_pixels}
     Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=pixels, patch_size=_PATCH),
+        image_processor=Qwen2VLImageProcessor(size=pixels, patch_size=_PATCH, **(images or {})),
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(),
         chat_template=TEMPLATE,

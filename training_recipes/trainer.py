@@ -1,4 +1,4 @@
-"""What both recipes add to a TRL trainer: loading of processor and model, validation by the metric, resuming."""
+"""Extensions of TRL trainers shared by both recipes: loading of processor and model, validation, resuming."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from training_recipes.tiny_model import make_tiny_model, teach_format
 
 GREEDY: Final = {"do_sample": False, **UNCHANGED}
 GREEDY_UNSET: Final = {"temperature": None, "top_p": None, "top_k": None}
-"""Sampling values of a validation: all are set, so that a checkpoint's generation config cannot change the answers."""
+"""Sampling values of a validation; all are set, so that a checkpoint's generation config has no effect."""
 ENGINE_GREEDY: Final[dict[str, Any]] = {
     "temperature": 0.0,
     "top_p": 1.0,
@@ -35,23 +35,23 @@ ENGINE_GREEDY: Final[dict[str, Any]] = {
     "generation_kwargs": {},
     "structured_outputs_regex": None,
 }
-"""The same for TRL's vLLM engine, by the names of its attributes."""
+"""The same for the attributes of TRL's vLLM engine."""
 ENGINE_ROWS: Final = 256
-"""Rows that a process hands to the engine at a time: as many images are in memory."""
+"""Rows per call of the engine, whose images are in memory together."""
 Generate = Callable[[Sequence[Mapping[str, Any]]], Any]
-"""Takes trainer rows, and returns the token ids of their completions."""
+"""Function from trainer rows to the token ids of their completions."""
 
 
 class RecipeTrainer:
-    """Mixed in before ``GRPOTrainer`` or ``SFTTrainer``.
+    """Mixin for ``GRPOTrainer`` and ``SFTTrainer``.
 
-    ``evaluate`` answers the validation rows greedily and scores them with ``scale_vqa_acc``, so that
-    ``metric_for_best_model: accuracy``, ``load_best_model_at_end`` and early stopping work as in any trainer.
+    ``evaluate`` answers the validation rows greedily and scores them with ``scale_vqa_acc``. Thus
+    ``metric_for_best_model: accuracy``, ``load_best_model_at_end`` and early stopping work as usual.
 
     Attributes:
         validation_tokens: maximum tokens of a validation answer.
-        blind: train and validate without images.
-        opened: the chat template opens the think block itself.
+        blind: whether to train and validate without images.
+        opened: whether the chat template opens the think block.
     """
 
     validation_tokens: int = 1024
@@ -61,7 +61,7 @@ class RecipeTrainer:
     def evaluate(
         self: Any, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Returns and logs the figures of ``METRICS``, under ``eval_``."""
+        """Returns and logs ``METRICS`` with the prefix ``eval_``."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         answers = greedy_answers(self, rows, self.validation_tokens, self.blind)
         full = figures(rows, answers)
@@ -70,7 +70,7 @@ class RecipeTrainer:
         if self.is_world_process_zero():
             path = Path(self.args.output_dir, "validation", f"answers-{self.state.global_step:06d}.jsonl")
             write_answers(path, rows, answers)
-        # logged without the table of training completions, which belongs to training steps
+        # do not log the table of completions, which is for training steps
         table, was_training = getattr(self, "log_completions", False), self.model.training
         self.log_completions = False
         self.model.eval()
@@ -93,30 +93,30 @@ class RecipeTrainer:
             super()._load_best_model()  # type: ignore[misc]
 
     def _loads_complete_models(self: Any) -> bool:
-        """Adapters and sharded weights are left to the trainer: their names are those in memory."""
+        """Whether checkpoints are complete models; the trainer loads adapters and sharded weights correctly."""
         return not (self.is_fsdp_enabled or self.is_deepspeed_enabled or hasattr(self.model, "peft_config"))
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Writes nothing: TRL's draft has no licence; cards are made from ``training_metadata.json``."""
+        """Does nothing; ``scale-vqa card model`` writes the card."""
 
 
 def load_weights(model: Any, folder: str | Path) -> None:
     """Loads all weights of a model from a checkpoint.
 
-    The trainer's own loading matches names leniently; a checkpoint of a vision-language model has the names of the
-    published format, not those in memory, so it would load nothing, with a warning only.
+    A checkpoint of a vision-language model has the weight names of the published format, not those in memory. The
+    trainer would load nothing and only warn.
 
     Raises:
-        RuntimeError: if a weight is missing or left over.
+        RuntimeError: if a weight is missing or unexpected.
     """
     loaded = type(model).from_pretrained(str(folder), dtype=model.dtype)
     model.load_state_dict(loaded.state_dict(), strict=True)
 
 
 def encoded(processor: Any, rows: Sequence[Mapping[str, Any]], blind: bool = False) -> Any:
-    """Returns what the processor makes of the prompts of some trainer rows, padded on the left.
+    """Returns the processor's inputs for the prompts of trainer rows, padded on the left.
 
-    ``blind`` leaves out the images and their placeholders; the text stays the same.
+    ``blind`` leaves out the images and their placeholders; the text is the same.
     """
     return processor.apply_chat_template(
         [_with_images(row, blind) for row in rows],
@@ -143,22 +143,15 @@ def _with_images(row: Mapping[str, Any], blind: bool) -> list[dict[str, Any]]:
 
 
 def greedy_answers(trainer: Any, rows: Any, tokens: int, blind: bool = False) -> list[str]:
-    """Answers every row greedily, the rows split over the processes; every process gets all answers.
+    """Answers every row greedily; the rows are split over the processes, and every process gets all answers.
 
-    A trainer with vLLM answers by its engine, after handing over the weights; any other by its model, in batches of
-    its per-device evaluation batch size.
-
-    Args:
-        trainer: what trains.
-        rows: trainer rows.
-        tokens: maximum new tokens.
-        blind: leave the images out.
+    A trainer with vLLM uses its engine with the current weights, any other its model.
     """
     from accelerate.utils import gather_object
 
     accelerator, processor = trainer.accelerator, trainer.processing_class
     mine = list(range(accelerator.process_index, len(rows), accelerator.num_processes))
-    # sharded weights are gathered in step, so every process asks equally much: one with a row less repeats the first
+    # with sharded weights all processes need the same number of steps: one with a row less repeats row 0
     asked = [*mine, 0][: math.ceil(len(rows) / accelerator.num_processes)]
     by_engine, found = getattr(trainer, "use_vllm", False), []
     size = ENGINE_ROWS if by_engine else trainer.args.per_device_eval_batch_size
@@ -174,7 +167,7 @@ def greedy_answers(trainer: Any, rows: Any, tokens: int, blind: bool = False) ->
 
 @contextmanager
 def _model(trainer: Any, tokens: int, blind: bool) -> Iterator[Generate]:
-    """Generates with the trained model itself, gathered from its shards."""
+    """Yields a function that generates with the trained model, gathered from its shards."""
     import torch
     from trl.models import unwrap_model_for_generation
 
@@ -197,7 +190,7 @@ def _model(trainer: Any, tokens: int, blind: bool) -> Iterator[Generate]:
 
 @contextmanager
 def _engine(trainer: Any, tokens: int, blind: bool) -> Iterator[Generate]:
-    """Generates with the vLLM engine of a GRPO trainer, whose prompts and images are those of rollouts."""
+    """Yields a function that generates with the vLLM engine of a GRPO trainer, with the same inputs as rollouts."""
     engine = trainer.vllm_generation
     greedy = {**ENGINE_GREEDY, "max_completion_length": tokens}
     rollouts = {name: getattr(engine, name) for name in greedy}
@@ -216,7 +209,7 @@ def _engine(trainer: Any, tokens: int, blind: bool) -> Iterator[Generate]:
 
 
 def figures(rows: Any, answers: Sequence[str], blind: Sequence[str] | None = None) -> dict[str, Any]:
-    """Returns what ``scale_vqa_acc`` says of the answers: accuracy, interval, by dimension, beside blind ones."""
+    """Returns the scores of ``scale_vqa_acc`` for answers, and for blind answers beside them."""
     questions = questions_of(rows)
     counts = np.array([len(question.options) for question in questions])
     return summarise(
@@ -231,10 +224,7 @@ def figures(rows: Any, answers: Sequence[str], blind: Sequence[str] | None = Non
 
 
 def _complete_groups(questions: Sequence[Question]) -> list[str | None] | None:
-    """Returns each question's exchange group, or None without groups or if ``validation_limit`` split one.
-
-    A group has one question for each of its options; a part of one is right too easily.
-    """
+    """Returns each question's exchange group, or None if there are no groups or some are not complete."""
     groups = [question.group for question in questions]
     sizes = Counter(group for group in groups if group)
     complete = all(sizes[question.group] == len(question.options) for question in questions if question.group)
@@ -242,7 +232,7 @@ def _complete_groups(questions: Sequence[Question]) -> list[str | None] | None:
 
 
 def write_answers(path: Path, rows: Any, answers: Sequence[str]) -> None:
-    """Writes the answers as a predictions file that ``scale-vqa score`` reads."""
+    """Writes answers as a predictions file for ``scale-vqa score``."""
     ids = rows.with_format(None)["id"]
     lines = [json.dumps({"id": name, "response": text}) + "\n" for name, text in zip(ids, answers, strict=True)]
     atomic_write(path, "".join(lines))
@@ -252,7 +242,7 @@ def load_model_files(recipe: RecipeArguments, config: Any, model_arguments: Any)
     """Returns the processor and the configuration of the model to train.
 
     Raises:
-        InputError: if there is no such model, it reads no images, or TRL cannot train it.
+        InputError: if the model does not exist, does not accept images, or cannot be trained by TRL.
     """
     name = model_arguments.model_name_or_path
     if not name:
@@ -260,7 +250,7 @@ def load_model_files(recipe: RecipeArguments, config: Any, model_arguments: Any)
     if recipe.make_tiny_model:
         with config.main_process_first(desc="make the tiny model"):
             if not Path(name).exists():
-                staged = Path(f"{name}.partial")  # a killed process leaves no model that looks complete
+                staged = Path(f"{name}.partial")  # a killed process must not leave an incomplete model
                 teach_format(make_tiny_model(staged))
                 staged.rename(name)
     if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
@@ -273,10 +263,10 @@ def load_model_files(recipe: RecipeArguments, config: Any, model_arguments: Any)
 
 
 def _check_family(processor: Any, location: str, sft: bool) -> None:
-    """Checks with a blank image that TRL passes on what the processor makes of a prompt.
+    """Checks with a blank image that TRL passes all inputs of the processor to the model.
 
-    GRPO passes on the inputs that it names, and nothing else. SFT passes on all, but knows no other input with a value
-    per token, which it would have to continue for the answer.
+    GRPO passes only the inputs that it knows. SFT passes all, but cannot extend an unknown input that has a value per
+    token to the answer.
     """
     from PIL import Image
     from trl import GRPOTrainer
@@ -290,23 +280,22 @@ def _check_family(processor: Any, location: str, sft: bool) -> None:
     known, length = signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters, inputs["input_ids"].shape[1]
     lost = [name for name in inputs if name not in known and (not sft or tuple(inputs[name].shape[1:2]) == (length,))]
     if lost:
-        found = f"{type(processor).__name__} makes {', '.join(lost)}, which TRL does not pass to the model"
-        hint = "train a family of the table in docs/training.md"
+        found = f"{type(processor).__name__} returns {', '.join(lost)}, which TRL does not pass to the model"
+        hint = "train a model family of the table in docs/training.md"
         raise InputError(Problem(location, f"a model that TRL trains by {'SFT' if sft else 'GRPO'}", found, hint))
 
 
 def opens_thoughts(processor: Any) -> bool:
-    """Tells whether the chat template itself opens the think block, so that completions lack its opening tag."""
+    """Whether the chat template opens the think block, so that completions lack its opening tag."""
     user = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
     prompt: str = processor.apply_chat_template(user, tokenize=False, add_generation_prompt=True)
     return prompt.rfind(THINK) > prompt.rfind(END_THINK)
 
 
 def set_model_loading(config: Any, model_arguments: Any) -> str:
-    """Sets how TRL loads the weights, and returns the model's name.
+    """Sets ``model_init_kwargs``, with which TRL loads policy and reference model; returns the model's name.
 
-    TRL loads policy and reference model by the same settings, so that revision and trust in code agree. It places
-    weights itself: ``device_map`` is for quantised ones only.
+    ``device_map`` is set only for quantised weights, because TRL places others itself.
     """
     from accelerate import PartialState
     from trl import get_quantization_config

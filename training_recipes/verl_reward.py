@@ -1,4 +1,4 @@
-"""The reference reward as verl calls it: ``custom_reward_function.path=training_recipes/verl_reward.py``."""
+"""The reference reward for verl: ``custom_reward_function.path=training_recipes/verl_reward.py``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def compute_score(data_source: str, solution_str: str, ground_truth: str, extra_
     """Returns 0.8 * accuracy + 0.2 * format of a response; ``extra_info`` is not used.
 
     Raises:
-        ValueError: for rows of another source, which have another rule.
+        ValueError: for rows of another source.
 
     >>> compute_score("scale-vqa", "<think>x</think> <answer>A</answer>", "A")
     1.0
     """
     if data_source != SOURCE:
-        raise ValueError(f"data_source must be {SOURCE!r}, got {data_source!r}: its reward is another rule")
+        raise ValueError(f"data_source must be {SOURCE!r}, got {data_source!r}, which needs another reward")
     return reference_score(restore_thoughts(solution_str), ground_truth)

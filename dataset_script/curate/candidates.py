@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from dataset_script.curate.captions import PATH_VIEW, CaptionedPath, CaptionFeature, content
 from dataset_script.curate.roles import load_prompt
-from scale_vqa_eval.controls.factorial_options import geometry_problems
+from scale_vqa_eval.controls.exchange_group import geometry_problems
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import MAGNIFICATION, QUESTION_TYPES, VIEWS

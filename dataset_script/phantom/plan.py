@@ -20,7 +20,7 @@ import yaml
 
 from dataset_script.phantom.geometry import seeded
 from dataset_script.splits import patient_splits
-from scale_vqa_eval.controls.factorial_options import crossed_options
+from scale_vqa_eval.controls.exchange_group import crossed_options
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import MAGNIFICATION, QUESTION_TYPES, VIEWS, row_id
 

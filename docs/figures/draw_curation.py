@@ -39,7 +39,7 @@ def draw(file: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyBboxPatch
 
-    from scale_vqa_eval.audit.plots import STYLE
+    from scale_vqa_eval.plots import STYLE
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 4.1))

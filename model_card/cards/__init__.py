@@ -1,4 +1,4 @@
-"""``scale-vqa card``: cards of data, models and the metric, made from files and never from typed-in numbers."""
+"""``scale-vqa card``: cards of datasets, models and the metric, written from result files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from scale_vqa_eval.cli import LazyGroup
 
 card: Final = LazyGroup(
     name="card",
-    help="""Write the card of a dataset, a model or the metric from the files that measured it.
+    help="""Write the card of a dataset, a model or the metric from measured results.
 
-    A missing fact is an error that names it, never a blank. Sections that you wrote by hand stay: only the text
-    between the marks of this command is replaced.
+    A missing fact is an error. Text that you wrote by hand is kept: only the text between the markers of this command
+    is replaced.
     """,
     table={
         "dataset": ("model_card.cards.dataset", "dataset", "Complete the card of a release folder."),

@@ -1,9 +1,9 @@
 """The card of a release folder, completed from its rows, audits and curation report, and its Croissant metadata.
 
-The folder's builder writes a card that loads: configs, features, where each config comes from. The rest (the licence,
-the audit, the uses of the rows) is written here in marked sections; ``configs``, ``dataset_info`` and all text outside
-of the marks stay as they are. Croissant (https://docs.mlcommons.org/croissant, by ``mlcroissant``) lists every Parquet
-file with its SHA-256; every split is a record set whose fields come from the Parquet schema.
+The builder of a folder writes a card with which it loads: configs, features and the provenance of each config. This
+module adds marked sections (licence, audit, uses). It leaves ``configs``, ``dataset_info`` and all text outside the
+markers unchanged. Croissant metadata (https://docs.mlcommons.org/croissant, written by ``mlcroissant``) lists every
+Parquet file with its SHA-256, and has one record set per split, with fields from the Parquet schema.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import click
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from model_card.cards.check import CROISSANT, CROISSANT_HINT, hash_problems
 from model_card.cards.text import (
     FILE,
     FOLDER,
@@ -33,14 +32,16 @@ from model_card.cards.text import (
 from scale_vqa_eval import __version__
 from scale_vqa_eval.audit.defects import KINDS
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.files import atomic_write, sha256_file
+from scale_vqa_eval.files import atomic_write, parse_json, sha256_file
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.release_folder.card import AUTHORS, data_origin, head, read_notes
 from scale_vqa_eval.release_folder.read import release_configs
 from scale_vqa_eval.schema import CONFIGS, LETTERS
 from scale_vqa_eval.scoring.score import dimension_order, questions_digest
 
-_MAX_IDS: Final = 2  # of a defect, in the card
+CROISSANT: Final = "croissant.json"
+CROISSANT_HINT: Final = "write it again: scale-vqa card dataset --croissant --repo ORG/NAME, or remove it"
+_MAX_IDS: Final = 2  # row ids per defect in the card
 _AUDIT_FIELDS: Final = ("n", "verdict", "strongest", "probes", "dimensions", "null_check", "defects", "provenance")
 _REPORT_FIELDS: Final = (
     "format",
@@ -57,20 +58,20 @@ _REPORT_FORMAT: Final = 1
 _SIZES: Final = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 DatasetSlice = tuple[str, str | None]
-"""Config and split; None for all splits of the config."""
+"""Config and split; the split is None for the complete config."""
 
 
 @click.command()
 @click.argument("folder", type=FOLDER)
 @click.option("--license", metavar="ID", help="Licence id of the Hub: apache-2.0, cc-by-4.0, other, ...")
-@click.option("--license-name", metavar="NAME", help="Its name, where the licence is `other`.")
-@click.option("--license-link", metavar="URL", help="Its text, where the licence is `other`.")
+@click.option("--license-name", metavar="NAME", help="Name of the licence if its id is `other`.")
+@click.option("--license-link", metavar="URL", help="Link to the licence if its id is `other`.")
 @click.option("--audit", "audits", multiple=True, type=FILE, metavar="FILE", help="`audit --json`; repeatable.")
-@click.option("--curation", type=FILE, metavar="FILE", help="The report of a curation run.")
+@click.option("--curation", type=FILE, metavar="FILE", help="Report of a curation run.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="[default: FOLDER/README.md]")
-@click.option("--croissant", is_flag=True, help="Write FOLDER/croissant.json too; needs --repo.")
-@click.option("--doi", metavar="DOI", help="DOI of the data set, once the Hub has given one.")
-@click.option("--repo", callback=repo_option, metavar="ORG/NAME", help="Hub id under which the folder is published.")
+@click.option("--croissant", is_flag=True, help="Also write FOLDER/croissant.json; needs --repo.")
+@click.option("--doi", metavar="DOI", help="DOI that the Hub gave the dataset.")
+@click.option("--repo", callback=repo_option, metavar="ORG/NAME", help="Hub id of the dataset.")
 def dataset(
     folder: Path,
     audits: tuple[Path, ...],
@@ -86,7 +87,7 @@ def dataset(
     Every config needs an audit of its rows: scale-vqa audit FOLDER --config NAME --json FILE.
     """
     if croissant and not repo:
-        raise click.UsageError("--croissant needs --repo ORG/NAME: the metadata names where the data is")
+        raise click.UsageError("--croissant needs --repo ORG/NAME, because the metadata has the address of the data")
     out = out or folder / "README.md"
     files = {out: dataset_card(folder, licence, audits, curation, repo, doi)}
     stated = stated_licence(licence, head(files[out]), str(out), [])
@@ -109,14 +110,14 @@ def dataset_card(
 
     Args:
         folder: the release folder.
-        licence: ``license``, ``license_name``, ``license_link`` as given; the card's own is the default.
-        audits: files of ``scale-vqa audit --json`` that cover every config.
-        curation: the report of a curation run.
-        repo: Hub id under which the folder is published.
-        doi: of the data set; the card's own is the default.
+        licence: ``license``, ``license_name`` and ``license_link``; by default those of the existing card.
+        audits: files of ``scale-vqa audit --json`` that together cover every config.
+        curation: report of a curation run.
+        repo: Hub id of the dataset.
+        doi: DOI of the dataset; by default that of the existing card.
 
     Raises:
-        InputError: naming every fact that is missing at once.
+        InputError: listing all missing facts.
     """
     path = folder / "README.md"
     facts, slices = split_facts(folder)
@@ -158,11 +159,7 @@ def dataset_card(
 
 
 def split_facts(folder: Path) -> tuple[list[dict[str, Any]], dict[str, list[DatasetSlice]]]:
-    """Counts every split of a folder.
-
-    Returns:
-        The counts, and data hash -> the slices of the data with it.
-    """
+    """Returns the counts of every split of a folder, and data hash -> slices of the data with this hash."""
     facts: list[dict[str, Any]] = []
     slices: dict[str, list[DatasetSlice]] = {}
     for config, splits in release_configs(folder).items():
@@ -177,7 +174,7 @@ def split_facts(folder: Path) -> tuple[list[dict[str, Any]], dict[str, list[Data
 
 
 def _counted(config: str, split: str, questions: Sequence[Question], files: Sequence[Path]) -> dict[str, Any]:
-    """Returns the counts of a split: right answers per letter (A first), questions per dimension, sources."""
+    """Returns the counts of a split, such as right answers per letter (A first) and questions per dimension."""
     dimensions = Counter(question.dimension or "none" for question in questions)
     letters = Counter(question.answer for question in questions)
     options = max(len(question.options) for question in questions)
@@ -198,14 +195,7 @@ def _counted(config: str, split: str, questions: Sequence[Question], files: Sequ
 def _read_audits(
     paths: Sequence[Path], slices: Mapping[str, Sequence[DatasetSlice]], problems: list[Problem]
 ) -> list[dict[str, Any]]:
-    """Reads audits and finds by the data hash which rows each is of; configs with the same texts share an audit.
-
-    Adds a problem for an audit of other rows, and for every config without an audit of all its rows.
-
-    Returns:
-        ``rows`` (config, or config and split), ``report``, ``heuristic`` (the strongest probe that is not fitted) and
-        ``defects`` (kind -> ids) of each.
-    """
+    """Reads audits and matches them to rows by data hash; configs with the same texts share an audit."""
     audits: list[dict[str, Any]] = []
     covered: set[DatasetSlice] = set()
     for path in paths:
@@ -224,7 +214,11 @@ def _read_audits(
         splits = [f"{config}, {split}" for config, split in of if split is not None and config not in configs]
         heuristic = max((probe for probe in report["probes"] if not probe["trained"]), key=lambda p: p["accuracy"])
         rows = " and ".join([*configs, *splits])
-        audits.append({"rows": rows, "report": report, "heuristic": heuristic, "defects": _defects(report)})
+        defects: dict[str, list[str]] = {kind: [] for kind in KINDS}
+        for defect in report["defects"]:
+            defects.setdefault(str(defect["kind"]), []).append(str(defect["id"]))
+        defects = {kind: ids for kind, ids in defects.items() if ids}
+        audits.append({"rows": rows, "report": report, "heuristic": heuristic, "defects": defects})
     everything = [one for group in slices.values() for one in group]
     for config in dict.fromkeys(config for config, _ in everything):
         splits_of = {one for one in everything if one[0] == config and one[1] is not None}
@@ -233,13 +227,6 @@ def _read_audits(
             problems.append(Problem(f"config {config}", "an audit of its rows", "none", hint))
     order = list(dict.fromkeys([*CONFIGS, *(config for config, _ in everything)]))
     return sorted(audits, key=lambda audit: order.index(audit["rows"].split(",")[0].split(" and ")[0]))
-
-
-def _defects(report: Mapping[str, Any]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {kind: [] for kind in KINDS}
-    for defect in report["defects"]:
-        found.setdefault(str(defect["kind"]), []).append(str(defect["id"]))
-    return {kind: ids for kind, ids in found.items() if ids}
 
 
 def _read_curation(path: Path, problems: list[Problem]) -> dict[str, Any] | None:
@@ -264,13 +251,7 @@ _PAPER: Final = "Phan et al., Enhancing Pathological VLMs with Cross-scale Reaso
 
 
 def croissant_metadata(folder: Path, repo: str, licence: Licence, doi: str | None = None) -> str:
-    """Returns the Croissant JSON-LD of a release folder; the same folder gives the same text.
-
-    Args:
-        folder: the release folder.
-        repo: Hub id under which it is published.
-        licence: as its card states it.
-        doi: of the data set.
+    """Returns the Croissant JSON-LD of a release folder; deterministic.
 
     Raises:
         InputError: if ``mlcroissant`` reports an error in the result.
@@ -317,7 +298,7 @@ def croissant_metadata(folder: Path, repo: str, licence: Licence, doi: str | Non
 
 
 def check_croissant(path: Path) -> list[Problem]:
-    """Returns what is wrong with a Croissant file: errors of ``mlcroissant``, files that differ from their hash."""
+    """Returns the problems of a Croissant file: errors of ``mlcroissant``, and hashes that differ from the files'."""
     import mlcroissant as mlc
 
     try:
@@ -332,6 +313,26 @@ def check_croissant(path: Path) -> list[Problem]:
     return problems + hash_problems(str(path), path.read_text(encoding="utf-8"), files)
 
 
+def hash_problems(location: str, content: str, hashes: Mapping[str, str]) -> list[Problem]:
+    """Returns a problem if Croissant metadata lists other Parquet files or hashes than the folder has.
+
+    Args:
+        location: location for the problem.
+        content: text of ``croissant.json``.
+        hashes: path -> SHA-256 of the Parquet files.
+    """
+    try:
+        listed = parse_json(content, location)["distribution"]
+        named = {one["contentUrl"]: one["sha256"] for one in listed if "sha256" in one}
+    except (InputError, KeyError, TypeError):
+        named = {}
+    wrong = sorted(path for path in named.keys() | hashes.keys() if named.get(path) != hashes.get(path))
+    if not wrong:
+        return []
+    found = f"others of {', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}"
+    return [Problem(location, "the SHA-256 of the folder's Parquet files", found, CROISSANT_HINT)]
+
+
 def _fields(mlc: Any, name: str, file: Path) -> Iterator[Any]:
     """Yields a field for each column that Croissant can read."""
     schema = pq.read_schema(file)
@@ -343,7 +344,7 @@ def _fields(mlc: Any, name: str, file: Path) -> Iterator[Any]:
         kind = (feature["feature"] if listed else feature).get("_type") if isinstance(feature, Mapping) else None
         if kind == "Image":
             data_type, transforms = mlc.DataType.IMAGE_OBJECT, [mlc.Transform(json_path="bytes")]
-            # `repeated`, the older spelling: mlcroissant decodes each image of it, and fails on an array of images
+            # the older spelling `repeated`: mlcroissant decodes each of its images, and fails on an array of images
             options = {"repeated": True} if listed else {}
         elif kind == "ClassLabel" and not listed:
             data_type = mlc.DataType.INTEGER

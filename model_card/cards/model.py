@@ -1,4 +1,4 @@
-"""The card of trained weights: every number comes from a file and appears beside its blind control."""
+"""The card of trained weights: every score comes from a results file and appears beside its blind control."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class ModelFacts(BaseModel):
-    """What only people know about a model (``facts.yaml``).
+    """Facts about a model that its publisher states (``facts.yaml``).
 
     Attributes:
-        repo, dataset: Hub ids of model and data.
-        power_w: power of one device in watts; power_source: where that figure is from.
-        pue: overhead of the building.
-        carbon_g_per_kwh: carbon intensity of the electricity; carbon_source: where that figure is from.
-        prompt: YAML file of an own prompt, beside the facts.
+        repo, dataset: Hub ids of model and dataset.
+        power_w, power_source: power of one device in watts, and the source of this figure.
+        pue: power usage effectiveness of the data centre.
+        carbon_g_per_kwh, carbon_source: carbon intensity of the electricity, and the source of this figure.
+        prompt: file name of a custom prompt, relative to the facts file.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -72,7 +72,7 @@ class ModelFacts(BaseModel):
 
 
 class TrainingRecord(BaseModel):
-    """A training run as the card reads it (``training_metadata.json``); the recipes write more fields than these.
+    """The fields of ``training_metadata.json`` that the card uses.
 
     Attributes:
         seconds: wall time.
@@ -113,7 +113,7 @@ def footprint(devices: int, seconds: float, power_w: float, pue: float, carbon_g
     """Returns device hours, energy and emissions of a training run.
 
     energy = devices x hours x power per device x PUE; emissions = energy x carbon intensity (Lacoste et al. 2019,
-    arXiv:1910.09700). Power that was not measured is the board's limit, an upper bound: the facts say which.
+    arXiv:1910.09700). If the power is the board's limit and not measured, the result is an upper bound.
 
     >>> footprint(8, 36_000.0, power_w=700.0, pue=1.1, carbon_g_per_kwh=400.0)
     {'device_hours': 80.0, 'kwh': 61.6, 'co2_kg': 24.64}
@@ -128,25 +128,25 @@ def footprint(devices: int, seconds: float, power_w: float, pue: float, carbon_g
 
 
 @click.command()
-@click.option("--facts", required=True, type=FILE, help="YAML of what only people know: ids, licence, power, ...")
-@click.option("--training", required=True, type=FILE, metavar="FILE", help="training_metadata.json of the recipe.")
+@click.option("--facts", required=True, type=FILE, help="YAML file: repository, licence, power, ... (docs/cards.md)")
+@click.option("--training", required=True, type=FILE, metavar="FILE", help="training_metadata.json of the run.")
 @click.option(
     "--results",
     multiple=True,
     metavar="[CONFIG=]FILE",
-    help="`score --json` on Scale-VQA, best with --blind; repeatable. CONFIG where the file states none.",
+    help="`score --json` on Scale-VQA, best with --blind; repeatable. CONFIG if the file does not have it.",
 )
 @click.option("--transfer", multiple=True, metavar="NAME=FILE", help="`score --json` on another benchmark.")
-@click.option("--published", is_flag=True, help="Add what the authors reported, marked as theirs.")
+@click.option("--published", is_flag=True, help="Add the figures that the authors reported, marked as theirs.")
 @click.option(
-    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="The folder with the weights."
+    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder with the weights."
 )
 def model(
     facts: Path, training: Path, results: tuple[str, ...], transfer: tuple[str, ...], published: bool, out: Path
 ) -> None:
     """Write the card of trained weights: README.md with model-index, and .eval_results/scale-vqa.yaml.
 
-    A score without a blind control is marked so everywhere.
+    A score without a blind control is marked as such everywhere.
     """
     path = out / "README.md"
     old = path.read_text(encoding="utf-8") if path.is_file() else None
@@ -174,12 +174,12 @@ def model_card(
         training_file: ``training_metadata.json``.
         results: (config or None, results file) on Scale-VQA.
         transfer: (benchmark, results file) on other data.
-        published: add what the authors reported, marked as theirs.
-        old: an earlier card, whose hand-written text stays.
-        adapter: the weights are a LoRA adapter that needs its base.
+        published: add the figures that the authors reported, marked as theirs.
+        old: the existing card, whose hand-written text is kept.
+        adapter: whether the weights are a LoRA adapter.
 
     Raises:
-        InputError: naming every fact that is missing at once.
+        InputError: listing all missing facts.
     """
     problems: list[Problem] = []
     raw_facts = _read_facts(facts_file, problems)
@@ -192,17 +192,20 @@ def model_card(
         problems.append(Problem("results", "at least one results file", "none", hint))
     own = facts_file.parent / raw_facts["prompt"] if isinstance(raw_facts.get("prompt"), str) else None
     prompt = one_system([*scores, *others], problems, own) if scores else None
-    if prompt is not None and _other_prompt(raw_training, prompt):
-        found = f"trained with {raw_training.get('prompt_id')}, evaluated with {prompt.id}@{prompt.version}"
-        expected = "one prompt in training and evaluation"
-        problems.append(Problem("the prompt", expected, found, "evaluate with the prompt of the training"))
+    if prompt is not None:
+        names = (None, prompt.id, f"{prompt.id}@{prompt.version}")
+        trained_with = raw_training.get("prompt_id")
+        if trained_with not in names or raw_training.get("prompt_digest") not in (None, prompt.digest):
+            found = f"trained with {trained_with}, evaluated with {prompt.id}@{prompt.version}"
+            hint = "evaluate with the prompt of the training"
+            problems.append(Problem("the prompt", "the same prompt in training and evaluation", found, hint))
     base = str(raw_facts.get("base_model") or raw_training.get("base_model") or "")
     if base and not re.fullmatch(_HUB_ID, base):
-        hint = "name the base model's Hub id as base_model in the facts"
+        hint = "set base_model in the facts to the Hub id of the base model"
         problems.append(Problem(str(training_file), "a Hub id as base_model", preview(base), hint))
     if old is not None and not marked_sections(old):
-        found = "another one"
-        problems.append(Problem("the card that is there", "one that this command wrote", found, "move it away"))
+        hint = "move it away"
+        problems.append(Problem("the existing card", "a card that this command wrote", "another card", hint))
     if problems or licence is None or prompt is None:
         raise InputError(problems)
     facts, training = ModelFacts(**raw_facts), TrainingRecord(**raw_training)
@@ -258,12 +261,12 @@ def model_card(
 
 
 def snippets(repo: str, prompt: Prompt, sampling: Mapping[str, Any]) -> dict[str, str]:
-    """Returns ``transformers`` and ``vllm`` -> Python that asks the model one question as the scores were made.
+    """Returns example code for ``transformers`` and ``vllm`` that asks one question in the way the model was scored.
 
     Args:
         repo: Hub id of the model.
-        prompt: the prompt of the runs.
-        sampling: as the runs state it: ``max_tokens``, ``temperature``, ``top_p``.
+        prompt: prompt of the runs.
+        sampling: ``max_tokens``, ``temperature`` and ``top_p`` of the runs.
     """
     environment = Environment(loader=PackageLoader("model_card", "templates"), keep_trailing_newline=False)
     environment.filters |= {"py": lambda text: json.dumps(text, ensure_ascii=False), "wrapped": _wrapped}
@@ -284,7 +287,7 @@ def snippets(repo: str, prompt: Prompt, sampling: Mapping[str, Any]) -> dict[str
 
 
 def _wrapped(text: str) -> list[str]:
-    """Cuts a text into pieces that make the text again when joined."""
+    """Splits a text into pieces of at most 100 characters that can be joined again without loss."""
     lines: list[str] = []
     for line in text.splitlines(keepends=True):
         lines += textwrap.wrap(line, 100, drop_whitespace=False, replace_whitespace=False) or [line]
@@ -292,7 +295,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _read_facts(path: Path, problems: list[Problem]) -> dict[str, Any]:
-    """Returns the facts that could be read, as they are; adds a problem for each that is missing or wrong."""
+    """Returns the unvalidated facts; adds a problem for each that is missing or wrong."""
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"), str(path))
         _check(ModelFacts, content, str(path), "complete the facts (docs/cards.md has an example)", problems)
@@ -320,20 +323,14 @@ def _check(model: type[BaseModel], content: Any, location: str, hint: str, probl
         problems += [Problem(one.location, one.expected, one.found, hint) for one in error.problems]
 
 
-def _other_prompt(training: Mapping[str, Any], prompt: Prompt) -> bool:
-    """Whether a run was trained with another prompt; False if it states none."""
-    names = (None, prompt.id, f"{prompt.id}@{prompt.version}")
-    return training.get("prompt_id") not in names or training.get("prompt_digest") not in (None, prompt.digest)
-
-
 def _published() -> dict[str, Any]:
-    """Returns what the authors reported: by dimension on the test split, and on other benchmarks."""
+    """Returns the figures that the authors reported: by dimension on the test split, and on other benchmarks."""
     with as_file(files("model_card") / "published_transfer.yaml") as path:
         return {"scores": read_reported_scores("scale-vqa-test"), "transfer": read_reported_scores(path)}
 
 
 def _named(values: tuple[str, ...], option: str) -> list[tuple[str | None, Path]]:
-    """Reads ``[NAME=]FILE``; a file whose own name has an equals sign is taken as a file."""
+    """Parses ``[NAME=]FILE``; an existing file whose name contains an equals sign is one without a NAME."""
     found: list[tuple[str | None, Path]] = []
     for value in values:
         name, equals, path = value.partition("=")

@@ -1,8 +1,8 @@
-"""Scores for a model's card: results files read and checked, and the forms in which the Hub reads scores and tasks.
+"""Scores for a model's card, and the Hub's formats for scores and benchmark tasks.
 
-Scores are in ``model-index`` in the card's head and in ``.eval_results/*.yaml``. Each appears with its blind control
-or is marked as having none. ``eval.yaml`` makes a data set a benchmark of the Hub, with tasks that
-``inspect eval hf/ORG/NAME`` runs; a task has the id under which a model's scores of the same rows are written.
+Scores go to ``model-index`` in the card's YAML and to ``.eval_results/*.yaml``, each with its blind control or marked
+as having none. ``eval.yaml`` makes a dataset a benchmark of the Hub with tasks for ``inspect eval hf/ORG/NAME``. A
+model's scores on the same rows have the id of the task.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ NO_CONTROL: Final = "no blind control: does not show that images were used"
 
 @dataclass(frozen=True)
 class Score:
-    """One results file.
+    """A results file.
 
     Attributes:
-        name: config of the data, or the name of another benchmark.
-        content: what ``scale-vqa score --json`` wrote.
+        name: config of the data, or name of another benchmark.
+        content: content of the file, as ``scale-vqa score --json`` wrote it.
     """
 
     name: str
@@ -41,17 +41,17 @@ class Score:
 
     @property
     def split(self) -> str:
-        """Split that was scored; ``all`` if none was named."""
+        """The scored split, or ``all``."""
         return self.content["provenance"].get("split") or "all"
 
     @property
     def blind(self) -> Mapping[str, Any] | None:
-        """Figures of the blind control, or None."""
+        """Scores of the blind control, or None."""
         return self.content.get("blind")
 
     @property
     def asked(self) -> Mapping[str, Any]:
-        """How the model was asked: prompt, sampling, backend, weights."""
+        """Settings of the run: prompt, sampling, backend, weights."""
         provenance = self.content["provenance"]
         return {**provenance, **(provenance.get("predicted_with") or {})}
 
@@ -60,8 +60,9 @@ def read_scores(named: Sequence[tuple[str | None, Path]], problems: list[Problem
     """Reads results files of runs with all images.
 
     Args:
-        named: name (None: the config that the file states) and file.
-        problems: added to: an ablated run, an unknown config, a second result of a split, an invalid blind control.
+        named: (name, file); if the name is None, the config in the file is used.
+        problems: a problem is appended for an ablation, an unknown config, a second result of a split and an invalid
+            blind control.
     """
     scores: dict[tuple[str, str], Score] = {}
     for name, path in named:
@@ -81,17 +82,17 @@ def read_scores(named: Sequence[tuple[str | None, Path]], problems: list[Problem
             problems.append(Problem(str(path), "the config of the questions", "none stated", hint))
         elif (score.name, score.split) in scores:
             found = f"a second one of {score.name}"
-            problems.append(Problem(str(path), "one result per config and split", found, "give one"))
+            problems.append(Problem(str(path), "one result per config and split", found, "give only one"))
         else:
             scores[score.name, score.split] = score
     return list(scores.values())
 
 
 def one_system(scores: Sequence[Score], problems: list[Problem], prompt_file: Path | None = None) -> Prompt | None:
-    """Returns the prompt of all scores; adds a problem unless they are of one model, asked in one way.
+    """Returns the prompt of all scores; adds a problem if weights, prompt or sampling differ between them.
 
-    The prompt's words are read from ``prompt_file``, else from this package by the id that the runs state. Another
-    hash is a problem, because the card prints the words.
+    The prompt's text is read from ``prompt_file``, or else from this package by its id. The card prints it, so a
+    hash that differs from the runs' is a problem.
     """
     for field, expected in (
         ("prompt_id", "one prompt"),
@@ -123,13 +124,9 @@ def one_system(scores: Sequence[Score], problems: list[Problem], prompt_file: Pa
 
 
 def model_index(scores: Sequence[Score], dataset: str) -> list[EvalResult]:
-    """Returns the figures of all scores for ``model-index``, in per cent: overall and by dimension.
+    """Returns all scores for ``model-index``, in per cent: overall and by dimension.
 
-    A blind accuracy is a result of its own beside each figure that has one; a figure without says so in its name.
-
-    Args:
-        scores: on configs of the dataset.
-        dataset: its Hub id.
+    The blind accuracy is a separate result. An accuracy without one says so in its name.
     """
     return [result for score in scores for result in _results(score, dataset)]
 
@@ -137,7 +134,7 @@ def model_index(scores: Sequence[Score], dataset: str) -> list[EvalResult]:
 def entries_yaml(scores: Sequence[Score], dataset: str) -> str:
     """Returns the content of ``.eval_results/scale-vqa.yaml``: an entry per score, and one per blind control.
 
-    The task ids are those of the data set's ``eval.yaml``; the blind control is in the notes of its score too.
+    The task ids are those of the dataset's ``eval.yaml``. The notes of a score repeat its blind control.
     """
     entries = []
     for score in scores:
@@ -156,7 +153,7 @@ def entries_yaml(scores: Sequence[Score], dataset: str) -> str:
 
 
 def task_id(config: str, split: str, blind: bool = False) -> str:
-    """Returns the id of a task on the Hub: rows of a config and split, asked with images or blind."""
+    """Returns the Hub's task id for the rows of a config and split, with images or blind."""
     return f"{config}_{split}{'_blind' if blind else ''}"
 
 
@@ -195,12 +192,12 @@ def _percent(share: float) -> float:
 
 EVAL_YAML: Final = "eval.yaml"
 _PATTERN: Final = r"(?-i:<answer>)\s*([A-Za-z])\s*(?-i:</answer>)"
-"""First letter between answer tags: the tags as they are, the letter in either case, as ``score`` reads it."""
-_HUB_HINT: Final = "make it again: scale-vqa build hub FOLDER"
+"""The letter between answer tags, by the rule of ``score``: the tags in lower case, the letter in either case."""
+_HUB_HINT: Final = "build it again: scale-vqa build hub FOLDER"
 
 
 def eval_yaml(folder: Path) -> str | None:
-    """Returns the content of ``eval.yaml`` for a release folder; None if it has no config ``hub``.
+    """Returns the content of ``eval.yaml`` for a release folder, or None if it has no config ``hub``.
 
     Raises:
         InputError: if the rows of ``hub`` are not those of another config, or its prompt is missing.
@@ -234,17 +231,17 @@ def eval_yaml(folder: Path) -> str | None:
 
 
 def _task(name: str, split: str, prompt: Prompt, blind: bool) -> dict[str, Any]:
-    """Returns a task as ``inspect_ai`` reads it from a data set on the Hub."""
-    fields = {"input": "prompt", "target": "answer", "choices": "options"}
+    """Returns a task in the format in which ``inspect_ai`` reads it from a dataset on the Hub."""
+    fields: dict[str, Any] = {"input": "prompt", "target": "answer", "choices": "options"}
+    if not blind:
+        fields["input_image"] = "composite"
     generate = {"name": "generate", "args": {"temperature": 0.0, "max_tokens": prompt.max_tokens}}
     system = [{"name": "system_message", "args": {"template": prompt.system}}] if prompt.system else []
     return {
         "id": name,
         "config": HUB,
         "split": split,
-        "field_spec": fields
-        | ({} if blind else {"input_image": "composite"})
-        | {"metadata": ["id", "dimension", "patient_id"]},
+        "field_spec": fields | {"metadata": ["id", "dimension", "patient_id"]},
         "solvers": [*system, generate],
         "scorers": [{"name": "pattern", "args": {"pattern": _PATTERN}}],
     }

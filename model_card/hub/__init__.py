@@ -1,1 +1,1 @@
-"""Publishing to the Hub: a plan, a scan, one commit, a tag, and the proof that it loads."""
+"""Publishing to the Hub: scan, plan, one commit, a tag, and a check that the release loads."""

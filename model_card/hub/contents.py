@@ -1,13 +1,14 @@
-"""The texts inside of a file, decoded, so that the scan reads what a reader of the published file would get.
+"""Extracts the texts of a file for the scan, decoded.
 
-JSON, notebooks, YAML, Python strings, Parquet (names, metadata, every string and binary value), safetensors headers,
-and the metadata of PNG and JPEG are parsed. All other files are read as text (UTF-8, or UTF-16 if they say so).
+JSON, notebooks, YAML, Python strings, Parquet (names, metadata, all string and binary values), safetensors headers
+and the metadata of PNG and JPEG files are parsed. All other files are read as UTF-8 or UTF-16 text.
 """
 
 from __future__ import annotations
 
 import ast
 import base64
+import contextlib
 import html
 import re
 import struct
@@ -23,7 +24,7 @@ from scale_vqa_eval.files import parse_json, parse_yaml
 from scale_vqa_eval.release_folder.card import head
 
 VOCABULARIES: Final = {"tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "vocab.txt"}
-"""Files of words, each of which may look like a piece of a path: they are scanned for secrets alone."""
+"""Vocabulary files, which are scanned only for secrets, because their words can look like parts of paths."""
 _PICTURES: Final = (".png", ".jpg", ".jpeg")
 _BINARY: Final = (".model", ".tiktoken")
 _MAX_PARSED: Final = 200_000_000
@@ -36,7 +37,7 @@ _ESCAPES: Final = re.compile(r"\\(?:[ntrbf]|u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2})")
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """A text inside of a file: where it is, and the name of the field that holds it."""
+    """A text in a file, its location, and the name of its field."""
 
     place: str
     text: str
@@ -45,7 +46,7 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Texts that are searched together, and bytes (pixels) that are searched for literal beginnings of secrets."""
+    """Texts that are searched together, and bytes (such as pixels) that are searched for prefixes of secrets."""
 
     parts: Sequence[TextPart] = ()
     raw: Sequence[tuple[str, bytes]] = ()
@@ -56,25 +57,25 @@ class ScanReport:
     """How the files were read.
 
     Attributes:
-        read: way of reading -> number of files.
-        notes: files that could not be read as their name says, or of which a part was not read.
+        read: format -> number of files.
+        notes: files that could not be parsed, or of which a part was not read.
     """
 
     read: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the report for machines."""
+        """Returns the report as JSON fields."""
         return {"read": dict(self.read), "notes": self.notes}
 
     def lines(self, accepted: str) -> list[str]:
-        """Returns the report for people; ``accepted`` goes after the result."""
+        """Returns the lines to print; ``accepted`` is added to the result."""
         ways = ", ".join(f"{count} {way}" for way, count in sorted(self.read.items()))
         return [
             f"scan: {self.read.total()} files, no secret, no local path, nothing from outside the release{accepted}",
             f"scan: read as {ways}",
             *(f"scan: {note}" for note in self.notes),
-            "scan: not looked for: words in pixels, numbers of weights, encrypted, compressed or base64 texts, "
+            "scan: not searched: text in pixels, values of weights, encrypted, compressed or base64 texts, "
             "secrets without a known format, names of patients",
         ]
 
@@ -83,7 +84,7 @@ def read_contents(name: str, path: Path, report: ScanReport) -> Iterator[Batch]:
     """Yields the texts of a file in batches that fit into memory.
 
     Raises:
-        OSError, pyarrow.ArrowInvalid: if the file cannot be read as its name says.
+        OSError, pyarrow.ArrowInvalid: if the file is not in the format of its suffix.
     """
     suffix = path.suffix.lower()
     if suffix == ".parquet":
@@ -96,23 +97,18 @@ def read_contents(name: str, path: Path, report: ScanReport) -> Iterator[Batch]:
         report.read["pictures (metadata)" if suffix in _PICTURES else "binary (runs of text)"] += 1
         yield _binary([("", path.read_bytes())])
     else:
-        parts = list(_text_file(name, path, suffix, report))
-        yield Batch(parts)
+        yield Batch(list(_text_file(name, path, suffix, report)))
 
 
 def json_parts(text: str, place: str = "") -> Iterator[TextPart]:
-    """Yields every key and string of a JSON text, decoded.
-
-    Raises:
-        InputError: if it is not JSON.
-    """
-    # pairs, not objects: of a key that is there twice, a reader of the bytes sees both
+    """Yields every key and string of a JSON text, decoded; raises InputError if it is not JSON."""
+    # as pairs, because an object would lose the first value of a duplicate key
     content = parse_json(text, place or "JSON", object_pairs_hook=lambda pairs: tuple(("pair", *one) for one in pairs))
     yield from _leaves(content, place, "")
 
 
 def text_parts(text: str, place: str = "", key: str = "") -> Iterator[TextPart]:
-    """Yields a text, and what it holds if it is JSON itself."""
+    """Yields a text and, if it is JSON, its strings."""
     yield TextPart(place, text, key)
     if text[:1] in ("{", "[") and text[-1:] in ("}", "]"):
         try:
@@ -122,7 +118,7 @@ def text_parts(text: str, place: str = "", key: str = "") -> Iterator[TextPart]:
 
 
 def without_escapes(text: str) -> str:
-    r"""Replaces escapes (``\n``, ``\u00e9``) by blanks of the same length: words after them start there.
+    r"""Replaces escapes (``\n``, ``\u00e9``) by as many blanks, so that the word after an escape is found.
 
     >>> without_escapes(r"a\nb")
     'a  b'
@@ -148,7 +144,7 @@ def _leaves(value: Any, place: str, key: str) -> Iterator[TextPart]:
                 waiting.append((below, f"{where}.{inner[:40]}" if where else inner[:40], inner))
         elif isinstance(one, list):
             texts = [item for item in one if isinstance(item, str)]
-            if len(texts) > 1 and len(texts) == len(one):  # lines of a notebook's cell, words of a header
+            if len(texts) > 1 and len(texts) == len(one):  # such as the lines of a notebook's cell
                 yield TextPart(where, "".join(texts), name)
             waiting += [(item, f"{where}[{index}]", name) for index, item in enumerate(one)]
 
@@ -188,7 +184,7 @@ def _text_file(name: str, path: Path, suffix: str, report: ScanReport) -> Iterat
 
 
 def _decoded(content: bytes) -> str:
-    """Returns bytes as text: UTF-16 with a byte order mark or zero bytes in every second place, else UTF-8."""
+    """Decodes bytes as UTF-16 (with a byte order mark, or if every second byte is zero) or UTF-8."""
     start = content[:2000]
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return content.decode("utf-16", "replace")
@@ -198,7 +194,7 @@ def _decoded(content: bytes) -> str:
 
 
 def _safetensors_header(path: Path) -> str:
-    """Returns the JSON header of a safetensors file, its only text."""
+    """Returns the JSON header of a safetensors file."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > min(path.stat().st_size, 100_000_000):
@@ -207,7 +203,7 @@ def _safetensors_header(path: Path) -> str:
 
 
 def _binary(values: Sequence[tuple[str, bytes]]) -> Batch:
-    """Returns the metadata of pictures, and the text runs of other binary values, as texts."""
+    """Returns the metadata of images and the text runs of other binary values."""
     parts = []
     for place, content in values:
         runs = [_decoded(run) for run in _RUNS.findall(b"\0\0".join(_metadata(content)))]
@@ -216,7 +212,7 @@ def _binary(values: Sequence[tuple[str, bytes]]) -> Batch:
 
 
 def _metadata(content: bytes) -> Iterator[bytes]:
-    """Yields the parts of a binary value that may hold text: all of PNG and JPEG but the pixels."""
+    """Yields the parts of a binary value that may contain text: all of PNG and JPEG except the pixels."""
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         at = 8
         while at + 8 <= len(content):
@@ -225,7 +221,8 @@ def _metadata(content: bytes) -> Iterator[bytes]:
             at += 12 + length
             if kind in (b"zTXt", b"iTXt") and (found := re.match(rb"[^\0]*\0(?:\0|\x01\0[^\0]*\0[^\0]*\0)", data)):
                 yield data
-                yield _inflated(data[found.end() :])
+                with contextlib.suppress(zlib.error):
+                    yield zlib.decompressobj().decompress(data[found.end() :], _MAX_INFLATED)
             elif kind not in (b"IDAT", b"PLTE"):
                 yield data
         yield content[at:]
@@ -244,15 +241,8 @@ def _metadata(content: bytes) -> Iterator[bytes]:
         yield content
 
 
-def _inflated(data: bytes) -> bytes:
-    try:
-        return zlib.decompressobj().decompress(data, _MAX_INFLATED)
-    except zlib.error:
-        return b""
-
-
 def _parquet(name: str, path: Path, report: ScanReport) -> Iterator[Batch]:
-    """Row group by row group and column by column, so that memory holds one column of one row group."""
+    """Yields the texts of a Parquet file, one column of one row group at a time."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
@@ -281,7 +271,7 @@ def _parquet(name: str, path: Path, report: ScanReport) -> Iterator[Batch]:
 
 
 def _fields(holder: Any) -> Iterator[tuple[str, dict[bytes, bytes] | None]]:
-    """Yields names and metadata of all columns and fields within them."""
+    """Yields names and metadata of all columns and their nested fields."""
     for index in range(len(holder) if hasattr(holder, "names") else holder.num_fields):
         one = holder.field(index)
         yield "column names", {one.name.encode(): b""}
@@ -291,7 +281,7 @@ def _fields(holder: Any) -> Iterator[tuple[str, dict[bytes, bytes] | None]]:
 
 
 def _arrays(label: str, array: Any, name: str, report: ScanReport) -> Iterator[tuple[str, Any]]:
-    """Yields the string and binary arrays inside of an Arrow array, with the name of the field they are in."""
+    """Yields the string and binary arrays nested in an Arrow array, with their field names."""
     import pyarrow as pa
 
     kind, types = array.type, pa.types
@@ -303,8 +293,12 @@ def _arrays(label: str, array: Any, name: str, report: ScanReport) -> Iterator[t
     elif types.is_map(kind):
         yield from _arrays(f"{label}.key", array.keys, name, report)
         yield from _arrays(f"{label}.value", array.items, name, report)
-    elif any(check(kind) for check in (types.is_list, types.is_large_list, types.is_fixed_size_list)) or (
-        types.is_list_view(kind) or types.is_large_list_view(kind)
+    elif (
+        types.is_list(kind)
+        or types.is_large_list(kind)
+        or types.is_fixed_size_list(kind)
+        or types.is_list_view(kind)
+        or types.is_large_list_view(kind)
     ):
         yield from _arrays(label, array.flatten(), name, report)
     elif types.is_dictionary(kind):
@@ -335,7 +329,7 @@ def _cells(place: str, label: str, array: Any) -> Batch:
 
     if pa.types.is_large_string(array.type):
         texts = [value for value in array.to_pylist() if value]
-        # the base64 of an image is noise in which a scan finds keys: images are scanned as images
+        # base64 text of images is decoded first, because random text can look like a key
         images = {text: content for text in texts if (content := _embedded_image(text))}
         parts = [part for text in texts if text not in images for part in text_parts(text, place, label)]
         embedded = _binary([(place, content) for content in images.values()])

@@ -1,24 +1,48 @@
-"""A release folder as it would be published: its files with sizes and hashes, scanned; nothing of it is sent here."""
+"""The folder to publish: checks its card, and lists, scans and hashes its files. Nothing is sent here."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from model_card.cards.check import check_card
+from huggingface_hub import DatasetCard, ModelCard, RepoCard, parse_eval_result_entries
+
 from model_card.hub.contents import ScanReport
 from model_card.hub.scan import OWN_SECRET, Finding, LocalSecrets, finding, scan_file
 from model_card.tensors import check_weights
-from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.files import parse_yaml
+from scale_vqa_eval.release_folder.card import INCOMPLETE, NO_LICENCE, head, marked_sections
 
+CardKind = Literal["dataset", "model", "metric", "space"]
+
+SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "dataset": ("splits", "audit", "defects", "uses", "licence", "datasheet", "package"),
+    "model": ("summary", "use", "results", "transfer", "training", "limits", "cost", "citation"),
+    "metric": ("example", "citation"),
+    "space": (),
+}
+"""Kind of card -> its marked sections."""
+HEADS: Final[Mapping[str, tuple[str, ...]]] = {
+    "dataset": ("license", "configs", "dataset_info", "task_categories", "pretty_name"),
+    "model": ("license", "base_model", "datasets", "pipeline_tag", "library_name", "model-index"),
+    "metric": ("license", "title", "sdk", "sdk_version", "app_file", "tags"),
+    "space": ("license", "title", "sdk", "sdk_version", "app_file"),
+}
+"""Kind of card -> required YAML keys."""
+_CLASSES: Final[Mapping[str, type[RepoCard]]] = {"dataset": DatasetCard, "model": ModelCard}
+_LOCAL: Final = re.compile(r"(?<![\w:/.])(?:/(?:home|root|Users|tmp|work|mnt|data)/[\w.-]+|[A-Z]:\\\\?Users)")
+_BLANK: Final = re.compile(r"\b(?:TODO|TBD|FIXME|More Information Needed)\b|\{\{\s|\{%|\bNone\b(?= \|)")
 MANIFEST: Final = "publish.json"
-"""File that publishing adds: names, sizes and SHA-256 of all files, and which parts of the card were generated."""
+"""File that publishing adds: names, sizes and SHA-256 of all files, and digests of the generated parts of the card."""
 CARD: Final = "README.md"
 LARGEST: Final = 50 * 10**9
-"""Bytes; the Hub takes no larger file."""
+"""Largest file that the Hub accepts, in bytes."""
 _MAX_FILES: Final = 100_000
 _HIDDEN_KEPT: Final = (".eval_results",)
 _DOWNLOADED: Final = ".cache/huggingface/"
@@ -32,14 +56,14 @@ class RepositoryKind:
     """A kind of repository.
 
     Attributes:
-        name: as the user types it.
+        name: subcommand of ``publish``.
         repo_type: the Hub's name for it.
-        sdk: of a Space, else None.
-        suffixes: suffixes of the files that belong into it; others are refused.
-        loaded: patterns of files that are loaded by name, so that an old one beside new ones would be read too.
+        sdk: SDK of a Space, or None.
+        suffixes: allowed suffixes; other files are refused.
+        loaded: patterns of files that a loader finds by name; old ones must not be left beside new ones.
     """
 
-    name: Literal["dataset", "metric", "space", "model"]
+    name: CardKind
     repo_type: str
     sdk: str | None
     suffixes: frozenset[str]
@@ -65,7 +89,7 @@ KINDS: Final = {
 
 @dataclass(frozen=True)
 class PublishRequest:
-    """What the user asked for; the options of ``scale-vqa publish``."""
+    """The options of ``scale-vqa publish``."""
 
     kind: RepositoryKind
     repo: str
@@ -81,13 +105,13 @@ class PublishRequest:
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file that is to be published.
+    """A file to publish.
 
     Attributes:
-        path: in the repository, POSIX.
-        sha256: of its bytes.
-        blob_id: its id as a git blob, by which the Hub lists small files.
-        content: its bytes, or the path of the file that has them.
+        path: POSIX path in the repository.
+        sha256: SHA-256 of its bytes.
+        blob_id: git blob id, by which the Hub lists small files.
+        content: its bytes, or the path of the file with these bytes.
     """
 
     path: str
@@ -98,7 +122,7 @@ class LocalFile:
 
     @classmethod
     def of(cls, path: str, content: bytes | Path, progress: Any = None) -> LocalFile:
-        """Returns a file with its hashes, read once, in blocks."""
+        """Hashes a file, reading it once in blocks."""
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
         if isinstance(content, bytes):
@@ -114,11 +138,7 @@ class LocalFile:
         return cls(path, size, sha256.hexdigest(), blob.hexdigest(), content)
 
     def text(self) -> str:
-        """Returns the content as text.
-
-        Raises:
-            InputError: if it is not UTF-8.
-        """
+        """Returns the content as text; raises InputError if it is not UTF-8."""
         try:
             return (self.content if isinstance(self.content, bytes) else self.content.read_bytes()).decode("utf-8")
         except UnicodeDecodeError as error:
@@ -128,14 +148,15 @@ class LocalFile:
 
 @dataclass(frozen=True)
 class LocalRelease:
-    """The folder, scanned and hashed; its card is not merged with the remote's yet.
+    """The scanned and hashed folder; its card is not yet merged with that on the Hub.
 
     Attributes:
-        left_out: files that are not published, with the reason.
-        findings: what the scan found; ``accepted``: those that ``--allow`` accepts.
-        gaps: what a complete card would state and the folder's does not.
-        undeclared: the gaps that the card does not admit itself; with them nothing is published.
-        scanned: how each file was read.
+        left_out: (file that is not published, reason).
+        findings: findings of the scan that ``--allow`` does not accept; nothing is published with one.
+        accepted: findings that ``--allow`` accepts.
+        scanned: how the files were read.
+        gaps: what a complete card would state and this one does not.
+        undeclared: gaps that the card does not declare; nothing is published with one.
     """
 
     files: tuple[LocalFile, ...]
@@ -149,10 +170,10 @@ class LocalRelease:
 
 
 def read_local(request: PublishRequest, token: str, progress: Any) -> LocalRelease:
-    """Walks, scans and hashes the folder.
+    """Lists, scans and hashes the files of the folder.
 
     Raises:
-        InputError: if there is no such folder, a file cannot be read as its name says, or weights are incomplete.
+        InputError: if the folder does not exist, a file is not in the format of its suffix, or weights are incomplete.
     """
     files, left_out, found = list_files(request.folder, request.kind)
     if request.kind.name == "model":
@@ -178,14 +199,14 @@ def read_local(request: PublishRequest, token: str, progress: Any) -> LocalRelea
 def list_files(
     folder: Path, kind: RepositoryKind
 ) -> tuple[list[tuple[str, Path]], list[tuple[str, str]], list[Finding]]:
-    """Walks a release folder.
+    """Lists the files of a folder.
 
     Returns:
         Files to publish as (path in the repository, source), files left out as (path, reason), and findings: links
-        that leave the folder, hidden files, files that do not belong into this kind of repository, files too large.
+        out of the folder, hidden files, files that do not belong in this kind of repository, and too large files.
 
     Raises:
-        InputError: if there is no such folder, it has no card, or far too many files.
+        InputError: if the folder does not exist, has no card, or has too many files.
     """
     if not folder.is_dir():
         hint = "name the folder to publish"
@@ -201,7 +222,7 @@ def list_files(
     for path in sorted(_walk(folder)):
         name = path.relative_to(folder).as_posix()
         if "__pycache__" in path.parts or path.suffix == ".pyc":
-            left_out.append((name, "made by Python when it runs"))
+            left_out.append((name, "Python writes it when it runs"))
         elif name == MANIFEST:
             left_out.append((name, "publishing writes a new one"))
         elif name == ".gitattributes":
@@ -220,7 +241,7 @@ def list_files(
 
 
 def _walk(folder: Path) -> list[Path]:
-    """Returns files and broken links below a folder; links to folders are listed, not followed."""
+    """Lists files and links below a folder; links to folders are not followed."""
     found = []
     for place, folders, names in os.walk(folder):
         found += [Path(place, name) for name in names]
@@ -230,7 +251,7 @@ def _walk(folder: Path) -> list[Path]:
 
 
 def _misplaced(name: str, path: Path, root: Path, kind: RepositoryKind) -> Finding | None:
-    """Returns why a file must not be published, whatever it contains."""
+    """Returns a finding if a file must not be published, whatever it contains."""
     hidden = [part for part in Path(name).parts if part.startswith(".") and part not in _HIDDEN_KEPT]
     if hidden:
         hint = "remove it from the folder, or publish from a clean one"
@@ -241,7 +262,7 @@ def _misplaced(name: str, path: Path, root: Path, kind: RepositoryKind) -> Findi
     if not path.is_file():
         return finding(name, "", "unexpected", name, "not a plain file", "remove it")
     if path.suffix.lower() not in kind.suffixes and path.name not in ("LICENSE", "NOTICE"):
-        what = f"a file of type {path.suffix or 'unknown'}, which does not belong into a {kind.name}"
+        what = f"a file of type {path.suffix or 'unknown'}, which does not belong in a {kind.name}"
         hint = "remove it; weights are published as safetensors, data as Parquet"
         return finding(name, "", "unexpected", name, what, hint)
     if path.stat().st_size > LARGEST:
@@ -250,7 +271,64 @@ def _misplaced(name: str, path: Path, root: Path, kind: RepositoryKind) -> Findi
     return None
 
 
+def check_card(folder: Path, kind: CardKind, draft: bool = False) -> list[Problem]:
+    """Returns the problems of a folder's card: YAML, sections, licence, citation, local paths, blanks to fill in.
+
+    Args:
+        folder: folder with ``README.md`` and, for a model, ``.eval_results/*.yaml``.
+        kind: ``dataset``, ``model``, ``metric`` or ``space`` (an app other than the metric).
+        draft: accept missing sections and a missing licence if the card says that it is incomplete.
+    """
+    path = folder / "README.md"
+    hint = "write it in the card" if kind == "space" else f"scale-vqa card {kind}"
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = head(text)
+        _CLASSES.get(kind, RepoCard)(text, ignore_metadata_errors=False)
+    except InputError as error:
+        return list(error.problems)
+    except (OSError, ValueError) as error:
+        return [Problem(str(path), "a card", preview(str(error), 200), hint)]
+    problems = [Problem(str(path), f"{name} in the head", "none", hint) for name in HEADS[kind] if not data.get(name)]
+    sections = marked_sections(text)
+    if not (draft and INCOMPLETE in sections):
+        if data.get("license_name") == NO_LICENCE:
+            problems.append(Problem(str(path), "a licence", NO_LICENCE, f"{hint} --license"))
+        missing = [name for name in SECTIONS[kind] if name not in sections]
+        problems += [Problem(str(path), f"the section {name}", "none", hint) for name in missing]
+    app = data.get("app_file")
+    if kind in ("metric", "space") and app and not (folder / str(app)).is_file():
+        problems.append(Problem(str(path), "an app_file that exists", preview(app), "name the app's script"))
+    if kind != "space" and "@inproceedings{phan2026scalevqa" not in text:
+        problems.append(Problem(str(path), "the paper's BibTeX", "none", hint))
+    for number, line in enumerate(text.splitlines(), 1):
+        location = f"{path}, line {number}"
+        if _LOCAL.search(line):
+            problems.append(Problem(location, "no local path", preview(line), "remove it"))
+        if kind in ("dataset", "model") and _BLANK.search(line):
+            problems.append(Problem(location, "no blank to fill in", preview(line), "fill it in"))
+    return problems + (_eval_problems(folder) if kind == "model" else [])
+
+
+def _eval_problems(folder: Path) -> list[Problem]:
+    files = sorted((folder / ".eval_results").glob("*.yaml"))
+    hint = "scale-vqa card model"
+    if not files:
+        return [Problem(str(folder / ".eval_results"), "evaluation results", "none", hint)]
+    problems = []
+    for file in files:
+        try:
+            entries = parse_eval_result_entries(parse_yaml(file.read_text(encoding="utf-8"), str(file)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            problems.append(Problem(str(file), "evaluation results", preview(str(error), 160), hint))
+            continue
+        expected = "a blind control with each value, or a note that there is none"
+        bare = [entry.notes for entry in entries if "blind control" not in (entry.notes or "")]
+        problems += [Problem(str(file), expected, preview(notes), hint) for notes in bare]
+    return problems
+
+
 def _card_gaps(request: PublishRequest, draft: bool) -> tuple[Problem, ...]:
-    """Returns what a complete card would state and the folder's does not; a draft may lack what it admits itself."""
+    """Returns what is missing in the folder's card; for a draft, without the gaps that the card declares."""
     problems = check_card(request.folder, request.kind.name, draft)
     return tuple(replace(one, location=one.location.replace(f"{request.folder}/", "")) for one in problems)

@@ -1,174 +1,39 @@
-"""The plan of a publication: every file with its hash, what would change on the Hub, and what forbids it.
-
-The generated card is merged with the one on the Hub: what a person wrote there stays. A card is a set of parts: every
-key of its YAML, every config of ``configs`` and ``dataset_info``, the text before the first heading, and every section
-under a second-level heading. The manifest of the last publication states how each part was generated then. So, for
-each part:
-
-- only one of the two cards has it: it is in the merged card (unless it is as generated then, and no longer generated);
-- the remote's part is as generated then: nobody changed it, so the new one replaces it;
-- otherwise somebody wrote it: it stays, word for word, and the plan names it.
-"""
+"""The plan of a publication: every file with its hash, the changes on the Hub, and the reasons to refuse them."""
 
 from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Final
 
 import click
+import pyarrow.parquet as pq
 from jinja2 import Environment
 
-from model_card.cards.check import CROISSANT, by_config, dataset_info_problems, hash_problems, mixed_files
+from model_card.cards.dataset import CROISSANT, hash_problems
 from model_card.cards.results import EVAL_YAML, eval_yaml
-from model_card.cards.text import dump_yaml
+from model_card.cards.text import MergedCard, by_config, merge_cards
 from model_card.hub.local import CARD, MANIFEST, LocalFile, LocalRelease, PublishRequest
 from model_card.hub.remote import INITIAL, HubRepository, HubUnreachable, RemoteSnapshot, RemoteState
 from model_card.hub.scan import problems_of, scan_text
-from scale_vqa_eval.errors import InputError, Problem
-from scale_vqa_eval.files import sha256_json
-from scale_vqa_eval.release_folder.card import body, by_heading, head
-
-_BY_CONFIG: Final = ("configs", "dataset_info")
-
-CardPart = tuple[str, str]
-"""("yaml", key), ("configs" or "dataset_info", config) or ("section", heading)."""
-
-
-@dataclass(frozen=True)
-class MergedCard:
-    """A merged card.
-
-    Attributes:
-        text: what is published.
-        kept: names of the parts that stay as on the Hub although the folder's differ.
-        added: names of the parts that only the Hub has.
-        generated: digest of every part of the folder's card, for the manifest.
-    """
-
-    text: str
-    kept: tuple[str, ...]
-    added: tuple[str, ...]
-    generated: dict[str, str]
-
-
-def merge_cards(
-    local: str, remote: str | None, generated: Mapping[str, str], replace: frozenset[str] = frozenset()
-) -> MergedCard:
-    """Returns the card to publish.
-
-    Args:
-        local: the folder's card.
-        remote: the card on the Hub, or None.
-        generated: name of a part -> digest of it as generated for the last publication; empty if unknown.
-        replace: names of parts that the folder's card replaces in any case; ``card`` for all.
-
-    Raises:
-        InputError: if the YAML of one of the cards cannot be read, or ``replace`` names no part.
-    """
-    ours = _parts(local, "the folder's card")
-    digests = {_name_of(part): _digest(value) for part, value in ours.items()}
-    if remote is None or remote == local:
-        return MergedCard(local, (), (), digests)
-    theirs = _parts(remote, "the card on the Hub")
-    known = {_name_of(part) for part in (*ours, *theirs)} | {"card"}
-    if unknown := sorted(replace - known):
-        expected = f"one of {', '.join(sorted(known))}"
-        raise InputError(Problem("--replace", expected, ", ".join(unknown), "name a part that the plan names"))
-    kept, added, merged = [], [], dict(ours)
-    for part, value in theirs.items():
-        name = _name_of(part)
-        as_generated = generated.get(name) == _digest(value)
-        if name in replace or "card" in replace:
-            continue
-        if part not in ours:
-            if not as_generated or part[0] in _BY_CONFIG:
-                merged[part] = value
-                added.append(name)
-        elif _digest(value) != digests[name] and not as_generated:
-            merged[part] = value
-            kept.append(name)
-    text = local if merged == ours else remote if merged == theirs else _written(merged, list(ours), list(theirs))
-    return MergedCard(text, tuple(kept), tuple(added), digests)
-
-
-def _name_of(part: CardPart) -> str:
-    """Returns how a part is named to people: ``license``, ``dataset_info:default``, ``## Limits``."""
-    group, key = part
-    if group == "section":
-        return f"## {key}" if key else "text before the first heading"
-    return key if group == "yaml" else f"{group}:{key}"
-
-
-def _parts(text: str, whose: str) -> dict[CardPart, Any]:
-    try:
-        front = head(text)
-    except InputError as error:
-        raise InputError([Problem(f"YAML of {whose}", e.expected, e.found, e.hint) for e in error.problems]) from None
-    parts: dict[CardPart, Any] = {}
-    for key, value in front.items():
-        if key in _BY_CONFIG:
-            parts |= {(key, config): entry for config, entry in by_config(value).items()}
-        else:
-            parts["yaml", str(key)] = value
-    return parts | {("section", heading): section for heading, section in by_heading(body(text)).items()}
-
-
-def _digest(value: Any) -> str:
-    plain = json.loads(json.dumps(value.strip() if isinstance(value, str) else value, default=str))
-    return sha256_json(plain)[:16]
-
-
-def _written(parts: Mapping[CardPart, Any], ours: list[CardPart], theirs: list[CardPart]) -> str:
-    """Joins parts: in the folder's order; what only the remote has goes after the part that it follows there."""
-    order = list(ours)
-    for index, part in enumerate(theirs):
-        if part not in order:
-            before = next((one for one in reversed(theirs[:index]) if one in order and one[0] == part[0]), None)
-            order.insert(order.index(before) + 1 if before else len(order), part)
-    front: dict[str, Any] = {}
-    sections = []
-    for part in (part for part in order if part in parts):
-        if part[0] == "yaml":
-            front[part[1]] = parts[part]
-        elif part[0] in _BY_CONFIG:
-            front.setdefault(part[0], []).append(parts[part])
-        else:
-            sections.append(parts[part].strip("\n"))
-    if "configs" in front:
-        front["configs"] = _one_default(front["configs"], {part[1] for part in ours if part[0] == "configs"})
-    text = "\n\n".join(sections)
-    return f"---\n{dump_yaml(front)}---\n\n{text}\n" if front else f"{text}\n"
-
-
-def _one_default(configs: list[dict[str, Any]], ours: set[str]) -> list[dict[str, Any]]:
-    """Leaves one default config: the folder's, where both cards have one."""
-    defaults = [entry for entry in configs if entry.get("default")]
-    if len(defaults) < 2:
-        return configs
-    chosen = next((entry for entry in defaults if str(entry.get("config_name")) in ours), defaults[0])
-    return [
-        entry if entry is chosen or not entry.get("default") else {k: v for k, v in entry.items() if k != "default"}
-        for entry in configs
-    ]
-
+from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.release_folder.card import head
 
 _CARD_FILES: Final = frozenset({CARD, MANIFEST})
 
 
 @dataclass(frozen=True)
 class PublishPlan:
-    """What would be done.
+    """The plan of a publication.
 
     Attributes:
-        local: the folder.
-        remote: the repository as it was found.
-        files: all files of the publication, with the merged card and the manifest.
-        deletes: files of the remote that ``--delete`` names.
-        card: the merged card.
+        remote: the repository on the Hub.
+        files: all files to publish, including the merged card and the manifest.
+        deletes: files on the Hub that ``--delete`` matches.
     """
 
     request: PublishRequest
@@ -180,26 +45,26 @@ class PublishPlan:
 
     @property
     def undeclared(self) -> tuple[Problem, ...]:
-        """Gaps of the card for which ``--yes`` refuses."""
+        """Gaps of the card because of which ``--yes`` refuses."""
         return () if self.request.incomplete_card else self.local.undeclared
 
     @property
     def private(self) -> bool:
-        """Whether the repository is private, or will be."""
+        """Whether the repository is, or will be, private."""
         return self.request.private if self.remote.private is None else self.remote.private
 
     @property
     def only_remote(self) -> list[str]:
-        """Files that only the remote has and that stay."""
+        """Files that only the Hub has and that are kept."""
         return sorted(self.remote.files.keys() - {file.path for file in self.files} - set(self.deletes))
 
     def pending(self, now: RemoteState) -> tuple[list[LocalFile], list[str]]:
-        """Returns the files that a remote does not hold yet, and the deletions that are still to be made."""
+        """Returns the files that are not on the Hub yet, and the files that must still be deleted."""
         files = [file for file in self.files if file.path not in now.files or not now.files[file.path].holds(file)]
         return files, [path for path in self.deletes if path in now.files]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Returns the table of files: path, size, sha256 and change (new, changed, same, delete, kept or unknown)."""
+        """Returns path, size, sha256 and change (new, changed, same, delete, kept or unknown) of each file."""
         rows: list[dict[str, Any]] = []
         for file in self.files:
             there = self.remote.files.get(file.path)
@@ -213,7 +78,7 @@ class PublishPlan:
         return rows
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the plan for machines."""
+        """Returns the plan as JSON fields."""
         request, remote = self.request, self.remote
         return {
             "kind": request.kind.name,
@@ -240,10 +105,10 @@ class PublishPlan:
         }
 
     def table(self) -> str:
-        """Returns what would change, file by file, and which parts of the remote's card stay."""
+        """Returns the plan as text."""
         source = files("model_card").joinpath("templates", "plan.txt.j2").read_text(encoding="utf-8")
         environment = Environment(trim_blocks=True, lstrip_blocks=True)
-        # control characters are escaped: a file's name comes from a folder or the Hub
+        # file names are input and may contain control characters
         printable = lambda path: path if path.isprintable() else ascii(path)  # noqa: E731
         environment.filters |= {"size": size_text, "printable": printable}
         pending, deletes = self.pending(self.remote)
@@ -264,15 +129,15 @@ def make_plan(
     """Compares the folder with the Hub.
 
     Args:
-        request: what the user asked for.
-        local: the folder, free of findings.
-        repository: the repository to publish to.
-        seen: what an earlier run saw there.
-        may_skip_hub: plan without the Hub if it cannot be reached or the repository cannot be seen.
+        request: the options.
+        local: the folder, without findings.
+        repository: the repository on the Hub.
+        seen: state of the repository in an earlier run, or None.
+        may_skip_hub: plan without the Hub if it cannot be reached.
 
     Raises:
-        InputError: if the plan would publish in a public repository what was to be private, move a tag, leave files
-            on the Hub that would be loaded together with the new ones, or publish a false ``dataset_info``.
+        InputError: if the repository is public despite ``--private``, a tag would move, files on the Hub would be
+            loaded together with the new ones, or ``dataset_info`` or Croissant metadata would be wrong.
     """
     try:
         remote = repository.read()
@@ -282,7 +147,7 @@ def make_plan(
         remote = RemoteState(not_read=error.message)
     if request.private and remote.private is False:
         hint = "make it private in its settings on the Hub, or publish without --private"
-        raise InputError(Problem(request.repo, "a private repository, as --private says", "a public one", hint))
+        raise InputError(Problem(request.repo, "a private repository (--private)", "a public one", hint))
     ours = {file.path: file for file in local.files}
     text = ours[CARD].text()
     merged = merge_cards(text, *_card_on_hub(repository, remote, seen), request.replace)
@@ -294,7 +159,7 @@ def make_plan(
     benchmark = eval_yaml(request.folder) if request.kind.name == "dataset" else None
     if benchmark is not None:
         if EVAL_YAML in ours and ours[EVAL_YAML].text() != benchmark:
-            click.echo(f"the folder's own {EVAL_YAML} is replaced by that of its config hub", err=True)
+            click.echo(f"the folder's {EVAL_YAML} is replaced by the one made from its config hub", err=True)
         ours[EVAL_YAML] = LocalFile.of(EVAL_YAML, benchmark.encode())
     elif request.kind.name == "dataset" and EVAL_YAML not in ours:
         click.echo("not a benchmark of the Hub: no config hub (scale-vqa build hub adds it)", err=True)
@@ -302,8 +167,8 @@ def make_plan(
     removable = sorted(remote.files.keys() - ours.keys() - {".gitattributes"})
     deletes = tuple(path for path in removable if _matches(path, request.delete))
     for pattern in request.delete:
-        if not any(fnmatch.fnmatchcase(path, pattern) for path in deletes):
-            click.echo(f"--delete {pattern}: no file that only the Hub has matches", err=True)
+        if not fnmatch.filter(deletes, pattern):
+            click.echo(f"--delete {pattern}: matches no file that only the Hub has", err=True)
     files = tuple(ours[path] for path in sorted(ours))
     plan = PublishPlan(request, local, repository.compare(remote, files), files, deletes, merged)
     problems = [*_tag_problems(plan, repository), *_claim_problems(plan)]
@@ -315,9 +180,9 @@ def make_plan(
 def _card_on_hub(
     repository: HubRepository, remote: RemoteState, seen: RemoteSnapshot | None
 ) -> tuple[str | None, Mapping[str, str]]:
-    """Returns the remote's card and the digests of its parts as generated at the last publication."""
-    made_by_us = seen is not None and seen.commit is None and remote.files.keys() <= INITIAL
-    if remote.commit is None or CARD not in remote.files or made_by_us:
+    """Returns the card on the Hub, and the digests of its parts as they were generated at the last publication."""
+    created_by_us = seen is not None and seen.commit is None and remote.files.keys() <= INITIAL
+    if remote.commit is None or CARD not in remote.files or created_by_us:
         return None, {}
     card = repository.text(CARD, remote.commit)
     if MANIFEST not in remote.files:
@@ -326,7 +191,7 @@ def _card_on_hub(
         generated = json.loads(repository.text(MANIFEST, remote.commit)).get("card", {})
         return card, {str(name): str(digest) for name, digest in generated.items()}
     except (ValueError, AttributeError):
-        click.echo(f"{MANIFEST} on the Hub cannot be read: what differs in the card counts as hand-written", err=True)
+        click.echo(f"{MANIFEST} on the Hub cannot be read: all changes of the card count as hand-written", err=True)
         return card, {}
 
 
@@ -337,7 +202,7 @@ def _manifest(files: Mapping[str, LocalFile], card: MergedCard) -> LocalFile:
 
 
 def _tag_problems(plan: PublishPlan, repository: HubRepository) -> list[Problem]:
-    """Refuses other data under an existing tag: the card may change, the files that are loaded may not."""
+    """Refuses other data under an existing tag; only the card may change."""
     request, remote = plan.request, plan.remote
     tagged = remote.tags.get(request.tag)
     if tagged is None or request.pr:
@@ -347,14 +212,14 @@ def _tag_problems(plan: PublishPlan, repository: HubRepository) -> list[Problem]
     other = [*deletes, *(file.path for file in files if file.path not in _CARD_FILES)]
     if not other:
         return []
-    found = f"one that is set for other files: {', '.join(other[:3])}"
-    hint = "a published version keeps its files: make release VERSION=..., or give another --tag"
+    found = f"a tag of other files: {', '.join(other[:3])}"
+    hint = "the files of a published version do not change: make release VERSION=..., or give another --tag"
     location = f"tag {request.tag} of {request.repo}"
     return [Problem(location, "a version that is not published yet", found, hint)]
 
 
 def _claim_problems(plan: PublishPlan) -> list[Problem]:
-    """Returns where the card or Croissant metadata would be false, or old files would be loaded with new ones."""
+    """Checks that card and Croissant metadata agree with the files, and that no old files are loaded with new ones."""
     on_hub = frozenset(plan.only_remote)
     problems: list[Problem] = []
     if plan.request.kind.name == "dataset":
@@ -369,10 +234,66 @@ def _claim_problems(plan: PublishPlan) -> list[Problem]:
     else:
         mixed = [path for path in sorted(on_hub) if _matches(path, plan.request.kind.loaded)]
     if mixed:
-        found = f"{len(mixed)} that only the Hub has would be read with them, such as {mixed[0]}"
+        found = f"{len(mixed)} files that only the Hub has would be loaded too, such as {mixed[0]}"
         hint = f"--delete '{mixed[0]}' (a pattern) removes them"
-        problems.append(Problem(plan.request.repo, "files of this publication alone", found, hint))
+        problems.append(Problem(plan.request.repo, "only files of this publication", found, hint))
     return problems
+
+
+def dataset_info_problems(
+    card: str, local: Mapping[str, Path], on_hub: frozenset[str], kept: frozenset[str]
+) -> list[Problem]:
+    """Returns problems where ``dataset_info`` differs from the Parquet files, which would make ``load_dataset`` fail.
+
+    Args:
+        card: the merged card.
+        local: path in the repository -> local file.
+        on_hub: paths of the files that only the Hub has.
+        kept: names of the parts of the card that are taken from the Hub.
+    """
+    metadata = head(card)
+    infos = by_config(metadata.get("dataset_info"))
+    problems = []
+    for name, split, patterns in _splits(metadata):
+        files = [local[path] for path in sorted(local) if _matches(path, patterns) and path.endswith(".parquet")]
+        if name not in infos or not files or any(_matches(path, patterns) for path in on_hub):
+            continue  # data that only the Hub has, or a mixture, which mixed_files reports
+        stated = {str(one.get("name")): one.get("num_examples") for one in infos[name].get("splits") or []}
+        columns = [str(feature.get("name")) for feature in infos[name].get("features") or []]
+        rows = sum(pq.read_metadata(file).num_rows for file in files)
+        found = pq.read_schema(files[-1]).names
+        location = f"README.md, dataset_info of {name}"
+        hint = "build the config again: its card was written for other files"
+        if f"dataset_info:{name}" in kept:
+            location = f"README.md on the Hub, dataset_info of {name}"
+            hint = f"--replace dataset_info:{name} takes the folder's; or fix it on the Hub"
+        if stated.get(split) != rows:
+            expected = f"{rows} rows of {split}, as in the files"
+            problems.append(Problem(location, expected, f"{stated.get(split)}", hint))
+        elif sorted(columns) != sorted(found):
+            problems.append(Problem(location, f"the columns {', '.join(found)}", preview(", ".join(columns)), hint))
+    return problems
+
+
+def mixed_files(card: str, local: Mapping[str, Path], on_hub: frozenset[str]) -> list[str]:
+    """Returns the files that only the Hub has and that a config of the card would load together with local ones."""
+    mixed: set[str] = set()
+    for _, _, patterns in _splits(head(card)):
+        if any(_matches(path, patterns) for path in local):
+            mixed |= {path for path in on_hub if _matches(path, patterns)}
+    return sorted(mixed)
+
+
+def _splits(metadata: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """Yields config, split and file patterns of each split in a card's YAML."""
+    for name, config in by_config(metadata.get("configs")).items():
+        files = config.get("data_files") or []
+        listed = [{"split": "train", "path": files}] if isinstance(files, str) else files
+        for entry in listed if isinstance(listed, list) else []:
+            if isinstance(entry, Mapping):
+                path = entry.get("path", [])
+                patterns = [path] if isinstance(path, str) else path
+                yield name, str(entry.get("split", "train")), [one.removeprefix("./") for one in patterns]
 
 
 def _matches(path: str, patterns: Iterable[str]) -> bool:

@@ -1,7 +1,7 @@
-"""The repository on the Hub: its state, the few changes made to it, and its errors in one line each.
+"""The repository on the Hub: reading its state, changing it, and one-line messages for its errors.
 
-Reads are repeated where that helps; writes are not. A snapshot of the state that the last dry run saw is kept beside
-the Hub's cache, so that a remote that changed since then is refused and a later run knows its own commits.
+Reads are retried, writes are not. The state that the last dry run saw is saved beside the Hub's cache. With it, a
+later run refuses a repository that somebody else has changed, and recognises its own commits.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from scale_vqa_eval.files import atomic_write
 
 T = TypeVar("T")
 INITIAL: Final = frozenset({".gitattributes", "README.md"})
-"""Files that the Hub itself puts into a new repository."""
+"""Files that the Hub creates in a new repository."""
 TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _WAITS: Final = (1.0, 2.0, 4.0)
 _MAX_WAIT: Final = 60.0
@@ -40,7 +40,7 @@ _CLIENTS: Final = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urll
 
 
 class HubError(click.ClickException):
-    """The Hub refused, failed or cannot be reached; exit 1."""
+    """The Hub refused a request, failed, or cannot be reached; exit 1."""
 
     exit_code = 1
 
@@ -49,11 +49,11 @@ class HubError(click.ClickException):
 
 
 class HubUnreachable(HubError):
-    """There is no connection to the Hub: offline mode, or no network."""
+    """The Hub cannot be reached: offline mode, or no network."""
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields an error and the errors that it was raised from."""
+    """Yields an error and its chain of causes."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -61,13 +61,13 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def status_of(error: BaseException) -> int | None:
-    """Returns the HTTP status that an error came with, or None."""
+    """Returns the HTTP status of an error, or None."""
     statuses = (getattr(getattr(cause, "response", None), "status_code", None) for cause in _causes(error))
     return next((int(status) for status in statuses if status is not None), None)
 
 
 def is_network(error: BaseException) -> bool:
-    """Whether an error comes from a connection that failed or ended early."""
+    """Whether an error comes from a failed or interrupted connection."""
     for cause in _causes(error):
         if isinstance(cause, ConnectionError | TimeoutError):
             return not isinstance(cause, OfflineModeIsEnabled)
@@ -77,13 +77,13 @@ def is_network(error: BaseException) -> bool:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed a little later."""
+    """Whether the same request may succeed later."""
     status = status_of(error)
     return status in TRANSIENT if status is not None else is_network(error)
 
 
 def wait_after(error: BaseException, attempt: int, consequence: str) -> None:
-    """Waits as the Hub says, at most a minute; else 1, 2, 4 seconds. Says so on stderr."""
+    """Waits as long as ``Retry-After`` says (at most a minute), else 1, 2 or 4 seconds, with a message on stderr."""
     headers = (getattr(getattr(cause, "response", None), "headers", None) or {} for cause in _causes(error))
     stated = [str(one.get("Retry-After")) for one in headers if str(one.get("Retry-After", "")).isdigit()]
     seconds = min(float(stated[0]), _MAX_WAIT) if stated else _WAITS[min(attempt, len(_WAITS) - 1)]
@@ -94,10 +94,7 @@ def wait_after(error: BaseException, attempt: int, consequence: str) -> None:
 
 
 def with_retries(call: Callable[[], T]) -> T:
-    """Runs a call that can be repeated without harm, up to four times while the failure is transient.
-
-    A failure to connect at all is raised at once.
-    """
+    """Runs an idempotent call up to four times while errors are transient; a failure to connect is raised at once."""
     for attempt in range(len(_WAITS)):
         try:
             return call()
@@ -110,11 +107,11 @@ def with_retries(call: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def translate_hub_errors(doing: str, repo: str) -> Iterator[None]:
-    """Turns errors of the Hub's client into one line that says what to do; other errors pass.
+    """Context manager: replaces errors of the Hub's client by a one-line message that says what to do.
 
     Raises:
         HubUnreachable: if there is no connection.
-        HubError: for every error that the Hub answers.
+        HubError: if the Hub answers with an error.
     """
     try:
         yield
@@ -129,7 +126,7 @@ def translate_hub_errors(doing: str, repo: str) -> Iterator[None]:
 
 
 def _message(error: Exception, repo: str) -> str | None:
-    again = "run the same command again: it goes on where it stopped"
+    again = "run the same command again: it continues where it stopped"
     status = status_of(error)
     if isinstance(error, OfflineModeIsEnabled):
         return "offline mode is on; unset HF_HUB_OFFLINE and run it again"
@@ -139,37 +136,37 @@ def _message(error: Exception, repo: str) -> str | None:
         return str(error) if isinstance(error, HfHubHTTPError) else None
     if status >= 500:
         return f"the Hub failed (status {status}); {again}"
-    said = getattr(error, "server_message", None) or str(error).strip().split("\n")[0]
+    answer = getattr(error, "server_message", None) or str(error).strip().split("\n")[0]
     return {
-        401: f"the token was refused (401), or may not see {repo}; log in again: hf auth login",
+        401: f"the token was refused (401), or has no access to {repo}; log in again: hf auth login",
         403: f"the token may not write to {repo} (403); use one with write access to that namespace: hf auth login",
-        404: f"{repo} is not there (404), or the token may not see it",
-        429: f"too many requests (429); wait some minutes, then {again}",
-    }.get(status, f"the Hub refused (status {status}): {preview(said, 200)}")
+        404: f"{repo} does not exist (404), or the token has no access to it",
+        429: f"too many requests (429); wait a few minutes, then {again}",
+    }.get(status, f"the Hub refused (status {status}): {preview(answer, 200)}")
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on the Hub; ``sha256`` is listed for large files, ``blob_id`` (of a large one: its pointer's) for all."""
+    """A file on the Hub; ``sha256`` is known for large files, whose ``blob_id`` is that of the LFS pointer."""
 
     size: int
     blob_id: str
     sha256: str | None
 
     def holds(self, file: LocalFile) -> bool:
-        """Whether the bytes are those of a local file."""
+        """Whether the content equals a local file."""
         return self.sha256 == file.sha256 if self.sha256 is not None else self.blob_id == file.blob_id
 
 
 @dataclass(frozen=True)
 class RemoteState:
-    """The content of a revision of a repository.
+    """State of a repository at a revision.
 
     Attributes:
-        commit: None if there is no repository, or it has no commit.
-        exists: whether there is a repository.
-        private: None if there is no repository, or the Hub does not say.
-        files: by path.
+        commit: commit id, or None without a repository or a commit.
+        exists: whether the repository exists.
+        private: whether it is private, or None if unknown.
+        files: path -> file.
         tags: tag -> commit.
         not_read: why the Hub was not read (no token, no network); empty if it was.
     """
@@ -183,7 +180,7 @@ class RemoteState:
 
 
 class HubRepository:
-    """One repository on the Hub, through the Hub's own client."""
+    """A repository on the Hub, accessed with huggingface_hub."""
 
     def __init__(self, kind: RepositoryKind, name: str, token: str) -> None:
         self.kind, self.name = kind, name
@@ -193,20 +190,20 @@ class HubRepository:
         self._where: dict[str, Any] = {"repo_id": name, "repo_type": kind.repo_type}
 
     def read(self, revision: str = "main") -> RemoteState:
-        """Returns the state at a revision; an empty one if there is no such repository."""
+        """Returns the state at a revision; an empty state if the repository does not exist."""
         with translate_hub_errors(f"reading {self.name}", self.name):
             try:
                 info = self._info(revision)
             except Exception as error:
                 if self._anonymous and status_of(error) == 401:
-                    return RemoteState(not_read="no token, and there is no public repository of this name")
+                    return RemoteState(not_read="no token, and no public repository has this name")
                 raise
             if info is None:
                 return RemoteState()
             return RemoteState(info.sha, True, info.private, self._files(info.sha or revision), self._tags())
 
     def _info(self, revision: str) -> Any:
-        """Returns the Hub's record of a revision, else of the repository, else None."""
+        """Returns the Hub's information on a revision, else on the repository, or None."""
         for options in ({"revision": revision}, {}):
             try:
                 return with_retries(lambda options=options: self.api.repo_info(**self._where, **options))
@@ -237,14 +234,11 @@ class HubRepository:
         except Exception as error:
             if status_of(error) != 404:
                 raise
-            return {}  # a server that lists no references: an existing tag is found when it is set
+            return {}  # the server does not list references; setting an existing tag will fail
         return {ref.name: ref.target_commit for ref in refs.tags}
 
     def compare(self, remote: RemoteState, files: Iterable[LocalFile]) -> RemoteState:
-        """Returns the remote with the SHA-256 of files whose listed id leaves open whether they are the local ones.
-
-        Those are small files of the same size and another id: they are read, so that no id is taken on trust.
-        """
+        """Adds the SHA-256 of small remote files with the same size as the local ones but another id; reads them."""
         known = dict(remote.files)
         for file in files:
             there = known.get(file.path)
@@ -257,24 +251,22 @@ class HubRepository:
         return replace(remote, files=known)
 
     def text(self, path: str, commit: str) -> str:
-        """Returns a small text file of a commit."""
+        """Returns the text of a small file at a commit."""
         return self._content(path, commit).decode("utf-8", "replace")
 
     def _content(self, path: str, commit: str | None) -> bytes:
-        what = {"filename": path, "revision": commit}
+        where = self._where | {"filename": path, "revision": commit}
         with (
             tempfile.TemporaryDirectory() as folder,
             translate_hub_errors(f"reading {path} of {self.name}", self.name),
         ):
-            return Path(
-                with_retries(lambda: self.api.hf_hub_download(**self._where, **what, local_dir=folder))
-            ).read_bytes()
+            return Path(with_retries(lambda: self.api.hf_hub_download(**where, local_dir=folder))).read_bytes()
 
     def create(self, private: bool) -> None:
-        """Makes the repository; an existing one is left as it is."""
+        """Creates the repository if it does not exist."""
         sdk = {"space_sdk": self.kind.sdk} if self.kind.sdk else {}
         with translate_hub_errors(f"creating {self.name}", self.name), contextlib.suppress(KeyError, ValueError):
-            # a KeyError or ValueError: the client found no address in the answer "it exists already" (409)
+            # the client raises these if the answer 409 (it exists) has no address
             with_retries(lambda: self.api.create_repo(**self._where, private=private, exist_ok=True, **sdk))
 
     def commit(
@@ -289,10 +281,10 @@ class HubRepository:
         """Sends files and deletions as one commit on top of ``parent``.
 
         Returns:
-            Commit, and ``refs/pr/N`` if a pull request was opened.
+            The commit, and ``refs/pr/N`` if a pull request was opened.
 
         Raises:
-            Exception: any error of the Hub's client; its meaning depends on what the repository then holds.
+            Exception: any error of the Hub's client; the commit may have arrived nevertheless.
         """
         operations: list[Any] = [CommitOperationDelete(path) for path in deletes]
         for file in files:
@@ -303,25 +295,21 @@ class HubRepository:
         return done.oid, done.pr_revision
 
     def open_pull_request(self, title: str) -> str | None:
-        """Returns ``refs/pr/N`` of the open pull request with this title, or None."""
+        """Returns ``refs/pr/N`` of the first open pull request with this title, or None."""
         with translate_hub_errors(f"listing pull requests of {self.name}", self.name):
             try:
                 found = with_retries(lambda: list(self.api.get_repo_discussions(**self._where)))
             except Exception as error:
                 if status_of(error) != 404:
                     raise
-                return None  # a server that lists none
+                return None  # the server does not list pull requests
         numbers = [
             one.num for one in found if one.is_pull_request and one.title == title and one.status in ("open", "draft")
         ]
         return f"refs/pr/{min(numbers)}" if numbers else None
 
     def tag(self, tag: str, commit: str) -> None:
-        """Sets a tag; an existing one is left, and must be of this commit.
-
-        Raises:
-            HubError: if the tag is of another commit.
-        """
+        """Sets a tag; raises HubError if the tag exists on another commit."""
         with translate_hub_errors(f"tagging {self.name}", self.name):
             with_retries(lambda: self.api.create_tag(**self._where, tag=tag, revision=commit, exist_ok=True))
             tagged = with_retries(lambda: self.api.repo_info(**self._where, revision=tag)).sha
@@ -331,13 +319,13 @@ class HubRepository:
 
 @dataclass(frozen=True)
 class RemoteSnapshot:
-    """The remote when the plan was made, and what the plan puts there.
+    """State of the repository when the plan was made, and the planned changes.
 
     Attributes:
-        commit: None if there was no repository.
-        files: path -> id of its content, as the Hub lists it.
-        planned: path -> ids (SHA-256 and git blob) that the plan puts there; None if it deletes the file.
-        suspect: files that differed when they were verified, so that they are sent once more.
+        commit: commit id, or None if there was no repository.
+        files: path -> id in the Hub's list.
+        planned: path -> planned ids (SHA-256 and git blob), or None if the file is to be deleted.
+        suspect: files that failed verification and are sent again.
     """
 
     commit: str | None
@@ -352,7 +340,7 @@ class RemoteSnapshot:
         return cls(remote.commit, files, {**ids, **dict.fromkeys(deletes)})
 
     def continued(self, now: RemoteSnapshot) -> RemoteSnapshot:
-        """Returns this with the plan of ``now`` added: the user may have changed the folder since."""
+        """Returns a copy with the plan of ``now`` added, because the folder may have changed."""
         planned = {**self.planned, **now.planned}
         for path, ids in now.planned.items():
             if ids is not None:
@@ -360,7 +348,7 @@ class RemoteSnapshot:
         return replace(self, planned=planned)
 
     def foreign(self, now: RemoteState) -> list[str]:
-        """Returns the changes that somebody else made since: paths, each with what happened to it."""
+        """Returns the changes that somebody else made since, such as ``README.md (changed)``."""
         changes = []
         for path in sorted(self.files.keys() | now.files.keys()):
             before, after = self.files.get(path), now.files.get(path)
@@ -377,14 +365,14 @@ class RemoteSnapshot:
 
     @staticmethod
     def path(repository: HubRepository, pr: bool) -> Path:
-        """Returns where the snapshot of a repository is kept."""
+        """Returns the path of a repository's snapshot."""
         server = "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in constants.ENDPOINT)
         name = f"{repository.kind.repo_type}s--{repository.name.replace('/', '--')}{'--pr' if pr else ''}.json"
         return Path(constants.HF_HOME) / "scale-vqa" / "publish" / server / name
 
     @classmethod
     def read(cls, path: Path) -> RemoteSnapshot | None:
-        """Returns the snapshot, or None if there is none that can be read."""
+        """Returns the snapshot, or None if it does not exist or cannot be read."""
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             return cls(found["commit"], dict(found["files"]), dict(found["planned"]), tuple(found["suspect"]))
@@ -392,9 +380,5 @@ class RemoteSnapshot:
             return None
 
     def write(self, path: Path) -> None:
-        """Writes the snapshot in one rename.
-
-        Raises:
-            InputError: if it cannot be written; without it no later run could tell its own commits from others'.
-        """
-        atomic_write(path, json.dumps(asdict(self), sort_keys=True), "let HF_HOME be a folder that can be written")
+        """Writes the snapshot atomically; raises InputError if that fails."""
+        atomic_write(path, json.dumps(asdict(self), sort_keys=True), "set HF_HOME to a folder that can be written")

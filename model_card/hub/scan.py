@@ -1,8 +1,8 @@
-"""Scans what would be published for what must not be: secrets, and paths of this machine.
+"""Scans files for secrets and local paths before they are published.
 
-The formats of secrets are those of detect-secrets (its plug-ins with regular expressions, without their look-ups on
-the network) and some that it lacks. Strings that are merely random are not looked for: hashes, row ids and
-vocabularies are full of them.
+The formats of secrets are those of the regular-expression plug-ins of detect-secrets (without their network requests)
+and a few more. Random strings without a known format are not reported, because hashes, row ids and vocabularies look
+like them.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from model_card.hub.contents import VOCABULARIES, Batch, ScanReport, TextPart, r
 from scale_vqa_eval.errors import Problem
 
 OWN_SECRET: Final = "own secret"
-"""Kind of the finding that no ``--allow`` accepts: a secret of the user who publishes."""
-_BREAK: Final = "\n\0\n"  # between texts that are searched together; no rule matches across it
+"""Kind of finding that ``--allow`` does not accept: a secret of the user who publishes."""
+_BREAK: Final = "\n\0\n"  # separator of texts that are searched together; no rule matches across it
 _MAX_KEYWORD_LINE: Final = 2000
-_SECRET_HINT: Final = "remove it and revoke it: a secret that was once in a file may have been copied"
-_PATH_HINT: Final = "write a relative path or a name in its place"
+_SECRET_HINT: Final = "remove and revoke it: somebody may have copied it already"
+_PATH_HINT: Final = "replace it with a relative path or a name"
 _SECRET_KEY: Final = re.compile(r"pass|pwd|secret|token|key|auth|cred|wandb|aws|login|cookie|bearer", re.IGNORECASE)
 
 _RULES: Final = {
@@ -59,13 +59,17 @@ _RULES: Final = {
     "bearer": r"(?i)\bbearer\s+(?=[^\s\"']*\d)([A-Za-z0-9._~+/-]{20,}=*)",
     "machine": r"(?i)\bmachine\s+\S+\s+login\s+\S+\s+password\s+(\S{4,})",
 }
-"""Literals, of which one is in every text that a rule matches (in lower case) -> the rule; a group is the secret."""
+"""Lower-case literals, one of which is in every match -> rule. If it has a group, this is the secret."""
 _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]")
 _BASIC: Final = re.compile(r"(?i)\bbasic\s+([A-Za-z0-9+/]{8,}={0,2})(?![A-Za-z0-9+/=])")
-# addresses are not secrets, and these three take most of the time to find keys of one provider
-_LEFT_OUT: Final = {"IPPublicDetector", "IbmCloudIamDetector", "IbmCosHmacDetector", "SoftlayerDetector"}
-# two or three capitals and a word: common in any vocabulary
-_TOO_LOOSE: Final = {"ArtifactoryDetector"}
+# IP addresses are not secrets; the rules of IBM take most of the time; that of Artifactory matches common words
+_LEFT_OUT: Final = {
+    "IPPublicDetector",
+    "IbmCloudIamDetector",
+    "IbmCosHmacDetector",
+    "SoftlayerDetector",
+    "ArtifactoryDetector",
+}
 
 _ROOTS: Final = (
     "home|Users|root|mnt|media|scratch|data|datasets|work|workspace|srv|opt|var|tmp|private|Volumes|gpfs|lustre|nfs|"
@@ -80,7 +84,7 @@ _LOCAL_PATH: Final = re.compile(
 _WHOLE_PATH: Final = re.compile(
     r"/[^/\s]+(?:/[^/\s]+)+/?|[A-Za-z]:[\\/][^\n]+|\\\\[\w.-]+\\[^\n\\]+(?:\\[^\n\\]+)*|file://\S+"
 )
-"""A value that is nothing but an absolute path, whatever its root."""
+"""A value that consists of an absolute path with any root."""
 
 _ANCHORED: Final = re.compile(
     rb"hf_[A-Za-z0-9]{34}(?![A-Za-z0-9])|(?:AKIA|ASIA)[0-9A-Z]{16}(?![0-9A-Z])|ghp_[A-Za-z0-9]{36}"
@@ -90,7 +94,7 @@ _ANCHORED: Final = re.compile(
 _ANCHORED_PATH: Final = re.compile(
     rb"(?<![\w.:/])/(?:home|Users|root|scratch|mnt)/[\w.@+-]{2,}(?:/[\w.@+ -]+)*|[A-Za-z]:\\Users\\[\w.@+-]{2,}"
 )
-# literals come first: they are found at the speed of memory, and are rare by chance
+# (literals, pattern): the fast search for the literals comes first
 _RAW: Final = (
     ((b"hf_", b"AKIA", b"ASIA", b"ghp_", b"github_pat_", b"glpat-", b"PRIVATE KEY", b"AIza", b"sk-ant-"), _ANCHORED),
     ((b"/home/", b"/Users/", b"/root/", b"\\Users\\", b"/scratch/", b"/mnt/"), _ANCHORED_PATH),
@@ -99,15 +103,15 @@ _RAW: Final = (
 
 @dataclass(frozen=True, order=True)
 class Finding:
-    """One thing that forbids publishing.
+    """A reason not to publish.
 
     Attributes:
         file: path in the release.
-        place: line, key, or column and rows; empty for the file as a whole.
+        place: line, key, or column and rows; empty for the complete file.
         kind: ``secret``, ``own secret``, ``local path``, ``outside``, ``hidden``, ``unexpected`` or ``too large``.
-        what: what was found; a secret is masked.
+        what: description; secrets are masked.
         hint: how to fix it.
-        mark: short digest of file, kind and value; ``--allow MARK`` accepts exactly this finding.
+        mark: short digest of file, kind and value, for ``--allow MARK``.
     """
 
     file: str
@@ -120,18 +124,18 @@ class Finding:
     def problem(self) -> Problem:
         """Returns the finding as a problem."""
         location = f"{self.file}, {self.place}" if self.place else self.file
-        accept = "" if self.kind == OWN_SECRET else f" (or, if that is wrong, accept it: --allow {self.mark})"
+        accept = "" if self.kind == OWN_SECRET else f" (or, if it is a false alarm, accept it: --allow {self.mark})"
         return Problem(location, f"no {self.kind} in what is published", self.what, self.hint + accept)
 
 
 def finding(file: str, place: str, kind: str, value: str, what: str, hint: str) -> Finding:
-    """Returns a finding; ``value`` goes into its mark alone, ``what`` is displayed."""
+    """Returns a finding with its mark; ``value`` is hashed, ``what`` is displayed."""
     mark = hashlib.sha256("\0".join((file, kind, value)).encode("utf-8", "surrogatepass")).hexdigest()[:10]
     return Finding(file, place, kind, what, hint, mark)
 
 
 def problems_of(findings: Sequence[Finding], limit: int = 10) -> list[Problem]:
-    """Returns findings as problems: at most ``limit`` of a file, then how many more there are."""
+    """Returns findings as problems: at most ``limit`` per file, then the number of the others."""
     problems = []
     for name, group in itertools.groupby(findings, key=lambda one: one.file):
         found = list(group)
@@ -143,7 +147,7 @@ def problems_of(findings: Sequence[Finding], limit: int = 10) -> list[Problem]:
 
 
 def masked(secret: str) -> str:
-    """Returns enough of a secret to find it, and no more.
+    """Returns the first characters and the length of a secret, enough to find it.
 
     >>> masked("ghp_0123456789abcdef"), masked("short")
     ('ghp_... (20 characters)', '... (5 characters)')
@@ -153,11 +157,11 @@ def masked(secret: str) -> str:
 
 @dataclass(frozen=True)
 class LocalSecrets:
-    """What is private about this machine and its user.
+    """Secrets and paths of this machine.
 
     Attributes:
-        secrets: the token, and values of environment variables that are named like secrets.
-        places: absolute paths of this machine, longest first.
+        secrets: the token, and values of environment variables with names such as ``*_TOKEN``.
+        places: absolute paths, longest first.
     """
 
     secrets: tuple[str, ...]
@@ -165,7 +169,7 @@ class LocalSecrets:
 
     @classmethod
     def of(cls, folder: Path, token: str | None) -> LocalSecrets:
-        """Returns the secrets of this process and the paths around a folder."""
+        """Collects the secrets of this process, and the paths of a folder and its surroundings."""
         named = re.compile(r"TOKEN|SECRET|PASSW|API_?KEY|ACCESS_?KEY|CREDENTIAL", re.IGNORECASE)
         values = {value for name, value in os.environ.items() if named.search(name) and len(value) >= 12}
         values = {value for value in values if not Path(value).exists()} | ({token} if token else set())
@@ -175,28 +179,28 @@ class LocalSecrets:
 
 
 def scan_file(name: str, path: Path, own: LocalSecrets, report: ScanReport) -> list[Finding]:
-    """Returns what must not be published of one file, each value once, secrets first.
+    """Returns the findings of a file, one per value, secrets first.
 
     Raises:
-        OSError, pyarrow.ArrowInvalid: if the file cannot be read as its name says.
+        OSError, pyarrow.ArrowInvalid: if the file is not in the format of its suffix.
     """
     found = [one for batch in read_contents(name, path, report) for one in _in_batch(name, batch, own)]
-    unique = {one.mark: one for one in reversed(found)}  # the first place of each value
+    unique = {one.mark: one for one in reversed(found)}  # the first occurrence of each value
     return sorted(unique.values(), key=lambda one: (one.kind != OWN_SECRET, one.kind != "secret", one.place))
 
 
 def scan_text(name: str, text: str, own: LocalSecrets) -> list[Finding]:
-    """Returns what must not be published of a text, such as a merged card."""
+    """Returns the findings of a text, such as a merged card."""
     found = _in_batch(name, Batch([TextPart("", text)]), own)
     return sorted({one.mark: one for one in found}.values())
 
 
 def _in_batch(name: str, batch: Batch, own: LocalSecrets) -> Iterator[Finding]:
-    """Searches all texts of a batch as one text, and the bytes for literals."""
+    """Searches the joined texts of a batch, and its bytes."""
     paths = Path(name).name not in VOCABULARIES
     parts = [part for part in batch.parts if part.text]
     if paths:
-        # rules that need the name of a field see it before its value
+        # for rules that need the name of a field before its value
         named = [part for part in parts if len(part.text) <= _MAX_KEYWORD_LINE and _SECRET_KEY.search(part.key)]
         parts += [TextPart(part.place, f'{part.key} = "{part.text}"') for part in named]
     starts = list(itertools.accumulate((len(part.text) + len(_BREAK) for part in parts), initial=0))
@@ -229,7 +233,7 @@ def _in_text(text: str, own: LocalSecrets, paths: bool) -> Iterator[tuple[str, s
     for secret in own.secrets:
         if (start := text.find(secret)) >= 0:
             yield OWN_SECRET, secret, start
-    ascii_text = _NOT_ASCII.sub(" ", text)  # a key ends where a letter with an accent begins
+    ascii_text = _NOT_ASCII.sub(" ", text)  # a letter with an accent ends a key
     lowered = ascii_text.lower()
     for literals, pattern in secret_patterns():
         for match in pattern.finditer(ascii_text) if any(one in lowered for one in literals) else ():
@@ -247,7 +251,7 @@ def _in_text(text: str, own: LocalSecrets, paths: bool) -> Iterator[tuple[str, s
         for line in text.splitlines(keepends=True):
             if len(line) <= _MAX_KEYWORD_LINE and _SECRET_KEY.search(line):
                 for value in _keyword_detector()(line):
-                    # a word or a placeholder is not a secret
+                    # ignore words and placeholders
                     if len(value) >= 8 and re.search(r"\d", value) and not re.search(r"[<>{}$\s()]", value):
                         yield "secret", value, start
             start += len(line)
@@ -264,7 +268,7 @@ def _is_login(text: str) -> bool:
 
 @functools.cache
 def secret_patterns() -> tuple[tuple[Sequence[str], re.Pattern[str]], ...]:
-    """Returns (literals, regular expression) of all known formats of secrets; a last group, if any, is the secret.
+    """Returns (literals, pattern) of all known formats of secrets; the last group of a pattern, if any, is the secret.
 
     Raises:
         ModuleNotFoundError: if detect-secrets is not installed (extra ``publish``).
@@ -279,7 +283,7 @@ def secret_patterns() -> tuple[tuple[Sequence[str], re.Pattern[str]], ...]:
         module = importlib.import_module(f"{plugins.__name__}.{info.name}")
         for name, plugin in sorted(vars(module).items()):
             concrete = inspect.isclass(plugin) and not inspect.isabstract(plugin)
-            if concrete and issubclass(plugin, RegexBasedDetector) and name not in _LEFT_OUT | _TOO_LOOSE:
+            if concrete and issubclass(plugin, RegexBasedDetector) and name not in _LEFT_OUT:
                 found += [(("",), pattern) for pattern in plugin().denylist]
     return tuple(found)
 

@@ -1,8 +1,7 @@
-"""Proves that the published files are the local ones and load by their id: in a fresh process, with empty caches.
+"""Checks in a new process with empty caches that the published files equal the local ones and load by id.
 
-``verify`` starts this module as a process of its own, which reads a request (JSON) on stdin and writes a report (JSON)
-on stdout. That process imports nothing of this project but the comparison of logits: whoever has the Hugging Face
-libraries can do the same.
+``verify`` runs this module as a process, which reads a request (JSON) from stdin and writes a report (JSON) to
+stdout. Of this project, that process imports only the comparison of logits.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from model_card.hub.command import Sent
     from model_card.hub.plan import PublishPlan
-    from model_card.hub.upload import Sent
 
 MAX_PREPARED: Final = 2 * 10**9
-"""Bytes of a data set up to which it is also prepared as ``load_dataset`` does; above, it is streamed."""
+"""Size in bytes up to which a dataset is loaded completely; larger ones are streamed."""
 _BATCH: Final = 8
 _DROPPED: Final = frozenset(
     {
@@ -36,11 +35,11 @@ _DROPPED: Final = frozenset(
         "PYTHONPATH",
     }
 )
-"""Environment variables that the fresh process does not get, besides caches and those of this project."""
+"""Environment variables that the new process does not get, in addition to caches and this project's own."""
 
 
 class NotVerified(Exception):
-    """The published files are not shown to be the local ones; ``wrong`` names files that differ."""
+    """Verification failed; ``wrong`` lists the files that differ."""
 
     def __init__(self, message: str, wrong: list[str] | None = None) -> None:
         super().__init__(message)
@@ -48,13 +47,13 @@ class NotVerified(Exception):
 
 
 def verify(plan: PublishPlan, sent: Sent, token: str) -> dict[str, Any]:
-    """Downloads, compares, loads by id and scores one batch, in a process of its own.
+    """Downloads the release, compares it, loads it by id and scores one batch, in a new process.
 
     Returns:
-        ``files`` and ``bytes`` whose hashes agree, what was ``loaded`` and ``scored``.
+        ``files`` and ``bytes`` with equal hashes, what was ``loaded``, and the scores of the batch (``scored``).
 
     Raises:
-        NotVerified: if any of it fails.
+        NotVerified: if a step fails.
     """
     from scale_vqa_eval.schema import METRIC_FOLDER
 
@@ -77,30 +76,30 @@ def verify(plan: PublishPlan, sent: Sent, token: str) -> dict[str, Any]:
     }
     with tempfile.TemporaryDirectory(prefix="scale-vqa-verify-") as home:
         environment |= {"HF_HOME": home, "HF_TOKEN": token, "PYTHONDONTWRITEBYTECODE": "1"}
-        status, answer, said = _run(request, home, environment)
+        status, answer, stderr = _run(request, home, environment)
     if status == 0 and answer and "error" not in answer:
         return answer
-    found = answer["error"] if "error" in answer else "".join(said[-3:]).strip() or f"exit status {status}"
+    found = answer["error"] if "error" in answer else "".join(stderr[-3:]).strip() or f"exit status {status}"
     raise NotVerified(
         f"published to {plan.request.repo}, but NOT verified: {found}\n"
-        "run the same command again: it sends anew what is missing or wrong, and verifies again",
+        "run the same command again: it sends missing or wrong files again, and verifies again",
         answer.get("wrong"),
     )
 
 
 def _run(request: dict[str, Any], home: str, environment: dict[str, str]) -> tuple[int, dict[str, Any], list[str]]:
-    """Runs this module; returns exit status, answer and the lines of stderr, which pass through ours (masked)."""
-    # -P: the working directory, where a folder may have the name of a package, is not searched
+    """Runs this module; returns exit status, answer and lines of stderr, which are also shown (masked)."""
+    # -P: do not import from the working directory
     command = [sys.executable, "-P", "-m", "model_card.hub.verify"]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     process = subprocess.Popen(
         command, cwd=home, env=environment, text=True, encoding="utf-8", errors="replace", **pipes
     )
-    said: list[str] = []
+    stderr: list[str] = []
 
     def relay() -> None:
         for line in process.stderr or ():
-            said.append(line)
+            stderr.append(line)
             print(line, end="", file=sys.stderr)
 
     thread = threading.Thread(target=relay, daemon=True)
@@ -117,13 +116,13 @@ def _run(request: dict[str, Any], home: str, environment: dict[str, str]) -> tup
         raise
     thread.join()
     try:
-        return status, dict(json.loads(lines[-1])) if lines else {}, said
+        return status, dict(json.loads(lines[-1])) if lines else {}, stderr
     except ValueError:
-        return status, {}, said
+        return status, {}, stderr
 
 
 def main() -> None:
-    """Prints the report; exit 1 if anything differs or does not load."""
+    """Prints the report; exits with 1 if a file differs or does not load."""
     request = json.loads(sys.stdin.read())
     try:
         report = check(request)
@@ -136,7 +135,7 @@ def main() -> None:
 
 
 def check(request: dict[str, Any]) -> dict[str, Any]:
-    """Downloads, compares the hashes with the local ones, loads by id, scores a batch."""
+    """Downloads the release, compares hashes, loads it by id and scores a batch."""
     folder = download(request)
     loads = {"dataset": load_data, "metric": load_metric, "space": load_space, "model": load_weights}
     loaded, scored = loads[request["kind"]](request, folder)
@@ -145,11 +144,7 @@ def check(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def download(request: dict[str, Any]) -> Path:
-    """Returns the downloaded folder.
-
-    Raises:
-        NotVerified: naming the files whose SHA-256 differs.
-    """
+    """Returns the downloaded folder; raises NotVerified if the SHA-256 of files differs."""
     from huggingface_hub import snapshot_download
 
     files = list(request["files"])
@@ -159,7 +154,7 @@ def download(request: dict[str, Any]) -> Path:
     except OSError as error:
         if "Consistency check failed" not in str(error):
             raise
-        # the client found another size than the Hub lists, and does not name the file
+        # the size of a file differs from the Hub's list; the client does not say which file
         raise NotVerified(str(error).split(" This is usually")[0], files) from None
     wrong: dict[str, str] = {}
     for name, (size, sha256) in sorted(request["files"].items()):
@@ -179,7 +174,7 @@ def download(request: dict[str, Any]) -> Path:
 
 
 def load_data(request: dict[str, Any], folder: Path) -> tuple[str, dict[str, Any]]:
-    """Loads every config by id; right answers must score 1 and wrong ones 0."""
+    """Loads every config by id; right answers must score 1, wrong answers 0."""
     import evaluate
     from datasets import get_dataset_config_names, load_dataset
 
@@ -209,7 +204,7 @@ def load_data(request: dict[str, Any], folder: Path) -> tuple[str, dict[str, Any
 
 
 def load_metric(request: dict[str, Any], folder: Path) -> tuple[str, dict[str, Any]]:
-    """Loads the metric by id; it must score a batch like the folder's metric."""
+    """Loads the metric by id; its scores of a batch must equal those of the folder's metric."""
     import datasets
     import evaluate
 
@@ -226,7 +221,7 @@ def load_metric(request: dict[str, Any], folder: Path) -> tuple[str, dict[str, A
 
 
 def load_space(request: dict[str, Any], folder: Path) -> tuple[str, dict[str, Any]]:
-    """Compiles the app of a Space; it runs on the Hub, not here."""
+    """Compiles the scripts of a Space; the app is not started."""
     scripts = sorted(folder.rglob("*.py"))
     for script in scripts:
         compile(script.read_text(encoding="utf-8"), script.name, "exec")
@@ -234,7 +229,7 @@ def load_space(request: dict[str, Any], folder: Path) -> tuple[str, dict[str, An
 
 
 def load_weights(request: dict[str, Any], folder: Path) -> tuple[str, dict[str, Any]]:
-    """Loads the model by id; its logits must equal the local ones, and it must answer a batch."""
+    """Loads the model by id; its logits must equal those of the local model, and it must answer a batch."""
     from model_card.tensors import same_logits
 
     adapter = (folder / "adapter_config.json").is_file()
@@ -252,7 +247,7 @@ def load_weights(request: dict[str, Any], folder: Path) -> tuple[str, dict[str, 
 
 
 def _answered(place: str, metric: str) -> dict[str, Any]:
-    """Asks two questions without images and scores them, to see that the model answers at all."""
+    """Asks two questions without images and scores them, to check that the model can answer."""
     import evaluate
     import torch
     from transformers import AutoProcessor
@@ -271,8 +266,8 @@ def _answered(place: str, metric: str) -> dict[str, Any]:
         processor_kwargs={"return_tensors": "pt", "padding": True},
     ).to(model.device)
     with torch.inference_mode():
-        made = model.generate(**inputs, max_new_tokens=32, do_sample=False)
-    responses = processor.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)
+    responses = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     score = evaluate.load(metric).compute(predictions=responses, references=["B", "A"])
     return {"n": score["n"], "answers that can be read": score["n"] - score["unparsed"]["n"]}
 

@@ -1,19 +1,42 @@
-"""The leaderboard Space: accuracy beside its blind control, from the results files in ``$RESULTS_DIR``."""
+"""The leaderboard Space: accuracy beside its blind control, from published figures and results files.
+
+The results files are in ``$RESULTS_DIR``.
+"""
 
 from __future__ import annotations
 
 import html
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import gradio as gr
-from board import NO_BLIND, PUBLISHED, Board, BoardLine, Interval, read_board
+from scale_vqa_eval.audit.reported_scores import read_reported_scores
+from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.files import inside_root
+from scale_vqa_eval.schema import ANTICIPATION, CONFIGS, DIMENSIONS, GROUNDING_KINDS
+from scale_vqa_eval.scoring.blind_control import control_problems
+from scale_vqa_eval.scoring.results import read_results
+from scale_vqa_eval.text import one_line, percent, points
 
-from scale_vqa_eval.text import percent, points
+if TYPE_CHECKING:
+    import gradio as gr
 
-HERE: Final = Path(__file__).parent
+NO_BLIND: Final = "no blind control"
+NO_GAIN: Final = "no visual gain shown"
+PUBLISHED: Final = "published"
+UPLOADED: Final = "uploaded"
+MAX_FILE: Final = 20_000_000
+_OTHER_DIMENSIONS: Final = {
+    "grounding": frozenset(GROUNDING_KINDS),
+    ANTICIPATION: frozenset([ANTICIPATION]),
+    "phantom": None,
+}
+"""Config -> its dimensions, or None for any. All other configs have those of the benchmark."""
+
+Interval = tuple[float, float]
+
 EVERY: Final = "all"
 ORDERS: Final = {
     "leakage-adjusted accuracy": lambda line: (line.adjusted is not None, line.adjusted or 0.0, line.accuracy),
@@ -21,7 +44,7 @@ ORDERS: Final = {
     "accuracy": lambda line: (True, line.accuracy, 0.0),
     "blind accuracy": lambda line: (line.blind is not None, line.blind or 0.0, line.accuracy),
 }
-"""Sort keys; an unknown value comes last, never as a zero. Lines that are not ranked come after those that are."""
+"""Sort keys. Unknown values come last. Ranked lines come before the others."""
 STYLE: Final = """
 #board .scroll { overflow-x: auto; }
 #board table { border-collapse: collapse; width: 100%; font-size: 14px; margin-bottom: 18px; }
@@ -40,7 +63,7 @@ STYLE: Final = """
 
 
 def render(board: Board, order: str, questions: str, dimensions: bool) -> str:
-    """Renders a table for each set of questions; every text is escaped."""
+    """Renders one table per set of questions, with all text escaped."""
     tables = [
         _table(name, [one for one in board.lines if one.questions == name], order, dimensions)
         for name in board.sets()
@@ -88,7 +111,8 @@ def _estimate(value: float, interval: Interval | None, form: Callable[[float], s
 
 
 def page(folder: Path) -> gr.Blocks:
-    """Builds the page. Texts of files go into ``gr.HTML`` alone, escaped; Markdown and toasts would render them."""
+    """Builds the page. Text of files is shown only in ``gr.HTML``, escaped; Markdown and toasts would render it."""
+    import gradio as gr
 
     def show(order: str, questions: str, dimensions: bool, uploads: list[str] | None) -> str:
         return render(read_board(folder, map(Path, uploads or [])), order, questions, dimensions)
@@ -124,6 +148,161 @@ def page(folder: Path) -> gr.Blocks:
     return blocks
 
 
+@dataclass(frozen=True)
+class BoardLine:
+    """One model on one set of questions; shares are in [0, 1], unknown values are None.
+
+    Attributes:
+        model: name of the model, and the prompt if known.
+        questions: config, split and data hash; for published figures, the published name of the data.
+        source: results file, or source of published figures.
+        ranked: whether a valid blind control shows a visual gain above zero.
+        marks: warnings shown beside the name.
+    """
+
+    model: str
+    questions: str
+    source: str
+    accuracy: float
+    interval: Interval | None = None
+    blind: float | None = None
+    blind_interval: Interval | None = None
+    gain: float | None = None
+    gain_interval: Interval | None = None
+    adjusted: float | None = None
+    by_dimension: Mapping[str, float] = field(default_factory=dict)
+    n: int | None = None
+    patients: int | None = None
+    unparsed: float | None = None
+    ranked: bool = False
+    marks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Board:
+    """All lines, and the files that were left out with the reason."""
+
+    lines: tuple[BoardLine, ...]
+    left_out: tuple[str, ...]
+
+    def sets(self) -> list[str]:
+        """Returns the sets of questions: measured ones before published ones, then by number of lines."""
+        names = [line.questions for line in self.lines]
+        published = {line.questions for line in self.lines if PUBLISHED in line.marks}
+        return sorted(dict.fromkeys(names), key=lambda name: (name in published, -names.count(name), name))
+
+
+def read_board(folder: Path, uploads: Iterable[Path] = ()) -> Board:
+    """Reads every ``*.json`` below a folder, uploaded files, and the published figures.
+
+    A file that is not a results file, has an invalid blind control, or is a link out of the folder is left out and
+    listed with the reason; it does not affect the other files.
+    """
+    lines: list[BoardLine] = []
+    left_out: list[str] = []
+    files = [(path, path.relative_to(folder).as_posix(), ()) for path in sorted(folder.rglob("*.json"))]
+    for path, name, marks in [*files, *((path, path.name, (UPLOADED,)) for path in uploads)]:
+        try:
+            if not marks and inside_root(folder, name) is None:
+                raise ValueError("it is a link out of the folder")
+            lines.append(results_line(path, name, marks))
+        except InputError as error:
+            first = error.problems[0]
+            left_out.append(_plain(f"{name}: expected {first.expected}, found {first.found}", 300))
+        except Exception as error:  # untrusted input: any error affects only this file
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+            left_out.append(_plain(f"{name}: {reason}", 300))
+    return Board((*lines, *published_lines()), tuple(left_out))
+
+
+def results_line(path: Path, name: str, marks: tuple[str, ...] = ()) -> BoardLine:
+    """Returns the line of one results file.
+
+    Raises:
+        InputError, ValueError, KeyError, TypeError: if it is not a results file, or is that of an ablation, has an
+            invalid blind control, or has the wrong config.
+    """
+    if not path.is_file() or path.stat().st_size > MAX_FILE:
+        raise ValueError(f"it is not a plain file of at most {MAX_FILE:,} bytes")
+    content = read_results(path)
+    about = content["provenance"]
+    if about.get("ablation") not in (None, ""):
+        raise ValueError(f"it is the run of an ablation ({str(about['ablation'])[:40]}), not of all images")
+    if problems := control_problems(name, content):
+        raise InputError(problems)
+    by_dimension = {_plain(key): _number(part["accuracy"]) for key, part in content["by_dimension"].items()}
+    config, split = str(about.get("config") or "default"), about.get("split") or "all splits"
+    own = _OTHER_DIMENSIONS.get(config, frozenset(DIMENSIONS)) if config in CONFIGS else None
+    if own is not None and (strange := sorted(by_dimension.keys() - own)):
+        raise ValueError(f"it is labelled {config}, which has no questions of {', '.join(strange)[:80]}")
+    blind = content.get("blind")
+    if blind and not about.get("blind"):
+        raise ValueError("its blind control has no provenance")
+    gain_interval = _interval(blind.get("gain_interval"), -1.0) if blind else None
+    adjusted = content.get("leakage_adjusted_accuracy") if blind else None
+    ranked = gain_interval is not None and gain_interval[0] > 0
+    prompt = f" ({about['prompt_id']})" if about.get("prompt_id") else ""
+    return BoardLine(
+        model=_plain(f"{about.get('model') or Path(name).stem}{prompt}"),
+        questions=_plain(f"{config}, {split}, {str(about.get('data_hash') or 'no data hash')[:12]}"),
+        source=_plain(name),
+        accuracy=_number(content["accuracy"]),
+        interval=_interval(content.get("interval")),
+        blind=_number(blind["accuracy"]) if blind else None,
+        blind_interval=_interval(blind.get("interval")) if blind else None,
+        gain=_number(content["visual_gain"], -1.0) if blind else None,
+        gain_interval=gain_interval,
+        # it is far below 0 if the blind run is nearly always right
+        adjusted=None if adjusted is None else _number(adjusted, -1e6),
+        by_dimension=by_dimension,
+        n=_count(content.get("n")),
+        patients=_count(content.get("clusters")) if content.get("clustered") else None,
+        unparsed=_number(content["unparsed"]["rate"]) if content.get("unparsed") else None,
+        ranked=ranked,
+        marks=(*marks, *([NO_BLIND] if not blind else [] if ranked else [NO_GAIN])),
+    )
+
+
+def published_lines() -> list[BoardLine]:
+    """Returns the lines of published figures."""
+    content = read_reported_scores("scale-vqa-test")
+    return [
+        BoardLine(
+            model=model,
+            questions=f"published: {content['data']}",
+            source=str(content["source"]),
+            accuracy=row["all"],
+            by_dimension={part: value for part, value in row.items() if part != "all"},
+            marks=(PUBLISHED, NO_BLIND),
+        )
+        for model, row in content["models"].items()
+    ]
+
+
+def _plain(text: Any, limit: int = 200) -> str:
+    """Returns untrusted text on one line with control characters escaped."""
+    return one_line(str(text)[:limit])
+
+
+def _number(value: Any, minimum: float = 0.0, maximum: float = 1.0) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not minimum - 1e-9 <= value <= maximum + 1e-9:
+        raise ValueError(f"expected a share of {minimum:g} to {maximum:g}, found {value!r:.40}")
+    return float(value)
+
+
+def _interval(value: Any, minimum: float = 0.0) -> Interval | None:
+    if value is None or None in value:
+        return None
+    low, high = (_number(end, minimum) for end in value)
+    return low, high
+
+
+def _count(value: Any) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10**12):
+        raise ValueError("expected a count")
+    return value
+
+
 if __name__ == "__main__":
-    results = Path(os.environ.get("RESULTS_DIR", HERE / "results"))
+    results = Path(os.environ.get("RESULTS_DIR", Path(__file__).parent / "results"))
     page(results).launch(css=STYLE, max_file_size="20mb", footer_links=[])

@@ -1,4 +1,4 @@
-"""The image-free battery: every probe that needs no language model, in one call, and its label-permutation test.
+"""The image-free battery: all probes that need no language model, and the label-permutation test.
 
 results = run_battery(questions)
 accuracies = [evaluate_probe(result, questions) for result in results]
@@ -32,9 +32,9 @@ from scale_vqa_eval.scale_vqa_acc.clustered import holm
 from scale_vqa_eval.schema import LETTERS
 
 TRAIN_CAP: Final = 20_000
-"""Maximum number of questions that models are fitted to; beyond, they are drawn and the rest is streamed."""
+"""Maximum number of questions to fit models to; of larger files a sample is fitted and the rest is streamed."""
 HEURISTIC_FAMILIES: Final = ("position", "length", "similarity", "overlap", "negation")
-# heuristic probe -> (family, feature, sign): it picks the option with the most (+1) or the least (-1) of the feature
+# heuristic probe -> (family, feature, sign): it picks the option with the highest (+1) or lowest (-1) feature
 HEURISTICS: Final = {
     "longest": ("length", "characters", 1),
     "shortest": ("length", "characters", -1),
@@ -45,10 +45,10 @@ HEURISTICS: Final = {
     "least negated": ("negation", "negations", -1),
 }
 MEMBERS: Final = ("geometry", "words", "contrast")
-"""Families whose votes the ensemble sums: one for each kind of evidence (characters see the words again)."""
+"""Families whose votes the ensemble averages, one per kind of evidence (characters repeat the words)."""
 FAMILIES: Final = (*HEURISTIC_FAMILIES, "geometry", *NGRAM_FAMILIES, "ensemble")
 NULL_LEVEL: Final = 0.01
-"""The label-permutation test fails by luck alone in at most this share of runs."""
+"""Maximum share of runs in which the label-permutation test fails by chance."""
 NULL_CAP: Final = 2_000
 _NAMES: Final = {"position": "letter prior"}
 
@@ -63,22 +63,22 @@ def run_battery(
     progress: bool = False,
     sequence_only: bool = False,
 ) -> list[ProbeScores]:
-    """Scores every question with every probe of the wanted families; fitted probes are cross-fitted by cluster.
+    """Scores every question with every probe of some families; fitted probes are cross-fitted by cluster.
 
     Args:
-        questions: any questions with 2 to 26 options; dimension, slide and patient may be absent.
-        seed: of folds and forests; the same seed gives the same scores.
-        partitions: how often the clusters are dealt to folds anew, votes averaged; None means 3, or 1 beyond
-            ``TRAIN_CAP`` questions.
-        families: some of ``FAMILIES``, None for all. ``ensemble`` sums those of ``MEMBERS`` that are listed, or all
-            of them where none is.
-        features: ``read_features`` of these questions, to save reading the texts again.
-        folds: folds of a partition, at most.
-        progress: show a bar on standard error.
-        sequence_only: make the votes in sequence alone; the cross-fitted ones are then 0.
+        questions: questions with 2 to 26 options; dimension, slide and patient may be missing.
+        seed: seed of folds and forests.
+        partitions: number of partitions of the clusters into folds, whose votes are averaged; by default 3, or 1 for
+            more than ``TRAIN_CAP`` questions.
+        families: some of ``FAMILIES``, or None for all. ``ensemble`` averages the listed ``MEMBERS``, or all if none
+            is listed.
+        features: ``read_features`` of these questions, to avoid computing them again.
+        folds: maximum number of folds of a partition.
+        progress: whether to show a progress bar.
+        sequence_only: compute only the sequential votes; the cross-fitted ones are then 0.
 
     Raises:
-        ValueError: a family is unknown, there is no question, or ``features`` are of other questions.
+        ValueError: if a family is unknown, there is no question, or ``features`` are of other questions.
     """
     wanted = FAMILIES if families is None else tuple(families)
     unknown = [family for family in wanted if family not in FAMILIES]
@@ -128,9 +128,9 @@ def run_battery(
 
 
 def read_features(questions: Sequence[Question], families: Sequence[str] | None = None) -> TextFeatures:
-    """Reads the texts of at most ``TRAIN_CAP`` questions once, for many runs of the battery.
+    """Computes the features of at most ``TRAIN_CAP`` questions, for several runs of the battery.
 
-    ``read_features(questions).take(rows)`` serves ``[questions[row] for row in rows]``: gold answers are not read.
+    Gold answers are not used, and ``read_features(questions).take(rows)`` can be used for a subset of the questions.
     """
     if len(questions) > TRAIN_CAP:
         raise ValueError(f"texts are read for at most {TRAIN_CAP} questions, got {len(questions)}")
@@ -143,7 +143,7 @@ def sample_rows(n: int, cap: int, seed: Sequence[int]) -> IntArray:
 
 
 def _needed(wanted: Sequence[str]) -> tuple[str, ...]:
-    """Returns the families to fit: those wanted, and all members of an ensemble that is wanted by itself."""
+    """Returns the families to fit, including all members of an ensemble that is listed without members."""
     alone = "ensemble" in wanted and not any(family in wanted for family in MEMBERS)
     return (*wanted, *MEMBERS) if alone else tuple(wanted)
 
@@ -153,13 +153,7 @@ def _ngram_families(wanted: Sequence[str]) -> list[str]:
 
 
 def _heuristic_probes(layout: OptionLayout, geometry: FloatArray, wanted: Sequence[str]) -> list[ProbeScores]:
-    """Returns the probes that are fitted to nothing; a letter is a probe where at least half of the questions have it.
-
-    Args:
-        layout: the options.
-        geometry: (N, f) options geometry.
-        wanted: families.
-    """
+    """Returns the probes that are not fitted; there is a probe for each letter that half of the questions have."""
     letters = np.arange(len(layout.owner)) - layout.starts[layout.owner]
     results = [
         ProbeScores(f"always {LETTERS[number]}", "position", False, layout.padded(letters == number))
@@ -172,7 +166,7 @@ def _heuristic_probes(layout: OptionLayout, geometry: FloatArray, wanted: Sequen
 
 
 def redraw_gold(questions: Sequence[Question], seed: int) -> list[Question]:
-    """Returns the questions with a gold option drawn evenly among each one's options."""
+    """Returns the questions with random gold options, uniform over each question's options."""
     drawn = np.random.default_rng([seed, 4]).integers(0, option_counts(questions))
     return [replace(question, answer=int(gold)) for question, gold in zip(questions, drawn, strict=True)]
 
@@ -186,26 +180,26 @@ def label_permutation_test(
     progress: bool = False,
     further: Callable[[Sequence[Question], int], list[ProbeScores]] = lambda questions, seed: [],
 ) -> dict[str, Any]:
-    """Runs the fitted probes on redrawn gold answers: every one of them must fall to chance.
+    """Runs the fitted probes on random gold answers, on which all of them must be at chance.
 
-    A probe that stays above chance then sees the answers of the questions that it is scored on: a fault of the audit,
-    not of the data. The right picks in sequence (``fitted_probes.Votes``) of all draws together are tested against
-    the binomial distribution at chance (redrawn gold answers are independent, so no clustering is needed),
-    Holm-corrected over the probes, at ``NULL_LEVEL``. The reported accuracies are those picks'.
+    A probe above chance would use the answers of the questions that it is scored on, which is an error of the audit
+    and not of the data. The correct sequential picks (``fitted_probes.Votes``) of all draws are tested against the
+    binomial distribution at chance, Holm-corrected over the probes, at ``NULL_LEVEL``. Random gold answers are
+    independent, so no clustering is needed. The reported accuracies are those of the sequential picks.
 
     Args:
-        questions: those of the audit; of more than ``NULL_CAP`` a seeded sample is taken.
-        seed: of the draws.
-        draws: how many times all gold answers are drawn.
+        questions: questions of the audit; of more than ``NULL_CAP`` a seeded sample is used.
+        seed: seed of the draws.
+        draws: number of draws of all gold answers.
         features: ``read_features`` of these questions.
-        families: the fitted families to test.
-        progress: show a bar on standard error.
-        further: runs more fitted probes on questions with redrawn gold answers, with a seed; of files of at most
-            ``NULL_CAP`` questions only.
+        families: fitted families to test.
+        progress: whether to show a progress bar.
+        further: function of questions with random gold answers and a seed that runs further fitted probes; it is used
+            for at most ``NULL_CAP`` questions.
 
     Returns:
-        Plain values: ``passed``, ``method``, ``level``, ``draws``, ``n``, ``chance`` and by probe ``accuracy``,
-        ``per_draw`` and the adjusted ``p_value``.
+        ``passed``, ``method``, ``level``, ``draws``, ``n``, ``chance`` and, by probe, ``accuracy``, ``per_draw`` and
+        the adjusted ``p_value``.
     """
     complete = len(questions) <= NULL_CAP
     if not complete:

@@ -1,7 +1,7 @@
 """The text-only chat adversary: a model behind an endpoint answers the questions without their images.
 
-Repeats rotate the options (repeat r shows option r first), so that a preference for a letter averages out and a repeat
-says something even at temperature 0. A question's pick is the option with most votes.
+Repeats rotate the options (in repeat r, option r comes first), so that a preference for a letter averages out, and
+repeats differ even at temperature 0. The pick for a question is the option with the most votes.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class ChatAudit:
     """The result of one chat model.
 
     Attributes:
-        result: its votes; None where the run was stopped before every question was asked.
-        report: plain values for the report: model, endpoint, prompt id, sampling, repeats, calls and their cost,
-            accuracy of each repeat, unparsed answers and failed calls by reason, and why the run was stopped, or None.
-        responses: its responses to each question, repeat by repeat; None for a failed call.
+        result: votes, or None if the run stopped before all questions were asked.
+        report: values for the report: model, endpoint, prompt id, sampling, repeats, calls and their cost, accuracy of
+            each repeat, unparsed answers and failed calls by reason, and why the run stopped, or None.
+        responses: responses to each question by repeat; None for a failed call.
     """
 
     result: ProbeScores | None
@@ -48,7 +48,7 @@ def chat_probes(
     repeats: int = 1,
     progress: bool = True,
 ) -> list[ChatAudit]:
-    """Runs ``chat_probe`` with one model after another, within one budget for all of them."""
+    """Runs ``chat_probe`` with one model after another, within a common budget."""
     settings = settings or ChatSettings()
     audits = []
     for model in models:
@@ -68,10 +68,10 @@ def chat_probe(
     repeats: int = 1,
     progress: bool = True,
 ) -> ChatAudit:
-    """Asks a model every question ``repeats`` times without images; cached answers are not asked for again.
+    """Asks a model every question ``repeats`` times without images; cached answers are reused.
 
-    An answer that names no letter of the question is counted and votes for no option, and so does a call that failed
-    at every try: with one repeat it is a wrong answer.
+    An answer without a valid letter and a call that fails in every attempt are counted and vote for no option. With
+    one repeat, they are wrong answers.
 
     Raises:
         InputError: see ``LLMClient.complete``.
@@ -117,7 +117,7 @@ def _pick(reply: ChatReply, question: Question) -> tuple[int, str]:
 def _votes(
     model: str, picks: np.typing.NDArray[np.int64], questions: Sequence[Question], report: Mapping[str, Any]
 ) -> ProbeScores:
-    """Turns picks (n, repeats) into votes per option; a question without a vote is not answered."""
+    """Converts picks (n, repeats) to votes per option; a question without a vote is unanswered."""
     layout = OptionLayout.of_questions(questions)
     scores = layout.padded(np.zeros(len(layout.owner)))
     rows, repeats = np.nonzero(picks >= 0)

@@ -1,14 +1,14 @@
-"""Clusters of questions that go together (exchange sets, patients, slides), and the folds made of them.
+"""Clusters of related questions (exchange sets, patients, slides), and their partition into folds.
 
-A fitted probe must not score near-copies of what it was fitted to, and an interval must not count questions of one
-slide as independent. Both use the same cluster:
+A fitted probe must not score near-copies of its training questions, and an interval must not treat questions of one
+slide as independent. Both use the same clusters:
 
-- an *exchange set*: questions with the same stem and the same options in the same order, in which every option is
-  gold equally often. It is found by its text, with or without a ``group`` column. Its members stay in one fold: there
-  a fitted probe is one fixed function of one text and is right on exactly 1/k of the set. If a fold cut the set, each
-  member would be scored by a model that saw the same text with the other gold answers, and accuracy would fall
-  *below* chance;
-- else the patient, else the slide, else the question itself.
+- An *exchange set* has questions with the same stem and the same options in the same order, in which every option is
+  gold equally often. It is found by its text; a ``group`` column is not needed. Its members stay in one fold, where a
+  fitted probe is a fixed function of the text and is right on exactly 1/k of the set. If a fold split the set, each
+  member would be scored by a model that was fitted to the same text with the other gold answers, and accuracy would
+  fall *below* chance.
+- Otherwise the cluster is the patient, else the slide, else the question itself.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Clusters:
     """The cluster of each question.
 
     Attributes:
-        ids: (n,) cluster number of each question, numbered in order of appearance.
-        balanced: (n,) whether the question is a member of an exchange set.
+        ids: (n,) cluster number of each question, in order of appearance.
+        balanced: (n,) whether the question belongs to an exchange set.
     """
 
     ids: IntArray
@@ -44,14 +44,14 @@ class Clusters:
 
 @dataclass(frozen=True)
 class ClusterSummary:
-    """What the clusters of a file are.
+    """Summary of the clusters of a file.
 
     Attributes:
-        kind: ``patient``, ``slide``, ``question`` or ``exchange set``: what most questions are clustered by.
+        kind: most frequent kind of cluster: ``patient``, ``slide``, ``question`` or ``exchange set``.
         clusters: number of clusters.
         exchange_sets: number of exchange sets among them.
-        unnamed: questions outside of exchange sets that name neither patient nor slide, each its own cluster.
-        note: the consequence for folds and intervals, or empty.
+        unnamed: number of questions without patient, slide and exchange set; each is its own cluster.
+        note: consequence for folds and intervals, or empty.
     """
 
     kind: str
@@ -62,7 +62,7 @@ class ClusterSummary:
 
 
 def clusters_of(questions: Sequence[Question]) -> Clusters:
-    """Returns the cluster of each question: its exchange set, else its patient, its slide, or itself."""
+    """Returns the cluster of each question: exchange set, else patient, else slide, else the question."""
     exchange = exchange_sets(questions)
     seen: dict[tuple[str, object], int] = {}
     ids = np.empty(len(questions), dtype=np.int64)
@@ -78,7 +78,7 @@ def clusters_of(questions: Sequence[Question]) -> Clusters:
 
 
 def exchange_sets(questions: Sequence[Question]) -> IntArray:
-    """Returns (n,): number of the exchange set of each question, -1 outside of one."""
+    """Returns (n,): number of the exchange set of each question, or -1."""
     out = np.full(len(questions), -1, dtype=np.int64)
     for number, rows in enumerate(find_exchange_groups(questions)):
         out[rows] = number
@@ -86,7 +86,7 @@ def exchange_sets(questions: Sequence[Question]) -> IntArray:
 
 
 def assignment_groups(questions: Sequence[Question]) -> list[IntArray]:
-    """Returns the rows of each exchange group: same stem and options, as many rows as options (no gold is read)."""
+    """Returns the rows of each exchange group (same stem and options, as many rows as options); gold is not used."""
     same: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for row, question in enumerate(questions):
         same.setdefault((question.question, question.options), []).append(row)
@@ -94,10 +94,10 @@ def assignment_groups(questions: Sequence[Question]) -> list[IntArray]:
 
 
 def joint_clusters(questions: Sequence[Question]) -> Clusters:
-    """Returns the clusters for readers of the whole file: sets of patients that exchange groups connect.
+    """Returns the clusters for readers of the whole file: sets of patients that are connected by exchange groups.
 
-    In block exchange these are the blocks: a reader that confuses two slides of a block is wrong in all its groups at
-    once. Where exchange groups connect all patients, the patient (slide, question) is the cluster.
+    In a block exchange these are the blocks, because a reader that confuses two slides of a block is wrong in all of
+    its groups. If exchange groups connect all patients, the patient (slide, question) is the cluster.
     """
     names = {name: number for number, name in enumerate(dict.fromkeys(question.cluster for question in questions))}
     patients = np.array([names[question.cluster] for question in questions], dtype=np.int64)
@@ -107,13 +107,12 @@ def joint_clusters(questions: Sequence[Question]) -> Clusters:
 
 
 def is_block_exchange(questions: Sequence[Question]) -> bool:
-    """Tests whether relabelling slides and paths leaves the set of texts unchanged: every joint reader is at chance.
+    """Tests whether the texts are invariant to relabelling slides and paths, so that every joint reader is at chance.
 
-    True where every row is in an exchange group of k rows (of one text, and of one name if groups are named), the
+    This is so if every row is in an exchange group of k rows (with one text, and one name if groups have names), the
     groups connect slides (and paths, and images of a view) in blocks of exactly k, and each group has one row of every
-    member of its block. Then the texts do not depend on which slide of a block, and which path of its group, is which,
-    so a reader of all texts who also knows which rows share a slide, a path or an image is right on 1/k of the items,
-    on average over the relabellings.
+    member of its block. Then a reader of all texts who knows which rows share a slide, a path or an image is right on
+    1/k of the items on average over the relabellings.
     """
     rows: dict[tuple[str, tuple[str, ...], str | None], list[int]] = {}
     for row, question in enumerate(questions):
@@ -142,7 +141,7 @@ def is_block_exchange(questions: Sequence[Question]) -> bool:
 
 
 def _connected(values: IntArray, groups: Sequence[IntArray]) -> IntArray:
-    """Returns (n,) number of the connected component of each row, where the rows of a group connect their values."""
+    """Returns (n,): connected component of each row; the rows of a group connect their values."""
     from scipy import sparse
 
     size = int(values.max(initial=-1)) + 1
@@ -153,7 +152,7 @@ def _connected(values: IntArray, groups: Sequence[IntArray]) -> IntArray:
 
 
 def describe_clusters(questions: Sequence[Question], clusters: Clusters) -> ClusterSummary:
-    """Summarises the clusters of a file and what missing patients and slides cost."""
+    """Summarises the clusters of a file and the consequences of missing patients and slides."""
     loose = [question for question, balanced in zip(questions, clusters.balanced, strict=True) if not balanced]
     unnamed = sum(question.patient is None and question.slide is None for question in loose)
     count = int(clusters.ids.max(initial=-1)) + 1
@@ -179,22 +178,22 @@ def describe_clusters(questions: Sequence[Question], clusters: Clusters) -> Clus
 
 
 def folds_of(clusters: Clusters, seed: int, partitions: int, folds: int = 5) -> IntArray:
-    """Returns ``make_folds``; a file that is one exchange set is one fold, so that nothing is fitted to its parts."""
+    """Returns ``make_folds``, or a single fold if the file is one exchange set."""
     if clusters.balanced.all() and not clusters.ids.any():
         return np.zeros((partitions, len(clusters.ids)), dtype=np.int64)
     return make_folds(clusters.ids, seed, partitions, folds)
 
 
 def make_folds(clusters: IntArray, seed: int, partitions: int, folds: int = 5) -> IntArray:
-    """Deals clusters to folds: in shuffled order, each to the fold that has the fewest questions so far.
+    """Assigns clusters in random order to the fold with the fewest questions so far.
 
-    With a single cluster the questions are dealt one by one, as there is nothing else to hold out.
+    If there is a single cluster, its questions are assigned one by one.
 
     Args:
         clusters: (n,) cluster of each question, numbered from 0.
-        seed: the same seed gives the same folds.
-        partitions: how many times the clusters are dealt anew.
-        folds: maximum number of folds; there are never more than clusters.
+        seed: seed of the random order.
+        partitions: number of partitions.
+        folds: maximum number of folds; there are at most as many as clusters.
 
     Returns:
         (partitions, n) fold of each question.

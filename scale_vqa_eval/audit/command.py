@@ -1,4 +1,4 @@
-"""``scale-vqa audit``: how many questions a reader without images answers, which ones, and why."""
+"""``scale-vqa audit``: measures how many questions can be answered without images, which ones, and why."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _OUT = click.Path(dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("data")
-@click.option("--split", help="Audit this split only.  [default: all]")
+@click.option("--split", help="Audit only this split.  [default: all]")
 @click.option("--config", help="Config of a release folder or Hub id.  [default: its default]")
-@click.option("--json", "json_path", metavar="FILE", type=_OUT, help="Write the report for machines.")
-@click.option("--html", "html_path", metavar="FILE", type=_OUT, help="Write the report as one self-contained page.")
+@click.option("--json", "json_path", metavar="FILE", type=_OUT, help="Write the report as JSON.")
+@click.option("--html", "html_path", metavar="FILE", type=_OUT, help="Write the report as a self-contained page.")
 @click.option("--gate", is_flag=True, help="Exit with 1 unless the verdict is clean.")
 @click.option("--allow-inconclusive", is_flag=True, help="Let an inconclusive verdict pass the gate, with a warning.")
 @click.option(
@@ -31,15 +31,17 @@ _OUT = click.Path(dir_okay=False, path_type=Path)
     type=click.FloatRange(0, 100, min_open=True),
     default=100 * MARGIN,
     show_default=True,
-    help="Clean: a leak of so many points would have been shown with 80% probability.",
+    help="Clean means: a leak of this many points would have been detected with 80% probability.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of folds and forests.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed of folds and forests."
+)
 @click.option("--embedding", is_flag=True, help="Add probes on sentence embeddings (MiniLM).")
 @click.option("--lm", "models", metavar="MODEL", multiple=True, help="Add option likelihood under a causal model.")
 @click.option(
     "--finetune", "tuned", metavar="MODEL", multiple=True, help="Add a causal model, fine-tuned on the text."
 )
-@click.option("--finetune-epochs", type=click.IntRange(1), default=3, show_default=True, help="Of --finetune.")
+@click.option("--finetune-epochs", type=click.IntRange(1), default=3, show_default=True, help="Epochs of --finetune.")
 @click.option("--chat", "endpoint", metavar="URL", help="Ask an OpenAI-compatible endpoint, text only.")
 @click.option("--chat-model", "chat_models", metavar="MODEL", multiple=True, help="Model of the endpoint; repeatable.")
 @click.option("--chat-repeats", type=click.IntRange(1, 26), default=1, show_default=True, help="Rotations.")
@@ -47,14 +49,17 @@ _OUT = click.Path(dir_okay=False, path_type=Path)
     "--chat-rate-limit", type=click.FloatRange(0, min_open=True), help="Maximum number of requests per minute."
 )
 @click.option("--chat-per-minute", type=click.FloatRange(0, min_open=True), hidden=True)
-@click.option("--chat-price", type=float, nargs=2, metavar="IN OUT", help="Price of a million tokens in and out.")
+@click.option("--chat-price", type=float, nargs=2, metavar="IN OUT", help="Price per million input and output tokens.")
 @click.option("--chat-budget", type=click.FloatRange(0, min_open=True), help="Maximum cost of the chat calls.")
 @click.option(
-    "--cache", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Language models' answers."
+    "--cache",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Cache of language models' answers.",
 )
-@click.option("--published", metavar="FILE", help="Reported accuracies to print beside the probes.")
+@click.option("--published", metavar="FILE", help="Reported accuracies to compare with the probes.")
 @click.option("--images/--no-images", default=True, help="Compare images across splits, if the data has them.")
-@click.option("--quiet", is_flag=True, help="Show no progress on standard error.")
+@click.option("--quiet", is_flag=True, help="Do not show progress.")
 def audit(
     data: str,
     split: str | None,
@@ -70,18 +75,18 @@ def audit(
     quiet: bool,
     **model_options: Any,
 ) -> int:
-    """Audit the questions of DATA for what a reader without images can know.
+    """Measure how well the questions of DATA can be answered without images.
 
     DATA is a release folder, a Hub id, or a Parquet, JSON, JSONL or CSV file with question, options and answer.
     Answers of language models are cached in DIR, so an interrupted audit resumes.
 
     --published FILE is YAML or JSON: model -> dimension (or "all") -> accuracy in per cent. The name scale-vqa-test
-    selects the figures that the paper reports on its test split.
+    selects the accuracies that the paper reports on its test split.
     """
     if (model_options["endpoint"] is None) != (not model_options["chat_models"]):
         raise click.UsageError("--chat URL and --chat-model MODEL go together: give both")
     if model_options["chat_budget"] is not None and model_options["chat_price"] is None:
-        raise click.UsageError("--chat-budget needs --chat-price IN OUT to count with")
+        raise click.UsageError("--chat-budget needs --chat-price IN OUT")
     reported = read_reported_scores(published) if published else {}
     questions = read_questions(data, split, config)
 
@@ -127,10 +132,7 @@ def _model_probes(
     chat_budget: float | None,
     cache: Path | None,
 ) -> tuple[list[Any], list[dict[str, Any]]]:
-    """Returns the scores of the requested probes with a language model, and the reports of the chats.
-
-    A chat that was stopped before its last question has no scores: its report gives the reason.
-    """
+    """Returns the scores of the requested language-model probes, and the reports of the chats."""
     results: list[Any] = []
     chats: list[dict[str, Any]] = []
     folder = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scale-vqa" / "audit"

@@ -1,8 +1,8 @@
-"""Known defects of a question set, found and named by row id: they are reported, the rows stay.
+"""Finds defects of a question set and reports them by row id; rows are not changed.
 
-The kinds come from the released files: rationales that name another letter than the answer, duplicate options, missing
-views, unbalanced letters by split and dimension, slides and patients in two splits, repeated questions, rationales
-that cite a feature list instead of the image.
+The kinds are those of the released files: rationales that name another letter than the answer, duplicate options,
+missing views, unbalanced letters by split and dimension, slides and patients in two splits, repeated questions, and
+rationales that cite a feature list instead of the image.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ LETTER_LEVEL: Final = 0.05
 
 @dataclass(frozen=True, order=True, slots=True)
 class Defect:
-    """One defect.
+    """A defect.
 
     Attributes:
-        id: the row id; for a defect of a whole split, slide or patient, its name.
-        kind: a key of ``KINDS``.
-        detail: the finding, on one line.
+        id: row id, or name of the split, slide or patient.
+        kind: key of ``KINDS``.
+        detail: description on one line.
     """
 
     id: str
@@ -47,7 +47,7 @@ class Defect:
 
 
 def find_defects(questions: Sequence[Question]) -> list[Defect]:
-    """Returns every defect of a question set, in the order of ``KINDS``, then of the rows."""
+    """Returns all defects of a question set in the order of ``KINDS``, then of the rows."""
     found = [defect for question in questions for defect in _row_defects(question)]
     found += _repeated(questions)
     for row in letter_balance(questions):
@@ -72,20 +72,20 @@ def find_defects(questions: Sequence[Question]) -> list[Defect]:
 
 
 def normalised(text: str) -> str:
-    """Returns a text as it is compared for repetition: NFKC, case-folded, every run of non-word characters a space."""
+    """Normalises a text for comparison: NFKC, case-folded, runs of non-word characters replaced by a space."""
     return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
 def text_key(question: Question) -> tuple[str, ...]:
-    """Returns the key of questions that repeat each other: normalised stem, and normalised options in any order."""
+    """Returns a key that is equal for repeated questions: normalised stem, and sorted normalised options."""
     return (normalised(question.question), *sorted(normalised(text) or text for text in question.options))
 
 
 def letter_balance(questions: Sequence[Question]) -> list[dict[str, Any]]:
     """Returns Pearson's chi-square of the gold letters by split, and by split and dimension, Holm-corrected.
 
-    Each question expects 1/k of every letter that it has; degrees of freedom are the letters less one. ``small`` marks
-    tests with an expected count below 5, whose p-value is rough.
+    A question with k options adds 1/k to the expected count of each of its letters; the degrees of freedom are the
+    number of letters minus one. ``small`` marks tests with an expected count below 5, whose p-value is rough.
     """
     from scipy.stats import chisquare
 
@@ -141,7 +141,7 @@ _BLAME = re.compile(
 
 
 def named_right(rationale: str, options: int = 4) -> list[str]:
-    """Returns the letters that a rationale names as the right one, sorted.
+    """Returns the sorted letters that a rationale names as right.
 
     >>> named_right("A pairs findings."), named_right("A matching feature is seen."), named_right("So only B fits.")
     (['A'], [], ['B'])
@@ -153,7 +153,7 @@ def named_right(rationale: str, options: int = 4) -> list[str]:
 
 
 def named_wrong(rationale: str, options: int = 4) -> list[str]:
-    """Returns the letters that a rationale names as wrong ("options B and C change ..."), sorted."""
+    """Returns the sorted letters that a rationale names as wrong ("options B and C change ...")."""
     found = {letter for match in _BLAME.finditer(rationale) for letter in re.findall(r"\b[A-Z]\b", match.group(1))}
     return sorted(found & set(LETTERS[:options]))
 

@@ -1,4 +1,4 @@
-"""What gives items away: the words and the geometry that models prefer in the gold option, and the learning curve."""
+"""Evidence of leaks: words and geometry by which models prefer the gold option, and the learning curve."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ WORD_FAMILIES: Final = ("words", "contrast")
 
 @dataclass(frozen=True)
 class Evidence:
-    """One thing that gives an item away.
+    """A feature that gives an item away.
 
     Attributes:
         kind: ``wording`` or ``geometry``.
-        text: the word or phrase (lower case), or the extreme that the gold option is among the options.
-        letters: the options that hold the word; the gold letter for geometry.
-        weight: wording: log-odds that it adds to the gold option against the mean of the others, in models fitted to
-            other clusters. Geometry: ln of how much more often than by chance the gold option is this extreme there.
+        text: word or phrase in lower case, or a description of the extreme of the gold option.
+        letters: options that contain the word; the gold letter for geometry.
+        weight: for wording, log-odds that it adds to the gold option against the mean of the others, in models fitted
+            to other clusters; for geometry, ln of the ratio of the rate of this extreme among gold options to chance.
     """
 
     kind: str
@@ -45,14 +45,14 @@ class Evidence:
 def find_evidence(
     questions: Sequence[Question], features: TextFeatures, chosen: Sequence[int], seed: int = 0, limit: int = 6
 ) -> dict[int, list[Evidence]]:
-    """Returns row -> its evidence, heaviest first, at most ``limit`` wordings and half as many extremes of geometry.
+    """Returns row -> evidence by weight, at most ``limit`` wordings and half as many extremes of geometry.
 
     Args:
         questions: the questions.
         features: ``read_features`` of these questions.
-        chosen: rows that evidence is wanted for.
-        seed: of the folds.
-        limit: maximum number of wordings.
+        chosen: rows to explain.
+        seed: seed of the folds.
+        limit: maximum number of wordings per row.
     """
     folds = folds_of(clusters_of(questions), seed, 1)[0]
     gold = gold_of(questions)
@@ -102,7 +102,7 @@ def _wordings(
     ]
     kept: list[Evidence] = []
     for item in sorted(found, key=lambda evidence: (-evidence.weight, evidence.text)):
-        # a term that overlaps with a heavier one of the same options says nothing new
+        # skip terms that overlap with a heavier one of the same options
         heavier = [other.text for other in kept if other.letters == item.letters]
         if item.weight > 1e-6 and not any(item.text in text or text in item.text for text in heavier):
             kept.append(item)
@@ -110,7 +110,7 @@ def _wordings(
 
 
 def _extremes(question: Question, ranks: FloatArray, others: FloatArray) -> list[Evidence]:
-    """Returns the features in which the gold option is extreme, as gold options of other clusters often are."""
+    """Returns the features in which the gold option has an extreme that is frequent among other gold options."""
     found: dict[str, Evidence] = {}
     for number, name in enumerate(FEATURES):
         aspect = "similarity" if number < COLUMN["characters"] else name  # one statement on similarity is enough
@@ -130,20 +130,20 @@ def learning_curve(
     features: TextFeatures | None = None,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
-    """Returns the ensemble's accuracy at ``FRACTIONS`` of the training clusters, over one partition, and at all.
+    """Returns the ensemble's accuracy with ``FRACTIONS`` of the training clusters (one partition), and with all.
 
-    A curve that still rises at its end says that more data would leak more.
+    If the curve still rises at its end, more data would leak more.
 
     Args:
-        questions: those of the audit; of more than ``CURVE_CAP`` a seeded sample is taken for the fractions.
-        ensemble: its scores on all questions: the last point.
-        seed: of folds and of the order in which clusters are added.
+        questions: questions of the audit; of more than ``CURVE_CAP`` a seeded sample is used for the fractions.
+        ensemble: scores of the ensemble on all questions, for the last point.
+        seed: seed of folds and of the order of clusters.
         features: ``read_features`` of these questions.
-        progress: show a bar on standard error.
+        progress: whether to show a progress bar.
 
     Returns:
-        ``questions`` (mean number fitted to), ``accuracy``, ``ci_low``, ``ci_high`` of each point; points that would
-        be fitted to fewer than four questions are left out.
+        ``questions`` (mean number of training questions), ``accuracy``, ``ci_low`` and ``ci_high`` of each point with
+        at least four training questions.
     """
     folds = folds_of(clusters_of(questions), seed, 1)
     fitted = min(len(questions), TRAIN_CAP) * (1 - np.bincount(folds[0]).max() / len(questions))
@@ -162,8 +162,8 @@ def learning_curve(
     points = []
     for fraction in tqdm(FRACTIONS, "learning curve", unit=" points", disable=not progress, leave=False):
         sizes: list[int] = []
-        starved = {family: _starved(fitter, order, fraction, sizes) for family, fitter in fitters.items()}
-        votes = cross_fit(starved, folds, [(rows, features)], seed, sequential=False)
+        fewer = {family: _subsampled(fitter, order, fraction, sizes) for family, fitter in fitters.items()}
+        votes = cross_fit(fewer, folds, [(rows, features)], seed, sequential=False)
         scores = features.layout.padded(np.mean([votes[family].crossed for family in MEMBERS], axis=0))
         if np.mean(sizes) >= 4:
             reached = evaluate_probe(ProbeScores("ensemble", "ensemble", True, scores), questions, clusters)
@@ -176,8 +176,8 @@ def _point(fitted: float, reached: Accuracy) -> dict[str, Any]:
     return {"questions": round(float(fitted), 1), **point}
 
 
-def _starved(fitter: Fitter, order: IntArray, fraction: float, sizes: list[int]) -> Fitter:
-    """Fits to the first clusters, in a fixed order, that hold a fraction of the questions; appends their number."""
+def _subsampled(fitter: Fitter, order: IntArray, fraction: float, sizes: list[int]) -> Fitter:
+    """Returns a fitter that uses a fraction of the questions, by clusters in a fixed order, and notes their number."""
 
     def fit(chosen: IntArray, seed: int) -> Model:
         ordered = np.sort(order[chosen])

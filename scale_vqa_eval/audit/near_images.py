@@ -1,7 +1,7 @@
-"""Near-duplicate images: two perceptual hashes an image, and a search that does not compare all pairs.
+"""Finds near-duplicate images by two perceptual hashes per image, without comparing all pairs.
 
-A 64-bit DCT hash finds candidates, a 256-bit one confirms them. Copies that were re-encoded, resized, brightened or
-re-coloured are found; copies that were mirrored, turned or cropped by more than a few percent are not.
+A 64-bit DCT hash finds candidates, a 256-bit hash confirms them. This finds copies that were re-encoded, resized,
+brightened or re-coloured, but not copies that were mirrored, rotated or cropped by more than a few per cent.
 Hash: Zauner 2010, as ``imagehash.phash``. Search: multi-index hashing, Norouzi et al. 2012 (CVPR).
 """
 
@@ -22,16 +22,16 @@ Positions = npt.NDArray[np.int64]
 
 COARSE_BITS: Final = 8
 FINE_BITS: Final = 40
-"""Largest distances of a near pair: of 64 bits, and of 256. Measured in ``benchmarks/near_images.py``."""
+"""Maximum distances of a near pair, of 64 and of 256 bits; measured by ``benchmarks/near_images.py``."""
 
 FLAT_SPREAD: Final = 4.0
-"""An image whose grey values (0-255) spread less than this has no structure to compare: blank glass, a black frame."""
+"""Minimum standard deviation of grey values (0-255); images below it are blank and not compared."""
 
 _CANDIDATES_AT_ONCE: Final = 4_000_000
 
 
 def perceptual_hashes(image: Image.Image) -> tuple[int, bytes] | None:
-    """Returns the 64-bit and the 256-bit hash of an image; None where it is flat (see ``FLAT_SPREAD``)."""
+    """Returns the 64-bit and the 256-bit hash of an image, or None if it is flat (see ``FLAT_SPREAD``)."""
     small = image.convert("L").resize((64, 64), Image.Resampling.LANCZOS)
     if float(np.asarray(small, dtype=np.float32).std()) < FLAT_SPREAD:
         return None
@@ -48,7 +48,7 @@ def near_pairs(coarse: Hashes, fine: npt.NDArray[np.uint8]) -> tuple[Positions, 
         fine: (n, 32) the bytes of the 256-bit hashes.
 
     Returns:
-        Positions first < second, sorted, and how many of the 256 bits differ.
+        Sorted positions with first < second, and the number of differing bits (of 256).
     """
     first, second, _ = pairs_within(coarse, COARSE_BITS)
     apart = np.bitwise_count(fine[first] ^ fine[second]).sum(axis=1, dtype=np.int64)
@@ -59,10 +59,10 @@ def near_pairs(coarse: Hashes, fine: npt.NDArray[np.uint8]) -> tuple[Positions, 
 def pairs_within(hashes: Hashes, bits: int) -> tuple[Positions, Positions, Positions]:
     """Returns (first, second, distance) of every pair of hashes that differ in at most ``bits`` bits, sorted.
 
-    The 64 bits are cut into m chunks. Of two hashes within r = a m + b bits (b < m), one of the first b + 1 chunks
-    differs in at most a bits, or one of the others in at most a - 1: else the bits would add up to more than r. So it
-    is enough to look each chunk up in a table with so many bits flipped. m follows the number of hashes: a chunk has
-    about as many bits as tell n hashes apart, so that a table cell holds about one.
+    The 64 bits are split into m chunks. If two hashes differ in at most r = a m + b bits (b < m), one of the first b +
+    1 chunks differs in at most a bits, or one of the others in at most a - 1; otherwise the differences would exceed
+    r. So it is enough to look up each chunk in a table with that many bits flipped. A chunk has about log2(n) bits, so
+    that a table cell has about one of n hashes.
     """
     n = len(hashes)
     chunks = min(8, max(3, round(64 / math.log2(max(n, 4)))))  # at least 3: a table of 2^22 cells, 32 MB
@@ -80,7 +80,7 @@ def pairs_within(hashes: Hashes, bits: int) -> tuple[Positions, Positions, Posit
 
 
 def _neighbours(keys: Positions, width: int, radius: int) -> Iterator[tuple[Positions, Positions]]:
-    """Yields pairs first < second whose keys of ``width`` bits differ in at most ``radius`` bits, some at a time."""
+    """Yields batches of pairs first < second whose keys of ``width`` bits differ in at most ``radius`` bits."""
     order = np.argsort(keys, kind="stable")
     ends = np.concatenate(([0], np.cumsum(np.bincount(keys, minlength=1 << width))))
     for flips in range(radius + 1):
@@ -98,7 +98,7 @@ def _neighbours(keys: Positions, width: int, radius: int) -> Iterator[tuple[Posi
 
 
 def _portions(sizes: Positions) -> Iterator[Positions]:
-    """Cuts the rows into portions of bounded total size, so that memory does not grow with crowded cells."""
+    """Splits the rows into portions of bounded total size, to bound memory."""
     rows = np.flatnonzero(sizes)
     total = np.cumsum(sizes[rows])
     if len(rows) and total[-1] <= _CANDIDATES_AT_ONCE:

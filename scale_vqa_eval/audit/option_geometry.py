@@ -1,7 +1,7 @@
 """Geometry of the options of a question: similarity, length, negation, overlap with the stem.
 
-Wrong options that were written by changing one feature of the right option make it the most central of the set; the
-features here measure that and its relatives for every option. They need no word list but a few English function words.
+If wrong options were written by changing one feature of the right option, it is the most central of the set. The
+features here measure this and related properties of every option. They need no word list except a few English words.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ COLUMN: Final = {name: number for number, name in enumerate(FEATURES)}
 
 @lru_cache(maxsize=4)
 def ngrams(texts: tuple[str, ...], kind: str) -> Sparse:
-    """Returns the (N, 2**20) 0/1 matrix of the n-grams of texts; a text that occurs twice is read once."""
+    """Returns the (N, 2**20) 0/1 matrix of the n-grams of texts."""
     from scipy import sparse
     from sklearn.feature_extraction import FeatureHasher
 
@@ -75,7 +75,7 @@ def ngrams(texts: tuple[str, ...], kind: str) -> Sparse:
 
 
 def terms_of(text: str, kind: str) -> list[str]:
-    """Returns the distinct n-grams of a text as they are hashed: ``words``, or ``phrases`` of 2 to 3 words.
+    """Returns the distinct n-grams of a text before hashing: ``words``, or ``phrases`` of 2 to 3 words.
 
     >>> terms_of("No mucin, no mucin", "phrases")
     ['no mucin', 'mucin no', 'no mucin no', 'mucin no mucin']
@@ -170,7 +170,7 @@ def _counts(text: str) -> list[int]:
 
 
 def _similarities(matrix: Sparse, weighted: Sparse, layout: OptionLayout) -> list[FloatArray]:
-    """Returns mean, lowest and highest Jaccard similarity to the other options, then of the share found in them."""
+    """Returns mean, lowest and highest Jaccard similarity to the other options, then of the contained share."""
     mass = _row_sums(weighted)
     out = [np.empty(len(layout.owner)) for _ in range(6)]
     for k, rows in layout.same_count():
@@ -196,7 +196,7 @@ def _similarities(matrix: Sparse, weighted: Sparse, layout: OptionLayout) -> lis
 
 
 def _holding(tokens: Sparse, layout: OptionLayout) -> list[FloatArray]:
-    """Counts tokens that no other option has; that more than half have; that more than half have but it lacks."""
+    """Counts an option's tokens that no other has, its tokens that most have, and the tokens of most that it lacks."""
     total = len(layout.owner)
     row = np.repeat(np.arange(total), np.diff(tokens.indptr))
     keys = layout.owner[row] * HASH_COLUMNS + tokens.indices
@@ -219,9 +219,9 @@ def forest_columns(
     """Returns the columns for the forest: raw, centred within the question, ranked, and the question's type.
 
     Args:
-        features: (N, f) of ``geometry_of``.
+        features: (N, f) features from ``geometry_of``.
         layout: the options.
-        types: (n,) number of each question's type, -1 where it has none; the first 32 get a column each.
+        types: (n,) number of each question's type, or -1; the first 32 types have a column each.
     """
     known = min(32, int(types.max(initial=-1)) + 1)
     kind = (types[layout.owner][:, None] == np.arange(known)).astype(np.float64)

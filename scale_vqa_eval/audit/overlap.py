@@ -1,7 +1,7 @@
-"""What the splits of a dataset share: patients, slides, paths, image paths, question texts and the images themselves.
+"""Finds what the splits of a dataset share: patients, slides, paths, image paths, question texts and images.
 
-Images are read one batch at a time from the bytes that Parquet files hold; of each only two digests, two perceptual
-hashes and its locations are kept.
+Images are read in batches from the bytes in Parquet files; only two digests, two perceptual hashes and the locations
+of each are kept.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.release_folder.read import release_files, resolve_data
 
 MAX_PIXELS: Final = 50_000_000
-"""A larger image is taken for a decompression bomb: named, not opened."""
+"""Larger images are reported as decompression bombs and not opened."""
 MAX_EXAMPLES: Final = 20
-"""Maximum number of examples of one kind in a report; counts are complete."""
+"""Maximum number of examples of a kind in a report; counts are complete."""
 _ROWS_AT_ONCE: Final = 16
 _LEVELS: Final[dict[str, tuple[str, Callable[[Question], list[Hashable]]]]] = {
     "patients": ("patient", lambda question: [question.patient] if question.patient else []),
@@ -46,22 +46,22 @@ ImageLocation = tuple[int, str]
 def find_overlap(
     data: str | Path, config: str | None = None, images: bool = True, progress: bool = True
 ) -> dict[str, Any]:
-    """Checks all splits of a dataset against each other, and each by itself.
+    """Compares all splits of a dataset, and checks each split for repetitions.
 
     Args:
-        data: as for ``read_questions``.
+        data: see ``read_questions``.
         config: config of a release folder.
-        images: compare the images too, where the data holds them.
-        progress: show a bar on standard error.
+        images: whether to compare images, if the data has them.
+        progress: whether to show a progress bar.
 
     Returns:
-        Plain values: ``splits`` (questions of each), ``patients``, ``slides``, ``paths``, ``image_paths`` (how many
-        are named, how many are in two splits, examples), ``texts`` (repeated questions), ``images`` (see
-        ``image_overlap``; None where none were compared), ``letters`` (chi-square by split and dimension), ``nulls``,
-        ``leaks`` (a sentence for each thing that two splits share) and ``notes`` (what was not checked, and why).
+        ``splits`` (number of questions), ``patients``, ``slides``, ``paths``, ``image_paths`` (counts, shared ones,
+        examples), ``texts`` (repeated questions), ``images`` (see ``image_overlap``; None if not compared),
+        ``letters`` (chi-square by split and dimension), ``nulls``, ``leaks`` (a sentence for each kind of thing that
+        two splits share) and ``notes`` (what was not checked, and why).
 
     Raises:
-        InputError: the data cannot be read.
+        InputError: if the data cannot be read.
     """
     questions = read_questions(data, None, config)
     report: dict[str, Any] = {"splits": dict(Counter(question.split or "all" for question in questions))}
@@ -70,7 +70,7 @@ def find_overlap(
     report["images"] = image_overlap(data, config, questions, progress) if images else None
     report["letters"] = letter_balance(questions)
     report["nulls"] = _nulls(questions, report["images"])
-    # where the images were compared, two of one name may differ
+    # if images were compared, the same path alone is no leak: the images may differ
     levels = {level: noun for level, (noun, _) in _LEVELS.items() if level != "image_paths" or not report["images"]}
     shared = [(report[level]["shared"], f"{noun}(s) in more than one split") for level, noun in levels.items()]
     shared.append((report["texts"]["across_splits"], "question text(s) with the same options in more than one split"))
@@ -83,7 +83,7 @@ def find_overlap(
 
 
 def _shared(questions: Sequence[Question], names: Callable[[Question], list[Hashable]]) -> dict[str, Any]:
-    """Counts the things that ``names`` names, and those that are in more than one split."""
+    """Counts the distinct ``names`` of the questions, and those in more than one split."""
     splits: dict[Hashable, Counter[str]] = defaultdict(Counter)
     naming = 0
     for question in questions:
@@ -101,10 +101,10 @@ def _shared(questions: Sequence[Question], names: Callable[[Question], list[Hash
 
 
 def _repeated_texts(questions: Sequence[Question]) -> dict[str, Any]:
-    """Finds questions with the same normalised question and options (in any order), across splits and within one.
+    """Finds repeated questions across and within splits, by normalised question and options in any order.
 
-    Where every option of such a text is gold equally often in each split, it is an exchange set: knowing the text says
-    nothing about the answer, and it is counted as ``exchange_sets`` alone.
+    A text of which every option is gold equally often in each split reveals no answer; it is counted separately as an
+    exchange set.
     """
     same: dict[tuple[str, ...], list[Question]] = defaultdict(list)
     for question in questions:
@@ -182,7 +182,7 @@ class ImageFingerprint:
 
 @dataclass
 class ImageIndex:
-    """All images of a dataset: pixel digest -> first fingerprint, and the locations where it occurs."""
+    """All images of a dataset: pixel digest -> fingerprint, and pixel digest -> locations."""
 
     fingerprints: dict[bytes, ImageFingerprint] = field(default_factory=dict)
     locations: dict[bytes, list[ImageLocation]] = field(default_factory=lambda: defaultdict(list))
@@ -195,17 +195,17 @@ class ImageIndex:
 def image_overlap(
     data: str | Path, config: str | None, questions: Sequence[Question], progress: bool = True
 ) -> dict[str, Any] | None:
-    """Compares all images of a release folder, Parquet file or Hub id; None where the data holds no images.
+    """Compares all images of a release folder, Parquet file or Hub id; returns None if the data has no images.
 
     Args:
-        data: as for ``read_questions``.
+        data: see ``read_questions``.
         config: config of a release folder.
-        questions: all its questions, in the order of the file: they give the slide and split of each row.
-        progress: show a bar on standard error.
+        questions: all questions in the order of the file, for the slide and split of each row.
+        progress: whether to show a progress bar.
 
     Returns:
-        Plain values: ``images``, ``distinct``, ``nulls`` by view, ``unreadable`` with reasons, ``flat``, ``elsewhere``
-        (named by path only), ``exact`` and ``near`` with counts and examples.
+        ``images``, ``distinct``, ``nulls`` by view, ``unreadable`` with reasons, ``flat``, ``elsewhere`` (only the
+        path is known), ``exact`` and ``near`` with counts and examples.
     """
     rows = _image_rows(data, config)
     index = _index(rows, len(questions), progress) if rows is not None else None
@@ -227,9 +227,9 @@ def image_overlap(
 
 
 def _image_rows(data: str | Path, config: str | None) -> Iterator[list[tuple[str, Any]]] | None:
-    """Returns an iterator over rows, in the order of ``read_questions``: (view, encoded image or None) of each.
+    """Iterates over rows in the order of ``read_questions``: (view, ``{"bytes", "path"}`` or None) of their images.
 
-    An encoded image is the ``{"bytes", "path"}`` of ``datasets``. None where the data holds no image columns at all.
+    Returns None if the data has no image columns.
     """
     import pyarrow.parquet as pq
     from datasets import Features, List, load_dataset
@@ -260,7 +260,7 @@ def _image_rows(data: str | Path, config: str | None) -> Iterator[list[tuple[str
 
 
 def _image_columns(features: Mapping[str, Any]) -> dict[str, bool]:
-    """Returns the image columns of a dataset, and whether each holds a list of images."""
+    """Returns the image columns of a dataset, and whether each has lists of images."""
     kinds = {
         name: (type(kind).__name__, type(getattr(kind, "feature", None)).__name__) for name, kind in features.items()
     }
@@ -311,7 +311,7 @@ def _index(rows: Iterator[list[tuple[str, Any]]], total: int, progress: bool) ->
 
 
 def _fingerprint(content: bytes) -> ImageFingerprint | str:
-    """Decodes one image, or returns why it cannot be decoded: a file from elsewhere may break any decoder."""
+    """Decodes an image, or returns the reason why it cannot be decoded; untrusted files may raise any error."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -328,7 +328,7 @@ def _fingerprint(content: bytes) -> ImageFingerprint | str:
 
 
 def _exact(index: ImageIndex, questions: Sequence[Question]) -> dict[str, Any]:
-    """Counts images with the very same pixels in two splits, or under two slides of one split."""
+    """Counts images with identical pixels in two splits, or of two slides of a split."""
     crossing, straying = [], []
     for locations in index.locations.values():
         owners = [questions[row] for row, _ in locations]
@@ -344,7 +344,7 @@ def _exact(index: ImageIndex, questions: Sequence[Question]) -> dict[str, Any]:
 
 
 def _near(index: ImageIndex, questions: Sequence[Question]) -> dict[str, Any]:
-    """Counts pairs of different images that look alike: across splits, across slides of a split, within a slide."""
+    """Counts pairs of near-duplicate images across splits, across slides of a split, and within a slide."""
     hashed = [(key, entry.hashes) for key, entry in index.fingerprints.items() if entry.hashes is not None]
     coarse = np.array([hashes[0] for _, hashes in hashed], dtype=np.uint64)
     fine = np.frombuffer(b"".join(hashes[1] for _, hashes in hashed), dtype=np.uint8).reshape(-1, 32)

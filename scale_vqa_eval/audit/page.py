@@ -1,7 +1,7 @@
-"""The audit as one self-contained HTML page: the verdict first, then the evidence, then every table.
+"""The audit as a self-contained HTML page: verdict, evidence, all tables.
 
-The page makes no request and runs no script. Everything from the data is escaped, and characters that hide or reorder
-text are displayed as their code.
+The page sends no requests and runs no scripts. All text from the data is escaped, and characters that hide or reorder
+text are displayed as their codes.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from scale_vqa_eval.audit.defects import KINDS
-from scale_vqa_eval.audit.plots import dimension_plot, learning_plot, probe_plot, score_plot
 from scale_vqa_eval.files import atomic_write
+from scale_vqa_eval.plots import dimension_plot, learning_plot, probe_plot, score_plot
 from scale_vqa_eval.text import html_environment, p_value, percent
 
 MAX_LISTED: Final = 50
-"""Maximum number of defects of one kind that the page lists; the count is complete, and the JSON has them all."""
+"""Maximum number of listed defects of a kind; counts are complete, and the JSON has all of them."""
 
 
 def write_page(path: str | Path, report: Mapping[str, Any]) -> None:
-    """Writes the page of a report from ``audit_questions`` (with ``chat`` and ``published``, if any) in one rename.
+    """Writes the page of a report from ``audit_questions`` (with ``chat`` and ``published``, if any) atomically.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: if the file cannot be written.
     """
     atomic_write(path, render_page(report), "name another --html")
 
@@ -58,7 +58,7 @@ def render_page(report: Mapping[str, Any]) -> str:
 
 
 def _plots(report: Mapping[str, Any], published: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    """Returns name -> image of the plots that this report has the figures for."""
+    """Returns the plots of a report as data URIs by name."""
     chance = report["chance"]
     plots = {"probes": probe_plot(report["probes"], chance)}
     parts = {**report["dimensions"], "all": report["whole"]}
@@ -82,13 +82,7 @@ def _score_summary(scores: Sequence[float]) -> dict[str, float]:
 
 
 def _marked(text: str, letter: str, evidence: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
-    """Cuts an option's text into parts that give the item away (True) and the rest.
-
-    Args:
-        text: the option.
-        letter: its letter: a word is marked in the options that the evidence names.
-        evidence: of the item; wordings are lower-case words with single blanks between them.
-    """
+    """Splits the text of an option into parts, with True for those that the item's evidence lists for its letter."""
     terms = [item["text"] for item in evidence if item["kind"] == "wording" and letter in item["letters"]]
     if not terms:
         return [(text, False)]

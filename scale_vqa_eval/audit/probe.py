@@ -1,7 +1,7 @@
-"""Probes: a score for each option of each question, its accuracy against the gold answers, and the interval.
+"""Probes: a score for each option of each question, their accuracy against the gold answers, and its interval.
 
-A probe reads questions without their images. Tied scores share the credit (the expected accuracy under random
-tie-breaks), so a probe gains nothing from the order of the letters.
+A probe reads questions without their images. Tied scores share the credit (the expected accuracy with random
+tie-breaking), so the order of the letters has no effect.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TIE = 1e-9
 
 @dataclass(frozen=True)
 class OptionLayout:
-    """The options of all questions as one flat list, in question and letter order.
+    """The options of all questions as a flat list, in question and letter order.
 
     Attributes:
         counts: (n,) number of options of each question, each at least 2.
@@ -43,33 +43,33 @@ class OptionLayout:
 
     @classmethod
     def of(cls, counts: IntArray) -> OptionLayout:
-        """Lays out questions with these numbers of options."""
+        """Returns the layout for questions with these numbers of options."""
         starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
         return cls(counts, starts, np.repeat(np.arange(len(counts)), counts))
 
     @classmethod
     def of_questions(cls, questions: Sequence[Question]) -> OptionLayout:
-        """Lays out the options of questions."""
+        """Returns the layout of the options of questions."""
         return cls.of(option_counts(questions))
 
     def rows_of(self, chosen: IntArray) -> IntArray:
-        """Returns the option rows of chosen questions, in the order chosen."""
+        """Returns the option rows of chosen questions, in that order."""
         counts = self.counts[chosen]
         ends = np.cumsum(counts)
         return np.repeat(self.starts[chosen] - (ends - counts), counts) + np.arange(int(ends[-1]) if len(ends) else 0)
 
     def take(self, chosen: IntArray) -> OptionLayout:
-        """Returns the layout of chosen questions alone."""
+        """Returns the layout of chosen questions."""
         return OptionLayout.of(self.counts[chosen])
 
     def same_count(self) -> list[tuple[int, IntArray]]:
-        """Returns (k, (m, k) option rows) of the questions with k options, for each k that occurs."""
+        """Returns (k, (m, k) option rows) of the questions with k options, for each k."""
         return [
             (int(k), self.starts[self.counts == k][:, None] + np.arange(k)) for k in np.unique(self.counts).tolist()
         ]
 
     def padded(self, per_option: npt.ArrayLike) -> FloatArray:
-        """Returns (n, width): values (N,) of the options as one row for each question, padded with ``-inf``."""
+        """Returns (n, width): values (N,) of the options with one row per question, padded with ``-inf``."""
         present = np.arange(int(self.counts.max(initial=0))) < self.counts[:, None]
         out = np.full(present.shape, -np.inf)
         out[present] = np.asarray(per_option, dtype=np.float64)
@@ -85,7 +85,7 @@ class OptionLayout:
         return np.asarray(raised / self.sums(raised)[self.owner], dtype=np.float64)
 
     def normalised(self, votes: FloatArray) -> FloatArray:
-        """Returns (N,): non-negative votes scaled to sum 1 in each question; even where all are 0."""
+        """Returns (N,): non-negative votes scaled to sum 1 in each question; uniform if all are 0."""
         total = self.sums(votes)[self.owner]
         return np.where(total > 0, votes / np.where(total > 0, total, 1.0), 1.0 / self.counts[self.owner])
 
@@ -94,7 +94,7 @@ class OptionLayout:
         return np.asarray(values - (self.sums(values) / self.counts[:, None])[self.owner], dtype=np.float64)
 
     def ranks(self, values: FloatArray) -> FloatArray:
-        """Returns (N, f): rank of each value in its question, 0 lowest to 1 highest, ties in the middle."""
+        """Returns (N, f): rank of each value in its question, from 0 (lowest) to 1; ties have their mean rank."""
         out = np.empty_like(values)
         for k, rows in self.same_count():
             own = values[rows]
@@ -112,15 +112,16 @@ class ProbeScores:
 
     Attributes:
         name: name of the probe, unique in an audit.
-        family: what the probe looks at, such as ``position``, ``similarity``, ``words`` or ``chat``.
-        trained: whether it was fitted to gold answers (of other questions than the one it scores).
-        scores: (n, width) score per option, higher is preferred, ``-inf`` where a question has no such option.
-        sequential: (n, width) scores by models fitted to earlier folds only, ``-inf`` in rows that none scored; the
-            p-value of a fitted probe comes from them (see ``fitted_probes.Votes``). None: it comes from ``scores``.
-        votes: whether the scores are non-negative votes, so that their shares are probabilities.
-        answered: (n,) False where the probe gave no answer, which counts as wrong; None: it answered all questions.
-        joint: whether the probe reads across questions, so that exchange sets are not at chance by construction.
-        note: a warning about this run (a cap, a lost answer), or empty.
+        family: kind of evidence, such as ``position``, ``similarity``, ``words`` or ``chat``.
+        trained: whether it was fitted to gold answers (of other questions than the scored one).
+        scores: (n, width) score per option, higher is preferred; ``-inf`` for options that do not exist.
+        sequential: (n, width) scores by models fitted only to earlier folds, ``-inf`` in rows without one; used for
+        the
+            p-value of a fitted probe (see ``fitted_probes.Votes``). None: ``scores`` is used.
+        votes: whether the scores are non-negative votes, whose shares are probabilities.
+        answered: (n,) whether the probe answered; no answer counts as wrong. None: it answered all questions.
+        joint: whether the probe compares questions, so that exchange sets are not at chance by construction.
+        note: warning about this run (a cap, a lost answer), or empty.
     """
 
     name: str
@@ -134,12 +135,12 @@ class ProbeScores:
     note: str = ""
 
     def shares(self) -> FloatArray:
-        """Returns (n, width): the share of the pick that each option has, ties sharing evenly."""
+        """Returns (n, width): 1 for the picked option, or equal shares for ties."""
         shares = _shares(self.scores, self.name)
         return shares if self.answered is None else np.where(self.answered[:, None], shares, 0.0)
 
     def probabilities(self) -> FloatArray:
-        """Returns (n, width): the probability that the probe gives each option; 1/k each where it did not answer."""
+        """Returns (n, width): the probe's probability of each option; uniform if it did not answer."""
         present = self.scores > -np.inf
         given = np.where(present, self.scores, 0.0) if self.votes else self.shares()
         total = given.sum(axis=1, keepdims=True)
@@ -152,15 +153,15 @@ class Accuracy:
     """An accuracy with its clustered 95% interval and the one-sided p-value against chance.
 
     Attributes:
-        n: questions.
-        clusters: patients, slides, exchange sets or questions that form the sample.
-        accuracy: expected accuracy under random tie-breaks.
-        chance: mean of 1/k over the questions' option counts.
-        ci_low: lower end of the interval, clipped to 0.
-        ci_high: upper end of the interval, clipped to 1.
-        p_value: of accuracy > chance; see ``p_above_chance``.
-        standard_error: of the mean that the p-value tests: the larger of the clustered one and the binomial one at
-            chance; 0 where accuracy is at chance by construction, so that a leak is excluded and not merely not found.
+        n: number of questions.
+        clusters: number of clusters (patients, slides, exchange sets or questions).
+        accuracy: expected accuracy with random tie-breaking.
+        chance: mean of 1/k over questions with k options.
+        ci_low: lower end of the interval, at least 0.
+        ci_high: upper end of the interval, at most 1.
+        p_value: p-value of accuracy > chance; see ``p_above_chance``.
+        standard_error: standard error of the tested mean: the larger of the clustered one and the binomial one at
+            chance; 0 if accuracy is at chance by construction, which excludes a leak.
     """
 
     n: int
@@ -175,15 +176,9 @@ class Accuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeAccuracy(Accuracy):
-    """The accuracy of one probe over all questions, by dimension, and by split where there are several.
+    """The accuracy of a probe: overall, by dimension and, if there are several, by split.
 
-    Attributes:
-        name: see ``ProbeScores``, as ``family``, ``trained`` and ``note``.
-        family: what the probe looks at.
-        trained: whether it was fitted to gold answers.
-        by_dimension: dimension -> accuracy.
-        by_split: split -> accuracy.
-        note: a warning about this run, or empty.
+    ``name``, ``family``, ``trained`` and ``note`` are those of ``ProbeScores``.
     """
 
     name: str
@@ -216,7 +211,7 @@ def gold_of(questions: Sequence[Question]) -> IntArray:
 
 
 def credit(result: ProbeScores, questions: Sequence[Question]) -> FloatArray:
-    """Returns (n,): 1 where the probe picks the gold option, 1/t where gold is one of t tied options, else 0."""
+    """Returns (n,): 1 if the probe picks the gold option, 1/t if gold is one of t tied options, else 0."""
     shares = result.shares()
     if len(shares) != len(questions):
         raise ValueError(f"probe {result.name!r} scored {len(shares)} questions of {len(questions)}")
@@ -224,7 +219,7 @@ def credit(result: ProbeScores, questions: Sequence[Question]) -> FloatArray:
 
 
 def sequential_credit(result: ProbeScores, questions: Sequence[Question]) -> FloatArray:
-    """Returns (n,): credits that a p-value may be taken from; nan where no model was fitted to earlier folds."""
+    """Returns (n,): credits for the p-value; nan if no model was fitted to earlier folds."""
     if result.sequential is None:
         return credit(result, questions)
     scored = np.isfinite(result.sequential).any(axis=1)
@@ -232,7 +227,7 @@ def sequential_credit(result: ProbeScores, questions: Sequence[Question]) -> Flo
 
 
 def gold_probability(result: ProbeScores, questions: Sequence[Question]) -> FloatArray:
-    """Returns (n,): the blind score s(x), the probability that the probe gives the gold option."""
+    """Returns (n,): the blind score s(x), the probe's probability of the gold option."""
     return _at_gold(result.probabilities(), questions)
 
 
@@ -254,9 +249,8 @@ def evaluate_probe(
     Args:
         result: the scores.
         questions: the questions in the order of the scores.
-        clusters: ``clusters_of(questions)``, or ``joint_clusters(questions)`` for a joint probe, to compute them once
-            for many probes.
-        constructed: the expected accuracy is at chance by construction (a joint probe on block exchange).
+        clusters: ``clusters_of(questions)``, or ``joint_clusters(questions)`` for a joint probe; computed if None.
+        constructed: whether the accuracy is at chance by construction (a joint probe on a block exchange).
     """
     clusters = clusters or (joint_clusters if result.joint else clusters_of)(questions)
     values, chance = credit(result, questions), 1.0 / option_counts(questions)
@@ -291,14 +285,14 @@ def accuracy_of(
 ) -> Accuracy:
     """Returns the mean of credits, its interval, and its p-value against chance.
 
-    With one cluster the questions themselves are the sample. In exchange sets that are all at chance the accuracy is
-    an identity, not an estimate: the interval has no width.
+    If there is one cluster, questions are the sampling units. If all exchange sets are at chance, the accuracy is an
+    identity and not an estimate, and the interval has zero width.
 
     Args:
         values: (n,) credits.
         chance: (n,) 1/k of each question.
-        clusters: the clusters of these questions.
-        tested: (n,) credits for the p-value, nan where there is none; None takes ``values``.
+        clusters: clusters of these questions.
+        tested: (n,) credits for the p-value, possibly nan; by default ``values``.
     """
     ids = clusters.ids if len(np.unique(clusters.ids)) > 1 else np.arange(len(values))
     tested = values if tested is None else tested
@@ -322,7 +316,7 @@ def accuracy_of(
 
 
 def _standard_error(values: FloatArray, chance: FloatArray, ids: IntArray) -> float:
-    """Returns the larger of the clustered and the binomial standard error; 1 where nothing was tested."""
+    """Returns the larger of the clustered and the binomial standard error, or 1 without values."""
     if not len(values):
         return 1.0
     codes, count = cluster_codes(ids)
@@ -331,11 +325,11 @@ def _standard_error(values: FloatArray, chance: FloatArray, ids: IntArray) -> fl
 
 
 def p_above_chance(values: FloatArray, chance: FloatArray, clusters: IntArray) -> float:
-    """Returns the one-sided p-value of "the mean credit is above chance": the larger of two tests.
+    """Returns the one-sided p-value of "the mean credit is above chance", the larger one of two tests.
 
-    The clustered t test accounts for questions that go together, but with few clusters its variance can be small by
-    luck. The binomial tail at the mean chance needs no variance; it bounds the tail of unequal chances from above
-    (Hoeffding 1956), and the fraction of a credit is rounded down. With fewer than two clusters it is used alone.
+    The clustered t test accounts for related questions, but with few clusters its variance can be small by chance. The
+    binomial tail at the mean chance needs no variance; it is an upper bound of the tail for unequal chances (Hoeffding
+    1956). Fractional credits are rounded down. With fewer than two clusters only the binomial test is used.
     """
     from scipy import stats
 

@@ -1,4 +1,4 @@
-"""The audit of a question set as one report: plain values for JSON and the page, and a table for the terminal."""
+"""The report of an audit: values for JSON and the HTML page, and a table for the terminal."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def audit_questions(
     progress: bool = False,
     margin: float = MARGIN,
 ) -> dict[str, Any]:
-    """Audits questions: every probe, the verdict, the label-permutation test, the evidence, and the data's defects.
+    """Audits questions: all probes, the verdict, the label-permutation test, evidence, and defects.
 
     Args:
         questions: the questions.
-        seed: of folds, forests and redrawn gold answers; the same seed gives the same report.
-        extra: scores of further probes (embeddings, language models, chat): they count for the verdict.
-        overlap: the result of ``find_overlap``; None where it was not run.
-        detailed: add the learning curve, the blind score of every item and the evidence of the leakiest.
-        progress: show bars on standard error.
+        seed: seed of folds, forests and random gold answers.
+        extra: scores of further probes (embeddings, language models, chat), which count for the verdict.
+        overlap: result of ``find_overlap``, or None.
+        detailed: whether to add the learning curve, the blind score of every item and the evidence of the leakiest.
+        progress: whether to show progress bars.
         margin: maximum of the minimum detectable leak for a clean verdict, as a share.
 
     Returns:
-        Plain values, by the contract of ``audit --json``.
+        The content of ``audit --json``.
     """
     features = read_features(questions) if len(questions) <= TRAIN_CAP else None
     joint = joint_features(questions) if features is not None else None
@@ -119,7 +119,7 @@ def audit_questions(
 
 
 def _with_embedding(ensemble: ProbeScores, results: Sequence[ProbeScores]) -> list[ProbeScores]:
-    """Returns the ensemble with the fitted embedding probe as one more member, where that was run."""
+    """Returns the ensemble with the fitted embedding probe as a further member, if there is one."""
     joined = []
     for result in results:
         if result.family == "embedding" and result.sequential is not None and ensemble.sequential is not None:
@@ -131,7 +131,7 @@ def _with_embedding(ensemble: ProbeScores, results: Sequence[ProbeScores]) -> li
 
 
 def audit_table(report: Mapping[str, Any]) -> str:
-    """Renders an audit for the terminal, in per cent: probes, dimensions, verdict, and what limits the figures."""
+    """Returns an audit as text, in per cent: probes, dimensions, verdict, and limitations."""
     probes = [["probe", "fitted", "accuracy", "95% interval", "p (Holm)"]]
     for probe in sorted(report["probes"], key=lambda probe: -probe["accuracy"]):
         fitted = "yes" if probe["trained"] else ""
@@ -181,7 +181,7 @@ def _notes(
     margin: float,
     blocks: bool,
 ) -> list[str]:
-    """Returns what limits the figures, a sentence each."""
+    """Returns the limitations of the figures, one sentence each."""
     notes = [clusters.note] if clusters.note else []
     if all(question.dimension is None for question in questions):
         notes.append(
@@ -240,11 +240,11 @@ def _items(questions: Sequence[Question], ensemble: ProbeScores) -> list[dict[st
 def _leakiest(
     questions: Sequence[Question], ensemble: ProbeScores, features: TextFeatures | None, seed: int
 ) -> list[dict[str, Any]]:
-    """Returns the items with the highest blind score, with their text and what gives them away."""
+    """Returns the items with the highest blind scores, with their text and evidence."""
     scores = gold_probability(ensemble, questions)
     rows = np.argsort(-scores, kind="stable")[:LEAKIEST].tolist()
     sample, kept = list(questions), np.arange(len(questions))
-    if features is None:  # a large file: the leakiest are explained within a sample that holds them
+    if features is None:  # a large file: explain the leakiest within a sample that contains them
         rest = np.setdiff1d(kept, rows)
         drawn = np.random.default_rng([seed, 8]).choice(rest, TRAIN_CAP // 10, replace=False)
         kept = np.sort(np.concatenate([rows, drawn]))
@@ -266,10 +266,7 @@ def _leakiest(
 
 
 def _rounded(value: Any) -> Any:
-    """Rounds every float, so that the last bits of a sum do not change the bytes of a report.
-
-    Six decimals; six significant figures for what is smaller (p-values).
-    """
+    """Rounds floats to six decimals, small ones to six significant figures, so that reports are reproducible."""
     if isinstance(value, Mapping):
         return {str(key): _rounded(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Accuracies that others have reported for a question set, to compare the probes with."""
+"""Reads accuracies that others reported for a question set, for comparison with the probes."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import parse_yaml
 
 SHIPPED: Final = {"scale-vqa-test": "scale_vqa_test_scores.yaml"}
-"""Names of the figures that come with this package, and their files."""
+"""Name -> file of the accuracies in this package."""
 
 
 def read_reported_scores(source: str | Path) -> dict[str, Any]:
     """Reads reported accuracies.
 
     Args:
-        source: a name in ``SHIPPED``, or a YAML or JSON file: ``models`` maps a model to dimension (or ``all``) ->
-            accuracy in per cent; ``source`` and ``data`` give their origin and what they were measured on, ``chance``
-            the accuracy of an even guess in per cent. A file may also be the mapping of models alone.
+        source: a name in ``SHIPPED``, or a YAML or JSON file with ``models`` (model -> dimension or ``all`` ->
+        accuracy
+            in per cent) and optionally ``source``, ``data`` (name of the question set) and ``chance`` (in per cent). A
+            file may also contain only the mapping of models.
 
     Returns:
         ``source``, ``data``, ``chance`` (or None) and ``models``: model -> dimension or ``all`` -> accuracy, 0 to 1.
 
     Raises:
-        InputError: the file does not have this form.
+        InputError: if the file has another format.
     """
     name = SHIPPED.get(str(source))
     path = files("scale_vqa_eval.audit") / "templates" / name if name else Path(source)

@@ -1,9 +1,9 @@
-"""The texts of a file as numbers, read once: options geometry, and words, phrases and characters as hashed columns.
+"""Features of the texts of a file: options geometry, and words, phrases and characters as hashed columns.
 
-There is no vocabulary, so memory does not grow with the file. N-grams that all options of a question share cannot
-tell them apart, so only those that *vary* within a question are kept; for a listwise model this equals centring every
-column within each question, and stays sparse. No gold answer is read here: refits on other gold answers or on fewer
-questions start from the same features.
+There is no vocabulary, so memory does not grow with the file. Only n-grams that *vary* within a question are kept,
+because those that all options share cannot distinguish them; for a listwise model this is equivalent to centring every
+column within each question, and remains sparse. Gold answers are not used, so the same features serve for other gold
+answers or fewer questions.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ NGRAM_FAMILIES: Final = tuple(BLOCKS)
 
 @dataclass(frozen=True)
 class NGramPresence:
-    """The columns that each option has: the two index arrays of a sparse 0/1 matrix with very many columns.
+    """The columns of each option, as the two index arrays of a sparse 0/1 matrix.
 
     Attributes:
-        pointer: (N+1,) where each option's columns start.
+        pointer: (N+1,) start of each option's columns.
         columns: (nnz,) column numbers, ascending within an option.
     """
 
@@ -56,7 +56,7 @@ class NGramPresence:
 
     @staticmethod
     def stack(parts: Sequence[NGramPresence]) -> NGramPresence:
-        """Puts the options of several chunks under each other."""
+        """Concatenates the options of several chunks."""
         ends = np.cumsum([0, *(part.pointer[-1] for part in parts)])
         pointer = np.concatenate([[0], *(part.pointer[1:] + end for part, end in zip(parts, ends, strict=False))])
         return NGramPresence(pointer.astype(np.int64), np.concatenate([part.columns for part in parts]))
@@ -67,9 +67,9 @@ class NGramColumns:
     """The columns that a model uses, and their weights.
 
     Attributes:
-        kept: ascending column numbers: those that vary in at least two questions.
-        weight: 1 + ln(n / questions it varies in), scaled so that centred rows have a mean squared length of 1 and one
-            strength of regularisation serves any file.
+        kept: ascending numbers of the columns that vary in at least two questions.
+        weight: 1 + ln(n / number of questions in which the column varies), scaled so that centred rows have a mean
+            squared length of 1 and the same strength of regularisation can be used for any file.
     """
 
     kept: IntArray
@@ -77,13 +77,13 @@ class NGramColumns:
 
     @classmethod
     def fit(cls, presence: NGramPresence, layout: OptionLayout) -> NGramColumns:
-        """Chooses and weighs the columns of a family by the questions' texts alone."""
+        """Selects and weights the columns of a family by the questions' texts."""
         n, owner = len(layout.counts), np.repeat(layout.owner, np.diff(presence.pointer))
         kept, index, holders = np.unique(presence.columns, return_inverse=True, return_counts=True)
         pairs, holding = np.unique(index * n + owner, return_counts=True)
         varies_in = np.bincount(pairs // n, minlength=len(kept)) if len(kept) else holders
         weight = 1.0 + np.log(n / np.maximum(1, varies_in))
-        # squared length after centring: a column that h of k options hold adds w^2 * h * (1 - h/k)
+        # squared length after centring: a column that h of k options have adds w^2 * h * (1 - h/k)
         spread = holding * (1.0 - holding / layout.counts[pairs % n]) if len(kept) else np.zeros(0)
         use = varies_in >= 2
         length = float((spread * weight[pairs // n] ** 2 * use[pairs // n]).sum()) / max(1, len(layout.owner))
@@ -99,21 +99,21 @@ class NGramColumns:
         before = np.concatenate([[0], np.cumsum(known)])
         shape = (len(presence.pointer) - 1, max(1, len(self.kept)))
         index, pointer = index[known], before[presence.pointer]
-        if pointer[-1] < 2**31:  # half the memory to read in each product
+        if pointer[-1] < 2**31:  # halves the memory traffic of each product
             index, pointer = index.astype(np.int32), pointer.astype(np.int32)
         return sparse.csr_array((self.weight[index], index, pointer), shape=shape)
 
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """The texts of some questions as numbers.
+    """Features of the texts of some questions.
 
     Attributes:
-        layout: the options of the questions.
-        types: (n,) number of each question's dimension; -1 for all where the file has less than two.
+        layout: options of the questions.
+        types: (n,) number of each question's dimension; -1 for all questions if there are fewer than two dimensions.
         geometry: (N, f) options geometry, in single precision.
-        presence: n-gram family -> which columns each option has.
-        dense: further family -> (N, f) columns (sentence embeddings, ...).
+        presence: n-gram family -> columns of each option.
+        dense: further family -> (N, f) columns, such as sentence embeddings.
     """
 
     layout: OptionLayout
@@ -124,7 +124,7 @@ class TextFeatures:
     _fitted: dict[str, tuple[NGramColumns, Sparse]] = field(default_factory=dict, repr=False)
 
     def columns(self, family: str) -> tuple[NGramColumns, Sparse]:
-        """Returns the columns that models of an n-gram family use, and their matrix; computed once."""
+        """Returns the columns of an n-gram family that models use, and their matrix; cached."""
         if family not in self._fitted:
             columns = NGramColumns.fit(self.presence[family], self.layout)
             self._fitted[family] = columns, columns.matrix(self.presence[family])
@@ -140,12 +140,12 @@ class TextFeatures:
 
 @dataclass(frozen=True)
 class TextReader:
-    """Turns questions into ``TextFeatures``, the same way for a sample and for what is streamed later.
+    """Computes ``TextFeatures`` of questions, consistently for a sample and for streamed questions.
 
     Attributes:
         rarity: (2**20,) weight of each hashed token.
-        types: dimension -> number; empty where the file has less than two.
-        families: the n-gram families that are wanted.
+        types: dimension -> number; empty if there are fewer than two dimensions.
+        families: n-gram families to compute.
     """
 
     rarity: FloatArray
@@ -160,7 +160,7 @@ class TextReader:
         return cls(token_rarity(questions, list(chunks(questions))), types, tuple(families))
 
     def read(self, questions: Sequence[Question]) -> TextFeatures:
-        """Reads questions, a chunk at a time."""
+        """Returns the features of questions, computed in chunks."""
         parts = [self._chunk([questions[row] for row in part]) for part in chunks(questions)]
         if len(parts) == 1:
             return parts[0]
@@ -182,7 +182,7 @@ class TextReader:
 
 
 def chunks(questions: Sequence[Question], pairs: int = 60_000) -> Iterator[range]:
-    """Yields ranges of questions that bound the work of a chunk: pairs of options, and about 2,000 questions."""
+    """Yields ranges of questions with a bounded number of pairs of options."""
     start = cost = 0
     for row, question in enumerate(questions):
         cost += len(question.options) ** 2
@@ -194,7 +194,7 @@ def chunks(questions: Sequence[Question], pairs: int = 60_000) -> Iterator[range
 
 
 def _presence(family: str, matrices: dict[str, Sparse], layout: OptionLayout, types: IntArray) -> NGramPresence:
-    """Returns the columns of a family of ``BLOCKS``: block number * 2**20 + hash; crossed blocks have one per type."""
+    """Returns the columns of a family in ``BLOCKS``: block number * 2**20 + hash; crossed blocks have one per type."""
     rows, columns = [], []
     entries = {kind: _Entries.of(matrices[kind], layout) for kind in {kind for kind, _, _ in BLOCKS[family]}}
     for number, (kind, which, crossed) in enumerate(BLOCKS[family]):
@@ -214,7 +214,7 @@ def _presence(family: str, matrices: dict[str, Sparse], layout: OptionLayout, ty
 
 @dataclass(frozen=True)
 class _Entries:
-    """The non-zero entries of an n-gram matrix, and how many options of their question hold each."""
+    """The non-zero entries of an n-gram matrix, and the number of the question's options that have each n-gram."""
 
     row: IntArray
     column: IntArray
@@ -229,7 +229,7 @@ class _Entries:
         return cls(row, column, times[index], layout.counts[layout.owner[row]])
 
     def pick(self, which: str, layout: OptionLayout) -> tuple[IntArray, IntArray]:
-        """Returns (row, column) of the entries that vary, or that one, few or most options hold, or lack."""
+        """Returns (row, column) of entries that vary, that one, few or most options have, or that some lack."""
         twice = 2 * self.holders
         most = (twice > self.options) & (self.holders < self.options)
         if which == "missing":
@@ -243,7 +243,7 @@ class _Entries:
         return self.row[mask], self.column[mask]
 
     def _missing(self, most: npt.NDArray[np.bool_], layout: OptionLayout) -> tuple[IntArray, IntArray]:
-        """Returns (row, column) of the options that lack what more than half of their question's options hold."""
+        """Returns (row, column) of n-grams that most options of a question have but this one lacks."""
         wanted = np.unique(layout.owner[self.row[most]] * HASH_COLUMNS + self.column[most])
         question, column = wanted // HASH_COLUMNS, wanted % HASH_COLUMNS
         row = layout.rows_of(question) if len(question) else np.zeros(0, dtype=np.int64)

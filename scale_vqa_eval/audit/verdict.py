@@ -1,14 +1,14 @@
 """The verdict of an audit: leaks, clean or inconclusive, by dimension and over all questions.
 
-*Leaks*: some probe is above chance after Holm's correction. The level of 5% is split evenly: half for the probes over
-all questions, half for the probes on every dimension (all of it for the former where there are less than two
-dimensions), so that a file without a leak is called leaking in at most 5% of cases.
+*Leaks*: a probe is above chance after Holm's correction. Half of the level of 5% is for the probes on all questions,
+half for the probes on the dimensions (with fewer than two dimensions, all of it is for the former). So a file without
+a leak is reported as leaking in at most 5% of cases.
 
-*Clean* needs power: the smallest leak that every probe would have shown with a probability of 80% is at most
-``MARGIN``. A probe that is at chance by construction has no variance, so no leak can escape it: 0. Otherwise the part
-is *inconclusive*: it has too few questions to exclude a leak of that size.
+*Clean* requires power: every probe would have detected a leak of ``MARGIN`` or more with a probability of 80%. A probe
+at chance by construction has no variance and detects any leak. Otherwise the part is *inconclusive*: it has too few
+questions to exclude a leak of that size.
 
-Below chance is not a leak (balanced designs push cross-fitted probes there); the report mentions it.
+An accuracy below chance is not a leak (balanced designs cause it in cross-fitted probes); the report mentions it.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class SliceVerdict:
     Attributes:
         verdict: ``leaks``, ``clean`` or ``inconclusive``.
         strongest: name of the probe with the highest accuracy.
-        accuracy: of that probe.
+        accuracy: accuracy of that probe.
         ci_low: lower end of its 95% interval.
-        ci_high: upper end: what a text-only reader may reach; only a model above it is known to look at images.
-        p_value: smallest Holm-adjusted p-value of any probe.
-        level: what ``p_value`` is compared with.
-        ceiling: highest upper end of any probe's 95% interval.
-        chance: accuracy of an even guess.
-        n: questions.
-        leaking: names of the probes that are above chance, strongest first.
-        minimum_detectable_leak: largest, over the probes, of the smallest excess over chance that would have been
-            shown with probability ``POWER`` (Bloom 1995); 0 where all of them are at chance by construction.
+        ci_high: upper end of its 95% interval, which a text-only reader may reach; only a model above it uses images.
+        p_value: smallest Holm-adjusted p-value of all probes.
+        level: significance level for ``p_value``.
+        ceiling: highest upper end of all probes' 95% intervals.
+        chance: accuracy of guessing.
+        n: number of questions.
+        leaking: names of the probes above chance, strongest first.
+        minimum_detectable_leak: maximum over the probes of the smallest excess over chance that would have been
+            detected with probability ``POWER`` (Bloom 1995); 0 if all are at chance by construction.
     """
 
     verdict: str
@@ -61,9 +61,9 @@ class SliceVerdict:
 
 @dataclass(frozen=True)
 class AuditVerdict:
-    """The verdict: ``leaks`` where any part leaks, else that over all questions; ``unresolved`` lists the open parts.
+    """The verdict: ``leaks`` if any part leaks, else that over all questions.
 
-    Open parts are those (``all``, or a dimension) whose own verdict is ``inconclusive``.
+    ``unresolved`` lists the parts (``all``, or a dimension) with the verdict ``inconclusive``.
     """
 
     verdict: str
@@ -73,15 +73,15 @@ class AuditVerdict:
 
 
 def reach_verdict(probes: Sequence[ProbeAccuracy], margin: float = MARGIN, alpha: float = ALPHA) -> AuditVerdict:
-    """Reaches the verdict of all probes of an audit.
+    """Returns the verdict of an audit.
 
     Args:
-        probes: every probe that was run, none left out: the correction is for their number.
-        margin: maximum of the minimum detectable leak for a part to be clean, as a share (0.05: five points).
-        alpha: maximum probability that a file without a leak is called leaking.
+        probes: all probes that were run; the correction depends on their number.
+        margin: maximum of the minimum detectable leak of a clean part, as a share (0.05 for five points).
+        alpha: maximum probability that a file without a leak is reported as leaking.
 
     Raises:
-        ValueError: there is no probe.
+        ValueError: if there is no probe.
     """
     if not probes:
         raise ValueError("a verdict needs at least one probe")
@@ -101,7 +101,7 @@ def reach_verdict(probes: Sequence[ProbeAccuracy], margin: float = MARGIN, alpha
 
 
 def minimum_detectable_leak(part: Accuracy, level: float) -> float:
-    """Returns the smallest excess over chance that a one-sided test at ``level`` shows with probability ``POWER``.
+    """Returns the smallest excess over chance that a one-sided test at ``level`` detects with probability ``POWER``.
 
     (t_(1-level) + t_POWER) * standard error, at clusters - 1 degrees of freedom; at most 1 - chance.
     """

@@ -1,20 +1,20 @@
-"""The block exchange: exchange groups that say nothing to a text-only reader of the whole file.
+"""The block exchange: exchange groups from which a text-only reader of the whole file learns nothing either.
 
-Four slides of four patients make a block. Inside a block four paths, one of each slide, make a quadruple, and an item
-of a path is exchanged only with the items of its three partner paths. So the four paths of a quadruple show the same
-texts, and the four slides of a block show the same texts: relabelling the slides of a block, or the paths of a
-quadruple, leaves everything a text-only reader sees as it was, which rows share a slide, a path or an image file
-included. Each relabelling makes another option right, so any deterministic reader of the whole file, coherence between
-rows and one-letter-each assignment included, is right on exactly 25% of the items on average over the relabellings.
+A block has four slides of four patients. In a block, four paths, one of each slide, form a quadruple, and an item of a
+path is exchanged only with items of its three partner paths. So the four paths of a quadruple have the same texts, and
+so have the four slides of a block. Relabelling the slides of a block, or the paths of a quadruple, changes nothing
+that a text-only reader sees, including which rows share a slide, a path or an image file. Each relabelling makes
+another option right. Therefore any deterministic reader of the whole file, even one that compares rows or assigns each
+letter once, is right on exactly 25% of the items on average over the relabellings.
 
-For that the structure has to be the same as well: one slide per patient; the paths of a quadruple have the same views;
-where two paths of a slide share an image file, their partners on the three other slides share one too. The order of
-the options is drawn from the option texts alone, so that the seed and the row ids do not tell it.
+This requires the same structure everywhere: one slide per patient; the same views in the paths of a quadruple; and if
+two paths of a slide share an image file, their partners on the other slides share one too. The order of the options
+depends only on their texts and the seed, so row ids do not reveal it.
 
-The choice of blocks and quadruples is an optimisation: the best quadruples of a block are a 4-dimensional assignment,
-the best blocks a set packing over the blocks' values; both are solved by integer programming. There are too many
-blocks to solve each: a greedy packing values all blocks of a neighbourhood of slides, and those that the set packing
-picks are solved exactly (large neighbourhood search; Shaw 1998). The count comes with an upper bound.
+Choosing blocks and quadruples is an optimisation problem. The best quadruples of a block are a 4-dimensional
+assignment, the best blocks a set packing; both are solved by integer programming. As there are too many blocks to
+solve them all, a greedy packing estimates all blocks of a neighbourhood of slides, and those that the set packing
+selects are solved exactly (large neighbourhood search; Shaw 1998). The result has an upper bound.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ from scale_vqa_eval.schema import DIMENSIONS
 from scale_vqa_eval.text import same_text
 
 SLIDES_AT_ONCE: Final = 12
-"""Slides of one neighbourhood: all their 495 blocks are valued."""
+"""Slides of a neighbourhood; all of its 495 blocks are estimated."""
 MAX_PATHS: Final = 10
-"""Paths of a slide that are considered, those with the most items first: a block has up to MAX_PATHS**4 quadruples."""
+"""Maximum number of paths per slide, those with the most items first; a block has up to MAX_PATHS**4 quadruples."""
 NODE_LIMIT: Final = 200
-"""Branch-and-bound nodes of one block: bounds the time without reading a clock, so that runs repeat."""
+"""Branch-and-bound nodes of one block. Unlike a time limit, it gives the same result in every run."""
 GREEDY_TRIES: Final = 3
 PATIENCE: Final = 4
-"""Set packings without a better result after which a neighbourhood counts as searched."""
+"""Set packings without improvement after which the search of a neighbourhood ends."""
 ROUNDS: Final = 12
-"""Neighbourhoods searched in a row without a better result, after which the search ends."""
+"""Neighbourhoods in a row without improvement after which the search ends."""
 BOUND_BLOCKS: Final = 5_000
-"""Up to this number of blocks the bound is that of the set packing's linear relaxation over all of them."""
+"""Maximum number of blocks for which the bound is the linear relaxation of the set packing."""
 BOUND_SOLVED: Final = 100
-"""Blocks that are solved exactly to lower that bound."""
+"""Number of blocks that are solved exactly to lower that bound."""
 CERTAINTY: Final = 0.01
-"""Weight of a group's certainty (1 - ambiguity) beside 1 for the group: the number of groups comes first."""
+"""Weight of a group's certainty (1 - ambiguity); the group itself has weight 1, so that their number comes first."""
 NOT_TEMPLATE: Final = "the question text is not one that rows of four patients share"
 OTHER_SLIDE: Final = "another slide of the patient is used"
 MORE_PATHS: Final = f"the slide has more than {MAX_PATHS} paths"
@@ -75,10 +75,10 @@ class PathItems:
     """A path and its items that can be exchanged.
 
     Attributes:
-        slide: its slide.
-        path: its key, unique in the file.
-        views: views it has images for.
-        images: names of its image files.
+        slide: name of its slide.
+        path: key of the path, unique in the file.
+        views: views with images.
+        images: names of the image files.
         items: text key -> row number.
     """
 
@@ -95,17 +95,17 @@ def block_exchange(
     progress: Callable[[int], object] = lambda items: None,
     allow_shared_images: bool = False,
 ) -> ExchangeResult:
-    """Groups questions by blocks of four slides and quadruples of paths: as many groups as can be found.
+    """Groups questions by blocks of four slides and quadruples of paths, into as many groups as possible.
 
-    The wordings that rows of four patients share are brought to one within each dimension of Scale-VQA: they ask the
-    same. Texts of other dimensions, and freely written ones, are kept apart.
+    Within a dimension of Scale-VQA, all wordings that rows of four patients share are replaced by one, because they
+    ask the same. Texts of other dimensions, and texts of fewer patients, are not merged.
 
     Args:
-        pairs: the questions and which of them may share a group.
-        seed: of the search and of the order of the options.
-        progress: called with the number of questions of each split that was processed.
-        allow_shared_images: use paths of a slide that share an image file even where their partners do not: more
-            groups, and no guarantee against a reader that knows which rows share an image file.
+        pairs: the questions, and which of them may share a group.
+        seed: seed of the search and of the order of options.
+        progress: called with the number of questions of each processed split.
+        allow_shared_images: use paths of a slide that share an image file even if their partners do not. This gives
+            more groups, but no guarantee against a reader that knows which rows share an image file.
     """
     questions = pairs.questions
     tally: dict[tuple[str | None, str | None], Counter[str]] = defaultdict(Counter)
@@ -139,7 +139,7 @@ def block_exchange(
 def _slides(
     pairs: PairRules, rows: Sequence[int], tally: Mapping[tuple[str | None, str | None], Counter[str]]
 ) -> list[list[PathItems]]:
-    """Returns the slides that can be in a block, each with its paths; counts the rows that cannot in ``tally``."""
+    """Returns the paths of each slide that can be in a block; counts the other rows in ``tally``."""
     questions = pairs.questions
     patients: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in rows:
@@ -192,7 +192,7 @@ def _text(question: Question) -> tuple[str, str]:
 
 
 def _wordings(questions: Sequence[Question], rows: Sequence[int]) -> Callable[[int], str]:
-    """Returns row -> the one wording of the texts that are exchanged with it."""
+    """Returns a function from a row to the common wording of the texts that are exchanged with it."""
     by_dimension: dict[str, list[int]] = defaultdict(list)
     for row in rows:
         by_dimension[questions[row].dimension or ""].append(row)
@@ -221,11 +221,7 @@ def _groups(
 
 
 class _BlockSearch:
-    """The search for blocks of slides and their quadruples of paths.
-
-    Attributes:
-        bound: no choice of blocks has more groups than this.
-    """
+    """Search for blocks of slides and quadruples of paths; ``bound`` is an upper bound on the number of groups."""
 
     def __init__(
         self, pairs: PairRules, slides: Sequence[Sequence[PathItems]], seed: int, allow_shared_images: bool
@@ -240,7 +236,7 @@ class _BlockSearch:
         self._greedy: dict[Block, int] = {}
 
     def _tables(self, pairs: PairRules) -> tuple[list[Weights], list[Matrix], list[Matrix]]:
-        """Returns for every text the certainty and the permission of two paths, and for every slide what it shares."""
+        """Returns certainty and permission of path pairs per text, and shared images of path pairs per slide."""
         paths = [path for slide in self.slides for path in slide]
         keys = sorted({key for path in paths for key in path.items})
         same_views = np.array([[left.views == right.views for right in paths] for left in paths], dtype=bool)
@@ -286,7 +282,7 @@ class _BlockSearch:
         return {block: self._solved[block][0] for block in blocks if self._solved[block][0]}
 
     def _neighbourhood(self, blocks: Sequence[Block], every: Sequence[int]) -> tuple[list[int], list[Block]]:
-        """Returns the slides of a few blocks with some that are in none, and the blocks that are left alone."""
+        """Returns the slides of a few blocks and some slides without a block, and the remaining blocks."""
         order = self.rng.sample(list(blocks), len(blocks))
         free = [slide for slide in every if not any(slide in block for block in blocks)]
         free = self.rng.sample(free, min(len(free), GROUP_SIZE))
@@ -294,7 +290,7 @@ class _BlockSearch:
         return sorted([*free, *(slide for block in taken for slide in block)]), order[len(taken) :]
 
     def _searched(self, slides: Sequence[int]) -> list[Block]:
-        """Returns disjoint blocks of some slides with as many groups as are found."""
+        """Returns disjoint blocks of some slides with as many groups as the search finds."""
         candidates = list(combinations(slides, GROUP_SIZE))
         best: list[Block] = []
         fruitless = 0
@@ -312,7 +308,7 @@ class _BlockSearch:
         return best
 
     def _hoped(self, block: Block) -> float:
-        """Returns the value of a solved block; of another what a greedy packing finds, and one group more."""
+        """Returns the value of a solved block, or else that of a greedy packing plus one group."""
         if block in self._solved:
             return self._worth([block])
         if block not in self._greedy:
@@ -322,7 +318,7 @@ class _BlockSearch:
         return self._greedy[block]
 
     def _greedy_value(self, block: Block, count: npt.NDArray[np.int64]) -> int:
-        """Returns the number of groups of quadruples taken one by one, the largest first, ties at random."""
+        """Returns the number of groups of a greedy packing: the largest quadruple first, ties at random."""
         left = count + np.random.default_rng(self.rng.getrandbits(32)).random(count.shape) * (count > 0)
         total = 0
         while left.max() >= 1:
@@ -332,7 +328,7 @@ class _BlockSearch:
         return total
 
     def _beside(self, block: Block, quadruple: Sequence[Any], shape: tuple[int, ...]) -> Matrix:
-        """Returns which quadruples may be chosen beside one: other paths, sharing images on all slides or on none."""
+        """Returns which quadruples can be combined with one: no common path, same sharing of images on all slides."""
         sharing = []
         free = np.ones(shape, dtype=bool)
         for axis, (slide, path) in enumerate(zip(block, quadruple, strict=True)):
@@ -367,7 +363,7 @@ class _BlockSearch:
         return count, certainty
 
     def _upper_bound(self, block: Block) -> int:
-        """Returns a number of groups that a block does not exceed: each slide's paths in their best quadruples."""
+        """Returns an upper bound on the groups of a block, from each path's best quadruple."""
         if block not in self._upper:
             count, _ = self._block_values(block, certain=False)
             axes = range(GROUP_SIZE)
@@ -377,10 +373,10 @@ class _BlockSearch:
         return self._upper[block]
 
     def _bound(self, every: Sequence[int]) -> int:
-        """Returns a number of groups that no choice of blocks exceeds.
+        """Returns an upper bound on the number of groups: the slides' capacity and, for few blocks, a relaxation.
 
-        It is the sum over texts of the capacity of the slides; where there are few blocks, it is at most the linear
-        relaxation of the set packing, with upper bounds of the blocks' values, of which the decisive ones are exact.
+        The linear relaxation of the set packing uses upper bounds of the blocks' values, and exact values for the
+        blocks that it selects.
         """
         from scipy.optimize import linprog
 
@@ -408,7 +404,7 @@ class _BlockSearch:
         return bound
 
     def _solve(self, block: Block) -> None:
-        """Finds the best disjoint quadruples of a block whose paths share images in the same way on all slides."""
+        """Finds the best disjoint quadruples of a block that share images in the same way on all slides."""
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import csr_array
 
@@ -439,7 +435,7 @@ class _BlockSearch:
         self._solved[block] = (quadruples, float(worth[chosen].sum()), limit)
 
     def _sharing_conflicts(self, block: Block, columns: npt.NDArray[np.int64]) -> Any:
-        """Yields two sets of columns of which at most one may be chosen: image sharing would differ between slides."""
+        """Yields pairs of column sets that exclude each other, because image sharing would differ between slides."""
         for axis, other in product(range(GROUP_SIZE), repeat=2):
             if axis == other:
                 continue
@@ -452,7 +448,7 @@ class _BlockSearch:
 
 
 def _packed(blocks: Sequence[Block], worth: Sequence[float]) -> list[Block]:
-    """Returns disjoint blocks of the greatest summed worth."""
+    """Returns disjoint blocks with the greatest total worth."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     if not blocks:
@@ -468,7 +464,7 @@ def _packed(blocks: Sequence[Block], worth: Sequence[float]) -> list[Block]:
 
 
 def _cover(blocks: Sequence[Block]) -> Any:
-    """Returns the sparse (slides, blocks) matrix of which slide is in which block."""
+    """Returns a sparse (slides, blocks) incidence matrix."""
     from scipy.sparse import csc_array
 
     slides, rows = np.unique(np.array(blocks), return_inverse=True)

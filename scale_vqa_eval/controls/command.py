@@ -1,4 +1,4 @@
-"""``scale-vqa control``: splits on which a text-only reader is at chance."""
+"""``scale-vqa control``: makes splits on which a text-only reader is at chance."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from scale_vqa_eval.release_folder.write import check_out
 
 ROW_FILES: Final = (".json", ".jsonl")
 MAX_AMBIGUITY: Final = {"exchange": 0.4, "block-exchange": 0.5}
-"""Highest estimated ambiguity of a wrong option: lower ones cost more groups than they make better; see docs."""
+"""Default maximum of the estimated ambiguity; lower limits cost many groups and gain little (docs/controls.md)."""
 
 
 def _out(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
@@ -66,33 +66,33 @@ def _out(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
     type=click.Path(path_type=Path),
     callback=_out,
     required=True,
-    help="Rows as OUT.json (or .jsonl), or a release folder.",
+    help="Output: OUT.json (or .jsonl), or a release folder.",
 )
-@click.option("--split", help="This split only.  [default: every split on its own]")
-@click.option("--config", help="Config of a release folder or Hub id to start from.  [default: its default]")
+@click.option("--split", help="Only this split.  [default: all splits, separately]")
+@click.option("--config", help="Config of a release folder or Hub id.  [default: its default]")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=42, show_default=True)
-@click.option("--json", "report_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the report here.")
+@click.option("--json", "report_path", type=click.Path(dir_okay=False, path_type=Path), help="Write a JSON report.")
 @click.option(
     "--max-jaccard",
     type=click.FloatRange(0, 1, min_open=True),
-    help=f"exchanges: token Jaccard of two right answers of a group is below this.  "
+    help=f"exchanges: upper limit (exclusive) of the token Jaccard of two right answers in a group.  "
     f"[default: {ValidityLimits().max_jaccard}]",
 )
 @click.option(
     "--max-ambiguity",
     type=click.FloatRange(0, 1, min_open=True),
-    help="exchanges: estimated probability that a wrong option could be true as well is at most this.  "
+    help="exchanges: maximum estimated probability that a wrong option is also true.  "
     f"[default: {MAX_AMBIGUITY['exchange']}; block-exchange: {MAX_AMBIGUITY['block-exchange']}]",
 )
 @click.option(
     "--vocabulary",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="exchanges: YAML file of findings that extends the package's own.",
+    help="exchanges: YAML file of findings that extends the package's vocabulary.",
 )
 @click.option(
     "--require-contradiction",
     is_flag=True,
-    help="exchanges: a wrong option has a finding that the item's own sources contradict; fewer groups.",
+    help="exchanges: the item's sources must contradict a finding of each wrong option; gives fewer groups.",
 )
 @click.option(
     "--embedding",
@@ -102,35 +102,35 @@ def _out(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
 @click.option(
     "--rationales",
     type=click.Choice(["drop", "keep"]),
-    help="exchanges: drop all, or keep those that name no letter and no option.  [default: drop]",
+    help="exchanges: drop all, or keep those that mention no letter and no option.  [default: drop]",
 )
 @click.option(
     "--allow-unknown-patients",
     is_flag=True,
-    help="exchanges: count a question without patient and slide as a patient of its own.",
+    help="exchanges: treat each question without patient and slide as a separate patient.",
 )
 @click.option(
     "--allow-shared-images",
     is_flag=True,
-    help="block-exchange: more groups, not covered against readers that know which rows share an image file.",
+    help="block-exchange: more groups, but no guarantee against readers that know which rows share an image file.",
 )
-@click.option("--no-audit", is_flag=True, help="exchanges: leave the audit before and after out of report and card.")
+@click.option("--no-audit", is_flag=True, help="exchanges: skip the audits before and after.")
 @click.option(
     "--weights",
     "weights_path",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="screened: write the keep probabilities of all questions here, as weights for `score --weights`.",
+    help="screened: write the keep probabilities of all questions as weights for `score --weights`.",
 )
 @click.option("--no-hold-out", is_flag=True, help="screened: do not prune again without each family of probes.")
-@click.option("--quiet", is_flag=True, help="Show no progress on standard error.")
+@click.option("--quiet", is_flag=True, help="Do not show progress.")
 def control(data: str, method: str, out: Path, report_path: Path | None, **options: Any) -> None:
     """Make a split of DATA on which a text-only reader is at chance.
 
     DATA is a release folder, a Hub id, a Parquet file, or a JSON list, JSONL or CSV with question, options, answer.
-    block-exchange (recommended): groups of four items with one text, of which each option is right for exactly one,
-    arranged so that a reader of the whole file is at chance too. exchange: more groups, for items asked one by one.
-    screened: the questions on which no image-free probe is off chance. With a release folder as --out, DATA is a
-    release folder too (often the same), and the new config has its images.
+    block-exchange (recommended): groups of four items with the same text, in which each option is right for exactly
+    one item; even a reader of the whole file is at chance. exchange: more groups, for items asked one by one.
+    screened: a subset on which no image-free probe is off chance. If --out is a release folder, DATA must be a release
+    folder too (it may be the same), and the new config has its images.
     """
     _check_options(method, options)
     config_name = method.replace("-", "_")
@@ -186,11 +186,11 @@ def _check_options(method: str, options: dict[str, Any]) -> None:
 
 
 def _source_config(data: str, out: Path) -> str:
-    """Returns the config of a release folder that loads without a name, but no control made earlier."""
+    """Returns the default config of a release folder, or the first that is not a control."""
     if not Path(data).is_dir():
         raise click.UsageError(
-            f"--out {out} is a release folder, and DATA ({data}) is not: rows with images come from a release folder; "
-            f"name OUT.json, or run `scale-vqa build release` and give that folder as DATA"
+            f"--out {out} is a release folder, but DATA ({data}) is not; name OUT.json, or run "
+            f"`scale-vqa build release` and give that folder as DATA"
         )
     names = list(release_configs(Path(data)))
     return next((name for name in names if name not in CONTROLS), names[0])
@@ -202,9 +202,9 @@ def _exchange(
     questions = source.questions
     unknown = sum(question.patient is None and question.slide is None for question in questions)
     if unknown and not options["allow_unknown_patients"]:
-        hint = "add wsi_name or patient_id, or give --allow-unknown-patients: each then counts as its own patient"
+        hint = "add wsi_name or patient_id, or treat each as a separate patient with --allow-unknown-patients"
         found = f"neither in {unknown} of {len(questions)} rows"
-        raise InputError(Problem(data, "a patient or slide for every question: a group has four", found, hint))
+        raise InputError(Problem(data, "a patient or slide for every question", found, hint))
     limits = ValidityLimits(
         options["max_jaccard"] or ValidityLimits().max_jaccard,
         require_contradiction=options["require_contradiction"],
@@ -227,7 +227,7 @@ def _exchange(
         for part in found_groups.parts.values():
             reasons.update(part.lost)
         listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
-        hint = "four rows with one question text, from four patients, with unlike right answers make a group"
+        hint = "a group needs four rows with the same question text, from four patients, with different right answers"
         raise InputError(Problem(data, "questions that can be grouped", listed, hint))
     edits = exchange_edits(questions, found_groups.groups, options["rationales"] == "keep")
     audit = None
@@ -304,7 +304,7 @@ def _write_weights(
 
 
 def _warn_of_held_out(parts: dict[str | None, dict[str, Any]]) -> None:
-    """Names the families that see something where they were left out of the pruning: so may probes not thought of."""
+    """Warns of families that are above chance if they are left out of the pruning, as unknown probes may be."""
     for split, part in parts.items():
         for family, found in (part["held_out"] or {}).items():
             if found.get("above_chance"):
@@ -321,7 +321,7 @@ def _edited(question: Question, edit: RowEdit) -> Question:
 
 
 def _by_split(source: ControlSource, kept: Mapping[int, RowEdit | None]) -> dict[str, dict[int, RowEdit | None]]:
-    """Numbers the kept rows within their splits, as the files of a release folder hold them."""
+    """Returns the kept rows by split, numbered within the split."""
     found: dict[str, dict[int, RowEdit | None]] = {}
     counts: Counter[str] = Counter()
     for row, question in enumerate(source.questions):

@@ -1,9 +1,9 @@
-"""The exchange control: groups of four items with one text, of which each option is right for exactly one.
+"""The exchange control: groups of four items with the same text, in which each option is right for exactly one item.
 
-Four items share the question text, come from four patients, and have the four right answers as options in one order.
-A text-only reader that is asked one item at a time sees the same text four times. Whatever deterministic function of
-the text it is, it gives one letter, which is right for exactly one of the four: its accuracy is 1/4, its group
-accuracy 0. This says nothing of a reader of the whole file, which can compare rows that share a slide.
+The four items have the same question text, come from four patients, and have their four right answers as options in
+the same order. A deterministic text-only reader that is asked one item at a time gives the same letter four times: its
+accuracy is 1/4, its group accuracy 0. This does not hold for a reader of the whole file, which can compare rows that
+share a slide.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from scale_vqa_eval.questions import Question
 from scale_vqa_eval.text import same_text
 
 ROWS_AT_ONCE: Final = 400
-"""Items with the same text that are packed at once; more are dealt into portions, patient by patient."""
+"""Maximum number of items with the same text that are packed together; more are split into portions."""
 DOUBT: Final = 10.0
-"""Cost of a doubtful pair, in units of estimated ambiguity: a pair without doubt is always preferred."""
+"""Cost of a doubtful pair, in units of estimated ambiguity; any other pair is preferred to it."""
 UNLIKE_VIEWS: Final = 3.0
-"""Cost of a pair whose views differ: the number of images must not tell the items apart."""
+"""Cost of a pair with different views, because the number of images could tell the items apart."""
 OTHER_ORGANS: Final = 0.4
-"""Cost of a pair of diagnoses that name different organs: one view is enough to tell them apart."""
+"""Cost of a pair of diagnoses of different organs, because one view is enough to tell them apart."""
 TOO_FEW_ROWS: Final = "the question text stands in fewer than four usable rows"
 TOO_FEW_PATIENTS: Final = "the rows with the question text come from fewer than four patients"
 LEFT_OVER: Final = "no valid group could be made of what was left over"
@@ -42,13 +42,13 @@ class QuestionGroup(ExchangeGroup[int]):
     """An exchange group of questions; ``members`` are row numbers in option order.
 
     Attributes:
-        stem: the question text that all four get: the most frequent spelling among the rows that share it.
-        same_views: whether all four have images for the same views.
-        ambiguity: mean estimated probability that a wrong option could be true as well; see ``findings``.
-        reasons: strongest reason to be wrong -> how many of its twelve wrong options have it; see ``findings``.
+        stem: question text of all four, the most frequent spelling among the rows.
+        same_views: whether all four have images of the same views.
+        ambiguity: mean estimated probability that a wrong option is also true; see ``findings``.
+        reasons: strongest reason to be wrong -> number of wrong options (of twelve) with it; see ``findings``.
         four_organs: whether the four right answers are diagnoses of four different organs.
-        doubtful: pairs (row, other row) whose gold may be true for the other: it is close to what the release calls
-            right in the same dimension for another region of the other's patient.
+        doubtful: pairs (row, other row) whose right answers may be true for the other, because they are close to a
+            right answer of the same dimension for another region of the other's patient.
         block: name of the block of four slides in a block exchange, else empty.
         quadruple: name of the quadruple of paths in a block exchange, else empty.
     """
@@ -64,19 +64,19 @@ class QuestionGroup(ExchangeGroup[int]):
 
     @property
     def contradicted(self) -> int:
-        """How many of its twelve wrong options say what the item's own sources deny or exclude."""
+        """Number of wrong options (of twelve) that the item's own sources deny or exclude."""
         return self.reasons.get("contradicted", 0) + self.reasons.get("excluded", 0)
 
 
 @dataclass(frozen=True, slots=True)
 class PartCounts:
-    """The questions of one split and dimension.
+    """Counts of one split and dimension.
 
     Attributes:
-        questions: how many there are.
-        groups: how many groups were made of them.
-        bound: no more groups than this can be made under the same limits.
-        lost: reason -> questions that are in no group for this reason.
+        questions: number of questions.
+        groups: number of groups made of them.
+        bound: upper bound on the number of groups under the same limits.
+        lost: reason -> number of questions that are in no group for this reason.
     """
 
     questions: int
@@ -90,9 +90,9 @@ class ExchangeResult:
     """All groups of a question set.
 
     Attributes:
-        groups: in the order of their first rows.
-        parts: (split, dimension) -> counts; None in place of a name that the file does not give.
-        bound: no more groups than this can be made under the same limits.
+        groups: groups in the order of their first rows.
+        parts: (split, dimension) -> counts; unknown names are None.
+        bound: upper bound on the number of groups under the same limits.
     """
 
     groups: tuple[QuestionGroup, ...]
@@ -103,13 +103,13 @@ class ExchangeResult:
 def exchange(
     pairs: PairRules, seed: int = 42, progress: Callable[[int], object] = lambda items: None
 ) -> ExchangeResult:
-    """Groups questions for exchange: as many groups as can be found, and among those the least ambiguous.
+    """Groups questions for exchange: first as many groups as possible, then the least ambiguous ones.
 
-    Groups never straddle splits, dimensions or question texts.
+    The items of a group have the same split, dimension and question text.
 
     Args:
-        pairs: the questions, whose right answers become the options, and which of them may share a group.
-        seed: of the search and of the order of the options.
+        pairs: the questions, and which of them may share a group.
+        seed: seed of the search and of the order of options.
         progress: called with the number of questions that were processed.
     """
     questions = pairs.questions
@@ -128,7 +128,7 @@ def exchange(
 
 
 def part_counts(counts: Counter[str]) -> PartCounts:
-    """Splits a tally into the counts of a part and the reasons for which questions are in no group."""
+    """Returns a tally as counts; other keys than the fields of ``PartCounts`` are reasons."""
     lost = {reason: count for reason, count in sorted(counts.items()) if reason not in PartCounts.__slots__ and count}
     return PartCounts(counts["questions"], counts["groups"], counts["bound"], lost)
 
@@ -138,8 +138,8 @@ def named(
 ) -> tuple[QuestionGroup, ...]:
     """Numbers groups in the order of their first rows, and draws the order of their options.
 
-    The order is drawn by the seed from the option texts alone: were it drawn from the rows, a reader who knows the
-    seed could draw it again and read the answers off it.
+    The order depends only on the seed and the option texts. If it depended on the rows, a reader who knows the seed
+    could derive the answers from it.
     """
     numbers: Counter[str | None] = Counter()
     result = []
@@ -155,7 +155,14 @@ def named(
 
 
 class PairRules:
-    """Which two questions may share a group, and which of those pairs are preferred."""
+    """Rules for pairs of questions: which may share a group, and which pairs are preferred.
+
+    Args:
+        questions: n questions.
+        limits: limits on the similarity of right answers.
+        vocabulary: vocabulary of findings; by default the package's.
+        embed: texts -> unit vectors, for the similarity of diagnoses; None for TF-IDF.
+    """
 
     def __init__(
         self,
@@ -164,14 +171,6 @@ class PairRules:
         vocabulary: Vocabulary | None = None,
         embed: Callable[[Sequence[str]], Any] | None = None,
     ) -> None:
-        """Reads what the release calls right for whom.
-
-        Args:
-            questions: n questions.
-            limits: on how similar the right answers of a group may be.
-            vocabulary: of findings; by default the package's.
-            embed: texts -> vectors of unit length, for the similarity of diagnoses; None takes TF-IDF.
-        """
         self.questions, self.limits = questions, limits or ValidityLimits()
         self.views = [frozenset(view for view, _ in question.images) for question in questions]
         self.ambiguity_model = AmbiguityModel(
@@ -185,11 +184,11 @@ class PairRules:
             self._by_patient[question.cluster, question.dimension].add(gold)
 
     def problem(self, row: int) -> str | None:
-        """Returns why a row can be in no group, or None."""
+        """Returns the reason why a row cannot be in a group, or None."""
         return gold_problem(self.questions[row])
 
     def usable(self, rows: Sequence[int], lost: Counter[str]) -> Items:
-        """Returns the rows of one text that can be in a group at all; counts the others in ``lost``."""
+        """Returns the rows of one text that can be in a group; counts the others in ``lost``."""
         problems = {row: self.problem(row) for row in rows}
         lost.update(problem for problem in problems.values() if problem is not None)
         kept = [row for row, problem in problems.items() if problem is None]
@@ -200,7 +199,7 @@ class PairRules:
         return np.array(kept, dtype=np.int64)
 
     def allowed(self, rows: Items) -> Matrix:
-        """Returns (n, n): which two of n rows may share a group."""
+        """Returns (n, n): whether two rows may share a group."""
         golds = [self.golds[row] for row in rows.tolist()]
         on_images = [sorted(self._by_path[_path(self.questions[row])]) for row in rows.tolist()]
         result = compatible(golds, on_images, self.patients(rows), self.limits)
@@ -214,17 +213,17 @@ class PairRules:
         return [self.questions[row].cluster for row in rows.tolist()]
 
     def ambiguity(self, rows: Items) -> Weights:
-        """Returns (n, n): estimated probability, 0 to 1, that one's gold could be true for the other as well."""
+        """Returns (n, n): estimated probability that the right answer of one row is also true for the other."""
         return self.ambiguity_model.between(rows)
 
     def unlike_views(self, rows: Items) -> Matrix:
-        """Returns (n, n): whether two questions have images for different views."""
+        """Returns (n, n): whether two questions have images of different views."""
         kinds = {views: number for number, views in enumerate(dict.fromkeys(self.views))}
         of = np.array([kinds[self.views[row]] for row in rows.tolist()], dtype=np.int64)
         return np.asarray(of[:, None] != of[None, :])
 
     def other_organs(self, rows: Items) -> Matrix:
-        """Returns (n, n): whether two diagnoses name organs, and none in common."""
+        """Returns (n, n): whether two diagnoses name organs but have none in common."""
         diagnoses = [self.questions[row].dimension == "Diagnosis" for row in rows.tolist()]
         organs = [
             self.ambiguity_model.organs(row) if known else frozenset()
@@ -233,7 +232,7 @@ class PairRules:
         return np.array([[bool(a and b and not a & b) for b in organs] for a in organs], dtype=bool)
 
     def doubtful(self, rows: Items) -> Matrix:
-        """Returns (n, n): one's gold is close to what is called right elsewhere in the other's patient."""
+        """Returns (n, n): whether one right answer is close to another right answer of the other's patient."""
         golds = [self.golds[row] for row in rows.tolist()]
         keys = [(self.questions[row].cluster, self.questions[row].dimension) for row in rows.tolist()]
         column = {key: number for number, key in enumerate(dict.fromkeys(keys))}
@@ -245,7 +244,7 @@ class PairRules:
 
 
 def _packed(pairs: PairRules, rows: Items, seed: int, stem: str) -> tuple[list[QuestionGroup], int]:
-    """Packs rows of one text, portion by portion, then what the portions left over; returns groups and their bound."""
+    """Packs the rows of one text in portions, then the remaining rows; returns the groups and an upper bound."""
     if len(rows) == 0:
         return [], 0
     portions = _dealt(pairs.questions, rows)
@@ -260,7 +259,7 @@ def _packed(pairs: PairRules, rows: Items, seed: int, stem: str) -> tuple[list[Q
 
 
 def _dealt(questions: Sequence[Question], rows: Items) -> list[Items]:
-    """Deals rows into portions as cards are dealt, so that every portion has its share of every patient."""
+    """Splits rows into portions in turn, so that every portion has rows of every patient."""
     number = -(-len(rows) // ROWS_AT_ONCE)
     by_patient = sorted(rows.tolist(), key=lambda row: (questions[row].cluster, row))
     return [np.array(sorted(by_patient[start::number]), dtype=np.int64) for start in range(number)]
@@ -275,7 +274,7 @@ def _packed_portion(pairs: PairRules, rows: Items, seed: int, stem: str) -> tupl
 
 
 def described_group(pairs: PairRules, rows: Items, stem: str) -> QuestionGroup:
-    """Returns a group, without a name yet, of four rows."""
+    """Returns a group of four rows, without a name."""
     unlike_views, doubtful, ambiguity = pairs.unlike_views(rows), pairs.doubtful(rows), pairs.ambiguity(rows)
     organs, names = pairs.other_organs(rows), rows.tolist()
     six = list(combinations(range(GROUP_SIZE), 2))
@@ -300,7 +299,7 @@ def _same_text(questions: Sequence[Question]) -> dict[tuple[str | None, str | No
 
 
 def spelling(questions: Sequence[Question], rows: Sequence[int]) -> str:
-    """Returns the most frequent spelling of the question texts of some rows; of equals the first in the alphabet."""
+    """Returns the most frequent spelling of the rows' question text; in a tie, the first alphabetically."""
     counts = Counter(questions[row].question for row in rows)
     return min(counts, key=lambda text: (-counts[text], text))
 

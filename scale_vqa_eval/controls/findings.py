@@ -1,12 +1,12 @@
-"""Reasons for a wrong option to be wrong: findings, by view and polarity, in an option and in the item's own sources.
+"""Compares the findings of a wrong option, with view and polarity, to the item's sources, to see why it is wrong.
 
-The sources of an item are what the release says of its images: the right answers and rationales of its path. A finding
-of a wrong option is *contradicted* where they deny it, *excluded* where they state another value of an attribute of
-which images have one (organ, tissue, lineage, behaviour), *supported* where they state it; else *unknown*: "not
-described" is not "absent". The vocabulary is ``findings.yaml``; a file can extend it.
+The sources of an item are the right answers and rationales of its path in the release. A finding of a wrong option is
+*contradicted* if they deny it, *excluded* if they state another value of an attribute with one value per image (organ,
+tissue, lineage, behaviour), *supported* if they state it, and else *unknown*, because a finding that is not described
+may be present. The vocabulary is ``findings.yaml``; a file can extend it.
 
-The estimate of ambiguity is a rule, not a fitted model: an option could be true as well if all that it states could
-be. Its constants were set on a reading of 20 groups of the released validation split, and checked on 20 others.
+The estimate of ambiguity is a rule, not a fitted model: an option is also true if all of its findings are. The
+constants were set by reading 20 groups of the released validation split, and checked on 20 others.
 """
 
 from __future__ import annotations
@@ -34,21 +34,23 @@ DENIED: Final = 0.05
 STATED: Final = 0.9
 ELSEWHERE: Final = 0.5
 GENERIC: Final = 0.6
-"""Probability that a finding is true of images whose sources deny it, state it, state it of another view or another
-region of the patient (``ELSEWHERE``), or are silent on a generic one; of others it is how often they are stated."""
+"""Probability that a finding is true if the sources deny it, state it, state it for another view or region of the
+patient (``ELSEWHERE``), or do not mention a generic one. For others it is the share of paths whose sources state
+them."""
 BENIGN: Final = "behaviour: benign"
-"""Of a diagnosis: findings of tumours are half as likely."""
+"""Value of a diagnosis with which generic findings are half as likely."""
 POWER: Final = 0.6
-"""Exponent of the product of these probabilities: findings of one image are not independent."""
+"""Exponent of the product of these probabilities, because findings of one image are not independent."""
 NO_FINDING: Final = 0.35
 NESTED: Final = 0.6
-"""Estimated ambiguity of an option without known words, and of a diagnosis that states all that another one does."""
+"""Estimated ambiguity of an option without known words, and of a diagnosis that includes the findings of another."""
 LISTED_WORDS: Final = 5
 REASONS: Final = ("contradicted", "excluded", "not described", "none")
-"""Reasons for an option to be wrong, the strongest first: the item's sources deny a finding of it; they state another
-organ, tissue, lineage or compartment; it has a finding that they do not describe; generic or supported ones alone."""
+"""Reasons for an option to be wrong, strongest first: the item's sources deny one of its findings; they state another
+organ, tissue, lineage or compartment; they do not describe one of its findings; or it has only generic or supported
+findings."""
 SIMILAR_DIAGNOSES: Final = ((0.7, 2.0), (0.3, 1.0), (0.0, 0.6))
-"""(least cosine of the two paths' diagnoses, factor on the estimate)."""
+"""(minimum cosine similarity of the two paths' diagnoses, factor on the estimate)."""
 HIGHEST_ESTIMATE: Final = 0.9
 _SENTENCE: Final = re.compile(r"(?<=[.!?;])\s+")
 _CLAUSE: Final = re.compile(r"[;:]\s|\b(?:but|while|whereas|although|however|which|because|where)\b", re.IGNORECASE)
@@ -62,7 +64,7 @@ _UNREPORTED: Final = re.compile(
     re.IGNORECASE,
 )
 _CONFIRMED: Final = re.compile(r"(?:corrobor|support|confirm|back|carr|echo)\w*$", re.IGNORECASE)
-"""Verbs of which the object was seen: "necrosis is not corroborated" presumes it, "is not described" does not."""
+"""Verbs that imply that their object was seen: "necrosis is not corroborated" does, "is not described" does not."""
 _REPORTED: Final = re.compile(r"\b(?:list|describ|mention|stat|not(?:e|ed)\b|report|explicit)", re.IGNORECASE)
 _SUGGESTED: Final = re.compile(r"\b(?:impression|suggest|hint|impli|indicat)", re.IGNORECASE)
 _NO_DENIAL: Final = re.compile(r"instead|rather|exclu|except|fail|free", re.IGNORECASE)
@@ -82,8 +84,11 @@ _VIEW: Final = {
 _ONLY: Final = re.compile(r"\b(?:only|solely|restricted|confined|single view|one view)\b", re.IGNORECASE)
 
 
+_Values = dict[str, dict[str, list[str]]]
+
+
 class Vocabulary(BaseModel):
-    """The names of findings and the word beginnings that name them; see ``findings.yaml``."""
+    """Names of findings, and the prefixes of words that name them; see ``findings.yaml``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -93,19 +98,17 @@ class Vocabulary(BaseModel):
     answers: dict[str, dict[str, list[str]]] = {}
 
     def extended(self, other: Vocabulary) -> Vocabulary:
-        """Returns the entries of both; those of ``other`` replace entries of the same name."""
+        """Returns the entries of both; entries of ``other`` replace those with the same name."""
+
+        def merged(own: _Values, added: _Values) -> _Values:
+            return {name: {**own.get(name, {}), **added.get(name, {})} for name in {**own, **added}}
+
         return Vocabulary(
             generic={**self.generic, **other.generic},
             findings={**self.findings, **other.findings},
-            exclusive=_merged(self.exclusive, other.exclusive),
-            answers=_merged(self.answers, other.answers),
+            exclusive=merged(self.exclusive, other.exclusive),
+            answers=merged(self.answers, other.answers),
         )
-
-
-def _merged(
-    own: dict[str, dict[str, list[str]]], other: dict[str, dict[str, list[str]]]
-) -> dict[str, dict[str, list[str]]]:
-    return {name: {**own.get(name, {}), **other.get(name, {})} for name in {**own, **other}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +116,9 @@ class Statement:
     """A finding that a text states or denies.
 
     Attributes:
-        finding: its name; ``attribute: value`` for a value of an exclusive attribute.
-        present: whether it is stated, not denied.
-        view: the view it is said of, or None where the text names none.
+        finding: name of the finding; ``attribute: value`` for exclusive attributes.
+        present: whether the finding is stated; False if it is denied.
+        view: view of the statement, or None if the text names none.
     """
 
     finding: str
@@ -124,22 +127,21 @@ class Statement:
 
 
 def read_vocabulary(extension: str | Path | None = None) -> Vocabulary:
-    """Returns the package's vocabulary, extended by a file of the same form.
+    """Returns the package's vocabulary, extended by a file in the same format.
 
     Raises:
-        InputError: where the file is not such a vocabulary.
+        InputError: if the file is not a vocabulary.
     """
-    own = validated(Vocabulary, _package_yaml(), "findings.yaml")
     if extension is None:
-        return own
+        return _package_vocabulary()
     text = Path(extension).read_text(encoding="utf-8")
-    return own.extended(validated(Vocabulary, parse_yaml(text, str(extension)), str(extension)))
+    return _package_vocabulary().extended(validated(Vocabulary, parse_yaml(text, str(extension)), str(extension)))
 
 
 @cache
-def _package_yaml() -> object:
+def _package_vocabulary() -> Vocabulary:
     text = (files("scale_vqa_eval.controls") / "findings.yaml").read_text(encoding="utf-8")
-    return parse_yaml(text, "findings.yaml")
+    return validated(Vocabulary, parse_yaml(text, "findings.yaml"), "findings.yaml")
 
 
 class FindingParser:
@@ -159,9 +161,9 @@ class FindingParser:
         self._parsed: dict[str, frozenset[Statement]] = {}
 
     def statements(self, text: str) -> frozenset[Statement]:
-        """Returns what a text states; sentences that speak of answer options are left out.
+        """Returns the statements of a text without sentences about answer options.
 
-        What is "not described" or "not corroborated" is not denied; what a text prefers something else to is.
+        A finding that is "not described" or "not corroborated" is not denied; one after "rather than" is.
 
         >>> parser = FindingParser(read_vocabulary())
         >>> sorted(s.finding for s in parser.statements("Necrosis at low magnification, no mucin") if s.present)
@@ -218,14 +220,14 @@ def _denials(clause: str) -> list[int]:
 
 @dataclass(frozen=True)
 class OptionReasons:
-    """What is known of a wrong option against the sources of an item.
+    """Comparison of a wrong option with the sources of an item.
 
     Attributes:
         contradicted: findings that the sources deny.
-        excluded: values of exclusive attributes, where the sources state others.
+        excluded: values of exclusive attributes for which the sources state others.
         supported: findings that the sources state.
-        unknown: findings that the sources do not describe; generic ones are left out.
-        ambiguity: estimated probability that the option could be true as well.
+        unknown: findings that the sources do not describe, except generic ones.
+        ambiguity: estimated probability that the option is also true.
     """
 
     contradicted: frozenset[str]
@@ -248,13 +250,9 @@ def _stated(statements: Iterable[Statement]) -> frozenset[str]:
     return frozenset(one.finding for one in statements if one.present)
 
 
-def _same_view(left: Statement, right: Statement) -> bool:
-    return left.view == right.view or left.view is None or right.view is None
-
-
 @dataclass(frozen=True)
 class _Item:
-    """What is known of the images of one question: statements, from the most to the least telling."""
+    """Statements on the images of a question, from the most to the least specific."""
 
     dimension: str | None
     answer: frozenset[Statement]
@@ -264,11 +262,17 @@ class _Item:
 
 
 class AmbiguityModel:
-    """Estimates how likely the right answer of one question could be true for another one as well.
+    """Estimates the probability that the right answer of one question is also true for another.
 
-    A right answer is true elsewhere if all that it states is. A finding counts ``STATED`` where the item's sources
-    state it, ``DENIED`` where they deny it or state another value of the attribute, and else as often as the sources
-    of the file's paths state it, at least ``GENERIC`` if it is a generic one. The estimate is the product.
+    This is so if all of its findings are true. The probability of a finding is ``STATED`` if the item's sources state
+    it, ``DENIED`` if they deny it or state another value of the attribute, and else the share of the file's paths
+    whose sources state it, at least ``GENERIC`` for generic findings. The estimate is based on the product.
+
+    Args:
+        questions: n questions.
+        keys: n keys of the questions' images; questions with the same key have the same sources.
+        vocabulary: vocabulary of findings.
+        embed: texts -> unit vectors, for the similarity of diagnoses; None for TF-IDF.
     """
 
     def __init__(
@@ -278,14 +282,6 @@ class AmbiguityModel:
         vocabulary: Vocabulary,
         embed: Callable[[Sequence[str]], Any] | None = None,
     ) -> None:
-        """Parses the sources of every question.
-
-        Args:
-            questions: n questions.
-            keys: what each question's images are known by: questions of one key have the same sources.
-            vocabulary: of findings.
-            embed: texts -> vectors of unit length, for the similarity of diagnoses; None takes TF-IDF.
-        """
         from scipy.sparse import csr_array
         from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -319,7 +315,7 @@ class AmbiguityModel:
         self._vectors = csr_array(vectors(texts)) if any(texts) else None
 
     def reasons(self, row: int, other: int) -> OptionReasons:
-        """Returns what speaks for and against the right answer of ``row`` as an option of ``other``."""
+        """Returns the comparison of the right answer of ``row``, as an option of ``other``, with its sources."""
         if (row, other) not in self._compared:
             self._compared[row, other] = self._compare(row, other)
         return self._compared[row, other]
@@ -345,7 +341,7 @@ class AmbiguityModel:
         return OptionReasons(**parts, unknown=unknown, ambiguity=ambiguity)
 
     def _chance(self, statement: Statement, answer: frozenset[Statement], item: _Item) -> tuple[str, float]:
-        """Returns what the sources of an item say of a statement, and the probability that it is true there."""
+        """Returns the relation of an item's sources to a statement, and the probability that it is true."""
         attribute, _, value = statement.finding.partition(": ")
         prevalence = self._prevalence.get(statement.finding, 0.0)
         if attribute in self.parser.answers and attribute != item.dimension:
@@ -365,7 +361,12 @@ class AmbiguityModel:
             return ("supported", STATED) if statement.finding in known else ("excluded", DENIED)
         if value:
             return "", 1.0
-        same = [one for one in item.path if one.finding == statement.finding and _same_view(one, statement)]
+        views = (None, statement.view)
+        same = [
+            one
+            for one in item.path
+            if one.finding == statement.finding and (statement.view is None or one.view in views)
+        ]
         if any(one.present == statement.present for one in same):
             return "supported", STATED
         elsewhere = any(one.finding == statement.finding and one.present for one in item.path)
@@ -382,24 +383,24 @@ class AmbiguityModel:
         return "unknown", chance
 
     def directed(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Returns (n, n): the estimate for the right answer of row i as an option of row j; 0 on the diagonal."""
+        """Returns (n, n): the estimate for the right answer of row i as an option of row j, 0 on the diagonal."""
         names = rows.tolist()
         estimates = [[0.0 if row == other else self.reasons(row, other).ambiguity for other in names] for row in names]
         result = np.array(estimates, dtype=np.float64).reshape(len(names), len(names))
         return np.asarray(np.minimum(result * self._diagnosis_factor(rows), HIGHEST_ESTIMATE))
 
     def supported(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Returns (n, n), symmetric: whether the other's own sources support all findings of one right answer."""
+        """Returns (n, n), symmetric: whether the sources of one row support all findings of the other's answer."""
         result = self._each(rows, lambda found: bool(found.supported) and found.reason == "none")
         return result | result.T
 
     def contradicted(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Returns (n, n), symmetric: whether each right answer has a finding that the other's sources contradict."""
+        """Returns (n, n), symmetric: whether the sources of each row contradict a finding of the other's answer."""
         result = self._each(rows, lambda found: found.reason in ("contradicted", "excluded"))
         return result & result.T
 
     def between(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Returns (n, n), symmetric: the mean estimate of the two directions, from 0 to ``HIGHEST_ESTIMATE``."""
+        """Returns (n, n), symmetric: the mean of the two directed estimates, from 0 to ``HIGHEST_ESTIMATE``."""
         result = self.directed(rows)
         return np.asarray((result + result.T) / 2)
 
@@ -409,7 +410,7 @@ class AmbiguityModel:
         return np.array(found, dtype=bool).reshape(len(names), len(names))
 
     def organs(self, row: int) -> frozenset[str]:
-        """Returns the organs that the right answer of a question names; if none, those of its sources."""
+        """Returns the organs in the right answer of a question, or else in its sources."""
         item = self._items[row]
         named = ({name for name in _stated(some) if name.startswith("organ: ")} for some in (item.answer, item.path))
         return frozenset(next(filter(None, named), set()))

@@ -1,9 +1,9 @@
-"""Packs disjoint groups of four mutually compatible items, as many as possible: 4-clique packing in a graph.
+"""Packs as many disjoint groups of four mutually compatible items as possible: 4-clique packing in a graph.
 
-The problem is NP-hard (Hell and Kirkpatrick 1983). Small graphs are solved exactly as a set packing over all their
-4-cliques, larger ones by large neighbourhood search (Shaw 1998): a few groups and the unused items are taken out,
-repacked exactly, and put back. The count comes with an upper bound, and the search ends where it meets it. Against
-networkx with ``scipy.optimize.milp`` on the whole graph it finds the same groups, 47 times as fast at 500 rows.
+The problem is NP-hard (Hell and Kirkpatrick 1983). Small graphs are solved exactly as a set packing over all
+4-cliques, larger ones by large neighbourhood search (Shaw 1998), which repeatedly repacks a few groups and the unused
+items exactly. The result has an upper bound; the search ends when it is reached. Compared with networkx and
+``scipy.optimize.milp`` on the complete graph, it finds as many groups, 47 times as fast for 500 rows.
 """
 
 from __future__ import annotations
@@ -25,35 +25,30 @@ Items = npt.NDArray[np.int64]
 Clique = tuple[int, ...]
 
 NODE_LIMIT: Final = 500
-"""Branch-and-bound nodes of one exact packing: bounds the time without reading a clock, so that runs repeat."""
+"""Branch-and-bound nodes of one exact packing. Unlike a time limit, it gives the same result in every run."""
 EXACT_CLIQUES: Final = 1_500
-"""Up to this number of 4-cliques a graph, or a part of one, is packed exactly in one piece."""
+"""Maximum number of 4-cliques for exact packing."""
 LISTED_CLIQUES: Final = 20_000
-"""Up to this number all 4-cliques are listed: for the bound of the linear relaxation and a start by rarity."""
+"""Maximum number of 4-cliques that are listed, for the linear relaxation and the initial packing."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Disjoint groups of four and an upper bound of their number.
-
-    Attributes:
-        groups: each a sorted tuple of four item numbers; sorted.
-        bound: no packing has more groups than this.
-    """
+    """Disjoint groups of four (sorted tuples of item numbers), and an upper bound on their number."""
 
     groups: tuple[Clique, ...]
     bound: int
 
 
 def pack(compatible: Matrix, weight: Weights, classes: Sequence[str], seed: int, patience: int = 40) -> Packing:
-    """Packs items into as many groups of four as the search finds, then raises the weight within the groups.
+    """Packs items into as many groups of four as possible, then increases the weight within the groups.
 
     Args:
-        compatible: (n, n) symmetric, False on the diagonal: which two items may share a group.
-        weight: (n, n) symmetric: preference for two items in one group; the number of groups comes first.
-        classes: (n,) names of mutually incompatible items (patients), for the upper bound.
-        seed: of the search; the same seed gives the same groups.
-        patience: repacked neighbourhoods without gain after which the search ends.
+        compatible: (n, n) symmetric, False on the diagonal: whether two items may share a group.
+        weight: (n, n) symmetric preference for two items in one group, secondary to the number of groups.
+        classes: (n,) class (patient) of each item, for the upper bound; items of a class are incompatible.
+        seed: seed of the search.
+        patience: number of repacked neighbourhoods without gain after which the search ends.
     """
     compatible = useful_edges(compatible)
     rng = random.Random(seed)
@@ -73,9 +68,9 @@ def pack(compatible: Matrix, weight: Weights, classes: Sequence[str], seed: int,
 
 
 def raise_weight(compatible: Matrix, weight: Weights, groups: Sequence[Clique]) -> list[Clique]:
-    """Swaps items between groups, or with unused items, while the summed weight within groups rises.
+    """Swaps items between groups, or with unused items, as long as the total weight within groups increases.
 
-    Every step keeps all groups cliques; in a sweep each group takes part in at most one swap, the best first.
+    All groups remain cliques. In a sweep, the best swaps come first, and each group takes part in at most one.
     """
     members = np.array([sorted(group) for group in groups], dtype=np.int64).reshape(-1, GROUP_SIZE)
     n, count = len(compatible), len(members)
@@ -91,7 +86,6 @@ def raise_weight(compatible: Matrix, weight: Weights, groups: Sequence[Clique]) 
             one, other = (int(part) for part in np.unravel_index(flat, gains.shape))
             if gains[one, other] <= 1e-9:
                 break
-            # a group, or an unused item, takes part in one swap of a sweep
             pair = {int(place[item]) if place[item] >= 0 else count + item for item in (one, other)}
             if touched & pair:
                 continue
@@ -106,7 +100,7 @@ def raise_weight(compatible: Matrix, weight: Weights, groups: Sequence[Clique]) 
 
 
 def _swap_gains(weight: Weights, clash: Matrix, members: Items, place: Items) -> Weights:
-    """Returns (n, n): gain in weight of swapping two items, -inf where the swap is not allowed."""
+    """Returns (n, n): gain in weight of swapping two items, or -inf if the swap is not allowed."""
     n, count = len(place), len(members)
     # the last column is for unused items: no weight, no clashes
     inside = np.zeros((n, count + 1))
@@ -131,7 +125,7 @@ def _construct(compatible: Matrix, weight: Weights, rng: random.Random, bound: i
 
 
 def _greedy(compatible: Matrix, weight: Weights, jitter: Weights) -> list[Clique]:
-    """Builds groups around the item with the fewest partners left, from partners with few of their own."""
+    """Builds groups around the item with the fewest remaining partners, from partners with few partners."""
     alive: Matrix = np.asarray(compatible.any(axis=1))
     groups: list[Clique] = []
     while alive.sum() >= GROUP_SIZE:
@@ -157,7 +151,7 @@ def _greedy(compatible: Matrix, weight: Weights, jitter: Weights) -> list[Clique
 
 
 def _rarest_first(cliques: Items, n: int) -> list[Clique]:
-    """Takes the item that is in the fewest cliques left, and of its cliques the one whose items are in the fewest."""
+    """Packs greedily: the item in the fewest remaining cliques, with the clique whose items are in the fewest."""
     groups: list[Clique] = []
     while len(cliques):
         counts = np.bincount(cliques.ravel(), minlength=n)
@@ -170,7 +164,7 @@ def _rarest_first(cliques: Items, n: int) -> list[Clique]:
 
 
 def _search(compatible: Matrix, groups: list[Clique], bound: int, rng: random.Random, patience: int) -> list[Clique]:
-    """Repacks neighbourhoods of unused items, wider and wider, until the bound is met or patience ends."""
+    """Repacks growing neighbourhoods of unused items until the bound is reached or patience ends."""
     usable = np.flatnonzero(compatible.any(axis=1))
     fruitless = 0
     while len(groups) < bound and fruitless < patience:
@@ -188,7 +182,7 @@ def _search(compatible: Matrix, groups: list[Clique], bound: int, rng: random.Ra
 def _neighbourhood(
     compatible: Matrix, groups: list[Clique], usable: Items, rng: random.Random, width: int
 ) -> list[tuple[int, ...]]:
-    """Returns up to ``width`` groups with many edges to some unused items, and those items as groups of one."""
+    """Returns up to ``width`` groups with many edges to some unused items, and these items as groups of one."""
     taken = {item for group in groups for item in group}
     left = [int(item) for item in usable if int(item) not in taken]
     start = rng.choice(left)
@@ -199,7 +193,7 @@ def _neighbourhood(
 
 
 def useful_edges(compatible: Matrix) -> Matrix:
-    """Returns the graph without the edges that lie in no 4-clique by a simple count of common neighbours."""
+    """Removes edges that cannot be in a 4-clique because their ends have too few common neighbours."""
     graph = compatible.copy()
     while True:
         common = graph.astype(np.float32) @ graph.astype(np.float32)
@@ -212,7 +206,7 @@ def useful_edges(compatible: Matrix) -> Matrix:
 
 
 def four_cliques(graph: Matrix, items: Items, limit: int) -> Items | None:
-    """Returns (m, 4): every 4-clique among ``items``, as item numbers; None where there are more than ``limit``."""
+    """Returns (m, 4): all 4-cliques among ``items`` as item numbers, or None if there are more than ``limit``."""
     found: list[Items] = []
     total = 0
     part = graph[np.ix_(items, items)]
@@ -234,7 +228,7 @@ def four_cliques(graph: Matrix, items: Items, limit: int) -> Items | None:
 
 
 def best_packing(cliques: Items) -> tuple[list[Clique], int]:
-    """Returns a largest set of disjoint cliques by integer programming (HiGHS), and the solver's upper bound."""
+    """Returns the largest set of disjoint cliques by integer programming (HiGHS), and an upper bound."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     if len(cliques) == 0:
@@ -255,9 +249,9 @@ def best_packing(cliques: Items) -> tuple[list[Clique], int]:
 
 
 def capacity_bound(sizes: Sequence[int]) -> int:
-    """Returns a number of groups that no packing exceeds, given the sizes of classes of incompatible items (patients).
+    """Returns an upper bound on the number of groups from the sizes of the classes of incompatible items (patients).
 
-    A group has at most one item of a class, so G groups need the sum over classes of min(size, G) >= 4 G.
+    A group has at most one item of a class, so for G groups the sum over classes of min(size, G) must be >= 4 G.
 
     >>> capacity_bound([1, 1, 1, 1]), capacity_bound([9, 9, 9]), capacity_bound([10, 1, 1, 1])
     (1, 0, 1)
@@ -270,7 +264,7 @@ def capacity_bound(sizes: Sequence[int]) -> int:
 
 
 def relaxed_bound(cliques: Items) -> int:
-    """Returns the bound that the linear relaxation of the set packing over all 4-cliques of a graph gives."""
+    """Returns the upper bound of the linear relaxation of the set packing over all 4-cliques of a graph."""
     from scipy.optimize import linprog
 
     if len(cliques) == 0:
@@ -281,7 +275,7 @@ def relaxed_bound(cliques: Items) -> int:
 
 
 def _cover(cliques: Items) -> Any:
-    """Returns the sparse (items, cliques) matrix of which item is in which clique."""
+    """Returns a sparse (items, cliques) incidence matrix."""
     from scipy.sparse import csc_array
 
     items, rows = np.unique(cliques, return_inverse=True)

@@ -32,8 +32,8 @@ _LAID_OUT: Final = {
     "image_path",
     "extra_info",
 }
-"""Fields of a row of another format that have a place of their own in the authors' format."""
-# "A" at the head of a sentence is nearly always the article; there the parser of named letters decides
+"""Fields of a row in another format that have a counterpart in the authors' format."""
+# "A" at the start of a sentence is usually the article; there the parser of named letters decides
 _LETTER: Final = re.compile(r"(?<![\w'-])(?:[B-Z]|(?<!^)(?<![.!?;:]\s)A)(?![\w'-])|\([A-Z]\)")
 _OPTIONS: Final = re.compile(r"\b(?:options?|choices?|answers?|alternatives?|distractors?|others?)\b", re.IGNORECASE)
 _FOLDER_COLUMNS: Final = ("question", "options", "answer", "rationale", "source", "group")
@@ -41,17 +41,17 @@ _FOLDER_COLUMNS: Final = ("question", "options", "answer", "rationale", "source"
 
 @dataclass(frozen=True, slots=True)
 class RowEdit:
-    """What a control changes in a row.
+    """New values of a row.
 
     Attributes:
-        question: the question text.
+        question: question text.
         options: option texts.
         answer: 0-based index of the gold option.
-        rationale: the rationale that is kept, or None.
-        group: exchange group.
-        sources: for each option the id of the row whose right answer it is; empty in a block exchange, whose rows
-            must not tell it to a reader of the whole file.
-        place: ``block`` and ``quadruple`` of a block exchange; else empty.
+        rationale: rationale to keep, or None.
+        group: name of the exchange group.
+        sources: for each option, id of the row whose right answer it is; empty in a block exchange, where it would
+            reveal the answers to a reader of the whole file.
+        place: ``block`` and ``quadruple`` of a block exchange, else empty.
     """
 
     question: str
@@ -68,8 +68,8 @@ class ControlSource:
     """The input of a control.
 
     Attributes:
-        questions: every question, in the order of the file.
-        rows: the row of each as the file has it, without image bytes; ``image_path`` names the images.
+        questions: all questions in the order of the file.
+        rows: unchanged row of each question, without image bytes; ``image_path`` has the image names.
     """
 
     questions: list[Question]
@@ -77,20 +77,20 @@ class ControlSource:
 
 
 def read_source(data: str | Path, split: str | None = None, config: str | None = None) -> ControlSource:
-    """Reads the questions of ``data`` and the rows they stand in; see ``read_questions``."""
+    """Reads the questions of ``data`` and their rows; see ``read_questions``."""
     questions = read_questions(data, split, config)
     rows = [record.row for record in read_records(data, split, config)]
-    assert len(rows) == len(questions)  # read_questions raises where it leaves a row out
+    assert len(rows) == len(questions)  # read_questions never skips a row
     return ControlSource(questions, rows)
 
 
 def authors_row(question: Question, row: Mapping[str, Any], edit: RowEdit | None = None) -> dict[str, Any]:
-    """Returns a question as a row of the authors' format, its own fields kept.
+    """Returns a question as a row in the authors' format.
 
     Args:
         question: the question.
-        row: the row that it was read from; one in the authors' format keeps everything that the edit does not change.
-        edit: what the control changes; by default it only chose the row.
+        row: row from which it was read; if it is in the authors' format, unedited fields are unchanged.
+        edit: new values, or None.
     """
     in_format = isinstance(row.get("options"), Mapping) and isinstance(row.get("extra_info"), Mapping)
     result = copy.deepcopy(dict(row)) if in_format else _fresh(question, row)
@@ -111,13 +111,13 @@ def authors_row(question: Question, row: Mapping[str, Any], edit: RowEdit | None
 def exchange_edits(
     questions: Sequence[Question], groups: Sequence[QuestionGroup], keep_rationales: bool = False
 ) -> dict[int, RowEdit]:
-    """Returns row number -> its edit, for every row that is in a group.
+    """Returns row number -> edit, for all rows in groups.
 
     Args:
         questions: the questions that were grouped.
         groups: their groups.
-        keep_rationales: keep a rationale that names no letter and does not mention options; by default all are
-            dropped, because they were written beside other options.
+        keep_rationales: keep rationales that mention no letter and no options. By default all are dropped, because
+            they were written for other options.
     """
     edits = {}
     for group in groups:
@@ -133,7 +133,7 @@ def exchange_edits(
 
 
 def independent_of_options(rationale: str) -> bool:
-    """Tells whether a rationale holds whatever the other options and the letters are.
+    """Whether a rationale remains true with other options and letters.
 
     >>> independent_of_options("Necrosis is seen in both views."), independent_of_options("Only B matches both views.")
     (True, False)
@@ -144,7 +144,7 @@ def independent_of_options(rationale: str) -> bool:
 
 
 def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a JSON list, or JSON lines where the name ends in ``.jsonl``; the file appears whole or not at all."""
+    """Writes a JSON list, or JSON lines if the name ends in ``.jsonl``, atomically."""
     if out.suffix.lower() == ".jsonl":
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     else:
@@ -153,28 +153,28 @@ def write_rows(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 KeptRows = Mapping[int, RowEdit | None]
-"""Row number within its split, from 0 -> its edit, or None where the row is kept as it is."""
+"""Row number within the split, from 0 -> edit, or None if the row is not changed."""
 
 
 def add_config(
     data: Path, source: str | None, out: Path, config: str, kept: Mapping[str, KeptRows], note: str, report: str
 ) -> bool:
-    """Writes a config with some rows of another one, in their order, their images as they are.
+    """Writes a config with some rows of another one, in the same order and with the same images.
 
     Args:
-        data: the release folder that the rows are read from.
-        source: its config; None takes the one that loads without a name.
-        out: the release folder that gets the config; may be ``data``, or not be there yet.
-        config: name of the new config; one of that name is replaced.
-        kept: split -> rows; a split without rows is left out.
-        note: the card's Markdown on the config.
-        report: JSON that is put beside the Parquet files as ``control.json``.
+        data: release folder of the rows.
+        source: config of the rows, or None for the default.
+        out: release folder for the new config; may be ``data`` or a new folder.
+        config: name of the new config; an existing one is replaced.
+        kept: split -> rows; splits without rows are left out.
+        note: Markdown for the card.
+        report: JSON for ``control.json`` beside the Parquet files.
 
     Returns:
         Whether the config has images.
 
     Raises:
-        InputError: where ``data`` has not the columns of a release folder, or ``out`` is something else.
+        InputError: if ``data`` lacks columns of a release folder, or ``out`` is not a release folder.
     """
     files = release_files(data, source)
     schemas = [pq.read_schema(shards[0]) for shards in files.values()]
@@ -192,7 +192,7 @@ def add_config(
 
 
 def _chosen(shards: list[Path], schema: Any, kept: KeptRows) -> Iterator[Any]:
-    """Yields tables of at most ``ROWS_PER_GROUP`` chosen rows; memory holds one of them and one batch read."""
+    """Yields tables of at most ``ROWS_PER_GROUP`` chosen rows; one table and one batch are in memory."""
     waiting = schema.empty_table()
     for number, batch in _batches(shards, kept):
         at = [row for row in range(len(batch)) if number + row in kept]
@@ -207,7 +207,7 @@ def _chosen(shards: list[Path], schema: Any, kept: KeptRows) -> Iterator[Any]:
 
 
 def _batches(shards: list[Path], kept: KeptRows) -> Iterator[tuple[int, Any]]:
-    """Yields the number of the first row and a batch of rows, for the row groups that hold a chosen row."""
+    """Yields (number of the first row, batch) for the row groups that contain a chosen row."""
     start = 0
     for shard in shards:
         file = pq.ParquetFile(shard)
@@ -222,21 +222,20 @@ def _batches(shards: list[Path], kept: KeptRows) -> Iterator[tuple[int, Any]]:
 
 
 def _changed(table: Any, schema: Any, edits: list[RowEdit | None]) -> Any:
-    """Applies edits to their rows; a row without one keeps every value."""
-    old = {name: table.column(name).to_pylist() for name in _FOLDER_COLUMNS}
-    new: dict[str, list[Any]] = {name: list(values) for name, values in old.items()}
+    """Applies edits to the rows of a table."""
+    new: dict[str, list[Any]] = {name: table.column(name).to_pylist() for name in _FOLDER_COLUMNS}
     as_number = pa.types.is_integer(schema.field("answer").type)
     for row, edit in enumerate(edits):
         if edit is None:
             continue
         sources = ", ".join(f"{letter} {name}" for letter, name in zip(LETTERS, edit.sources, strict=False))
-        made = f"options are the right answers of {sources or 'the rows of its group'}"
+        source = f"options are the right answers of {sources or 'the rows of its group'}"
         new["question"][row] = edit.question
         new["options"][row] = list(edit.options)
         new["answer"][row] = edit.answer if as_number else LETTERS[edit.answer]
         new["rationale"][row] = edit.rationale
         new["group"][row] = edit.group
-        new["source"][row] = f"{old['source'][row]}; {made}" if old["source"][row] else made
+        new["source"][row] = f"{new['source'][row]}; {source}" if new["source"][row] else source
     for name, values in new.items():
         column = schema.get_field_index(name)
         table = table.set_column(column, schema.field(name), pa.array(values, type=schema.field(name).type))
@@ -244,12 +243,12 @@ def _changed(table: Any, schema: Any, edits: list[RowEdit | None]) -> Any:
 
 
 def _fresh(question: Question, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Lays a row of another format out as the authors do; fields that they have not go into ``extra_info``."""
+    """Converts a row to the authors' format; fields without a counterpart go into ``extra_info``."""
     kind = _TYPES[question.dimension] if question.dimension in DIMENSIONS else question.dimension
     known = {"wsi_name": question.slide, "patient_id": question.patient, "path_id": question.path_id}
     extra = {name: value for name, value in known.items() if value is not None}
     extra |= {"question_type": kind} if kind else {}
-    inner = row.get("extra_info")
+    inner, images = row.get("extra_info"), row.get("image_path")
     others = {**row, **(inner if isinstance(inner, Mapping) else {})}
     extra |= {name: value for name, value in others.items() if name not in _LAID_OUT | set(extra) and _plain(value)}
     result: dict[str, Any] = {
@@ -257,7 +256,7 @@ def _fresh(question: Question, row: Mapping[str, Any]) -> dict[str, Any]:
         "options": dict(zip(LETTERS, question.options, strict=False)),
         "answer": question.letter,
         "rationale": question.rationale,
-        "image_path": _images(row) or row.get("image_path"),
+        "image_path": dict(images) if isinstance(images, Mapping) and images else images,
         "extra_info": extra,
     }
     derived = row_id(question.slide, question.path_id, kind) if question.slide and question.path_id and kind else None
@@ -266,8 +265,3 @@ def _fresh(question: Question, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(value: Any) -> bool:
     return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _images(row: Mapping[str, Any]) -> dict[str, Any]:
-    images = row.get("image_path")
-    return dict(images) if isinstance(images, Mapping) else {}

@@ -1,13 +1,13 @@
-"""The screened control: questions are removed until no probe of the battery knows the answers of the rest.
+"""The screened control: removes questions until no probe of the battery predicts the answers of the rest.
 
-Adversarial filtering (AFLite; Le Bras et al. 2020, arXiv:2002.04108) drops what a probe predicts and refits. Dropping
-alone leaves the questions on which the probe is *wrong*: it ends below chance, and its reverse above. Here a question
-stays with a probability that undoes what the text says of its answer (rejection sampling; compare the resampling of
-Li and Vasconcelos 2019, arXiv:1904.07911): min_j p_j / p_gold, with p from a calibrated stack of all probes. What
-stays is at chance for that stack in both directions; the probes are then refitted, with new folds, and so on.
+Adversarial filtering (AFLite; Le Bras et al. 2020, arXiv:2002.04108) drops the questions that a probe predicts, and
+refits. This leaves the questions on which the probe is *wrong*, so that its reverse is above chance. Here a question
+is kept with probability min_j p_j / p_gold, with p from a calibrated stack of all probes. This rejection sampling
+(compare the resampling of Li and Vasconcelos 2019, arXiv:1904.07911) leaves the stack at chance in both directions.
+Then the probes are refitted with new folds, and so on.
 
-Two kinds of probes read the questions that stay: those fitted to *all* questions (as a reader who has the whole file
-would be), and those refitted to the ones that stay.
+The remaining questions are tested with probes fitted to *all* questions (as a reader of the whole file would be), and
+with probes refitted to the remaining ones.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from scale_vqa_eval.scale_vqa_acc.clustered import cluster_codes, clustered_stan
 
 TEMPERATURES: Final = tuple(np.linspace(0.0, 1.5, 16).tolist())
 GUESS_SHARES: Final = (0.0, 0.01, 0.02, 0.04, 0.06, 0.09, 0.12, 0.16, 0.2, 0.3, 0.4)
-"""Shares of an even guess that are mixed in: a confident reader is wrong more often than it thinks."""
+"""Weights of a uniform guess in the mixture with the stack, because confident predictions are often wrong."""
 FOLDS: Final = 5
 RIDGE: Final = 1.0
-"""Inverse of the ridge penalty on the weights of columns that are scaled to unit variance."""
+"""Inverse of the ridge penalty on the weights of columns with unit variance."""
 MIN_VOTE: Final = 0.03
-"""Votes below this are raised to it before the logarithm: a forest's zero proves nothing."""
+"""Lower limit of votes before the logarithm, because a forest's vote of zero is no certainty."""
 ROWS_PER_DIMENSION: Final = 40
-"""From this mean number of questions per dimension, each dimension has its own weight for the mean vote."""
+"""Mean number of questions per dimension from which each dimension has its own weight for the mean vote."""
 LEVEL: Final = 0.05
 ROUNDS: Final = 8
 MIN_QUESTIONS: Final = 20
 MIN_UNITS: Final = 5
-"""With fewer questions, or fewer patients, nothing can be said of chance, and the pruning ends."""
+"""With fewer questions or patients, a test against chance is not possible, and the pruning ends."""
 _MIRRORED: Final = frozenset({"shortest", "anti-medoid", "least negated"})
 FIRST: Final = 100
 FRESH: Final = 900
-"""Numbers of the folds of the first pruning round and of the audits: what is audited was not pruned by them."""
+"""Fold numbers of the first pruning round and of the audits, which use other folds than the pruning."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class PruningRound:
     """One round of pruning.
 
     Attributes:
-        n: questions at its start.
-        information: what the stacked reader knew of their answers, in nats a question.
-        p_value: of that.
-        strongest: the probe with the highest accuracy.
-        accuracy: of that probe.
-        calm: whether neither the reader nor any probe was off chance; then nothing is taken out.
-        kept: questions at its end.
+        n: number of questions at its start.
+        information: information of the stacked probe about their answers, in nats per question.
+        p_value: p-value of the information.
+        strongest: name of the probe with the highest accuracy.
+        accuracy: accuracy of that probe.
+        calm: whether neither the stack nor any probe was off chance; then no question is removed.
+        kept: number of questions at its end.
     """
 
     n: int
@@ -73,12 +73,12 @@ class PruningRound:
 
 @dataclass(frozen=True)
 class ScreenedRows:
-    """What a pruning ended with.
+    """Result of a pruning.
 
     Attributes:
-        rows: row numbers that stay, ascending.
+        rows: remaining row numbers, ascending.
         rounds: the rounds.
-        at_chance: whether the last round, with folds of its own, was calm.
+        at_chance: whether the last round, with its own folds, was calm.
     """
 
     rows: IntArray
@@ -87,7 +87,7 @@ class ScreenedRows:
 
 
 class Readers:
-    """The battery, or some families of it, fitted to all questions of a file and refitted to some of them."""
+    """The battery, or some of its families, fitted to all questions of a file or refitted to some."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Readers:
         self._whole: dict[int, list[ProbeScores]] = {}
 
     def whole(self, number: int, rows: IntArray, families: Sequence[str]) -> list[ProbeScores]:
-        """Returns what probes fitted to all questions (cross-fitted; partitions by ``number``) say of some rows."""
+        """Returns the scores on some rows of probes that are cross-fitted to all questions; folds by ``number``."""
         if number not in self._whole:
             partitions = 3 if number in (FIRST, FRESH) else 1
             self._whole[number] = run_battery(
@@ -117,7 +117,7 @@ class Readers:
         return [_taken(result, rows) for result in wanted]
 
     def refitted(self, number: int, rows: IntArray, families: Sequence[str]) -> list[ProbeScores]:
-        """Returns what probes fitted to these rows alone (cross-fitted) say of them; the trained ones only."""
+        """Returns the scores of trained probes that are cross-fitted only to these rows."""
         questions = [self.questions[row] for row in rows]
         texts = None if self.texts is None else self.texts.take(rows)
         found = run_battery(questions, self._seed(number), 1, list(families), texts)
@@ -131,13 +131,13 @@ class Readers:
 def prune(
     readers: Readers, rows: IntArray, families: Sequence[str] | None = None, rounds: int = ROUNDS
 ) -> ScreenedRows:
-    """Takes questions out until a round with new folds finds nothing.
+    """Removes questions until a round with new folds is calm.
 
     Args:
         readers: the battery on all questions of the file.
-        rows: which of them are to be screened.
-        families: families of probes to prune against; None takes all that the readers have.
-        rounds: how many rounds at most.
+        rows: rows to screen.
+        families: families of probes to prune against; by default all of the readers.
+        rounds: maximum number of rounds.
     """
     history: list[PruningRound] = []
     for number in range(FIRST, FIRST + rounds):
@@ -152,10 +152,10 @@ def prune(
 
 
 def keep_weights(readers: Readers, rows: IntArray) -> tuple[FloatArray, str]:
-    """Returns a weight for each question, and what reader it undoes: the first round's keep probabilities, unsampled.
+    """Returns the keep probabilities of the first round as weights, and a description of their stacked probe.
 
-    Weighted by min_j p_j / p_gold, a question counts as much as it would on average over all subsets that the first
-    round could keep: every option is as likely to be right, for that reader, in the weighted set as in those.
+    The weights min_j p_j / p_gold give each question its average share in the subsets that the first round can keep.
+    In the weighted set, the stacked probe is at chance as in these subsets.
     """
     questions = [readers.questions[row] for row in rows]
     results = _stacked(readers.whole(FIRST, rows, readers.families))
@@ -165,7 +165,7 @@ def keep_weights(readers: Readers, rows: IntArray) -> tuple[FloatArray, str]:
 
 
 def too_few(questions: Sequence[Question]) -> bool:
-    """Tells whether there are too few questions or units to say anything of chance."""
+    """Whether there are too few questions or units for a test against chance."""
     return len(questions) < MIN_QUESTIONS or len(np.unique(clusters_of(questions).ids)) < MIN_UNITS
 
 
@@ -184,7 +184,7 @@ def _round(readers: Readers, rows: IntArray, families: Sequence[str], number: in
 
 
 def fresh_audit(readers: Readers, rows: IntArray) -> list[ProbeAccuracy]:
-    """Audits questions with folds that no pruning has used: probes fitted to all, and refitted ones, both ways."""
+    """Audits rows with folds that no pruning used, with probes fitted to all questions and refitted ones."""
     questions = [readers.questions[row] for row in rows]
     families = readers.families
     results = readers.whole(FRESH, rows, families) + readers.refitted(FRESH, rows, families)
@@ -192,17 +192,17 @@ def fresh_audit(readers: Readers, rows: IntArray) -> list[ProbeAccuracy]:
 
 
 def both_ways(results: Sequence[ProbeScores], questions: Sequence[Question]) -> list[ProbeAccuracy]:
-    """Evaluates each probe and its reverse: a reader who knows that a probe is below chance picks what it does not."""
+    """Evaluates each probe and its reverse, because a probe below chance also reveals the answers."""
     reverse = [
         _reversed(result)
         for result in results
-        if result.trained or result.family == "overlap"  # the other untrained ones have their mirror in the battery
+        if result.trained or result.family == "overlap"  # the battery has the reverse of the other untrained ones
     ]
     return [evaluate_probe(result, questions) for result in (*results, *reverse)]
 
 
 def _stacked(results: Sequence[ProbeScores]) -> list[ProbeScores]:
-    """The probes that the reader stacks: no sums of others, no mirrors, and letters by their fitted share."""
+    """Returns the probes to stack: no ensembles, no reverses, and of the letter probes the fitted one."""
     return [
         result
         for result in results
@@ -218,7 +218,7 @@ def _drawn(reading: StackedProbe, seed: int, number: int) -> IntArray:
 
 
 def _sum_of(members: Sequence[ProbeScores]) -> ProbeScores:
-    """The ensemble of some members: the mean of their votes."""
+    """Returns the ensemble of some members, with the mean of their votes."""
     scores = np.mean([member.scores for member in members], axis=0)
     sequential = [member.sequential for member in members if member.sequential is not None]
     return ProbeScores(
@@ -241,7 +241,7 @@ def _reversed(result: ProbeScores) -> ProbeScores:
 
 
 def _each_array(result: ProbeScores, change: Callable[[FloatArray], FloatArray]) -> ProbeScores:
-    """Applies a function to every per-question array of a probe's result."""
+    """Applies a function to all per-question arrays of a probe's result."""
     arrays = {field.name: getattr(result, field.name) for field in fields(result)}
     changed: dict[str, Any] = {
         name: change(values) for name, values in arrays.items() if isinstance(values, np.ndarray)
@@ -251,12 +251,12 @@ def _each_array(result: ProbeScores, change: Callable[[FloatArray], FloatArray])
 
 @dataclass(frozen=True)
 class StackedProbe:
-    """A calibrated text-only reader of n questions, made by stacking probes.
+    """Calibrated stack of probes on n questions.
 
     Attributes:
-        probability: (n, width) calibrated probability of each option; 0 where a question has no such option.
+        probability: (n, width) calibrated probability of each option; 0 for options that a question does not have.
         gold: (n,) probability of the gold option.
-        information: mean over questions of ln(probability of gold * number of options), in nats; 0 is no knowledge.
+        information: mean over questions of ln(probability of gold * number of options), in nats; 0 for guessing.
         p_value: one-sided clustered p-value of information > 0.
     """
 
@@ -266,22 +266,22 @@ class StackedProbe:
     p_value: float
 
     def acceptance(self) -> FloatArray:
-        """Returns (n,): min_j p_j / p_gold, the probability of keeping each question.
+        """Returns (n,): the probability min_j p_j / p_gold of keeping each question.
 
-        Among the questions kept, every option is then equally likely to be the right one whatever the text, for a
-        reader whose probabilities p are right (rejection sampling).
+        If the probabilities p are right, all options of the kept questions are equally likely to be right, whatever
+        the text (rejection sampling).
         """
         least = np.where(self.probability > 0, self.probability, np.inf).min(axis=1)
         return np.asarray(least / self.gold, dtype=np.float64)
 
 
 def stack_probes(questions: Sequence[Question], results: Sequence[ProbeScores], seed: int) -> StackedProbe:
-    """Stacks probes into one calibrated reader, cross-fitted by unit.
+    """Stacks probes into one calibrated probe, cross-fitted by unit.
 
     Args:
         questions: n questions.
-        results: scores of the probes on these very questions; of probes that mirror each other one is enough.
-        seed: of the folds.
+        results: scores of the probes on these questions; reversed probes are not needed.
+        seed: seed of the folds.
     """
     layout = OptionLayout.of_questions(questions)
     gold = np.array([question.answer for question in questions], dtype=np.int64)
@@ -310,10 +310,10 @@ def stack_probes(questions: Sequence[Question], results: Sequence[ProbeScores], 
 
 
 def _columns(questions: Sequence[Question], results: Sequence[ProbeScores], layout: OptionLayout) -> FloatArray:
-    """Returns (N, f) columns of unit variance, centred within each question: two shapes of each probe's scores.
+    """Returns (N, f) features of unit variance, centred within each question, from the probes' scores.
 
-    Trained probes give logarithm and value of their votes, untrained ones score and rank; where dimensions are large
-    enough, the mean log vote has a weight of its own in each.
+    Trained probes give log votes and votes, untrained ones scores and ranks; large dimensions also get their own
+    column of mean log votes.
     """
     there = np.arange(int(layout.counts.max())) < layout.counts[:, None]
     shaped, votes = [], []

@@ -1,4 +1,4 @@
-"""The summary of a control: audit figures, the report for machines, and the note for the dataset card."""
+"""The results of a control: audit figures, JSON report, and note for the dataset card."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ NOT_CONFIRMED: Final = "not yet confirmed by experts"
 
 
 def audited(questions: Sequence[Question], seed: int) -> dict[str, Any]:
-    """Runs the battery once over some questions, one partition of the units into folds."""
+    """Runs the battery on questions with one partition into folds, and returns its figures."""
     return figures([evaluate_probe(result, questions) for result in run_battery(questions, seed, 1)])
 
 
 def figures(probes: Sequence[ProbeAccuracy]) -> dict[str, Any]:
-    """Returns what a report has of the accuracies of some probes: the extremes (also by dimension), and all."""
+    """Returns the accuracies of probes for a report: all, the extremes, and the strongest by dimension."""
     adjusted = holm([probe.p_value for probe in probes])
     best = max(probes, key=lambda probe: probe.accuracy)
     worst = min(probes, key=lambda probe: probe.accuracy)
@@ -60,11 +60,11 @@ def figures(probes: Sequence[ProbeAccuracy]) -> dict[str, Any]:
 def held_out_figures(
     readers: Readers, rows: IntArray, done: Callable[[], object] = lambda: None
 ) -> dict[str, dict[str, Any]]:
-    """Prunes without each family in turn, then lets that family try what stays, with new folds.
+    """Prunes without each family in turn, then tests that family on the remaining questions with new folds.
 
     Returns:
-        Family -> how many questions its pruning kept, the strongest of its probes on them, whether the whole of that
-        one's interval is above chance, and which are so after Holm's correction over the probes of all families.
+        Family -> number of questions kept, the family's strongest probe on them, whether its interval is above chance,
+        and the probes off chance after Holm's correction over the probes of all families.
     """
     found: dict[str, dict[str, Any]] = {}
     tested: list[tuple[str, ProbeAccuracy]] = []
@@ -103,10 +103,10 @@ def exchange_report(
         method: ``exchange`` or ``block-exchange``.
         questions: the questions that were grouped.
         found: the groups.
-        limits: what they kept to.
-        settings: how the command was called: data, config, split, seed and the like.
-        audit: ``before`` and ``after``; None where no audit was wanted.
-        views_known: whether the file tells which views a question has.
+        limits: limits of the groups.
+        settings: options of the command, such as data, config, split and seed.
+        audit: figures ``before`` and ``after``, or None.
+        views_known: whether the file has the views of the questions.
     """
     members = GROUP_SIZE * len(found.groups)
     blocks: dict[str, dict[str, list[str]]] = {}
@@ -155,12 +155,12 @@ def exchange_report(
 def weights_summary(
     questions: Sequence[Question], weights: FloatArray, probes: Sequence[ProbeScores]
 ) -> dict[str, Any]:
-    """Returns effective sample sizes of weights, and what each probe reaches on the weighted questions.
+    """Returns effective sample sizes of weights, and the weighted accuracy of each probe.
 
     Args:
         questions: n questions.
         weights: (n,) weights above 0.
-        probes: scores on these questions, with folds that the weights' reader has not used.
+        probes: scores on these questions with other folds than those of the weights.
     """
     dimensions = np.array([question.dimension or "all" for question in questions])
     reached = {probe.name: float(np.average(credit(probe, questions), weights=weights)) for probe in probes}
@@ -180,7 +180,7 @@ def _effective(weights: FloatArray) -> float:
 
 
 def screened_report(parts: dict[str | None, dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the report of a screening: what each split came to, and whether every one ended at chance."""
+    """Returns the report of a screening, with the result of each split."""
     return {
         "method": "screened",
         "version": __version__,
@@ -201,15 +201,15 @@ def screened_part(
     after: dict[str, Any] | None,
     held_out: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Returns what one split came to.
+    """Returns the result of one split.
 
     Args:
-        questions: the split's questions.
-        kept: those that stay.
+        questions: questions of the split.
+        kept: remaining questions.
         pruned: the rounds.
         before: audit of the split, with folds that no pruning used.
-        after: the same of what stays; None where too few questions stay.
-        held_out: of ``held_out_figures``.
+        after: audit of the remaining questions, or None if there are too few.
+        held_out: result of ``held_out_figures``, or None.
     """
     counts, left = (Counter(question.dimension or "all" for question in part) for part in (questions, kept))
     reached = pruned.at_chance and after is not None and not after["off_chance"]
@@ -226,7 +226,7 @@ def screened_part(
 
 
 def note(report: dict[str, Any]) -> str:
-    """Returns the card's Markdown on a control."""
+    """Returns the Markdown on a control for the dataset card."""
     environment = Environment(
         loader=PackageLoader("scale_vqa_eval.controls", "templates"),
         undefined=StrictUndefined,

@@ -1,9 +1,8 @@
-"""Which right answers may be options of one exchange group, as far as the words tell.
+"""Decides from their words which right answers may be options of one exchange group.
 
-Another item's right answer serves as a wrong option only if nothing in the words says that it could be right here as
-well: not nearly the same text, not one that contains the other, not its negation, and not close to anything that the
-release itself calls right for the same images. Words cannot prove that an option is wrong; only a reader of the image
-can confirm it.
+Another item's right answer is used as a wrong option only if its words do not suggest that it is also right: it is not
+nearly the same text, does not contain the other or negate it, and is not close to any right answer for the same
+images. Words cannot prove that an option is wrong; this needs a reader of the image.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ _REFERS: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ValidityLimits:
-    """Limits on how similar the gold texts of one group may be.
+    """Limits on the similarity of the right answers of a group.
 
     Attributes:
-        max_jaccard: token Jaccard of any two; must be below this.
-        max_containment: share of the shorter text's content words found in the other; must be below this.
-        negation_overlap: the same share, from which one text with and one without a negation count as opposites.
-        require_contradiction: each right answer has a finding that the sources of the other item contradict.
-        max_ambiguity: estimated probability that one right answer is true for the other item too; at most this.
+        max_jaccard: upper limit (exclusive) of the token Jaccard of two texts.
+        max_containment: upper limit (exclusive) of the share of the shorter text's content words in the other.
+        negation_overlap: this share makes a text with and a text without a negation opposites.
+        require_contradiction: whether the sources of each item must contradict a finding of the other's right answer.
+        max_ambiguity: maximum estimated probability that one right answer is true for the other item too.
     """
 
     max_jaccard: float = 0.35
@@ -56,7 +55,7 @@ class ValidityLimits:
 
 
 def gold_problem(question: Question) -> str | None:
-    """Returns why the right answer of a question cannot be an option of another one, or None.
+    """Returns the reason why the right answer of a question cannot be an option of another one, or None.
 
     >>> gold_problem(Question("1", "q", ("Both A and C", "x"), 0))
     'the right answer refers to other options'
@@ -70,16 +69,13 @@ def gold_problem(question: Question) -> str | None:
 def compatible(
     golds: Sequence[str], truths: Sequence[Sequence[str]], patients: Sequence[str], limits: ValidityLimits
 ) -> Matrix:
-    """Tells which pairs of items may share a group.
+    """Returns a symmetric (n, n) array of which pairs of items may share a group; False on the diagonal.
 
     Args:
-        golds: the right answers of n items with the same question text.
-        truths: for each item the texts that the release calls right for its images, its own gold or not.
-        patients: patient of each item; two items of one patient never share a group.
-        limits: see ``ValidityLimits``.
-
-    Returns:
-        Symmetric (n, n) array, False on the diagonal.
+        golds: right answers of n items with the same question text.
+        truths: for each item, all right answers for its images.
+        patients: patient of each item; items of one patient never share a group.
+        limits: limits on similarity.
     """
     clash = claims(golds, [(gold, *texts) for gold, texts in zip(golds, truths, strict=True)], limits)
     clash |= _negated(golds, limits)
@@ -90,11 +86,7 @@ def compatible(
 
 
 def claims(golds: Sequence[str], truths: Sequence[Sequence[str]], limits: ValidityLimits) -> Matrix:
-    """Tells which gold texts may well be true where the texts of a set of truths are.
-
-    Returns:
-        (golds, truths) array: the gold is, by the limits on Jaccard and containment, close to one text of the set.
-    """
+    """Returns a (golds, truths) array: whether a gold text is close to one text of a set of right answers."""
     known = sorted({text for texts in truths for text in texts})
     column = {text: index for index, text in enumerate(known)}
     shared, left, right = _overlap([tokens(text) for text in golds], [tokens(text) for text in known])
@@ -109,7 +101,7 @@ def claims(golds: Sequence[str], truths: Sequence[Sequence[str]], limits: Validi
 
 @lru_cache(maxsize=200_000)
 def content_words(text: str) -> frozenset[str]:
-    """Returns the words of a text without function words and negations; all words where nothing else is left.
+    """Returns the words of a text without function words and negations, or all words if none is left.
 
     >>> sorted(content_words("There is no necrosis"))
     ['necrosis']
@@ -119,7 +111,7 @@ def content_words(text: str) -> frozenset[str]:
 
 
 def _negated(golds: Sequence[str], limits: ValidityLimits) -> Matrix:
-    """Returns (n, n): one text has a negation, the other has none, and they share enough content words."""
+    """Returns (n, n): whether only one of two texts has a negation and they share enough content words."""
     plain = np.array([not negations(gold) for gold in golds], dtype=bool)
     content = [content_words(gold) for gold in golds]
     shared, left, right = _overlap(content, content)
@@ -128,7 +120,7 @@ def _negated(golds: Sequence[str], limits: ValidityLimits) -> Matrix:
 
 
 def _overlap(left: Sequence[frozenset[str]], right: Sequence[frozenset[str]]) -> tuple[Any, Any, Any]:
-    """Returns the number of shared words of every pair (n, m), and of each text's own words, (n, 1) and (1, m)."""
+    """Returns the numbers of shared words (n, m), and of words of each text, (n, 1) and (1, m)."""
     from sklearn.preprocessing import MultiLabelBinarizer
 
     vocabulary = sorted(frozenset().union(*left, *right))

@@ -1,1 +1,1 @@
-"""The questions inside of other evaluation frameworks; each module needs its framework and is imported by it alone."""
+"""Plug-ins for other evaluation frameworks; each module is imported only by its framework."""

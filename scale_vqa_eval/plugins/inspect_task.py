@@ -1,6 +1,6 @@
-"""Scale-VQA as a task of Inspect (``inspect_ai``): the same messages as ``predict``, the same rule as ``score``.
+"""Scale-VQA as a task of Inspect (``inspect_ai``), with the messages of ``predict`` and the parsing rule of ``score``.
 
-Images are read when a sample's turn comes, so that a run holds those of the samples in flight and no more.
+Images are read when a sample is run, so that only those of the samples in flight are in memory.
 """
 
 # mypy: disable-error-code="import-not-found, untyped-decorator, unused-ignore"
@@ -51,21 +51,21 @@ def scale_vqa(
     max_pixels: int | None = None,
     min_pixels: int | None = None,
 ) -> Task:
-    """Scale-VQA: one question with its views from low to high magnification; errors are clustered by patient.
+    """Scale-VQA: questions with views from low to high magnification; standard errors are clustered by patient.
 
     Args:
-        data: release folder, Parquet file, Hub id, or question file, as ``scale-vqa predict --data`` takes it.
-        split: split to ask, None for all.
-        config: config of a release folder or Hub id, None for its default.
+        data: release folder, Parquet file, Hub id, or question file, as for ``scale-vqa predict --data``.
+        split: split to ask, or None for all splits.
+        config: config of a release folder or Hub id, or None for its default.
         prompt: prompt id, YAML file, or ``card:MODEL``.
-        blind: the control, the same text to the byte without the images.
-        mode: how the letter is read, ``reference`` or ``strict``.
-        images: folder that a question file's image paths are relative to; None for the file's own folder.
-        max_pixels: most pixels (width x height) of an image, None for no bound.
-        min_pixels: least pixels of an image, None for no bound.
+        blind: run the blind control, with the same text and no images.
+        mode: parsing rule, ``reference`` or ``strict``.
+        images: folder that the image paths of a question file are relative to, or None for the file's folder.
+        max_pixels: maximum pixels (width x height) of an image, or None.
+        min_pixels: minimum pixels of an image, or None.
 
     Raises:
-        InputError: where the data or the prompt breaks its contract, or an option is none of these.
+        InputError: if the data, the prompt or an option is invalid.
     """
     if mode not in MODES:
         raise InputError(Problem("mode", f"one of {', '.join(get_args(Mode))}", repr(mode), "name one of those"))
@@ -95,10 +95,10 @@ def scale_vqa(
 
 
 def _with_images(inference: InferenceConfig, items: dict[str, VisualQuestion]) -> Solver:
-    """Turns a sample's text into the messages that ``predict`` would send: images first, low to high, text last."""
+    """Replaces a sample's text by the messages of ``predict``: images from low to high, then the text."""
 
     @solver
-    def images_first() -> Solver:  # without arguments: Inspect writes those of a solver into every log
+    def images_first() -> Solver:  # without arguments, because Inspect writes a solver's arguments to the log
         async def solve(state: TaskState, _: Generate) -> TaskState:
             messages = inference.server_messages(Request(items[str(state.sample_id)]))
             state.messages = [_message(message) for message in messages]
@@ -109,15 +109,9 @@ def _with_images(inference: InferenceConfig, items: dict[str, VisualQuestion]) -
     return images_first()
 
 
-@scorer(
-    metrics=[
-        accuracy(),
-        stderr(cluster="patient"),
-        grouped(accuracy(), "dimension", all=False),
-    ]
-)
+@scorer(metrics=[accuracy(), stderr(cluster="patient"), grouped(accuracy(), "dimension", all=False)])
 def answer_letter(mode: Mode = "reference") -> Scorer:
-    """Right where the letter is the gold one; a response that cannot be read is wrong and says why."""
+    """Correct if the letter is the gold letter; a response that cannot be parsed is wrong, with the reason."""
 
     async def score(state: TaskState, target: Target) -> Score:
         response = response_text(state.output.message) if state.output.choices else ""
@@ -134,9 +128,9 @@ def answer_letter(mode: Mode = "reference") -> Scorer:
 
 
 def response_text(message: ChatMessageAssistant) -> str:
-    """Returns a response with its thoughts, by the rule of ``predict``: Inspect takes them out of the text.
+    """Returns a response with its reasoning, as ``predict`` does.
 
-    They are put back in front; text that came before them now follows.
+    Inspect removes the reasoning from the text. It is put back at the beginning, before any text that preceded it.
     """
     if isinstance(message.content, str):
         return restore_thoughts(message.content)
@@ -147,9 +141,9 @@ def response_text(message: ChatMessageAssistant) -> str:
 
 
 def from_here(name: str) -> str:
-    """Returns a path as the user meant it: Inspect changes into the folder of the task's file before it calls it.
+    """Resolves a path relative to the user's working directory: Inspect calls a task in the folder of its file.
 
-    What is no path of the shell's working directory (a Hub id, a prompt's id, an absolute path) stays as it is.
+    Other names (a Hub id, a prompt id, an absolute path) are returned unchanged.
     """
     moved = Path.cwd() == Path(__file__).resolve().parent
     card = "card:" if name.startswith("card:") else ""
@@ -174,7 +168,7 @@ def _sample(item: VisualQuestion, prompt: Prompt) -> Sample:
 
 
 def _message(message: dict[str, Any]) -> ChatMessage:
-    """Returns a chat completions message as Inspect's."""
+    """Converts a chat completions message to Inspect's format."""
     if message["role"] == "system":
         return ChatMessageSystem(content=message["content"][0]["text"])
     parts: list[Content] = [

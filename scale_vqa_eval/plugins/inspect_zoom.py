@@ -1,4 +1,4 @@
-"""The exam of ``predict --zoom`` as a task of Inspect (``inspect_ai``): the same tools, texts and evidence."""
+"""The exam of ``predict --zoom`` as a task of Inspect (``inspect_ai``), with the same tools, texts and evidence."""
 
 # mypy: disable-error-code="import-not-found, untyped-decorator, unused-ignore"
 from __future__ import annotations
@@ -35,20 +35,20 @@ def scale_vqa_zoom(
     prompt: str = "zoom",
     seed: int = 42,
 ) -> Task:
-    """A model chooses where to look on a slide; means and errors are clustered by patient.
+    """A model chooses where to look on a slide; standard errors are clustered by patient.
 
     Args:
         data: folder or zoom.jsonl of `scale-vqa build zoom`.
-        split: split to ask, None for all.
-        slides: folder of the slide files, None for the folder ``slides`` beside the data.
-        looks: looks a question.
-        look_px: pixels along the side of a field.
-        control: blind, wrong-slide, overview-only, random-walk or oracle-path; None for none.
+        split: split to ask, or None for all splits.
+        slides: folder of the slide files, or None for the folder ``slides`` beside the data.
+        looks: maximum number of looks per question.
+        look_px: side of a field in pixels.
+        control: blind, wrong-slide, overview-only, random-walk or oracle-path, or None.
         prompt: prompt id, or a YAML file.
-        seed: of the controls.
+        seed: seed of the controls.
 
     Raises:
-        InputError: where the data or the prompt breaks its contract.
+        InputError: if the data or the prompt is invalid.
     """
     words = load_prompt(from_here(prompt))
     questions, root = read_zoom_questions(from_here(data), split, Path(from_here(slides)) if slides else None)
@@ -86,10 +86,10 @@ def scale_vqa_zoom(
 
 
 def _episodes(make: Callable[[], ZoomEnvironment], prompt: Prompt) -> Solver:
-    """Plays one episode a sample, with the tools of its own environment."""
+    """Runs one episode per sample, with a new environment."""
 
     @solver
-    def choose_where_to_look() -> Solver:  # without arguments: Inspect writes those of a solver into every log
+    def choose_where_to_look() -> Solver:  # without arguments, because Inspect writes a solver's arguments to the log
         async def solve(state: TaskState, generate: Generate) -> TaskState:
             environment = make()
             shown = _contents(environment, await asyncio.to_thread(environment.reset, str(state.sample_id)))
@@ -114,7 +114,7 @@ def _episodes(make: Callable[[], ZoomEnvironment], prompt: Prompt) -> Solver:
 
 
 def _tool(environment: ZoomEnvironment, function: Mapping[str, Any]) -> Tool:
-    """Returns a tool of an environment; Inspect checks its arguments before, and tells the model what is wrong."""
+    """Returns a tool of an environment; Inspect validates the arguments and reports errors to the model."""
 
     async def look(x_um: float, y_um: float, view: str) -> list[Content]:
         asked = {"x_um": x_um, "y_um": y_um, "view": view}
@@ -147,7 +147,7 @@ def _contents(environment: ZoomEnvironment, parts: Sequence[Mapping[str, Any]]) 
     }
 )
 def looked_and_answered() -> Scorer:
-    """Right letter, evidence in view, looks and refused calls of an episode."""
+    """Correct letter, evidence in view, looks and refused calls of an episode."""
 
     async def score(state: TaskState, target: Target) -> Score:
         record = state.store.get("zoom")

@@ -1,7 +1,7 @@
-"""Scale-VQA for VLMEvalKit: ``python -m scale_vqa_eval.plugins.vlmevalkit`` with the options of its own ``run.py``.
+"""Scale-VQA for VLMEvalKit: ``python -m scale_vqa_eval.plugins.vlmevalkit`` with the options of its ``run.py``.
 
-The tables of ``scale-vqa export vlmevalkit`` in ``$LMUData`` are asked with the messages of ``predict`` and scored by
-the rule of ``score``. Without this module VLMEvalKit asks them in its own words and reads letters by its own rule.
+The tables of ``scale-vqa export vlmevalkit`` in ``$LMUData`` are asked with the messages of ``predict`` and parsed by
+the rule of ``score``. Without this module, VLMEvalKit uses its own prompt and its own rule.
 """
 
 # mypy: disable-error-code="import-not-found, misc, unused-ignore"
@@ -34,7 +34,7 @@ def _prompt() -> Prompt:
 
 
 def _tables(images: bool) -> list[str]:
-    """Returns the names of our tables in ``$LMUData``, those with images or those without."""
+    """Returns the names of our tables with or without images in ``$LMUData``."""
     found = []
     for path in sorted(Path(LMUDataRoot()).glob("*.tsv")):
         with path.open(encoding="utf-8", errors="replace") as file:
@@ -45,18 +45,18 @@ def _tables(images: bool) -> list[str]:
 
 
 class _Questions:
-    """What the tables with and without images have in common."""
+    """Base class of the tables with and without images."""
 
     force_use_dataset_prompt = True
     dataset_name: str
     data: Any
 
     def post_build(self, dataset: str) -> None:
-        """Adds a column that stays in the table of predictions: these were asked for with our prompt."""
+        """Adds a column that marks the table of predictions as made with our prompt."""
         self.data[PROMPT_COLUMN] = f"{_prompt().id}@{_prompt().version}"
 
     def build_prompt(self, line: Any) -> list[dict[str, str]]:
-        """Returns the messages of ``predict``: views, option images each after its letter, the text last."""
+        """Returns the messages of ``predict``: views, option images each after its letter, and the text."""
         line = self.data.iloc[line] if isinstance(line, int) else line
         prompt, options = _prompt(), _options(line)
         paths = self._images(line)
@@ -77,7 +77,7 @@ class _Questions:
         return []
 
     def evaluate(self, eval_file: str, **_: Any) -> Any:
-        """Returns accuracies by split and dimension; a question asked under rotations has to be right in all."""
+        """Returns accuracies by split and dimension; a question must be right under all its rotations."""
         import pandas as pd
 
         lines = list(tool_lines(Path(eval_file)) or ())
@@ -125,7 +125,7 @@ class ScaleVQAImages(_Questions, CustomMCQDataset):
 
 
 class ScaleVQABlind(_Questions, CustomTextMCQDataset):
-    """The tables without images: the blind control, with the same text to the byte."""
+    """The tables without images: the blind control, with the same text."""
 
     @classmethod
     def supported_datasets(cls) -> list[str]:

@@ -1,11 +1,10 @@
-"""The interface between a run and a model: how it is asked, what it answers, and the file that keeps the answers.
+"""Interface between a run and a model: settings, backends, answers, and the predictions file.
 
-In the predictions file each answer is appended and on disk at once, so that a killed run continues as the same run.
-One JSON object a line: ``id`` and ``response``; ``rotation`` in a circular run; ``responses`` if several were drawn;
-``finish`` and token counts as the backend gives them; ``run``, the digest of what was asked. The first line also has
-``provenance``, from which that digest is made, and ``versions``. Questions without an answer are in
-``<file>.failures.jsonl`` with the reason (the first line of a run there has the provenance too). They are in the
-predictions file only once their failures are accepted.
+Each answer is written to disk at once, so that a killed run can be continued. A line of the predictions file is a JSON
+object with ``id`` and ``response``; ``rotation`` in a circular run; ``responses`` if several were sampled; ``finish``
+and token counts if the backend reports them; and ``run``, a digest of the provenance. The first line also has
+``provenance`` and ``versions``. Questions without an answer are written with the reason to ``<file>.failures.jsonl``,
+whose first line of a run has the provenance as well, and to the predictions file once their failures are accepted.
 """
 
 from __future__ import annotations
@@ -20,40 +19,32 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
 from PIL import Image
 
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import atomic_write, sha256_json
-from scale_vqa_eval.predict.images import (
-    UNREADABLE,
-    Bounds,
-    EncodedImages,
-    ImageRef,
-    ImageSource,
-    decode_image,
-)
+from scale_vqa_eval.predict.images import UNREADABLE, Bounds, EncodedImages, ImageRef, ImageSource, decode_image
 from scale_vqa_eval.predict.prompts import Prompt, build_messages
 from scale_vqa_eval.predict.requests import Request
 from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
 from scale_vqa_eval.store import Journal, encode_record
 
 NEUTRAL: Final = {"repetition_penalty": 1.0, "top_k": 0, "min_p": 0.0}
-"""Sampling values that no backend takes from a checkpoint's generation config: off in every run (top_k 0 is off)."""
+"""Sampling values that are switched off in every run, whatever a checkpoint's generation config says."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Greedy by default; with a temperature, ``n`` answers per question and a vote among them.
+    """Sampling settings; greedy by default.
 
     Attributes:
-        max_tokens: maximum length of one answer.
-        temperature: 0 is greedy.
-        top_p: share of the probability that is drawn from.
-        n: answers per question.
-        seed: answer k is drawn with ``seed + k``.
+        max_tokens: maximum length of an answer in tokens.
+        temperature: 0 for greedy decoding.
+        top_p: nucleus sampling threshold.
+        n: number of sampled answers per question, among which the majority is taken.
+        seed: answer k is sampled with ``seed + k``.
     """
 
     max_tokens: int
@@ -75,20 +66,21 @@ class Sampling:
             if not holds
         ]
         if self.n > 1 and self.temperature == 0:
-            problems.append(Problem("--n", "a --temperature above 0", "0: all answers the same", "give a temperature"))
+            found = "0, which gives the same answer every time"
+            problems.append(Problem("--n", "a --temperature above 0", found, "give a temperature"))
         if problems:
             raise InputError(problems)
 
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """How the questions are asked.
+    """Settings of a run.
 
     Attributes:
-        model: folder, Hub id, or the name that a server knows.
-        source: where the images are.
-        structured: allow complete answers only (constrained decoding).
-        options: further settings of the backend, as the user gave them.
+        model: folder, Hub id, or model name on a server.
+        source: source of the images.
+        structured: constrain decoding to complete answers.
+        options: other settings of the backend, as given by the user.
     """
 
     model: str
@@ -102,57 +94,49 @@ class InferenceConfig:
     _reading: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def image(self, image: ImageRef) -> Image.Image:
-        """Returns an image as RGB inside the bounds."""
+        """Returns an image as RGB within the pixel bounds."""
         return decode_image(self._content(image), image.name, self.bounds)
 
     def uri(self, image: ImageRef) -> str:
-        """Returns an image inside the bounds as a data URI; safe to use from several threads."""
+        """Returns an image within the pixel bounds as a data URI; thread-safe."""
         return self._encoded.uri(self._content(image), image.name, self.bounds)
 
     def pixels(self, image: ImageRef) -> int:
-        """Returns width x height of an image inside the bounds, from its header; 0 where that cannot be read."""
+        """Returns width x height of an image within the pixel bounds, from its header, or 0 if it is unreadable."""
         try:
             with Image.open(io.BytesIO(self._content(image))) as header:
                 return math.prod(self.bounds.size(*header.size))
         except (InputError, *UNREADABLE):
-            return 0  # the question that shows it says what is wrong
+            return 0  # reported when the question is asked
 
     def _content(self, image: ImageRef) -> bytes:
-        with self._reading:  # sources are for one thread
+        with self._reading:  # image sources are not thread-safe
             return self.source.read(image)
 
     def server_messages(self, request: Request) -> list[dict[str, Any]]:
-        """Returns the messages as OpenAI-compatible servers and vLLM read them."""
-
-        def part(image: ImageRef) -> dict[str, Any]:
-            return {"type": "image_url", "image_url": {"url": self.uri(image)}}
-
-        return build_messages(self.prompt, request.content(self.prompt), part)
+        """Returns the messages in the format of OpenAI-compatible servers and vLLM."""
+        parts = request.content(self.prompt)
+        return build_messages(
+            self.prompt, parts, lambda image: {"type": "image_url", "image_url": {"url": self.uri(image)}}
+        )
 
     def processor_messages(self, request: Request) -> list[dict[str, Any]]:
-        """Returns the messages as a transformers processor reads them."""
-
-        def part(image: ImageRef) -> dict[str, Any]:
-            return {"type": "image", "image": self.image(image)}
-
-        return build_messages(self.prompt, request.content(self.prompt), part)
-
-    def choices(self, request: Request) -> list[str]:
-        """Returns the complete answers of a question."""
-        return self.prompt.choices(len(request.options))
+        """Returns the messages in the format of transformers processors."""
+        parts = request.content(self.prompt)
+        return build_messages(self.prompt, parts, lambda image: {"type": "image", "image": self.image(image)})
 
 
 @dataclass(frozen=True, slots=True)
 class ModelAnswer:
-    """What a model answers to one question.
+    """A model's answer to one question.
 
     Attributes:
         responses: one text per sample.
-        finish: why the first answer ended (``stop``, ``length``, ...), None where unknown.
-        prompt_tokens: of one sample, None where unknown.
-        completion_tokens: of all samples together, None where unknown.
-        cached_tokens: prompt tokens of one sample that came from a prefix cache, None where unknown.
-        more: further fields of its line in the predictions file.
+        finish: finish reason of the first sample (``stop``, ``length``, ...), or None if unknown.
+        prompt_tokens: prompt tokens of one sample, or None if unknown.
+        completion_tokens: completion tokens of all samples, or None if unknown.
+        cached_tokens: prompt tokens of one sample from a prefix cache, or None if unknown.
+        more: other fields of its line in the predictions file.
     """
 
     responses: tuple[str, ...]
@@ -164,20 +148,20 @@ class ModelAnswer:
 
 
 class AnswerSink(Protocol):
-    """Takes the result of each question as soon as it is known."""
+    """Receives the result of each question as soon as it is available."""
 
     def keep(self, request: Request, answer: ModelAnswer) -> None:
-        """Takes an answer; it is on disk when this returns."""
+        """Stores an answer; returns once it is on disk."""
 
     def fail(self, request: Request, reason: str) -> None:
-        """Takes the reason why there is no answer."""
+        """Stores the reason why a question has no answer."""
 
 
 class Backend(Protocol):
-    """A way to ask a model."""
+    """Runs a model."""
 
     def identity(self, config: InferenceConfig) -> dict[str, Any]:
-        """What an answer depends on beside the configuration, such as a digest of local weights."""
+        """Provenance of the backend in addition to the configuration, such as a digest of local weights."""
 
     def versions(self) -> dict[str, str]:
         """Versions of the packages used."""
@@ -186,13 +170,13 @@ class Backend(Protocol):
         """Preflight check: raises InputError if the model cannot serve these requests; returns warnings."""
 
     def run(self, config: InferenceConfig, paths: Sequence[Sequence[Request]], sink: AnswerSink) -> None:
-        """Asks everything; ``paths`` has one list per path, whose questions share their images."""
+        """Asks all questions; ``paths`` has one list per diagnostic path, whose questions share their images."""
 
 
 def readable_messages(
     requests: Sequence[Request], messages: Callable[[Request], list[dict[str, Any]]], sink: AnswerSink
 ) -> list[tuple[Request, list[dict[str, Any]]]]:
-    """Returns requests with their messages; one whose image cannot be read fails alone."""
+    """Returns requests with their messages; a request with an unreadable image is passed to ``sink.fail``."""
     found = []
     for request in requests:
         try:
@@ -202,11 +186,17 @@ def readable_messages(
     return found
 
 
-def majority_vote(responses: Sequence[str], options: int) -> str:
-    """Returns the first response that names the letter most responses name (strict rule; ties: the one drawn first).
+def context_problem(location: str, context: int, prompt_tokens: int | None, max_tokens: int, hint: str) -> Problem:
+    """Returns the problem of a prompt and an answer that do not fit into a model's context."""
+    found = f"{prompt_tokens} of the prompt and {max_tokens} of --max-tokens"
+    return Problem(location, f"at most {context} tokens a question", found, hint)
 
-    Where none can be read it is the first response, which then counts as unparsed. The vote is this project's choice:
-    the paper reports single answers.
+
+def majority_vote(responses: Sequence[str], options: int) -> str:
+    """Returns the first response with the most frequent letter (strict parsing rule; ties go to the earlier letter).
+
+    If no response can be parsed, returns the first one, which then counts as unparsed. The paper does not use a vote:
+    it reports single answers.
 
     >>> majority_vote(["<answer>B</answer>", "no idea", "<answer>A</answer>", "So <answer>A</answer>"], 4)
     '<answer>A</answer>'
@@ -220,7 +210,7 @@ def majority_vote(responses: Sequence[str], options: int) -> str:
 
 
 def largest_request(paths: Sequence[Sequence[Request]], config: InferenceConfig) -> Request:
-    """Returns what a check asks first: of the requests with most images those with most pixels, then the longest."""
+    """Returns the request with the most images; among equals that with the most pixels, then the longest text."""
     requests = [request for path in paths for request in path]
     most = max(request.image_count for request in requests)
     pixels: dict[tuple[str, int], int] = {}  # the questions of a path share their views
@@ -236,7 +226,7 @@ def largest_request(paths: Sequence[Sequence[Request]], config: InferenceConfig)
 
 
 def installed_versions(*names: str) -> dict[str, str]:
-    """Returns package -> version of those that are installed."""
+    """Returns package -> version of the installed packages among ``names``."""
     found = {}
     for name in names:
         with suppress(PackageNotFoundError):
@@ -245,9 +235,10 @@ def installed_versions(*names: str) -> dict[str, str]:
 
 
 def model_digest(folder: Path) -> str | None:
-    """Returns a SHA-256 over a local model: small files completely, weights by size and both ends; None for no folder.
+    """Returns a SHA-256 of a local model folder, or None if it is not a folder.
 
-    Weights are sampled (the first and last MiB of each file): training changes them, and reading 16 GB takes a minute.
+    Of files above 16 MiB only the size and the first and last MiB are hashed: reading 16 GB would take a minute, and
+    training changes all parts of the weights.
     """
     if not folder.is_dir():
         return None
@@ -267,22 +258,22 @@ def model_digest(folder: Path) -> str | None:
 
 RequestKey = tuple[str, int | None]
 _HEAD: Final = frozenset({"id", "rotation", "run", "provenance", "versions"})
-_OTHER_RUN: Final = "it holds another run: name another --out, or give the settings of that run"
+_OTHER_RUN: Final = "the file belongs to another run: name another --out, or use the settings of that run"
 
 
 class PredictionsFile:
-    """The predictions file of one run and the file of its failures; use it with ``with``.
+    """The predictions file of one run and its failures file; use it as a context manager.
 
     Args:
         path: the predictions file.
         provenance: everything that an answer depends on; a file with another provenance is refused.
-        versions: of the packages used; kept, and not compared.
-        requests: everything that the run asks.
+        versions: versions of the packages used; they are recorded, but may differ between the parts of a run.
+        requests: all requests of the run.
 
     Attributes:
-        answered: keys that have a line.
-        failures: key -> reason, of what was asked and not answered.
-        notes: what the user should know about the file.
+        answered: keys of the requests that have a line.
+        failures: key -> reason, for requests that were asked and not answered.
+        notes: messages for the user about the file.
     """
 
     def __init__(
@@ -308,13 +299,11 @@ class PredictionsFile:
             self._open = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._open.close()
 
     def keep(self, key: RequestKey, fields: Mapping[str, Any]) -> None:
-        """Writes one answer and returns once it is on disk; a second answer to the same question is refused."""
+        """Writes one answer; returns once it is on disk. Raises ValueError for a second answer to a question."""
         if key in self.answered:
             raise ValueError(f"{key} has an answer already")
         self._answers.append(self._line(key, fields, first=not self._answers.records))
@@ -331,12 +320,12 @@ class PredictionsFile:
         self.failures[key] = reason
 
     def accept_failures(self) -> None:
-        """Writes a null response, which is scored as wrong, with the reason for each question that failed."""
+        """Writes a null response, which scores as wrong, and the reason for each question that failed."""
         for key, reason in list(self.failures.items()):
             self.keep(key, {"response": None, "error": reason})
 
     def sort_and_rewrite(self) -> None:
-        """Puts a complete file into the order of the questions in one rename: the same run gives the same bytes."""
+        """Rewrites a complete file atomically in the order of the questions, so that a run is reproducible."""
         rows = {_key(record): record for record in self._answers.records}
         lines = []
         for index, key in enumerate(self.keys):
@@ -354,7 +343,7 @@ class PredictionsFile:
         return line | {"provenance": self.provenance, "versions": self.versions} if first else line
 
     def _check(self) -> None:
-        """Compares what the files hold with the run that is to continue."""
+        """Checks that the files belong to this run, and reads which questions are done."""
         known = set(self.keys)
         if self._answers.records:
             self._check_head(self._answers.records[0])
@@ -363,7 +352,7 @@ class PredictionsFile:
             if record.get("run") != self.run:
                 raise InputError(Problem(location, f"run {self.run}", preview(record.get("run")), _OTHER_RUN))
             if key in self.answered:
-                found = f"a second one of {preview(key[0])}"
+                found = f"a second line for {preview(key[0])}"
                 raise InputError(Problem(location, "one line per question", found, "remove it"))
             if key not in known:
                 raise InputError(Problem(location, "an id of the data", preview(key[0]), "remove the line"))
@@ -374,7 +363,7 @@ class PredictionsFile:
                 if _key(record) in known - self.answered:
                     self.failures[_key(record)] = str(record.get("reason"))
         if self._answers.repaired_bytes:
-            torn = f"a torn last line of {self._answers.repaired_bytes} bytes is removed"
+            torn = f"an incomplete last line of {self._answers.repaired_bytes} bytes is removed"
             self.notes.append(f"{self.path}: {torn}; its question is asked again")
         if self.answered:
             self.notes.append(f"{self.path}: continuing after {len(self.answered)} of {len(self.keys)} answers")
@@ -384,10 +373,9 @@ class PredictionsFile:
         location = f"{self.path}, line 1"
         if not isinstance(found, Mapping):
             raise InputError(Problem(location, "the provenance of a run", "none", _OTHER_RUN))
-        names = sorted({*found, *self.provenance})
         problems = [
             Problem(f"{location}, {name}", preview(self.provenance.get(name)), preview(found.get(name)), _OTHER_RUN)
-            for name in names
+            for name in sorted({*found, *self.provenance})
             if found.get(name) != self.provenance.get(name)
         ]
         if problems:
@@ -401,7 +389,7 @@ class PredictionsFile:
 
 
 def failures_path(path: Path) -> Path:
-    """Returns the path of the file of questions without an answer."""
+    """Returns the path of the failures file that belongs to a predictions file."""
     return path.with_name(f"{path.name}.failures.jsonl")
 
 
@@ -411,6 +399,6 @@ def _key(record: Mapping[str, Any]) -> RequestKey:
 
 
 def _remove_if_empty(journal: Journal) -> None:
-    """Removes the file that opening a journal created, where nothing was written to it."""
+    """Removes a file that was created by opening a journal and is still empty."""
     if not journal.records and not journal.repaired_bytes:
         journal.path.unlink(missing_ok=True)

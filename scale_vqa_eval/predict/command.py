@@ -1,4 +1,4 @@
-"""The command ``scale-vqa predict`` and its run: what is left to ask is asked, and every answer kept as it comes."""
+"""The command ``scale-vqa predict``: asks the open questions and writes each answer at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from scale_vqa_eval import __version__
-from scale_vqa_eval.predict import ABLATIONS, DEFAULT_PROMPT, PROMPT_HELP, WITHOUT_IMAGES, ZOOM_CONTROLS
+from scale_vqa_eval.predict import (
+    ABLATIONS,
+    DEFAULT_PROMPT,
+    IMAGES_OPTION,
+    PROMPT_HELP,
+    WITHOUT_IMAGES,
+    ZOOM_CONTROLS,
+)
 
 if TYPE_CHECKING:
     from scale_vqa_eval.predict.backend import Backend, InferenceConfig, ModelAnswer, PredictionsFile
@@ -24,7 +31,7 @@ if TYPE_CHECKING:
 
 BACKENDS: Final = ("transformers", "vllm", "openai")
 _OLD_OPTIONS: Final = {"key-variable": "api-key-env", "give-up": "allow-failures", "per-minute": "rate-limit"}
-"""Spelling of version 0.1 -> option."""
+"""Option name in version 0.1 -> current name."""
 _FAILURES_SHOWN: Final = 10
 _SECRET_NAME: Final = re.compile(
     r"^(?:hf_|auth_|use_auth_|access_)?token$|api_?key|secret|password|authorization", re.IGNORECASE
@@ -33,7 +40,7 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 def _options(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """Reads NAME=VALUE pairs; a value that is JSON is read as JSON, any other is text."""
+    """Parses NAME=VALUE pairs; a value that is not JSON is text."""
     found: dict[str, Any] = {}
     for value in values:
         name, sign, text = value.partition("=")
@@ -50,62 +57,58 @@ def _options(ctx: click.Context, parameter: click.Parameter, values: tuple[str, 
 @click.option("--data", required=True, help="Release folder, Parquet file, Hub id, or JSON, JSONL, CSV questions.")
 @click.option("--split", help="Name of the split.  [default: all]")
 @click.option("--config", help="Config of a release folder or Hub id.  [default: its default]")
-@click.option(
-    "--images",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder that the image paths of a JSON file are relative to.  [default: the file's own]",
-)
+@IMAGES_OPTION
 @click.option("--backend", type=click.Choice(BACKENDS), required=True)
-@click.option("--model", required=True, help="Model folder, Hub id, or the name that the server knows.")
+@click.option("--model", required=True, help="Model folder, Hub id, or model name on the server.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Predictions (JSONL).")
 @click.option(
     "--ablate",
     type=click.Choice(tuple(dict.fromkeys((*ABLATIONS, *ZOOM_CONTROLS)))),
-    help="Remove or exchange images, or rotate the options; with --zoom: a control of looking.",
+    help="Remove or exchange images, or rotate the options; with --zoom: a control of where the model looks.",
 )
-@click.option("--zoom", is_flag=True, help="Let the model choose where to look: data of `build zoom`.")
+@click.option("--zoom", is_flag=True, help="Let the model choose where to look, on data of `build zoom`.")
 @click.option(
     "--slides",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of the slide files of --zoom.  [default: slides beside the data]",
 )
-@click.option("--looks", type=click.IntRange(min=0), default=8, show_default=True, help="Looks a question of --zoom.")
+@click.option("--looks", type=click.IntRange(min=0), default=8, show_default=True, help="Maximum looks per question.")
 @click.option(
     "--look-px", type=click.IntRange(min=32, max=4096), default=512, show_default=True, help="Side of a look."
 )
 @click.option(
     "--overview-px", type=click.IntRange(min=32), default=1024, show_default=True, help="Longer side of the overview."
 )
-@click.option("--look-pixels", type=click.IntRange(min=1), help="Pixels of all looks at a question together.")
+@click.option("--look-pixels", type=click.IntRange(min=1), help="Maximum pixels of all looks at a question.")
 @click.option(
     "--zoom-protocol",
     type=click.Choice(("auto", "tool", "user", "text")),
     default="auto",
     show_default=True,
-    help="Images in tool results, in a user turn after them, or no tools and calls as text.",
+    help="Images in tool results, images in a user message after them, or tool calls as plain text.",
 )
 @click.option("--prompt", help=f"{PROMPT_HELP}  [default: {DEFAULT_PROMPT}; zoom with --zoom]")
-@click.option("--min-pixels", type=click.IntRange(min=1), help="Enlarge smaller images to so many pixels.")
-@click.option("--max-pixels", type=click.IntRange(min=1), help="Reduce larger images to so many pixels.")
+@click.option("--min-pixels", type=click.IntRange(min=1), help="Enlarge smaller images to this number of pixels.")
+@click.option("--max-pixels", type=click.IntRange(min=1), help="Reduce larger images to this number of pixels.")
 @click.option("--max-tokens", type=int, help="Maximum length of an answer.  [default: the prompt's]")
 @click.option("--temperature", type=float, default=0.0, show_default="0: greedy")
 @click.option("--top-p", type=float, default=1.0, show_default=True)
-@click.option("--n", "samples", type=int, default=1, show_default=True, help="Answers per question; they vote.")
-@click.option("--seed", type=int, default=42, show_default=True, help="Of sampling and of --ablate shuffled.")
-@click.option("--structured", is_flag=True, help="Allow complete answers only (vllm, or a vLLM server).")
+@click.option("--n", "samples", type=int, default=1, show_default=True, help="Answers per question; majority vote.")
+@click.option("--seed", type=int, default=42, show_default=True, help="Seed of sampling and of --ablate shuffled.")
+@click.option("--structured", is_flag=True, help="Constrain decoding to complete answers (vllm, or a vLLM server).")
 @click.option("--option", "options", multiple=True, callback=_options, help="NAME=VALUE for the backend; repeatable.")
-@click.option("--base-url", default="http://127.0.0.1:8000/v1", show_default=True, help="Server of openai.")
+@click.option("--base-url", default="http://127.0.0.1:8000/v1", show_default=True, help="Server (openai).")
 @click.option("--api-key-env", default="OPENAI_API_KEY", show_default=True, help="Variable with the API key.")
 @click.option("--concurrency", type=click.IntRange(min=1), default=16, show_default=True, help="Calls in flight.")
-@click.option("--rate-limit", type=click.FloatRange(min=0, min_open=True), help="Maximum of requests a minute.")
-@click.option("--retries", type=click.IntRange(min=0), default=4, show_default=True, help="Of one call.")
+@click.option("--rate-limit", type=click.FloatRange(min=0, min_open=True), help="Maximum requests per minute.")
+@click.option("--retries", type=click.IntRange(min=0), default=4, show_default=True, help="Retries per call.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=600.0, show_default=True)
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Of transformers.")
-@click.option("--limit", type=click.IntRange(min=1), help="Ask at most so many questions now.")
-@click.option("--retry-failed", is_flag=True, help="Ask again what failed, and nothing else.")
-@click.option("--allow-failures", is_flag=True, help="Write what failed as null responses, which count as wrong.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="(transformers)")
+@click.option("--limit", type=click.IntRange(min=1), help="Maximum number of questions to ask now.")
+@click.option("--retry-failed", is_flag=True, help="Ask only the questions that failed before.")
+@click.option("--allow-failures", is_flag=True, help="Write failed questions as null responses, which are wrong.")
 def predict(**given: Any) -> int:
-    """Ask a vision-language model the questions of a release; the same command continues a killed run."""
+    """Ask a vision-language model the questions of a release. Run the same command again to continue a killed run."""
     from scale_vqa_eval.predict.backend import InferenceConfig, Sampling
     from scale_vqa_eval.predict.images import Bounds
     from scale_vqa_eval.predict.prompts import load_prompt
@@ -166,20 +169,20 @@ def predict(**given: Any) -> int:
 
 
 def _trained_bounds(given: dict[str, Any]) -> Bounds | None:
-    """Returns the pixel bounds that the processor of a model folder or Hub id states from training, or None."""
+    """Returns the pixel bounds of training from the processor of a model folder or Hub id, or None."""
     from scale_vqa_eval.predict.images import PIXELS, stated_bounds
     from scale_vqa_eval.predict.prompts import model_file
 
     if given["backend"] == "openai" and not Path(given["model"]).is_dir():
-        return None  # a name that the server knows
-    with suppress(ValueError, TypeError, AttributeError):  # the backend reports a file that is broken
+        return None  # a model name on the server
+    with suppress(ValueError, TypeError, AttributeError):  # the backend reports a broken file
         processor = json.loads(model_file(given["model"], "processor_config.json", given["options"]) or "{}")
         return stated_bounds(processor.get("image_processor", {}).get(PIXELS))
     return None
 
 
 def _backend(given: dict[str, Any]) -> Backend:
-    """Imports the backend that is asked for, and no other."""
+    """Imports and returns the requested backend."""
     if given["backend"] == "openai":
         from scale_vqa_eval.llm import ChatSettings
         from scale_vqa_eval.predict.openai_backend import OpenAIBackend
@@ -199,7 +202,7 @@ def _backend(given: dict[str, Any]) -> Backend:
 def _provenance(
     given: dict[str, Any], config: InferenceConfig, items: Sequence[VisualQuestion], source: Any
 ) -> dict[str, Any]:
-    """Returns everything that an answer depends on: another value of any of these is another run."""
+    """Returns everything that an answer depends on; runs with different provenance are different runs."""
     from scale_vqa_eval.predict.images import images_digest
     from scale_vqa_eval.scoring.score import questions_digest
 
@@ -226,7 +229,7 @@ def _provenance(
 
 
 def _without_secrets(value: Any) -> Any:
-    """Returns options as they may be kept in a file: what is named like a secret is replaced."""
+    """Returns options for a file, with the values of names that look like secrets replaced."""
     if isinstance(value, Mapping):
         return {
             name: "[secret]" if _SECRET_NAME.search(str(name)) else _without_secrets(one)
@@ -236,12 +239,12 @@ def _without_secrets(value: Any) -> Any:
 
 
 def _report(result: RunResult, out: Path, allow_failures: bool) -> int:
-    """Says how the run ended; 0 where every question has an answer or the limit was reached, 1 where some failed."""
+    """Prints how the run ended; returns exit code 1 if questions failed, else 0."""
     failures = result.file.failures
     counts = f"{len(result.file.answered)} answered, {len(failures)} failed, {result.left} not asked"
     click.echo(f"{out}: {counts}", err=True)
     if allow_failures and result.left and failures:
-        click.echo("--allow-failures: nothing is written while questions are not asked", err=True)
+        click.echo("--allow-failures: failures are written once all questions have been asked", err=True)
     if result.prompt_tokens:
         share = result.cached_tokens / result.prompt_tokens
         click.echo(f"prefix cache: {share:.1%} of {result.prompt_tokens:,} prompt tokens", err=True)
@@ -252,7 +255,7 @@ def _report(result: RunResult, out: Path, allow_failures: bool) -> int:
         from scale_vqa_eval.predict.backend import failures_path
 
         click.echo(
-            f"reasons of all: {failures_path(out)}; ask them again with --retry-failed, "
+            f"all reasons: {failures_path(out)}; ask these questions again with --retry-failed, "
             "or write them as failed with --allow-failures",
             err=True,
         )
@@ -262,13 +265,13 @@ def _report(result: RunResult, out: Path, allow_failures: bool) -> int:
 
 @dataclass
 class RunResult:
-    """The sink of a run, and how it ended: takes the vote, writes, counts.
+    """The answer sink of a run, and its outcome.
 
     Attributes:
-        file: the predictions file, with what was answered and what failed.
-        left: questions that were not asked.
-        prompt_tokens: of the questions asked now whose cached tokens are known, the first sample of each.
-        cached_tokens: those of them that came out of a prefix cache.
+        file: the predictions file, with answered and failed questions.
+        left: number of questions that were not asked.
+        prompt_tokens: prompt tokens (of one sample) of the questions asked now whose cached tokens are known.
+        cached_tokens: how many of these came from a prefix cache.
     """
 
     file: PredictionsFile
@@ -281,7 +284,7 @@ class RunResult:
     def keep(self, request: Request, answer: ModelAnswer) -> None:
         from scale_vqa_eval.predict.backend import majority_vote
 
-        # half a surrogate pair is not text: no reader of UTF-8 takes a file with one
+        # lone surrogates are not valid UTF-8
         texts = [_SURROGATE.sub("\ufffd", text) for text in answer.responses]
         fields: dict[str, Any] = {
             "response": majority_vote(texts, len(request.options)),
@@ -293,7 +296,7 @@ class RunResult:
         for name in ("finish", "prompt_tokens", "completion_tokens"):
             if getattr(answer, name) is not None:
                 fields[name] = getattr(answer, name)
-        # not in the file: what a cache holds depends on the moment, and the same run gives the same bytes
+        # not written to the file, because they are not reproducible
         if answer.prompt_tokens is not None and answer.cached_tokens is not None:
             self.prompt_tokens += answer.prompt_tokens
             self.cached_tokens += answer.cached_tokens
@@ -317,20 +320,13 @@ def run(
     allow_failures: bool = False,
     limit: int | None = None,
 ) -> RunResult:
-    """Asks what the predictions file does not hold yet; returns once everything that can be asked is.
+    """Asks the questions that the predictions file has no answer to.
 
-    Args:
-        backend: how the model is reached.
-        config: how it is asked.
-        all_paths: one list per path of all requests that are to be answered in the end.
-        out: the predictions file.
-        provenance: everything that an answer depends on.
-        retry_failed: ask the failed ones again, and nothing else.
-        allow_failures: write failed ones as null responses, once nothing else is left.
-        limit: maximum of requests to ask now; None for all.
+    ``all_paths`` has all requests of the run, one list per diagnostic path. The last three arguments are options of
+    the command.
 
     Raises:
-        InputError: where the file holds another run, or the model cannot be asked; nothing is asked then.
+        InputError: if the file belongs to another run, or the preflight check fails; no question is asked then.
     """
     from tqdm import tqdm
 

@@ -1,8 +1,8 @@
-"""The images of a data set: where they are, and how one is decoded for every backend, trainer and plug-in.
+"""Reads and decodes the images of a dataset, for all backends, trainers and plug-ins.
 
-An ``ImageSource`` says which images a row has and returns their original bytes. ``decode_image`` turns bytes into RGB:
-rotated as EXIF says, transparency over white, colour profiles converted to sRGB, inside the bounds of resolution.
-An ``ImageFolder`` keeps images as files, the bytes that ``predict`` sends.
+An ``ImageSource`` returns the original bytes of a row's images. ``decode_image`` converts bytes to RGB: EXIF rotation
+applied, transparency over white, colour profiles converted to sRGB, resized to the pixel bounds. An ``ImageFolder``
+writes images to files as ``predict`` sends them.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from scale_vqa_eval.schema import VIEWS
 
 OPTION_IMAGES: Final = "option_images"
 PIXELS: Final = "scale_vqa_pixels"
-"""Entry of an image processor's configuration: the pixel bounds that the model was trained with."""
+"""Key in an image processor's configuration for the pixel bounds that the model was trained with."""
 UNREADABLE: Final = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-"""What PIL raises of bytes that are not an image it can read."""
+"""Exceptions that PIL raises for bytes that are not a readable image."""
 SENT_UNCHANGED: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 _SUFFIXES: Final = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
 _COLUMNS_KEPT: Final = 4 * (len(VIEWS) + 1)
-"""Columns of row groups held in memory: those of four row groups."""
+"""Column chunks cached in memory: those of four row groups."""
 _SAME_COLOUR: Final = 3
-"""Largest difference of a channel, out of 255, at which a colour profile counts as sRGB."""
+"""Maximum difference of a channel (0 to 255) at which a colour profile counts as sRGB."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """One image: its row (from 0, over the questions read), column, and index in a list of option images."""
+    """An image: 0-based row among the questions read, column, and index in a list of option images or None."""
 
     row: int
     column: str
@@ -53,16 +53,16 @@ class ImageRef:
 
     @property
     def name(self) -> str:
-        """Its name in messages."""
+        """Name for messages."""
         column = self.column if self.option is None else f"{self.column}[{self.option}]"
         return f"row {self.row + 1}, {column}"
 
 
 class ImageSource:
-    """Says which images a row has and returns their bytes. This base class has none: for questions asked blind.
+    """Lists the images of each row and returns their bytes; the base class without arguments has no images.
 
     Args:
-        present: view -> whether each row has it; ``option_images`` -> how many each row has.
+        present: view -> whether each row has it; ``option_images`` -> number of option images of each row.
     """
 
     def __init__(self, present: Mapping[str, Sequence[Any]] | None = None) -> None:
@@ -77,16 +77,16 @@ class ImageSource:
         return int(self._present[OPTION_IMAGES][row] or 0) if OPTION_IMAGES in self._present else 0
 
     def read(self, image: ImageRef) -> bytes:
-        """Returns an image's original bytes; raises InputError where they cannot be read."""
+        """Returns an image's original bytes; raises InputError if they cannot be read."""
         raise InputError(Problem(image.name, "no image", "one", "this is a defect of the program: report it"))
 
 
 class ParquetImages(ImageSource):
-    """Images embedded in Parquet files; only the row groups in use are held in memory.
+    """Images embedded in Parquet files, of which only a few row groups are held in memory.
 
     Args:
-        files: the shards in order; rows are counted across them.
-        kept: row numbers, across the shards, that were read as questions; None for all.
+        files: the shards in order; rows are numbered across them.
+        kept: numbers of the rows that were read as questions, or None for all rows.
     """
 
     def __init__(self, files: Sequence[Path], kept: Sequence[int] | None = None) -> None:
@@ -109,12 +109,11 @@ class ParquetImages(ImageSource):
         return embedded_bytes(value, image, str(self._paths[self._groups[group][0]]))
 
     def _read_column(self, group: int, name: str) -> Any:
-        """Returns one column of one row group."""
         file, number = self._groups[group]
         return self._files[file].read_row_group(number, columns=[name]).column(0)
 
     def _presence(self, name: str) -> list[Any]:
-        """Returns per row whether a view exists, or how many option images; only the images' names are read."""
+        """Returns per row whether a view exists, or the number of option images, from the column of image names."""
         import pyarrow as pa
 
         found: list[Any] = []
@@ -123,7 +122,7 @@ class ParquetImages(ImageSource):
                 return []
             kind = file.schema_arrow.field(name).type
             kind = kind.value_type if name == OPTION_IMAGES and hasattr(kind, "value_type") else kind
-            if pa.types.is_null(kind):  # what pandas writes of a column, or of lists, without any value
+            if pa.types.is_null(kind):  # pandas writes this type for a column, or lists, without any value
                 found += [0] * file.metadata.num_rows
                 continue
             if not pa.types.is_struct(kind) or {"bytes", "path"} - {field.name for field in kind}:
@@ -137,7 +136,7 @@ class ParquetImages(ImageSource):
 
 
 class HubImages(ImageSource):
-    """Images of a data set loaded by ``datasets``: memory-mapped, any row at once."""
+    """Images of a dataset loaded by ``datasets``, memory-mapped."""
 
     def __init__(self, name: str, split: str | None, config: str | None) -> None:
         from datasets import concatenate_datasets, load_dataset
@@ -153,19 +152,22 @@ class HubImages(ImageSource):
 
 
 class FileImages(ImageSource):
-    """Images that a question file names by paths below a root; no path may leave it.
+    """Image files that a question file names by paths below a root folder.
 
     Args:
         root: folder that the paths are relative to.
-        questions: what was read from the file, in its order.
+        questions: the questions of the file, in order.
+
+    Raises:
+        InputError: lists every path that leaves the root or does not exist, and every unknown view.
     """
 
     def __init__(self, root: Path, questions: Sequence[Question]) -> None:
         self._root = root.resolve()
         self._paths = [dict(question.images) for question in questions]
         super().__init__({view: [bool(paths.get(view)) for paths in self._paths] for view in VIEWS})
-        expected, named = f"an image file inside of {self._root}", 0
-        hint = "name the images' folder by --images, or ask --ablate blind"
+        expected, named = f"an image file inside {self._root}", 0
+        hint = "name the folder of the images with --images, or use --ablate blind"
         problems: list[Problem] = []
         missing: list[Problem] = []
         for question in questions:
@@ -177,7 +179,7 @@ class FileImages(ImageSource):
                     problems.append(Problem(f"{question.id}, image_path", known, preview(view), "rename the view"))
                 elif file is None or not file.is_file():
                     missing.append(Problem(f"{question.id}, {view}", expected, preview(text), hint))
-        if len(missing) == named > 1:  # the folder is wrong, not some files
+        if len(missing) == named > 1:  # probably a wrong folder
             missing = [Problem(str(root), f"{named} image files", f"none, the first {missing[0].found}", hint)]
         if problems or missing:
             raise InputError(problems + missing)
@@ -189,10 +191,10 @@ class FileImages(ImageSource):
 def open_images(
     data: str, split: str | None, config: str | None, questions: Sequence[Question], root: Path | None
 ) -> ImageSource:
-    """Returns the source of the images of ``questions``, which were read from the same data, split and config.
+    """Returns the image source of ``questions``, which were read from the same data, split and config.
 
     Raises:
-        InputError: where the data names images that do not exist.
+        InputError: if the data names images that do not exist.
     """
     data = resolve_data(data)
     path = Path(data)
@@ -207,7 +209,7 @@ def open_images(
 
 
 def _rows_of_split(path: Path, split: str | None) -> list[int] | None:
-    """Returns the row numbers of one split of a Parquet file with a split column, else None for all."""
+    """Returns the row numbers of a split in a Parquet file, or None for all if it has no split column."""
     import pyarrow.parquet as pq
 
     if split is None or "split" not in pq.read_schema(path).names:
@@ -220,18 +222,15 @@ def image_presence(column: Any, name: str) -> list[Any]:
     """Returns per row of an Arrow column whether a view exists, or the length of its list of option images."""
     import pyarrow.compute as pc
 
-    if name == OPTION_IMAGES:
-        lengths: list[Any] = pc.list_value_length(column).to_pylist()
-        return lengths
-    flags: list[Any] = column.is_valid().to_pylist()
-    return flags
+    present = pc.list_value_length(column) if name == OPTION_IMAGES else column.is_valid()
+    return list(present.to_pylist())
 
 
 def embedded_bytes(value: Any, image: ImageRef, location: str) -> bytes:
     """Returns the bytes of an image cell.
 
     Raises:
-        InputError: where the cell names a file instead: rows of a data set must not open files of this machine.
+        InputError: if the cell has only a path: a dataset must not open files on this machine.
     """
     cell = value if image.option is None else value[image.option]
     content = cell.get("bytes") if isinstance(cell, Mapping) else None
@@ -245,17 +244,17 @@ def embedded_bytes(value: Any, image: ImageRef, location: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Minimum and maximum of an image's pixels (width x height); None for no bound (a processor has its own)."""
+    """Minimum and maximum pixels (width x height) of an image, or None for no bound besides a processor's own."""
 
     minimum: int | None = None
     maximum: int | None = None
 
     def as_dict(self) -> dict[str, int | None]:
-        """Returns the bounds as files state them."""
+        """Returns the bounds in the format used in files."""
         return {"least": self.minimum, "most": self.maximum}
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Returns the size inside the bounds, the aspect ratio kept to a pixel.
+        """Returns a size within the bounds, with the same aspect ratio up to rounding.
 
         >>> Bounds(maximum=200).size(40, 20), Bounds(minimum=3200).size(40, 20), Bounds().size(40, 20)
         ((20, 10), (80, 40), (40, 20))
@@ -272,32 +271,32 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class ProcessorBounds(Bounds):
-    """Bounds as Qwen's processors apply them: sides are multiples of ``factor`` pixels.
+    """Bounds as applied by Qwen's processors: sides are multiples of ``factor`` pixels.
 
-    An image of such a size is changed by no processor, so training, vLLM's rollouts, and prediction with the bounds
-    that are saved beside the weights make the same number of image tokens.
+    Processors do not change an image of such a size. Training, vLLM's rollouts, and prediction with the bounds saved
+    beside the weights therefore use the same number of image tokens.
     """
 
     factor: int = 28
 
     def as_dict(self) -> dict[str, int | None]:
-        """Returns the bounds and the factor as files state them."""
+        """Returns the bounds and the factor in the format used in files."""
         return {"least": self.minimum, "most": self.maximum, "factor": self.factor}
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Returns the size that the processor gives an image."""
+        """Returns the size to which the processor resizes an image."""
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
         assert self.minimum is not None and self.maximum is not None
-        # an image that is far too thin is left as it is, and refused by the processor
+        # smart_resize refuses a very thin image, whose size then stays unchanged
         with suppress(ValueError):
-            for _ in range(4):  # of thin images the processor makes less each time
+            for _ in range(4):  # repeated, because resizing a thin image once may not reach a stable size
                 height, width = smart_resize(height, width, self.factor, self.minimum, self.maximum)
         return width, height
 
 
 def stated_bounds(entry: Any) -> Bounds | None:
-    """Returns the bounds of training from the entry ``PIXELS`` of an image processor; None without a valid one."""
+    """Returns the pixel bounds of training from the entry ``PIXELS`` of an image processor, or None if invalid."""
     if not isinstance(entry, Mapping):
         return None
     least, most, factor = (entry.get(name) for name in ("least", "most", "factor"))
@@ -308,10 +307,10 @@ def stated_bounds(entry: Any) -> Bounds | None:
 
 
 def decode_image(content: bytes, location: str, bounds: Bounds) -> Image.Image:
-    """Returns an image as RGB inside the bounds, as people see it; see ``to_rgb``.
+    """Returns an image as RGB within the bounds; see ``to_rgb``.
 
     Raises:
-        InputError: where the bytes are not an image, or a truncated one, a decompression bomb, or of unknown range.
+        InputError: if the bytes are not a complete image, are a decompression bomb, or have an unknown value range.
     """
     with _opened(content, location) as image:
         decoded = to_rgb(image, location)
@@ -321,7 +320,7 @@ def decode_image(content: bytes, location: str, bounds: Bounds) -> Image.Image:
 
 @contextmanager
 def _opened(content: bytes, location: str) -> Iterator[Image.Image]:
-    """Yields the image in some bytes; what PIL raises while it is read becomes an InputError."""
+    """Opens an image; converts PIL's exceptions, also those raised while it is read, to InputError."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             yield image
@@ -329,25 +328,25 @@ def _opened(content: bytes, location: str) -> Iterator[Image.Image]:
         if isinstance(error, InputError):
             raise
         found = preview(str(error), 120)
-        if isinstance(error, UnidentifiedImageError):  # its message names an address in memory
+        if isinstance(error, UnidentifiedImageError):  # its message contains a memory address
             found = f"{len(content):,} bytes that begin with {preview(content[:16])}" if content else "no bytes"
         raise InputError(Problem(location, "a complete image", found, "restore the original file")) from error
 
 
 def to_rgb(image: Image.Image, location: str) -> Image.Image:
-    """Returns an image as RGB in sRGB: rotated as its EXIF says, transparent parts over white.
+    """Returns an image as sRGB: EXIF rotation applied, transparent parts over white, colour profile converted.
 
-    A colour profile is converted to sRGB. 16 bits of grey become 8 (PIL would make all of it white).
+    16-bit grey is scaled to 8 bits (PIL would clip it to white).
 
     Raises:
-        InputError: for 32 bits a pixel: nothing says which value is white.
+        InputError: for 32-bit pixels, whose value range is unknown.
     """
-    if _turned(image):
+    if _exif_rotated(image):
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = image.point(lambda value: value * (1 / 257)).convert("L")
     if image.mode in ("I", "F"):
-        found = f"32 bits a pixel (mode {image.mode}), of which nothing says what is white"
+        found = f"32 bits a pixel (mode {image.mode}) with an unknown value range"
         raise InputError(Problem(location, "8 or 16 bits a channel", found, "save the image with 8 bits a channel"))
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     mode = _colour_mode(image.mode)
@@ -360,12 +359,12 @@ def to_rgb(image: Image.Image, location: str) -> Image.Image:
     return page
 
 
-def _turned(image: Image.Image) -> bool:
+def _exif_rotated(image: Image.Image) -> bool:
     return bool(image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
 
 
 def _colour_mode(mode: str) -> str:
-    """Returns the mode of an image's colours alone, without palette or transparency."""
+    """Returns the mode of an image without its palette or transparency."""
     if mode in ("LA", "La") or mode.startswith("I;16"):
         return "L"
     return "RGB" if mode in ("1", "P", "PA", "RGBA", "RGBa", "RGBX") else mode
@@ -384,10 +383,10 @@ def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 @lru_cache(maxsize=64)
 def profile_kind(profile: bytes, mode: str) -> str:
-    """Returns what a colour profile means for an image: ``none``, ``srgb``, ``converted`` or ``unusable``.
+    """Returns how a colour profile is treated: ``none``, ``srgb``, ``converted`` or ``unusable``.
 
-    A profile counts as sRGB where it maps test colours to themselves. One that cannot be read, or that belongs to
-    another kind of image, is unusable and left aside.
+    A profile counts as sRGB if it maps test colours to themselves. A profile that cannot be read, or that belongs to
+    another image mode, is unusable and is ignored.
     """
     if not profile:
         return "none"
@@ -409,29 +408,29 @@ def profile_kind(profile: bytes, mode: str) -> str:
 
 
 def colour_changes(content: bytes) -> list[str]:
-    """Returns what ``to_rgb`` does to an image's colours beside its size; only the header is read."""
+    """Returns how ``to_rgb`` changes an image's colours, from its header."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             kind = profile_kind(image.info.get("icc_profile") or b"", _colour_mode(image.mode))
             found = {"converted": ["profile converted to sRGB"], "unusable": ["unusable profile left aside"]}
             return [*found.get(kind, []), *(["transparency over white"] if image.has_transparency_data else [])]
     except UNREADABLE:
-        return []  # the question that shows it says what is wrong
+        return []  # reported when the question is asked
 
 
 def sent_image(content: bytes, location: str, bounds: Bounds) -> tuple[str, bytes]:
-    """Returns MIME type and bytes of an image that any program decodes as ``decode_image`` does.
+    """Returns the MIME type and bytes of an image as it is sent to a model.
 
-    These are the original bytes where they can be sent, else lossless PNG.
+    These are the original bytes if all programs decode them as ``decode_image`` does, else a lossless PNG.
 
     Raises:
-        InputError: as ``decode_image`` does.
+        InputError: as ``decode_image``.
     """
     with _opened(content, location) as image:
         kind = SENT_UNCHANGED.get(image.format or "")
-        plain = image.mode in ("RGB", "L") and not _turned(image) and not colour_changes(content)
+        plain = image.mode in ("RGB", "L") and not _exif_rotated(image) and not colour_changes(content)
         if kind is not None and plain and bounds.size(*image.size) == image.size:
-            image.draft(image.mode, (1, 1))  # all bytes of a JPEG are read, and few pixels are computed
+            image.draft(image.mode, (1, 1))  # checks all bytes of a JPEG, but decodes it at a low resolution
             image.load()
             return kind, content
     file = io.BytesIO()
@@ -446,12 +445,10 @@ def data_uri(content: bytes, location: str, bounds: Bounds) -> str:
 
 
 class EncodedImages:
-    """Data URIs of the images encoded last: the questions of a path share theirs, and each is encoded once.
-
-    Safe to use from several threads.
+    """A thread-safe LRU cache of data URIs, because the questions of a path share their images.
 
     Attributes:
-        limit: characters kept.
+        limit: maximum number of characters in the cache.
     """
 
     def __init__(self, limit: int = 512 * 2**20) -> None:
@@ -461,7 +458,7 @@ class EncodedImages:
         self._lock = Lock()
 
     def uri(self, content: bytes, location: str, bounds: Bounds) -> str:
-        """Returns ``data_uri``, from memory where it is kept."""
+        """Returns ``data_uri``, cached."""
         key = hashlib.blake2b(content, key=repr(bounds).encode()[:64], digest_size=16).digest()
         with self._lock:
             if key in self._kept:
@@ -478,11 +475,9 @@ class EncodedImages:
 
 
 def images_digest(images: Sequence[tuple[str, ImageRef]], source: ImageSource) -> tuple[str | None, dict[str, int]]:
-    """Returns the SHA-256 over the bytes of all images, None without one, and how many have their colours changed.
+    """Returns the SHA-256 over all images (None if there are none), and colour change -> number of images.
 
-    Args:
-        images: question id and image, in the questions' order.
-        source: where they are.
+    ``images`` are pairs of question id and image, in the order of the questions.
     """
     digest, changes = hashlib.sha256(), Counter[str]()
     for name, image in images:
@@ -494,10 +489,10 @@ def images_digest(images: Sequence[tuple[str, ImageRef]], source: ImageSource) -
 
 @dataclass
 class ImageFolder:
-    """The folder ``images`` of an export: each image once, under a hash of what is written.
+    """The folder ``images`` of an export, with each image once, named by a hash of the written bytes.
 
     Args:
-        root: folder of the export; images that are there from an interrupted export are kept.
+        root: folder of the export; images of an interrupted export are kept.
         bounds: minimum and maximum pixels of an image.
     """
 
@@ -506,7 +501,7 @@ class ImageFolder:
     _names: dict[str, str] = field(default_factory=dict, repr=False)
 
     def add(self, content: bytes, location: str) -> str:
-        """Returns the name of an image relative to the root; raises InputError if it cannot be decoded."""
+        """Writes an image and returns its path relative to the root; raises InputError if it cannot be decoded."""
         key = hashlib.sha256(content).hexdigest()
         if key not in self._names:
             kind, sent = sent_image(content, location, self.bounds)

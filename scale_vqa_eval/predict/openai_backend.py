@@ -1,7 +1,7 @@
-"""Backend ``openai``: any server with OpenAI's chat completions API, asked in an order that its prefix cache likes.
+"""Backend ``openai``: any server with OpenAI's chat completions API.
 
-The first question of a path is asked alone. Once it is answered the others follow at once, so that a prefix cache
-holds the images (which come first in the prompt). Meanwhile first questions of other paths use the free connections.
+The first question of a path is asked alone. When it is answered, the others follow at once and find the images, which
+come first in the prompt, in the server's prefix cache. First questions of other paths use the free connections.
 """
 
 from __future__ import annotations
@@ -18,16 +18,23 @@ from typing import Any, Final
 from scale_vqa_eval.chat_replies import CallResult
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.llm import ChatSettings, LLMSession, run_workers
-from scale_vqa_eval.predict.backend import NEUTRAL, AnswerSink, InferenceConfig, ModelAnswer, largest_request
+from scale_vqa_eval.predict.backend import (
+    NEUTRAL,
+    AnswerSink,
+    InferenceConfig,
+    ModelAnswer,
+    context_problem,
+    largest_request,
+)
 from scale_vqa_eval.predict.requests import Request
 from scale_vqa_eval.text import restore_thoughts
 
 MAX_UNREACHABLE: Final = 20
-"""After so many questions in a row without any reply the server counts as down, and the run ends."""
+"""The run stops after this many questions in a row without a reply, because the server seems to be down."""
 
 _UNREACHABLE: Final = re.compile(r"connection:|timeout:|status (?:429|5\d\d)")
 _CUT_SHORT: Final = re.compile(r"output limit was reached", re.IGNORECASE)
-"""What a model with hidden reasoning says where it may write one token: it was asked, and could answer."""
+"""Error of a model with hidden reasoning that may generate only one token; the check counts it as an answer."""
 _CONTEXT_HINT: Final = "give fewer --max-pixels or --max-tokens, or start the server with a longer context"
 _MINIMUM_HINT: Final = "give more --max-tokens"
 _HINTS: Final = (
@@ -43,34 +50,33 @@ _HINTS: Final = (
     (
         r"'?(temperature|top_p|seed|structured_outputs)'?.*(not support|only the default|unrecognized)|"
         r"(unsupported|unrecognized|unknown).*(temperature|top_p|seed|structured_outputs)",
-        "the server does not take this field: give the value that it takes by --option, such as temperature=1",
+        "the server does not accept this field: set a value that it accepts with --option, such as temperature=1",
     ),
     (
         r"at most \d+ image|too many images|image count|number of images",
-        "let the server take more images per question (vLLM: --limit-mm-per-prompt)",
+        "allow more images per question on the server (vLLM: --limit-mm-per-prompt)",
     ),
     (
         r"multimodal|vision|image input|image_url|does not support image",
-        "name a model that reads images, or ask --ablate blind",
+        "name a model that accepts images, or use --ablate blind",
     ),
     (r"context|max_model_len|max_tokens|too long|tokens", _CONTEXT_HINT),
 )
-"""Pattern of an error that every question, or the largest, would meet -> how to fix it."""
-
+"""Pattern of an error that all questions, or the largest, would get -> how to fix it."""
 
 _NEUTRAL_SAMPLING: Final = {**NEUTRAL, "top_k": -1}
-"""Sent to the servers of ``_ENGINES``, which otherwise take these values from the model's generation config."""
+"""Sent to the servers in ``_ENGINES``, which would otherwise use the values of the model's generation config."""
 _ENGINES: Final = ("vllm", "sglang")
 
 
 @dataclass
 class OpenAIBackend:
-    """A server.
+    """An OpenAI-compatible server.
 
     Attributes:
-        url: base address, such as ``http://localhost:8000/v1``.
-        settings: how it is asked; ``sampling`` is not used, as it comes from the run.
-        own_fields: fields that this kind of server takes beside the usual ones; ``check`` sets them.
+        url: base URL, such as ``http://localhost:8000/v1``.
+        settings: settings of the calls, except ``sampling``, which comes from the run.
+        own_fields: additional fields for this kind of server, set by ``check``.
     """
 
     url: str
@@ -78,17 +84,17 @@ class OpenAIBackend:
     own_fields: dict[str, Any] = field(default_factory=dict)
 
     def identity(self, config: InferenceConfig) -> dict[str, Any]:
-        """The server's address is no part: the same model may move to another one."""
+        """The URL is not part of the provenance, because a model may be moved to another server."""
         return {"other_sampling": f"{NEUTRAL} if the server is vLLM or SGLang, else the server's own"}
 
     def versions(self) -> dict[str, str]:
         return {"httpx": version("httpx")}
 
     def check(self, config: InferenceConfig, paths: Sequence[Sequence[Request]]) -> list[str]:
-        """Asks for the server's models, and the largest question for one token; returns warnings.
+        """Lists the server's models and generates one token for the largest question; returns warnings.
 
-        Only what the run cannot survive is refused: no connection, a wrong key or model, a server that takes no such
-        request. A prompt that is filtered for its content, or an error that another question does not meet, is not.
+        Raises InputError only for errors that all questions would get: no connection, a wrong key or model, an
+        unsupported request; not for a content filter, or an error that another question does not get.
         """
         return asyncio.run(Preflight(self, config, paths).go())
 
@@ -122,9 +128,8 @@ class Preflight:
         context = listed.get("max_model_len")
         needed = (result.prompt_tokens or 0) + self.config.sampling.max_tokens
         if isinstance(context, int) and needed > context:
-            found = f"{result.prompt_tokens} of the prompt and {self.config.sampling.max_tokens} of --max-tokens"
-            expected = f"at most {context} tokens a question"
-            raise InputError(Problem(self.location, expected, found, _CONTEXT_HINT))
+            tokens = self.config.sampling.max_tokens
+            raise InputError(context_problem(self.location, context, result.prompt_tokens, tokens, _CONTEXT_HINT))
         return notes
 
     async def _asked(self, session: LLMSession, request: Request) -> CallResult:
@@ -132,7 +137,7 @@ class Preflight:
         return await self._tried(session, messages, request_body(self.backend, self.config, request, 0))
 
     async def _tried(self, session: LLMSession, messages: list[dict[str, Any]], body: dict[str, Any]) -> CallResult:
-        """Asks for one token, then for a whole answer where the server refuses to give so few."""
+        """Asks for one token, then for a complete answer if the server refuses such a low limit."""
         limit = "max_completion_tokens" if "max_completion_tokens" in self.config.options else "max_tokens"
         result = await session.ask(self.config.model, messages, body | {limit: 1}, "check")
         failure = result.failure or ""
@@ -142,7 +147,7 @@ class Preflight:
         return await session.ask(self.config.model, messages, body, "check with a whole answer")
 
     async def _judged(self, session: LLMSession, result: CallResult) -> str:
-        """Returns a warning about a failed check; raises InputError where no question would be answered."""
+        """Returns a warning about a failed check; raises InputError if no question would be answered."""
         failure = result.failure or ""
         shown = f"the check with {self.largest.item.question.id} got no answer ({failure}); going on"
         if result.refused:
@@ -155,12 +160,12 @@ class Preflight:
             second = await self._asked(session, min(others, key=lambda request: (request.image_count, request.key[0])))
             if second.failure is None or second.refused:
                 return shown
-            hint = "see the server's log; where it is busy, wait and run the same command again"
+            hint = "see the server's log; if it is busy, wait and run the same command again"
         asked = f"an answer to {self.largest.item.question.id} with {self.largest.image_count} images"
         raise InputError(Problem(self.location, asked, failure, hint))
 
     def _hint(self, result: CallResult) -> str | None:
-        """Returns how to fix what every question would meet, None where others may be answered."""
+        """Returns how to fix an error that all questions would get, or None if others may be answered."""
         failure, url = result.failure or "", self.backend.url.rstrip("/")
         status = failure.removeprefix("status ")[:3]
         if failure.startswith("connection:"):
@@ -179,14 +184,14 @@ class Preflight:
 
 
 def request_body(backend: OpenAIBackend, config: InferenceConfig, request: Request, sample: int) -> dict[str, Any]:
-    """Returns the fields of a request beside model and messages; the user's --option values come last and win."""
+    """Returns the fields of a request besides model and messages; the user's --option values override the others."""
     sampling = config.sampling
     body: dict[str, Any] = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens}
     body |= backend.own_fields
     if sampling.temperature > 0:
         body |= {"top_p": sampling.top_p, "seed": sampling.seed + sample}
     if config.structured:
-        body["structured_outputs"] = {"choice": config.choices(request)}
+        body["structured_outputs"] = {"choice": config.prompt.choices(len(request.options))}
     if "max_completion_tokens" in config.options:
         del body["max_tokens"]
     return body | dict(config.options)
@@ -194,7 +199,7 @@ def request_body(backend: OpenAIBackend, config: InferenceConfig, request: Reque
 
 @dataclass
 class QuestionRun:
-    """One pass over the open questions."""
+    """One run over the open questions."""
 
     backend: OpenAIBackend
     config: InferenceConfig
@@ -204,7 +209,7 @@ class QuestionRun:
     fatal: str | None = None
 
     async def go(self) -> None:
-        """Asks everything; raises InputError once the server refuses every call or is down."""
+        """Asks all questions; raises InputError if the server refuses every call or is down."""
         self.waiting = deque((path[0], path[1:]) for path in self.paths if path)
         self.leading, self.changed = 0, asyncio.Condition()
         settings = self.backend.settings
@@ -226,12 +231,12 @@ class QuestionRun:
             finally:
                 async with self.changed:
                     self.leading -= bool(followers)
-                    # before other paths: what the server's cache holds now may be gone later
+                    # before other paths, while the images are in the server's cache
                     self.waiting.extendleft((follower, ()) for follower in reversed(followers))
                     self.changed.notify_all()
 
     async def _next(self) -> tuple[Request, Sequence[Request]] | None:
-        """Waits for a question that may be asked now; None once there will be none."""
+        """Waits for the next question and returns it with its followers, or None if there is none left."""
         async with self.changed:
             while not self.waiting and self.leading and not self.fatal:
                 await self.changed.wait()
@@ -256,7 +261,7 @@ class QuestionRun:
             if len(self.unreachable) >= MAX_UNREACHABLE and not self.fatal:
                 self.fatal = f"{len(self.unreachable)} questions in a row without one, the last by {reason}"
         else:
-            while self.unreachable:  # the server is up, so earlier silence was about single questions
+            while self.unreachable:  # the server is up, so earlier failures concern single questions
                 self.sink.fail(*self.unreachable.pop(0))
             if failed is None:
                 self.sink.keep(request, answer or _answer(results))
@@ -264,8 +269,8 @@ class QuestionRun:
                 self.sink.fail(request, reason)
 
     async def _results(self, session: LLMSession, request: Request) -> tuple[Sequence[CallResult], ModelAnswer | None]:
-        """Asks one question; returns the results of its calls, and the answer where they are not one sample each."""
-        # in a thread: decoding and encoding three images would hold up the other calls
+        """Asks one question; returns the results of its calls, and the answer if the calls are not its samples."""
+        # in a thread, because encoding images would block the other calls
         messages = await asyncio.to_thread(self.config.server_messages, request)
         results = []
         for sample in range(self.config.sampling.n):

@@ -1,8 +1,8 @@
-"""Prompts as versioned data, and the one way to build messages from a prompt, a question and its images.
+"""Prompts as versioned YAML files, and the construction of messages.
 
-A prompt is a YAML file with an id; a hash of what a model sees of it goes into every predictions file. The example
-inside a prompt names the letter A, as the published one does; the circular ablation shows whether that draws answers
-to A. ``card:MODEL`` reads the words that a model was published with from the user's copy of its card.
+A hash of everything that a model sees of its prompt is recorded in every predictions file. The example in a prompt
+uses the letter A, as the published prompt does; the circular ablation shows whether this biases answers towards A.
+``card:MODEL`` reads the prompt that a model was published with from the user's copy of its card.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ T = TypeVar("T")
 
 FOLDER: Final = Path(__file__).parent / "prompts"
 GUESS: Final = "No image is shown. Choose the option that you find most likely from the text alone; always choose one."
-"""What ``--ablate guess`` adds to the user turn."""
+"""Added to the user message by ``--ablate guess``."""
 CARD: Final = "card:"
 _OLD_IDS: Final = {"published": DEFAULT_PROMPT}
-"""Earlier id -> id; an earlier id still names its runs, so that they can be continued."""
+"""Former id -> id; runs under the former id can be continued."""
 _EXAMPLE: Final = f"see prompts/{DEFAULT_PROMPT}.yaml of the package"
 _FIELD = re.compile(r"\{(\w+)\}")
 _TEMPLATE_FIELDS: Final = {
@@ -39,23 +39,23 @@ _TEMPLATE_FIELDS: Final = {
     "view_label": {"view", "magnification"},
     "option_label": {"letter"},
 }
-"""Template -> the fields that it must name, or may name (view_label)."""
+"""Template -> its fields, which are required except in ``view_label``."""
 
 
 class Prompt(BaseModel):
-    """The text around a question.
+    """A prompt template.
 
     Attributes:
-        id: its name in results.
-        version: increased when the words change.
-        provenance: where the words come from.
-        user: text after the images; names ``{question}`` and ``{options}``.
-        option: the line of one option; names ``{letter}`` and ``{text}``.
-        answer: a complete answer; constrained decoding allows these alone.
-        system: system message or None.
-        view_label: text before each view, may name ``{view}`` and ``{magnification}``; or None.
-        option_label: text before each option image; names ``{letter}``.
-        max_tokens: maximum length of an answer where the command gives none.
+        id: name in results.
+        version: incremented when the text changes.
+        provenance: source of the text.
+        user: text after the images, with the fields ``{question}`` and ``{options}``.
+        option: line of an option, with the fields ``{letter}`` and ``{text}``.
+        answer: a complete answer, to which constrained decoding is restricted; with the field ``{letter}``.
+        system: system message, or None.
+        view_label: text before each view, with the optional fields ``{view}`` and ``{magnification}``, or None.
+        option_label: text before each option image, with the field ``{letter}``.
+        max_tokens: default maximum length of an answer.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -80,9 +80,9 @@ class Prompt(BaseModel):
             if missing or named - fields:
                 found = ", ".join(sorted(named)) or "none"
                 problems.append(Problem(name, f"the fields {', '.join(sorted(fields))}", found, _EXAMPLE))
-        # --structured allows these answers alone: unreadable ones would all be scored as wrong
+        # with --structured, all answers would be scored as wrong
         if not problems and parse_response(self.choices(2)[1], "reference", 2).letter != "B":
-            expected = "an answer that scoring reads, such as <answer>{letter}</answer>"
+            expected = "an answer that can be parsed, such as <answer>{letter}</answer>"
             problems.append(Problem("answer", expected, preview(self.answer), _EXAMPLE))
         if problems:
             raise InputError(problems)
@@ -90,15 +90,15 @@ class Prompt(BaseModel):
 
     @property
     def digest(self) -> str:
-        """First 16 hex digits of the SHA-256 over everything that a model sees (provenance is left out)."""
+        """First 16 hex digits of the SHA-256 over everything that a model sees."""
         return sha256_json(self.model_dump(exclude={"provenance", "max_tokens"}))[:16]
 
     def guessing(self) -> Prompt:
-        """Returns the prompt that also tells the model that no image is shown and that it has to guess."""
+        """Returns the prompt with the additional instruction to guess without an image."""
         return self.model_copy(update={"id": f"{self.id}-guess", "user": f"{self.user}\n\n{GUESS}"})
 
     def text(self, question: str, options: Sequence[str]) -> str:
-        """Returns the text of the user turn; it is the same with and without images before it.
+        """Returns the text of the user message, which is the same with and without images.
 
         >>> load_prompt("letter-only").text("Which {question}?", ["x", "y"]).splitlines()[:3]
         ['Which {question}?', 'A. x', 'B. y']
@@ -107,19 +107,16 @@ class Prompt(BaseModel):
         return filled(self.user, question=question, options="\n".join(lines))
 
     def choices(self, count: int) -> list[str]:
-        """Returns the complete answers that constrained decoding allows for ``count`` options."""
+        """Returns the complete answers for ``count`` options, for constrained decoding."""
         return [filled(self.answer, letter=letter) for letter in LETTERS[:count]]
 
 
 def build_messages(
     prompt: Prompt, parts: Iterable[str | T], image: Callable[[T], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Returns chat messages: the system message, if any, and the user turn.
+    """Returns chat messages: the prompt's system message, if any, and the user message.
 
-    Args:
-        prompt: its system message is used.
-        parts: texts and images of the user turn, in order.
-        image: returns the content part of an image, in the form that the reader expects.
+    ``parts`` are the texts and images of the user message; ``image`` returns the content part of an image.
     """
     content = [{"type": "text", "text": part} if isinstance(part, str) else image(part) for part in parts]
     user = {"role": "user", "content": content}
@@ -129,20 +126,21 @@ def build_messages(
 
 
 def filled(template: str, **fields: str) -> str:
-    """Fills a template in one pass, so that braces in a dataset's text stay as they are."""
+    """Fills a template in one pass, so that braces in the inserted texts are not interpreted."""
     return _FIELD.sub(lambda match: fields.get(match[1], match[0]), template)
 
 
 def prompt_ids() -> list[str]:
-    """Returns the ids of the prompts in the package."""
+    """Returns the ids of the prompts in this package."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def load_prompt(name: str) -> Prompt:
-    """Returns a prompt by its id, from a YAML file, or from a model's card (``card:`` and a folder or Hub id).
+    """Loads a prompt by its id, from a YAML file, or from a model's card (``card:`` and a folder or Hub id).
 
     Raises:
-        InputError: where none exists, a field of the file is wrong, or the card has not one system prompt.
+        InputError: if it does not exist, a field of the file is invalid, or the card does not have exactly one system
+            prompt.
     """
     if name.startswith(CARD):
         return _card_prompt(name.removeprefix(CARD))
@@ -166,11 +164,10 @@ _OPTION_LINE: Final = re.compile(r"^(\(?)A([).:]+) .*\n\1B\2 ", re.MULTILINE)
 
 
 def _card_prompt(source: str) -> Prompt:
-    """Returns the prompt that a model's card (README.md), or else its chat template, asks for.
+    """Returns the prompt in a model's card (README.md), or else in its chat template.
 
-    The system prompt is the text that asks for ``<answer>`` in a code block: a Python or JSON string (one that is
-    called system, if there are several), or the block itself. Options are written as in the card's example
-    (``(A) ...``), if it has one.
+    The system prompt is the text with ``<answer>`` in a code block: a Python or JSON string (the one named system, if
+    there are several), or the block itself. Options are formatted as in the card's example (``(A) ...``), if any.
     """
     card = model_file(source, "README.md")
     found = [text for _, block in _FENCE.findall(card or "") for text in _texts(block)]
@@ -198,22 +195,22 @@ def _card_prompt(source: str) -> Prompt:
 
 
 def model_file(source: str, name: str, options: Mapping[str, Any] | None = None) -> str | None:
-    """Returns the text of a file of a model folder or Hub repository (from the cache where offline), or None.
+    """Returns the text of a file in a model folder or Hub repository (or its local cache), or None.
 
-    Of ``options``, those that say which copy of a repository is meant are used (revision, cache_dir, ...).
+    Of ``options``, those that select a copy of the repository are used (revision, cache_dir, ...).
     """
     path = Path(source, name)
     if not Path(source).exists():
         from huggingface_hub import hf_hub_download
 
-        with suppress(OSError, ValueError):  # no such repository or file, or not reachable
+        with suppress(OSError, ValueError):  # the repository or file does not exist, or cannot be reached
             where = {key: value for key, value in (options or {}).items() if key in _COPY}
             path = Path(hf_hub_download(source, name, **where))
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
 def _texts(block: str) -> list[tuple[bool, str]]:
-    """Returns (is called system, text) of the strings of Python or JSON code; of anything else the text itself."""
+    """Returns pairs (is named system, text) for the strings in Python or JSON code, or for another text as a whole."""
     try:
         nodes = list(ast.walk(ast.parse(block.strip())))
     except (SyntaxError, ValueError, RecursionError):

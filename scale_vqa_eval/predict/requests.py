@@ -1,13 +1,13 @@
-"""What is asked: a question with its images in scale order, the rotations of its options, and ablations.
+"""Requests to a model: a question with its images in scale order, rotations of its options, and ablations.
 
-An ablation takes away something of a question's images, to measure how far an accuracy depends on them:
+An ablation changes the images of a question, to measure how much the accuracy depends on them:
 
-- ``blind``: no image. The text is byte for byte the text with images: it does not say that they are missing, so the
-  images are the one difference between the two runs.
-- ``guess``: no image, and the user turn ends with the request to guess (Mirage, arXiv:2603.21687).
-- ``blank``: each image is replaced by a uniform grey one of the same size.
-- ``no-low``, ``no-mid``, ``no-high``: one context view left out (Phan et al., arXiv:2606.17412, ablate scales).
-- ``shuffled``: the context views of another path, of another patient. Option images stay the question's own.
+- ``blind``: no images. The text is identical to the text with images and does not mention that they are missing, so
+  that the images are the only difference between the two runs.
+- ``guess``: no images, and the user message ends with the instruction to guess (Mirage, arXiv:2603.21687).
+- ``blank``: each image is replaced by a uniform grey image of the same size.
+- ``no-low``, ``no-mid``, ``no-high``: one context view is removed (Phan et al., arXiv:2606.17412, ablate scales).
+- ``shuffled``: context views of a path of another patient. Option images are not changed.
 - ``circular``: every rotation of the options (CircularEval; Liu et al. 2023, "MMBench", arXiv:2307.06281).
 """
 
@@ -35,13 +35,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class VisualQuestion:
-    """One question with the images it is asked with.
+    """A question with its images.
 
     Attributes:
         question: id, stem, options, gold option.
-        views: context images that exist, in scale order, low to high.
-        option_images: one image per option, or none.
-        path: the diagnostic path; questions of one path share their images.
+        views: the existing context images, from low to high magnification.
+        option_images: one image per option, or empty.
+        path: id of the diagnostic path, whose questions share their images.
     """
 
     question: Question
@@ -50,22 +50,17 @@ class VisualQuestion:
     path: str
 
     @property
-    def patient(self) -> str:
-        """The patient, else what stands in for one."""
-        return self.question.cluster
-
-    @property
     def images(self) -> tuple[ImageRef, ...]:
-        """All images."""
+        """Views and option images."""
         return *self.views, *self.option_images
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question to put to a model, its options rotated by ``rotation``.
+    """A question to ask a model, with its options rotated by ``rotation`` (None without the circular ablation).
 
-    ``rotation`` is None outside of the circular ablation. Rotated by r, index j shows option (j + r) modulo their
-    number. Where the options are images, the images rotate and the text beside them, which names positions, does not.
+    With rotation r, position j shows option (j + r) modulo the number of options. If the options are images, only the
+    images are rotated, because their texts name positions.
     """
 
     item: VisualQuestion
@@ -73,7 +68,7 @@ class Request:
 
     @property
     def key(self) -> tuple[str, int | None]:
-        """What identifies its answer in the predictions file."""
+        """Key of the answer in the predictions file."""
         return self.item.question.id, self.rotation
 
     @property
@@ -83,13 +78,13 @@ class Request:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Option texts in the order shown."""
+        """Option texts in the order in which they are shown."""
         texts = self.item.question.options
         return texts if self.item.option_images else rotated(texts, self.rotation or 0)
 
     @property
     def gold(self) -> int:
-        """Index of the gold option in the order shown.
+        """Index of the gold option in the order in which they are shown.
 
         >>> item = VisualQuestion(Question("q", "?", ("w", "x", "y", "z"), 2), (), (), "p")
         >>> [Request(item, rotation).gold for rotation in range(4)]
@@ -99,7 +94,7 @@ class Request:
         return (self.item.question.answer - (self.rotation or 0)) % count
 
     def content(self, prompt: Prompt) -> list[str | ImageRef]:
-        """Returns the user turn: views, then option images each after its letter, then the text."""
+        """Returns the parts of the user message: views, option images each after its letter, and the text."""
         parts: list[str | ImageRef] = []
         for view in self.item.views:
             if prompt.view_label:
@@ -112,7 +107,7 @@ class Request:
 
 
 def rotated(values: tuple[T, ...], places: int) -> tuple[T, ...]:
-    """Returns the values with the first ``places`` moved to the end.
+    """Moves the first ``places`` values to the end.
 
     >>> rotated(("a", "b", "c"), 1)
     ('b', 'c', 'a')
@@ -123,17 +118,17 @@ def rotated(values: tuple[T, ...], places: int) -> tuple[T, ...]:
 def read_visual_questions(
     data: str, split: str | None, config: str | None, images: Path | None, blind: bool
 ) -> tuple[list[VisualQuestion], ImageSource]:
-    """Reads the questions of a release folder, Parquet file, Hub id or question file, and where their images are.
+    """Reads questions and the source of their images.
 
     Args:
-        data: as ``read_questions`` takes it.
-        split: name of the split, None for all.
-        config: config of a release folder, None for its default.
-        images: folder that a question file's image paths are relative to; None for the file's own folder.
-        blind: the images are not shown, so none need exist.
+        data: release folder, Parquet file, Hub id or question file; see ``read_questions``.
+        split: split to read, or None for all splits.
+        config: config of a release folder, or None for its default.
+        images: folder that the image paths of a question file are relative to, or None for the file's folder.
+        blind: do not use images, which then need not exist.
 
     Raises:
-        InputError: where a question or image is malformed, an id occurs twice, or no row has an image.
+        InputError: if a question or image is invalid, an id occurs twice, or no row has an image.
     """
     questions = read_questions(data, split, config)
     twice = [name for name, count in Counter(question.id for question in questions).items() if count > 1]
@@ -145,7 +140,7 @@ def read_visual_questions(
     if not blind and not any(item.images for item in items):
         hint = (
             "name each row's files in image_path as {view: file} (`scale-vqa build single` does so for one image a "
-            "question), build the release folder with --images, or leave the images out (predict --ablate blind, "
+            "question), build the release folder with --images, or run without images (predict --ablate blind, "
             "export --no-images)"
         )
         raise InputError(Problem(data, "questions with images", "no image in any row", hint))
@@ -163,10 +158,7 @@ def _visual_question(row: int, question: Question, source: ImageSource) -> Visua
 
 
 def requests_by_path(items: Iterable[VisualQuestion], circular: bool) -> list[list[Request]]:
-    """Returns the requests, one list per path in order of first appearance: its questions share their images.
-
-    Option images belong to one question: such questions share their context views only, which come first.
-    """
+    """Returns one list of requests per path, whose questions share their context views, in order of appearance."""
     paths: dict[str, list[Request]] = {}
     for item in items:
         rotations: Sequence[int | None] = range(len(item.question.options)) if circular else [None]
@@ -180,15 +172,15 @@ BLANK_COLOUR: Final = (128, 128, 128)
 def ablated(
     items: Sequence[VisualQuestion], ablation: str | None, seed: int
 ) -> tuple[list[VisualQuestion], list[str]]:
-    """Returns the questions as an ablation asks them, and notes for the user.
+    """Returns the questions with the images of an ablation, and notes for the user.
 
     Args:
-        items: all questions of the split, so that ``shuffled`` can choose among all paths.
+        items: all questions of the split; ``shuffled`` exchanges views among them.
         ablation: one of ``predict.ABLATIONS``, or None.
-        seed: of ``shuffled``.
+        seed: seed of ``shuffled``.
 
     Raises:
-        InputError: where ``shuffled`` finds no other patient.
+        InputError: for ``shuffled``, if there is only one patient.
     """
     if ablation in WITHOUT_IMAGES:
         return [replace(item, views=(), option_images=()) for item in items], []
@@ -200,9 +192,9 @@ def ablated(
 
 
 class BlankImages(ImageSource):
-    """The images of another source, each replaced by a uniform one of the same size as shown.
+    """The images of another source, each replaced by a uniform image of the same size.
 
-    An image that cannot be read stays as it is, so that its question fails as it would with images.
+    An unreadable image is not replaced, so that its question fails as it would with images.
     """
 
     def __init__(self, source: ImageSource) -> None:
@@ -225,17 +217,17 @@ def _without(items: Sequence[VisualQuestion], view: str) -> tuple[list[VisualQue
     kept = [replace(item, views=tuple(image for image in item.views if image.column != view)) for item in items]
     same = sum(len(before.views) == len(after.views) for before, after in zip(items, kept, strict=True))
     without = sum(not item.images for item in kept)
-    notes = [f"{same} of {len(items)} questions have no {view} and are asked as they are"] if same else []
+    notes = [f"{same} of {len(items)} questions have no {view} and are asked unchanged"] if same else []
     if without:
-        notes.append(f"{without} of {len(items)} questions have no image left: the same as blind")
+        notes.append(f"{without} of {len(items)} questions have no image left, as in a blind run")
     return kept, notes
 
 
 def _shuffled(items: Sequence[VisualQuestion], seed: int) -> tuple[list[VisualQuestion], list[str]]:
-    """Gives every path the views of another patient's path, one with the same views where it exists."""
+    """Gives every path the views of another patient's path, if possible one with the same view columns."""
     paths = {item.path: item for item in reversed(items)}  # the first item of each path
-    if len({item.patient for item in paths.values()}) < 2:
-        expected = "paths of two patients at least, to exchange their images"
+    if len({item.question.cluster for item in paths.values()}) < 2:
+        expected = "paths of at least two patients, to exchange their images"
         raise InputError(Problem("--ablate shuffled", expected, "one", "name data of several patients"))
     by_views: dict[tuple[str, ...], list[VisualQuestion]] = {}
     for path in sorted(paths):
@@ -246,20 +238,21 @@ def _shuffled(items: Sequence[VisualQuestion], seed: int) -> tuple[list[VisualQu
         donors |= _exchanged(by_views[views], generator)
     left = sorted(set(paths) - set(donors))
     for path in left:
-        others = [paths[name] for name in sorted(paths) if paths[name].patient != paths[path].patient]
+        patient = paths[path].question.cluster
+        others = [paths[name] for name in sorted(paths) if paths[name].question.cluster != patient]
         donors[path] = generator.choice(others)
-    notes = [f"{len(left)} of {len(paths)} paths take images that another path takes too"] if left else []
+    notes = [f"{len(left)} of {len(paths)} paths get images that another path gets as well"] if left else []
     return [replace(item, views=donors[item.path].views) for item in items], notes
 
 
 def _exchanged(paths: Sequence[VisualQuestion], generator: random.Random) -> dict[str, VisualQuestion]:
-    """Returns path -> donor, each path a donor once; empty where one patient has more than half of the paths.
+    """Returns path -> donor, with each path as donor once; empty if one patient has more than half of the paths.
 
-    Paths are ordered by patient, and each takes the one as far ahead as the largest patient has paths.
+    Paths are ordered by patient and shifted by the number of paths of the largest patient.
     """
     patients: dict[str, list[VisualQuestion]] = {}
     for item in paths:
-        patients.setdefault(item.patient, []).append(item)
+        patients.setdefault(item.question.cluster, []).append(item)
     shift = max(map(len, patients.values()))
     if 2 * shift > len(paths):
         return {}

@@ -1,1 +1,1 @@
-"""The release folder: Parquet files per config and split beside the card that names them."""
+"""Release folders: Parquet files per config and split, and a dataset card that lists them."""

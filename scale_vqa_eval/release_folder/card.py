@@ -1,6 +1,6 @@
-"""The dataset card of a release folder: YAML that makes it load, and where the rows of each config come from.
+"""The dataset card of a release folder: YAML that ``datasets`` reads, and a note on the source of each config.
 
-Parts of a card that a command wrote lie between marks; everything outside of them belongs to people and is kept.
+Sections that a command wrote are enclosed in marks; all other text is written by users and is kept.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ OPEN: Final = "<!-- section {name}: written by `scale-vqa card`; text of yours g
 CLOSE: Final = "<!-- end of section {name} -->"
 
 AUTHORS: Final = "Scale-VQA release"
-"""Prefix of the source of rows that come from the authors' files, or were made of those."""
+"""Prefix of the ``source`` of rows that come from the authors' files, or were made from them."""
 
 
 @dataclass(frozen=True)
 class DataOrigin:
-    """What a card may claim about the rows of a folder.
+    """What a card states about the origin of the rows.
 
     Attributes:
-        title: name of the data set.
-        annotators: ``annotations_creators`` as the Hub has them; empty if unknown.
-        of_paper: whether rows are the paper's.
+        title: name of the dataset.
+        annotators: values of the Hub's ``annotations_creators``; empty if unknown.
+        of_paper: whether the folder contains questions of the paper.
     """
 
     title: str
@@ -44,20 +44,20 @@ _ORIGINS: Final = {
     "slide geometry": DataOrigin("Questions from slide geometry in the format of Scale-VQA", ("machine-generated",)),
     "curated": DataOrigin("Questions from captions in the format of Scale-VQA", ("machine-generated",)),
 }
-"""Prefix of a row's source -> what it means."""
+"""Prefix of a row's ``source`` -> origin."""
 _UNKNOWN: Final = DataOrigin("Questions in the format of Scale-VQA", ())
 
 NO_LICENCE: Final = "see-the-configs"
-"""Name of the licence of a card for which nobody has stated one yet."""
+"""``license_name`` of a card whose licence is not stated yet."""
 INCOMPLETE: Final = "incomplete"
-"""Section in which a card says of itself what it does not state yet; completing the card takes it out."""
+"""Section that lists what the card does not state yet; it is removed when the card is completed."""
 NOTE_MARK: Final = "<!-- note {config} -->"
 CONTROLS: Final = ("block_exchange", "exchange", "screened")
-"""Configs made of another one, which are never what loads without a name where the other is there."""
+"""Configs derived from another one; they are the default config only if there is no other."""
 HUB: Final = "hub"
-"""Config made of another one for Inspect's tasks on the Hub: a text and a composed image for each question."""
+"""Config derived from another one for Inspect's tasks on the Hub: one text and one composed image per question."""
 HUB_PROMPT: Final = "hub/prompt.yaml"
-"""The prompt whose texts the rows of ``hub`` hold."""
+"""File with the prompt that the texts of ``hub`` were made with."""
 _SPLIT_ORDER: Final = ("train", "validation", "val", "test")
 _SECTION: Final = re.compile(
     r"^(?:## [^\n]*\n\s*)?<!-- section (?P<name>[\w-]+): [^\n]* -->\n.*?^<!-- end of section (?P=name) -->$",
@@ -67,7 +67,7 @@ _HEAD: Final = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\
 
 
 def head(text: str) -> dict[str, Any]:
-    """Returns the YAML of a card; empty if it has none.
+    """Returns the YAML metadata of a card, or an empty mapping if it has none.
 
     Raises:
         InputError: if it is not a YAML mapping.
@@ -75,36 +75,36 @@ def head(text: str) -> dict[str, Any]:
     found = _HEAD.match(text)
     content = parse_yaml(found[1], "the card") if found else {}
     if content is not None and not isinstance(content, dict):
-        raise InputError(Problem("the card", "a YAML mapping in its head", preview(content), "fix the head"))
+        raise InputError(Problem("the card", "a YAML mapping as its metadata", preview(content), "fix the metadata"))
     return content or {}
 
 
 def body(text: str) -> str:
-    """Returns a card's text without its head."""
+    """Returns a card's text without its YAML metadata."""
     found = _HEAD.match(text)
     return text[found.end() :] if found else text
 
 
 def marked_sections(text: str) -> dict[str, str]:
-    """Returns name -> marked section in their order, with its marks and the heading right before them."""
+    """Returns name -> marked section in order, including its marks and the heading directly before them."""
     return {found["name"]: found[0] for found in _SECTION.finditer(text)}
 
 
 def read_notes(card: Path) -> dict[str, str]:
-    """Returns config -> the paragraph that an earlier card has for it."""
+    """Returns config -> note of an earlier card."""
     text = card.read_text(encoding="utf-8-sig")
     parts = {config: text.split(NOTE_MARK.format(config=config), 2) for config in CONFIGS}
     return {config: part[1].strip() if len(part) > 2 else "" for config, part in parts.items() if len(part) > 1}
 
 
 def write_card(folder: Path, notes: Mapping[str, str], previous: Path | None = None) -> None:
-    """Writes ``folder/README.md`` from the Parquet files that lie in the folder.
+    """Writes ``folder/README.md`` for the Parquet files in the folder.
 
     Args:
         folder: the release folder; every sub-folder with Parquet files is a config.
         notes: config -> Markdown paragraph on its provenance.
-        previous: a card whose notes are kept for the configs that ``notes`` does not name, and with them its licence
-            and its sections written by hand; what ``scale-vqa card`` wrote goes, as the rows may have changed.
+        previous: an earlier card, whose notes on other configs, licence and hand-written sections are kept. Sections
+            that ``scale-vqa card`` wrote are removed, because the rows may have changed.
     """
     from datasets.info import DatasetInfosDict
     from datasets.utils.metadata import MetadataConfigs
@@ -131,8 +131,8 @@ def write_card(folder: Path, notes: Mapping[str, str], previous: Path | None = N
         }
         if config == first:
             configs[config]["default"] = True
-        # `datasets` keys its cache of a local folder by the card, not by the files: with the content's hash in the
-        # card, rows that changed while no size did are read anew.
+        # `datasets` keys its cache of a local folder by the card, not by the files: without a hash of the content,
+        # changed rows of the same size would not be read again
         configs[config]["description"] = f"{CONFIGS[config]} (content sha256:{_content_hash(folder / config)})"
     DatasetInfosDict(infos).to_dataset_card_data(data)
     MetadataConfigs(configs).to_dataset_card_data(data)
@@ -159,7 +159,7 @@ def write_card(folder: Path, notes: Mapping[str, str], previous: Path | None = N
 
 
 def data_origin(folder: Path) -> DataOrigin:
-    """Returns where the rows of a release folder come from, by their ``source`` column."""
+    """Returns the origin of the rows of a release folder, from their ``source`` column."""
     import pyarrow.parquet as pq
 
     sources: set[str] = set()
@@ -183,7 +183,7 @@ def _content_hash(folder: Path) -> str:
 
 
 def _info(folder: Path, config: str) -> Any:
-    """Returns the ``DatasetInfo`` of a config, from the footers of its files."""
+    """Returns the ``DatasetInfo`` of a config, from the Parquet metadata of its files."""
     import pyarrow.parquet as pq
     from datasets import Features
     from datasets.info import DatasetInfo
@@ -211,13 +211,7 @@ def _info(folder: Path, config: str) -> Any:
 
 
 def own_words(old: str, new: str) -> str:
-    """Returns the sections of an earlier card that somebody wrote by hand: outside of marks, under headings of theirs.
-
-    Marked sections are left out: they hold figures of rows that may have changed.
-
-    Args:
-        old: body of the earlier card.
-        new: body of the card that takes its place; its headings are known.
+    """Returns the hand-written sections of an earlier card: those without marks whose headings are not in ``new``.
 
     >>> own_words("# T\\n\\n## Columns\\nx\\n\\n## Thanks\\nTo all.\\n", "## Columns\\n")
     '## Thanks\\nTo all.'
@@ -228,9 +222,9 @@ def own_words(old: str, new: str) -> str:
 
 
 def by_heading(text: str) -> dict[str, str]:
-    """Returns second-level heading -> its section, in order, ``""`` for the text before; fenced code has no headings.
+    """Returns second-level heading -> its section in order, with ``""`` for the text before; ignores fenced code.
 
-    A fence that is left open is closed: in Markdown it runs to the end, and would swallow the text put after it.
+    An open code fence is closed, because it would include text that is appended to the section.
     """
     sections: dict[str, list[str]] = {"": []}
     heading, fence = "", ""
@@ -254,12 +248,9 @@ def by_heading(text: str) -> dict[str, str]:
 
 
 def kept_facts(old: Mapping[str, Any], written: Mapping[str, Any], placeholder: str) -> dict[str, Any]:
-    """Returns the YAML keys of an earlier card that a new one lacks, and its licence where one was stated.
+    """Returns the YAML metadata of an earlier card that a new card lacks, and its licence if one was stated.
 
-    Args:
-        old: head of the earlier card.
-        written: head of the new one.
-        placeholder: the licence name that says that none was stated.
+    ``placeholder`` is the ``license_name`` of a card without a stated licence.
     """
     kept = {key: value for key, value in old.items() if key not in written}
     if old.get("license") and old.get("license_name") != placeholder:

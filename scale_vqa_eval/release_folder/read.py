@@ -1,4 +1,4 @@
-"""Finds release folders and reads rows: one reader for folders, Parquet, JSON, JSONL, CSV and Hub ids."""
+"""Finds release folders, and reads rows of folders, Parquet, JSON, JSONL and CSV files, and Hub ids."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from scale_vqa_eval.schema import DATASET_NAME, VIEWS
 FOLDER_VARIABLE: Final = "SCALE_VQA_PATH"
 HUB_VARIABLE: Final = "SCALE_VQA_HUB_ID"
 HOW_TO_MAKE_ONE: Final = (
-    "run `scale-vqa prepare --data ORG/NAME` (a data set on the Hub, the authors' among them), or `scale-vqa build "
+    "run `scale-vqa prepare --data ORG/NAME` (a dataset on the Hub, such as the authors'), or `scale-vqa build "
     "release --json test=FILE --out scale-vqa` (the authors' files) or `scale-vqa build phantom --slides 24 --out "
-    "scale-vqa` (synthetic slides) and then `scale-vqa prepare --data scale-vqa`; or name a release "
-    f"folder in ${FOLDER_VARIABLE} or a Hub id in ${HUB_VARIABLE}"
+    "scale-vqa` (synthetic slides) and then `scale-vqa prepare --data scale-vqa`; or set "
+    f"${FOLDER_VARIABLE} to a release folder or ${HUB_VARIABLE} to a Hub id"
 )
 IMAGE_COLUMNS: Final = frozenset({"low_mag", "mid_mag", "high_mag", "option_images", "composite"})
 USUAL_SPLITS: Final = ("train", "val", "validation", "dev", "test")
@@ -43,20 +43,20 @@ FIELD_NAMES: Final[dict[str, tuple[str, ...]]] = {
     "group": ("group",),
     "split": ("split",),
 }
-"""Field -> names under which a file may carry it, the first present is taken; ``extra_info`` is looked into too."""
+"""Field -> possible names in a file, in order of preference; ``extra_info`` is searched as well."""
 _TEXT_COLUMNS: Final = frozenset(name for names in FIELD_NAMES.values() for name in names) - {"image"}
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row as the file has it.
+    """One row of a file.
 
     Attributes:
-        row: the row's fields; image columns of a Parquet file or Hub id are left out.
-        location: file and row number for messages, rows counted from 1 (a CSV header is row 0).
+        row: the row's fields, without the image columns of a Parquet file or Hub id.
+        location: file and row number for messages; rows are numbered from 1 (a CSV header is row 0).
         number: the row number.
-        split: split of a release folder or Hub id, else what the row states, else None.
+        split: split of a release folder or Hub id, or stated in the row, or None.
     """
 
     row: Mapping[str, Any]
@@ -69,26 +69,22 @@ def named_folder() -> Path | None:
     """Returns the folder of ``$SCALE_VQA_PATH``, else ``./scale-vqa`` if that is a release folder, else None.
 
     Raises:
-        InputError: if the variable names something that is not a release folder.
+        InputError: if the variable is not the path of a release folder.
     """
     value = os.environ.get(FOLDER_VARIABLE)
-    if value:
-        folder = Path(value).expanduser()
-        try:
-            release_configs(folder)
-        except InputError as error:
-            raise InputError(
-                [
-                    Problem(f"${FOLDER_VARIABLE}: {one.location}", one.expected, one.found, one.hint)
-                    for one in error.problems
-                ]
-            ) from error
-        return folder
-    return _folder_here()
+    if not value:
+        return _folder_here()
+    folder = Path(value).expanduser()
+    try:
+        release_configs(folder)
+    except InputError as error:
+        problems = [replace(one, location=f"${FOLDER_VARIABLE}: {one.location}") for one in error.problems]
+        raise InputError(problems) from error
+    return folder
 
 
 def _folder_here() -> Path | None:
-    """Returns ``./scale-vqa`` if its README.md is a card with configs: a checkout of the code has the same name."""
+    """Returns ``./scale-vqa`` if its README.md is a card with configs; a checkout of the code may have that name."""
     card = Path(DATASET_NAME, "README.md")
     if not card.is_file():
         return None
@@ -97,13 +93,13 @@ def _folder_here() -> Path | None:
 
 
 def resolve_data(data: str | Path) -> str:
-    """Returns what ``load_dataset`` takes for DATA: all names but ``scale-vqa`` as they are.
+    """Resolves the name ``scale-vqa`` to an argument for ``load_dataset``; returns all other names unchanged.
 
-    The bare name is the first of: the release folder ``./scale-vqa``, the folder of ``$SCALE_VQA_PATH``, what
-    ``scale-vqa prepare`` has put into the cache of ``datasets``, the Hub id of ``$SCALE_VQA_HUB_ID``.
+    The name refers to the first of these that exists: the release folder ``./scale-vqa``, the folder of
+    ``$SCALE_VQA_PATH``, the data prepared by ``scale-vqa prepare``, the Hub id of ``$SCALE_VQA_HUB_ID``.
 
     Raises:
-        InputError: if the bare name is given and none of those is there.
+        InputError: if none of them exists.
     """
     if str(data) != DATASET_NAME:
         return str(data)
@@ -123,18 +119,16 @@ def resolve_data(data: str | Path) -> str:
 
 
 def release_configs(folder: Path) -> dict[str, dict[str, list[Path]]]:
-    """Returns config -> split -> Parquet files of a release folder, read from the YAML of its README.md.
-
-    The config that loads without a name comes first.
+    """Returns config -> split -> Parquet files of a release folder, as stated in its card, the default config first.
 
     Raises:
-        InputError: if the folder has no card, or the card names files that are not there.
+        InputError: if the folder has no card, or the card names files that do not exist.
     """
     card = folder / "README.md"
     hint = "name a folder that `scale-vqa build` made"
     if not card.is_file():
         if (folder / "zoom.jsonl").is_file():
-            hint = f"name the questions of `scale-vqa build zoom` themselves, {folder / 'zoom.jsonl'}"
+            hint = f"name the question file of `scale-vqa build zoom`, {folder / 'zoom.jsonl'}"
         raise InputError(Problem(str(folder), "a release folder with a README.md", "no README.md", hint))
     try:
         configs = head(card.read_text(encoding="utf-8-sig")).get("configs") or []
@@ -145,11 +139,11 @@ def release_configs(folder: Path) -> dict[str, dict[str, list[Path]]]:
             for entry in sorted(configs, key=lambda entry: not entry.get("default", False))
         }
     except InputError as error:
-        raise InputError([Problem(str(card), one.expected, one.found, hint) for one in error.problems]) from error
+        raise InputError([replace(one, location=str(card), hint=hint) for one in error.problems]) from error
     except (KeyError, TypeError, AttributeError, ValueError, NotImplementedError, OSError) as error:
         raise InputError(Problem(str(card), "YAML with configs and data_files", preview(error), hint)) from error
     if not found:
-        raise InputError(Problem(str(card), "YAML configs in the head of the card", "none", hint))
+        raise InputError(Problem(str(card), "configs in the YAML metadata of the card", "none", hint))
     missing = [f"{name}/{split}" for name, splits in found.items() for split, files in splits.items() if not files]
     if missing:
         raise InputError(Problem(str(card), "the Parquet files it names", f"none for {', '.join(missing)}", hint))
@@ -157,15 +151,15 @@ def release_configs(folder: Path) -> dict[str, dict[str, list[Path]]]:
 
 
 def _matches(folder: Path, pattern: str) -> list[Path]:
-    """Returns the files of a folder that match a pattern of its card; a pattern that leaves the folder is refused."""
+    """Returns the files that match a pattern of a card; raises InputError if the pattern leaves the folder."""
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-        hint = "do not use this folder: it names files outside of itself"
-        raise InputError(Problem(str(folder / "README.md"), "paths inside of the folder", preview(pattern), hint))
+        hint = "do not use this folder: its card names files outside the folder"
+        raise InputError(Problem(str(folder / "README.md"), "paths inside the folder", preview(pattern), hint))
     return sorted(folder.glob(pattern))
 
 
 def release_files(folder: Path, config: str | None = None) -> dict[str, list[Path]]:
-    """Returns split -> Parquet files of one config of a release folder (``default``, else the first one).
+    """Returns split -> Parquet files of a config; None is ``default``, or the first config if there is no ``default``.
 
     Raises:
         InputError: if it is not a release folder, or has no such config.
@@ -180,22 +174,22 @@ def release_files(folder: Path, config: str | None = None) -> dict[str, list[Pat
 
 
 def read_records(data: str | Path, split: str | None = None, config: str | None = None) -> Iterator[Record]:
-    """Yields the rows of ``data`` one by one; see ``questions.read_questions`` for the kinds of input.
+    """Yields the rows of ``data``; see ``questions.read_questions`` for the kinds of input.
 
     Args:
         data: as for ``read_questions``.
-        split: the split to keep; None keeps all. A file whose rows state no split is taken for any of the usual ones.
-        config: config of a release folder or Hub id.
+        split: split to read, or None for all. A file without stated splits is accepted as any of ``USUAL_SPLITS``.
+        config: config of a release folder or Hub id, or None for its default.
 
     Raises:
-        InputError: if the input is none of those, cannot be read (with line and column of a text), or has no such
-            split.
+        InputError: if the input is not of these kinds, cannot be read (with line and column of a text), or does not
+            have the split.
     """
     data = resolve_data(data)
     path = Path(data)
     try:
         mode = path.stat().st_mode
-    except (OSError, ValueError):  # ValueError: a NUL byte; OSError: also a name that is too long
+    except (OSError, ValueError):  # also a name with a NUL byte, or one that is too long
         mode = 0
     if stat.S_ISDIR(mode):
         files = release_files(path, config)
@@ -213,7 +207,7 @@ def read_records(data: str | Path, split: str | None = None, config: str | None 
 
 
 def _chosen(data: str, split: str | None, names: Iterable[str]) -> list[str]:
-    """Returns the names of the splits to read; a split that is not there is an error that lists those that are."""
+    """Returns the names of the splits to read; raises InputError if ``split`` does not exist."""
     names = list(names)
     if split is not None and split not in names:
         expected = f"a split that it has ({', '.join(names)})"
@@ -222,17 +216,17 @@ def _chosen(data: str, split: str | None, names: Iterable[str]) -> list[str]:
 
 
 def _of_split(data: str, split: str, records: list[Record]) -> Iterator[Record]:
-    """Yields the rows of a file that state a split."""
+    """Yields the rows of a split."""
     stated = Counter(record.split for record in records)
     if set(stated) <= {None}:
         if split not in USUAL_SPLITS:
-            expected = f"rows that state their split, or one of {', '.join(USUAL_SPLITS)}"
-            hint = f"leave --split out, or {did_you_mean(split, USUAL_SPLITS)}"
+            expected = f"rows with a split field, or one of {', '.join(USUAL_SPLITS)}"
+            hint = f"omit --split, or {did_you_mean(split, USUAL_SPLITS)}"
             raise InputError(Problem(data, expected, f"no split in the rows, and --split {preview(split)}", hint))
         yield from records
         return
     if None in stated:
-        found, hint = f"{stated[None]} of {len(records)} rows without one", "add the field, or leave --split out"
+        found, hint = f"{stated[None]} of {len(records)} rows without one", "add the field, or omit --split"
         raise InputError(Problem(data, "a split in every row or in none", found, hint))
     _chosen(data, split, [name for name in stated if name is not None])
     yield from (record for record in records if record.split == split)
@@ -284,7 +278,7 @@ def _csv(path: Path) -> Iterator[Record]:
         header = list(reader.fieldnames or [])
         twice = sorted({name for name in header if header.count(name) > 1})
         if twice:
-            hint = "rename or remove one of each"
+            hint = "rename or remove one of them"
             raise InputError(Problem(f"{path}, row 0", "each column once", f"twice: {', '.join(twice)}", hint))
         for number, row in enumerate(reader, 1):
             if None in row:
@@ -302,7 +296,7 @@ def _record(row: object, location: str, number: int) -> Record:
 
 
 def _parquet(path: Path, split: str | None = None) -> Iterator[Record]:
-    """Yields the rows of a Parquet file, batch by batch; of images the names are read, as ``image_path``."""
+    """Yields the rows of a Parquet file, with the names of images as ``image_path``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -329,14 +323,14 @@ def _parquet(path: Path, split: str | None = None) -> Iterator[Record]:
 
 
 def _with_image_names(row: dict[str, Any], views: Iterable[str], location: str) -> dict[str, Any]:
-    """Returns a row with ``image_path`` (view -> name, None without an image) in place of its image columns."""
-    # an image without a name is there all the same
+    """Returns a row with ``image_path`` (view -> name, or None without an image) in place of its image columns."""
+    # an image may exist without a name
     names = {view: image and (image["path"] or f"{view} of {location}") for view in views for image in [row.pop(view)]}
     return {**row, "image_path": names} if names else row
 
 
 def _holds_images(field: Any) -> bool:
-    """Says whether an Arrow field is an image column; texts that a writer stored as bare bytes are not."""
+    """Returns whether an Arrow field is an image column, and not text stored as bytes."""
     import pyarrow as pa
 
     if field.name in IMAGE_COLUMNS:
@@ -351,7 +345,7 @@ def _holds_images(field: Any) -> bool:
 
 
 def _class_names(path: Path, schema: Any) -> dict[str, list[str]]:
-    """Returns column -> class names, as ``datasets`` states them in the metadata of a Parquet file."""
+    """Returns column -> class names from the metadata that ``datasets`` writes to a Parquet file."""
     content = (schema.metadata or {}).get(b"huggingface")
     if content is None:
         return {}
@@ -360,13 +354,13 @@ def _class_names(path: Path, schema: Any) -> dict[str, list[str]]:
     return {
         name: feature["names"]
         for name, feature in (features.items() if isinstance(features, Mapping) else ())
-        # an answer's class index is its position among the options
+        # the class index of an answer is its position among the options
         if name != "answer" and isinstance(feature, Mapping) and isinstance(feature.get("names"), list)
     }
 
 
 def _plain(row: Mapping[str, Any], labels: Mapping[str, list[str]], location: str) -> dict[str, Any]:
-    """Returns a row with class indices replaced by their names, and bytes by their text."""
+    """Returns a row with class indices replaced by class names, and bytes by text."""
     result = {name: _decoded(value) for name, value in row.items()}
     for name, names in labels.items():
         index = result.get(name)
@@ -396,7 +390,7 @@ def _hub(name: str, split: str | None, config: str | None) -> Iterator[Record]:
             labels = {key: one.names for key, one in features.items() if key != "answer" and hasattr(one, "names")}
             images = [key for key, one in features.items() if key in IMAGE_COLUMNS or _is_media(one)]
             views = [view for view in VIEWS if isinstance(features.get(view), Image) and "image_path" not in features]
-            for view in views:  # first: a later cast would encode the decoded images again, without their names
+            for view in views:  # before other columns are removed: later, the names of the images would be lost
                 rows = rows.cast_column(view, Image(decode=False))
             for number, row in enumerate(rows.remove_columns([key for key in images if key not in views]), 1):
                 location = f"{name} {part}, row {number}"
@@ -404,14 +398,14 @@ def _hub(name: str, split: str | None, config: str | None) -> Iterator[Record]:
                 yield Record(row, location, number, str(part))
     except InputError:
         raise
-    except Exception as error:  # no network, no such name or config, a URL or a file that is broken: of many libraries
-        expected = "a file or folder here, or a data set on the Hub" + (f" with a config {config!r}" if config else "")
+    except Exception as error:  # many libraries raise their own errors for network, names, configs and files
+        expected = "a file or folder here, or a dataset on the Hub" + (f" with a config {config!r}" if config else "")
         found = preview(str(error) or type(error).__name__, 800)
         raise InputError(Problem(name, expected, found, "check the name, and the network for a Hub id")) from error
 
 
 def _is_media(feature: Any) -> bool:
-    """Says whether a feature of ``datasets``, or what its lists and structs hold, is decoded from bytes."""
+    """Returns whether a feature of ``datasets``, or one inside its lists and structs, is decoded from bytes."""
     if isinstance(feature, Mapping):
         return any(_is_media(one) for one in feature.values())
     inner = getattr(feature, "feature", None)

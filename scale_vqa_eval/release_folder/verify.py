@@ -1,7 +1,7 @@
-"""Checks of a release folder that may come from anyone: where its files lie, what they hold, what is refused.
+"""Checks of an untrusted release folder: locations of its files, columns, and images.
 
-``datasets`` opens the file or URL that an image's ``path`` names wherever its ``bytes`` are null, and follows a card
-out of its folder. A release folder has every image inside, so both are refused here.
+``datasets`` opens the file or URL in an image's ``path`` if its ``bytes`` are null, and reads files outside the folder
+if the card names them. A release folder contains all its images, so both are refused here.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Shards = Mapping[str, list[Path]]
 
 
 def release_shards(folder: Path) -> Mapping[str, Shards]:
-    """Returns config -> split -> Parquet files of a release folder; the config that loads without a name comes first.
+    """Returns config -> split -> Parquet files of a release folder, the default config first.
 
     Raises:
-        InputError: if the folder has no card, a config is not one of Scale-VQA's, or a file lies outside.
+        InputError: if the folder has no card, a config is not one of Scale-VQA's, or a file is outside the folder.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -41,7 +41,7 @@ def release_shards(folder: Path) -> Mapping[str, Shards]:
         if name not in CONFIGS
     ]
     root = folder.resolve()
-    # a snapshot in the Hub's cache is a folder of links that the Hub's client made itself
+    # a snapshot in the Hub's cache consists of links
     if not root.is_relative_to(Path(HF_HUB_CACHE).resolve()):
         files = (file for shards in configs.values() for files in shards.values() for file in files)
         problems += [
@@ -55,10 +55,10 @@ def release_shards(folder: Path) -> Mapping[str, Shards]:
 
 
 def has_images(config: str, shards: Shards) -> bool:
-    """Says whether a config has image columns: not ``text``, ``hub``, and controls made of a folder without images.
+    """Returns whether a config should have image columns.
 
-    A control takes over the columns of the rows it was made of, so its own files are asked; whether any other config
-    has its image columns is checked by ``check_columns``.
+    ``text`` and ``hub`` have none. A control has the columns of the rows that it was made from, so its files are read.
+    All other configs must have image columns, which ``check_columns`` checks.
     """
     if config not in CONTROLS:
         return config not in ("text", HUB)
@@ -71,13 +71,13 @@ def declared_features(config: str, shards: Shards) -> Any:
 
 
 def content_hash(config: str, shards: Shards) -> str:
-    """Returns the SHA-256 over a config's name and features and the splits, names and bytes of its shards."""
+    """Returns the SHA-256 over a config's name, features, and the splits, names and bytes of its shards."""
     files = [[split, file.name, sha256_file(file)] for split, files in shards.items() for file in files]
     return sha256_json([config, [[str(declared_features(config, shards))], *files]])
 
 
 def file_stamp(config: str, shards: Shards) -> str:
-    """Returns a SHA-256 over a config's name and the paths, sizes and times of its shards, without reading them."""
+    """Returns a SHA-256 over a config's name and the paths, sizes and modification times of its shards."""
     files = [(split, file.absolute(), file.stat()) for split, files in shards.items() for file in files]
     return sha256_json([config, [[split, str(file), stat.st_size, stat.st_mtime_ns] for split, file, stat in files]])
 
@@ -86,7 +86,7 @@ def check_columns(shards: Shards, declared: Any) -> None:
     """Compares the columns of every shard with the declared ``datasets.Features``.
 
     Raises:
-        InputError: with each column that is missing, unknown, or of another type or other class names.
+        InputError: lists each column that is missing, unknown, or has another type or other class names.
     """
     problems = [problem for files in shards.values() for file in files for problem in _column_problems(file, declared)]
     if problems:
@@ -117,10 +117,10 @@ def _column_problems(file: Path, declared: Any) -> Iterator[Problem]:
 
 
 def unembedded_rows(table: pa.Table) -> Iterator[tuple[int, str, str]]:
-    """Yields row number, column and path of every image that is named by a path and has no bytes of its own."""
+    """Yields row number, column and path of every image that has a path but no bytes."""
     for name in table.column_names:
         start = 0
-        for chunk in table[name].chunks:  # as they are: to join them would copy every image
+        for chunk in table[name].chunks:  # combining the chunks would copy every image
             for row, path in _paths_alone(chunk):
                 yield start + row, name, path
             start += len(chunk)

@@ -1,8 +1,7 @@
-"""Writes release folders: Parquet shards per config and split beside the card that names them.
+"""Writes release folders: Parquet shards per config and split, and the dataset card.
 
-A folder is put together in a hidden sibling and takes its place in one rename: a process killed at any moment leaves
-the old folder, the new one, or the hidden sibling, which the next writer clears. Two writers of one folder exclude
-each other.
+A folder is assembled in a hidden sibling folder and renamed. A process killed at any moment leaves the old folder or
+the new one, and possibly the hidden folder, which the next writer removes. A lock excludes a second writer.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from scale_vqa_eval.schema import ALL_DIMENSIONS, CONFIGS, VIEWS
 
 Row = Mapping[str, Any]
 ROWS_PER_GROUP: Final = 64
-"""Rows of a row group, or of a piece of one: a row group whose rows share images is longer."""
+"""Number of rows after which a row group without images ends."""
 GROUP_BYTES: Final = (16 * 2**20, 64 * 2**20)
-"""Image bytes of a row group, counted once per row that shows them: it may end from the first number on, at a row that
-shares no image with those before; it must end at the second, so that a reader's memory is bounded."""
+"""Image bytes of a row group, counted once per row. Above the first number a row group ends before the next row that
+shares no image with it; above the second number it always ends, which bounds a reader's memory."""
 SHARD_BYTES: Final = 500_000_000
 PARQUET: Final[dict[str, Any]] = {
     "compression": "snappy",
     "write_page_index": True,
     "write_page_checksum": True,
-    # with all images of a row group in its dictionary page, a column stores an image once that several rows show
+    # large enough for all images of a row group: a column then stores an image of several rows once
     "dictionary_pagesize_limit": 2 * GROUP_BYTES[1],
 }
 
@@ -41,8 +40,8 @@ def row_features(images: bool = True, config: str = "") -> Any:
     """Returns the columns of a release folder as ``datasets.Features``.
 
     Args:
-        images: False for the ``text`` config, which has no image column.
-        config: ``hub`` has a text and a data URI in place of the image columns.
+        images: whether the config has image columns (``text`` has none).
+        config: name of the config; ``hub`` has a text and a data URI in place of the image columns.
     """
     from datasets import ClassLabel, Features, Image, List, Value
 
@@ -72,25 +71,22 @@ def write_release(
     drop: Set[str] = frozenset(),
     finish: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Writes configs into a release folder; configs that the folder already has and ``tables`` does not name stay.
-
-    Rows are streamed: memory does not grow with their number.
+    """Writes configs into a release folder; other configs of the folder are kept. Rows are streamed.
 
     Args:
-        out: the release folder; made, or extended if it is one already.
+        out: the release folder, which is created or extended.
         tables: config -> split -> rows. A row has the columns of ``row_features`` as plain values: an image is
-            ``{"bytes": ..., "path": name}`` or None, ``answer`` a letter, ``dimension`` a name, absent columns null.
-        notes: config -> Markdown paragraph for the card: where the rows come from, seed, limits, what was reported.
-        files: further files, ``<config>/<name>`` -> content, that lie beside the Parquet of a config.
-        drop: configs that the folder may have and that no longer hold, such as splits made from older rows.
-        finish: called with the hidden folder once it is complete and loads; adds files that describe it.
+            ``{"bytes": ..., "path": name}`` or None, ``answer`` a letter, ``dimension`` a name; missing ones are null.
+        notes: config -> Markdown paragraph for the card: source of the rows, seed, limits, reported defects.
+        files: ``<config>/<name>`` -> content of other files to write beside the Parquet files.
+        drop: configs to remove, such as controls that were made from older rows.
+        finish: called with the hidden folder when it is complete, to add files that describe it.
 
     Returns:
         The path of the folder.
 
     Raises:
-        InputError: if ``out`` holds something that is not a release folder, cannot be written, or another process
-            writes to it.
+        InputError: if ``out`` is not a release folder, cannot be written, or is being written by another process.
     """
     with staged_release(out, tables.keys() | drop, notes) as staging:
         for config, splits in tables.items():
@@ -106,25 +102,21 @@ def write_release(
 
 
 def row_tables(rows: Iterable[Row], features: Any) -> Iterator[Any]:
-    """Yields rows as Arrow tables, each of them a row group; one at a time in memory.
-
-    Args:
-        rows: as for ``write_release``.
-        features: the columns, from ``row_features``.
-    """
+    """Yields rows (see ``write_release``) as Arrow tables, one per row group, with the columns ``features``."""
     import pyarrow as pa
 
     for batch in row_groups(rows):
-        encoded = [features.encode_example(_complete(row, features)) for row in batch]
+        encoded = [
+            features.encode_example(
+                {name: (row.get(name) or []) if name == "option_images" else row.get(name) for name in features}
+            )
+            for row in batch
+        ]
         yield pa.Table.from_pylist(encoded, schema=features.arrow_schema)
 
 
-def _complete(row: Row, names: Iterable[str]) -> dict[str, Any]:
-    return {name: (row.get(name) or []) if name == "option_images" else row.get(name) for name in names}
-
-
 def row_groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Yields the rows of each row group; its end is where no image is shared across it, if that comes in time."""
+    """Yields the rows of each row group; if possible, no image is shared between row groups (see ``GROUP_BYTES``)."""
     batch: list[Row] = []
     seen: set[bytes] = set()
     size = 0
@@ -144,13 +136,7 @@ def row_groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def write_shards(folder: Path, split: str, schema: Any, tables: Iterable[Any]) -> None:
-    """Writes tables, each of them a row group, as ``<split>-<shard>-of-<shards>.parquet``; one at a time in memory.
-
-    Args:
-        folder: folder of the config; made if it is missing.
-        split: name of the split.
-        schema: Arrow schema of the tables, the ``datasets`` features in its metadata.
-        tables: Arrow tables, such as ``row_tables`` yields.
+    """Writes tables (see ``row_tables``), each as a row group, to ``<split>-<shard>-of-<shards>.parquet``.
 
     Raises:
         ValueError: if there is no table.
@@ -163,12 +149,12 @@ def write_shards(folder: Path, split: str, schema: Any, tables: Iterable[Any]) -
 
 
 def shard_names(split: str, count: int) -> list[str]:
-    """Returns the file names of a split that has ``count`` shards, in order."""
+    """Returns the file names of the ``count`` shards of a split, in order."""
     return [f"{split}-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
 
 
 def write_parts(folder: Path, prefix: str, schema: Any, tables: Iterable[Any]) -> list[Path]:
-    """Writes tables as ``<prefix>.<number>.shard`` of about ``SHARD_BYTES`` each; returns the files, none for none."""
+    """Writes tables to files ``<prefix>.<number>.shard`` of about ``SHARD_BYTES`` each; returns the files."""
     import pyarrow.parquet as pq
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -190,19 +176,13 @@ def write_parts(folder: Path, prefix: str, schema: Any, tables: Iterable[Any]) -
 
 @contextlib.contextmanager
 def staged_release(out: str | Path, configs: Set[str], notes: Mapping[str, str]) -> Iterator[Path]:
-    """Yields a hidden folder to write ``configs`` into; on leaving, writes the card and takes the place of ``out``.
+    """Yields a hidden folder to write ``configs`` into; on exit, writes the card and replaces ``out`` by this folder.
 
-    Everything else that ``out`` holds already stays: its other configs and any file beside them. ``hub`` goes if the
-    rows that it may have been made of are written anew. The lock of ``out`` is held meanwhile.
-
-    Args:
-        out: the release folder; made, or extended if it is one already. A symlink is followed.
-        configs: the configs that the caller writes as ``<config>/<split>-<shard>-of-<shards>.parquet``.
-        notes: config -> Markdown paragraph for the card.
+    The caller writes files ``<config>/<split>-<shard>-of-<shards>.parquet``. Other configs and files of ``out`` are
+    kept, except ``hub`` if a config that it may have been made from is written again. ``out`` is locked meanwhile.
 
     Raises:
-        InputError: if ``out`` holds something that is not a release folder, cannot be written, or another process
-            writes to it.
+        InputError: as ``write_release``.
     """
     unknown = sorted(configs - set(CONFIGS))
     if unknown:
@@ -228,13 +208,12 @@ def staged_release(out: str | Path, configs: Set[str], notes: Mapping[str, str])
 
 @contextlib.contextmanager
 def exclusive_release(out: str | Path) -> Iterator[Path]:
-    """Holds the lock of a release folder that will be written; yields its real path, symlinks followed.
+    """Locks a release folder for writing; yields its real path.
 
-    A folder that a killed writer had set aside is put back first.
+    Restores the folder first if a writer was killed while replacing it.
 
     Raises:
-        InputError: if ``out`` holds something that is not a release folder, cannot be written, or another process
-            writes to it.
+        InputError: as ``write_release``.
     """
     with exclusive_output(out) as target:
         _, retired = _hidden(target)
@@ -249,13 +228,13 @@ def exclusive_release(out: str | Path) -> Iterator[Path]:
             try:
                 release_configs(target)
             except InputError as error:
-                expected, found = "no folder yet, or a release folder", "a folder that holds something else"
+                expected, found = "a new folder, or a release folder", "a folder with other contents"
                 raise InputError(Problem(str(out), expected, found, "name another --out")) from error
         yield target
 
 
 def check_out(out: str | Path) -> None:
-    """Preflight check: raises InputError if ``exclusive_release(out)`` would, before hours of work."""
+    """Preflight check before long work: raises InputError if ``out`` cannot be written as a release folder."""
     with exclusive_release(out):
         pass
 
@@ -272,12 +251,12 @@ def folder_digest(folder: str | Path) -> str:
 
 
 def _hidden(target: Path) -> tuple[Path, Path]:
-    """Returns the siblings in which a new folder is put together and the old one is set aside."""
+    """Returns the hidden sibling folders for the new folder and for the old one while it is replaced."""
     return target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.retired")
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> None:
-    """Hard-links a file that stays as it is (no second copy of large shards); copies if links are not supported."""
+    """Hard-links a file that will not be changed, or copies it if hard links are not supported."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,13 +1,12 @@
-"""The metric's Space: a predictions file and the gold answers in, accuracy beside its blind control out.
+"""The metric's Space: a web page for ``scale-vqa score``.
 
-It is ``scale-vqa score`` behind a page: files are read, checked, scored and printed by the installed package
-``scale-vqa``. (``evaluate.utils.launch_gradio_widget`` needs ``gradio.inputs``, which Gradio removed in version 4.)
+Files are read, checked and scored by the installed package ``scale-vqa``. (``evaluate.utils.launch_gradio_widget``
+needs ``gradio.inputs``, which Gradio removed in version 4.)
 """
 
 from __future__ import annotations
 
 import html
-import re
 import tempfile
 from pathlib import Path
 from typing import Any, Final
@@ -16,11 +15,11 @@ import gradio as gr
 
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import write_json
+from scale_vqa_eval.release_folder.read import HUB_ID
 from scale_vqa_eval.scoring.results import score_table
 from scale_vqa_eval.scoring.score import score_files
 
 MAX_FILE: Final = "200mb"
-_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 STYLE: Final = """
 #score pre { overflow-x: auto; line-height: 1.35; }
 #score p { border-left: 5px solid #c2410c; padding: 6px 10px; font-weight: 600; overflow-wrap: anywhere; }
@@ -31,14 +30,14 @@ STYLE: Final = """
 def answer(
     run: str | None, gold: str | None, hub: str, config: str, split: str, blind: str | None, mode: Any
 ) -> tuple[str, Any]:
-    """Scores the files of the page; returns HTML and the results file, or the problems and no file."""
+    """Scores the uploaded files; returns HTML and the results file, or the problems as HTML and no file."""
     hub, config, split = hub.strip(), config.strip(), split.strip()
     try:
         if not run:
             raise InputError(Problem("Predictions", "a file", "none", "choose one"))
         if bool(gold) == bool(hub):
             raise InputError(Problem("Gold", "a file or a dataset on the Hub", "both or none", "give one of the two"))
-        if hub and (not _HUB_ID.fullmatch(hub) or ".." in hub or Path(hub).exists()):
+        if hub and (not HUB_ID.fullmatch(hub) or ".." in hub or Path(hub).exists()):
             raise InputError(Problem("Dataset", "a Hub id org/name", hub[:80], "write it as the Hub does"))
         wanted = split or ("test" if hub else None)
         results, warnings = score_files(run, gold or hub, wanted, config or None, mode, blind=[blind] if blind else [])
@@ -54,18 +53,19 @@ def answer(
 
 
 def _file_names(text: str, *paths: str | None) -> str:
-    """Replaces the server's paths of the given files by their names."""
+    """Replaces the paths of uploaded files in a text by their names."""
     for path in filter(None, paths):
         text = text.replace(path, Path(path).name)
     return text
 
 
 def page() -> gr.Blocks:
-    """Builds the page. Texts of files go into ``gr.HTML`` alone, escaped: Markdown and toasts would render them."""
+    """Builds the page; texts from files are shown only in ``gr.HTML``, escaped, as Markdown would be rendered."""
     with gr.Blocks(title="scale_vqa_acc", delete_cache=(3600, 3600), analytics_enabled=False) as blocks:
         gr.Markdown(
             "# scale_vqa_acc\nAccuracy of lettered answers with a patient-clustered 95% interval, beside a blind "
-            "control. What cannot be read is wrong and counted, never guessed. Files are deleted after an hour."
+            """Builds the page; texts from files are shown only in ``gr.HTML``, escaped: Markdown would be rendered."""
+            "hour."
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=320):

@@ -1,4 +1,4 @@
-"""Statistics of questions that come in clusters: many questions of one patient are not many patients.
+"""Statistics of clustered questions: several questions come from the same patient.
 
 Sources: Miller 2024, "Adding error bars to evals" (arXiv:2411.00640) for clustered standard errors, paired differences
 and power; Bell & McCaffrey 2002 and Pustejovsky & Tipton 2018 (J. Bus. Econ. Stat. 36:672) for the CR2 variance and
@@ -36,8 +36,8 @@ class ClusteredInterval:
         n: items.
         clusters: clusters.
         effective_n: independent items that would give the same standard error, at most ``n``.
-        method: ``logit`` | ``clopper-pearson`` (no clustered variance) | ``undefined`` (one cluster: the interval is
-            the whole scale, as nothing is known of the spread between clusters).
+        method: ``logit``, ``clopper-pearson`` (no clustered variance) or ``undefined`` (one cluster: the interval is
+            [0, 1], because the variance between clusters is unknown).
     """
 
     mean: float
@@ -56,7 +56,7 @@ class ClusteredInterval:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean difference a - b over the same items, with its clustered interval and two-sided p-value."""
+    """Mean difference a - b over the same items, with clustered interval and two-sided p-value."""
 
     difference: float
     standard_error: float
@@ -73,22 +73,19 @@ class PairedDifference:
 
 
 def cluster_codes(clusters: Clusters) -> tuple[Codes, int]:
-    """Numbers the clusters.
+    """Returns (n,) integer codes of the clusters, and the number of clusters.
 
     Args:
-        clusters: (n,) names, numbered in order of appearance; an integer array is taken as numbers already, which
-            need not be dense.
-
-    Returns:
-        codes (n,) and the number of clusters that occur.
+        clusters: (n,) names, which are numbered in order of appearance; or an integer array of codes, which need not
+            be consecutive.
 
     Raises:
-        ValueError: if a cluster is missing (None, nan, an empty name, a negative number).
+        ValueError: if a cluster is missing (None, nan, an empty name, a negative code).
     """
     if isinstance(clusters, np.ndarray) and clusters.dtype.kind in "iu":
         if clusters.size and clusters.min() < 0:
             raise ValueError(f"item {int(clusters.argmin())} has no cluster (found {clusters.min()})")
-        if clusters.size and clusters.max() > 4 * clusters.size:  # sparse numbers: a table of them would be large
+        if clusters.size and clusters.max() > 4 * clusters.size:  # bincount would need much memory
             clusters = np.unique(clusters, return_inverse=True)[1]
         return clusters.astype(np.int64, copy=False), int(np.count_nonzero(np.bincount(clusters)))
     names = clusters if isinstance(clusters, list | tuple) else list(clusters)
@@ -123,20 +120,20 @@ def clustered_interval(
     """Mean of ``correct`` with its CR2 standard error and a logit interval.
 
     The interval is logit(m) +- t * SE / (m (1 - m)), transformed back. t has the smaller of two degrees of freedom:
-    Satterthwaite's, and 2 V^2 / var(V) of the variance estimate V from the spread of the clusters' contributions, so
-    that a variance that rests on one or two clusters is not trusted. The interval is never wider than Clopper-Pearson
-    with the effective number of clusters as the sample, which is also what is left without clustered variance (all
-    right, all wrong).
+    Satterthwaite's, and 2 V^2 / var(V) with the variance estimate V and the spread of the clusters' contributions,
+    which is small if V depends on one or two clusters. The interval is never wider than Clopper-Pearson with the
+    effective number of clusters as the sample size, which is also the interval without clustered variance (all right
+    or all wrong).
 
     Args:
         correct: (n,) values in [0, 1].
-        clusters: (n,) cluster of each item, names or codes as ``cluster_codes`` takes them.
+        clusters: (n,) cluster of each item, names or codes as for ``cluster_codes``.
         level: confidence level.
         weights: (n,) positive weights of a weighted mean (a ratio estimate), or None.
-        strata: (n,) codes of strata; the mean is then that of the strata's means.
+        strata: (n,) codes of strata, or None; the mean is then the mean of the strata's means.
 
     Raises:
-        ValueError: if there is no item, a length differs, a value lies outside [0, 1] or a cluster is missing.
+        ValueError: if there is no item, lengths differ, a value is outside [0, 1] or a cluster is missing.
 
     >>> interval = clustered_interval([1, 1, 0, 1, 0, 0], ["a", "a", "b", "b", "c", "c"])
     >>> round(interval.mean, 3), round(interval.standard_error, 3), interval.clusters
@@ -171,10 +168,10 @@ def clustered_interval(
 def overlapping_interval(
     right: npt.ArrayLike, members: Sequence[Clusters], level: float = 0.95
 ) -> tuple[float, float]:
-    """Interval of the share of groups that are right, where a patient may be a member of many groups.
+    """Interval of the share of right groups, if a patient may be a member of several groups.
 
-    The variance sums the products of residuals over all pairs of groups that share a patient. The number of disjoint
-    groups, patients / members of a group, takes the place of the number of clusters.
+    The variance is the sum of the products of residuals over all pairs of groups that share a patient. The number of
+    disjoint groups (patients / members per group) is used as the number of clusters.
 
     Args:
         right: (g,) 1.0 for a group with all items right, else 0.0.
@@ -197,22 +194,19 @@ def overlapping_interval(
 
 
 def p_value_against(
-    correct: npt.ArrayLike,
-    clusters: Clusters,
-    chance: float | npt.ArrayLike,
-    alternative: Alternative = "greater",
+    correct: npt.ArrayLike, clusters: Clusters, chance: float | npt.ArrayLike, alternative: Alternative = "greater"
 ) -> float:
-    """p-value of "the mean is above (below, other than) chance", by the clustered t statistic at C-1 degrees.
+    """p-value of the mean against chance, by the clustered t statistic with C-1 degrees of freedom.
 
     Args:
         correct: (n,) values in [0, 1].
         clusters: (n,) cluster of each item.
-        chance: accuracy of a guess, one number or one per item (questions with different numbers of options).
+        chance: accuracy of guessing, one number or one per item (questions with different numbers of options).
         alternative: ``greater`` (default), ``less`` or ``two-sided``.
 
     Returns:
-        The p-value; 1.0 with one cluster. Without clustered variance: the binomial tail with the clusters as the
-        sample, in line with ``clustered_interval``.
+        The p-value; 1.0 with one cluster. Without clustered variance it is the binomial tail with the number of
+        clusters as the sample size, as in ``clustered_interval``.
     """
     values, codes, count = _checked(correct, clusters, 0.0, 1.0)
     expected = np.broadcast_to(np.asarray(chance, dtype=np.float64), values.shape)
@@ -232,11 +226,11 @@ def p_value_against(
 def paired_difference(
     correct_a: npt.ArrayLike, correct_b: npt.ArrayLike, clusters: Clusters, level: float = 0.95
 ) -> PairedDifference:
-    """Mean of a - b over the same items, clustered; two-sided p by t at C-1 degrees (Miller 2024, section 4).
+    """Mean of a - b over the same items, with a clustered t test at C-1 degrees of freedom (Miller 2024, section 4).
 
-    If the differences have no clustered variance the interval comes from Clopper-Pearson over clusters: of the rate
-    of discordant clusters if the models never differ, else of the difference mapped to [0, 1]. With one cluster the
-    interval is [-1, 1] and p is 1.
+    Without clustered variance, the interval is Clopper-Pearson over clusters: for the rate of discordant clusters if
+    the models never differ, else for the difference mapped to [0, 1]. With one cluster the interval is [-1, 1] and the
+    p-value 1.
 
     Raises:
         ValueError: as ``clustered_interval``.
@@ -261,9 +255,9 @@ def paired_difference(
 
 
 def minimum_detectable_effect(standard_error: float, clusters: int, power: float = 0.8, alpha: float = 0.05) -> float:
-    """Smallest true effect that a two-sided test at ``alpha`` finds with ``power``: (t_(1-alpha/2) + t_power) * SE.
+    """Minimum detectable effect of a two-sided test, (t_(1-alpha/2) + t_power) * SE; nan if SE is zero or undefined.
 
-    Bloom 1995 (Evaluation Review 19:547); Miller 2024, section 5. nan if the standard error is zero or undefined.
+    Bloom 1995 (Evaluation Review 19:547); Miller 2024, section 5.
     """
     if clusters < 2 or math.isnan(standard_error) or _is_zero(standard_error):
         return math.nan
@@ -309,7 +303,7 @@ def _cr2(sums: Numbers, shares: Numbers, squares: Numbers) -> tuple[float, float
     factor = squares / np.maximum(expected, np.maximum(1e-12 * squares, 1e-300))  # one cluster may have all the weight
     terms = factor * sums**2
     variance = float(terms.sum())
-    # the sum of all squared covariances of the scaled sums, without a C x C matrix
+    # sum of all squared covariances of the scaled sums, without a C x C matrix
     a, b, c = (float(factor @ part) for part in (shares**2, squares**2, shares * squares))
     cross = 2.0 * a * b + (total * a) ** 2 + 2.0 * c**2 - 4.0 * total * c * a
     own = float(np.sum((factor * (2.0 * shares * squares - shares**2 * total)) ** 2))
@@ -342,7 +336,7 @@ def _is_zero(error: float) -> bool:
 
 
 def _binomial_tail(share: float, trials: int, chance: float) -> float:
-    """P(X >= share * trials) for X ~ binomial(trials, chance), continued to real counts by the beta distribution."""
+    """P(X >= share * trials) for X ~ binomial(trials, chance), extended to real counts by the beta distribution."""
     right = share * trials
     return 1.0 if right <= 1e-9 else float(special.betainc(right, trials - right + 1.0, chance))
 

@@ -1,8 +1,8 @@
-"""Reads the answer letter out of a model's response; never guesses.
+"""Parses the answer letter in a model's response; never guesses.
 
-Two rules. ``reference`` is the accuracy rule published with ScaleReasoner-R1 (arXiv:2606.17412): the first
-``<answer>letter</answer>`` anywhere in the response, any letter. ``strict`` is this project's: one answer, after the
-think block, a letter of the question. Every rule is linear in the length of the response.
+There are two rules. ``reference`` is the accuracy rule published with ScaleReasoner-R1 (arXiv:2606.17412): the first
+``<answer>letter</answer>`` anywhere in the response, with any letter. ``strict`` is ours: a single answer, after the
+think block, with a letter of the question. All rules take linear time.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ACCURACY_WEIGHT: Final = 0.8
 FORMAT_WEIGHT: Final = 0.2
 """Weights of accuracy and format in the published reward."""
 
-# white space is followed by a letter or a tag, so a failed match costs no more than the run of white space itself
+# white space is followed by a letter or a tag, so there is no quadratic backtracking
 _FIRST = re.compile(rf"{ANSWER}\s*([A-Za-z])\s*{END_ANSWER}")
 _CONTENT = re.compile(rf"\s*([A-Za-z])\s*{END_ANSWER}")
 
@@ -61,12 +61,12 @@ _PARSED: Final = {letter: Parsed(letter.upper(), "parsed") for letter in ascii_l
 
 @dataclass(frozen=True)
 class ParsedBatch:
-    """Answers of n responses.
+    """Parse results of n responses.
 
     Attributes:
-        letters: (n,) ASCII code of the upper-case letter, 0 if none was read.
-        reasons: (n,) index into ``REASONS``; 0 if a letter was read.
-        formats: (n,) whether the response keeps the published format rule.
+        letters: (n,) ASCII code of the upper-case letter, or 0 if there is none.
+        reasons: (n,) index into ``REASONS``; 0 if there is a letter.
+        formats: (n,) whether the response satisfies the published format rule.
     """
 
     letters: npt.NDArray[np.uint8]
@@ -78,15 +78,15 @@ class ParsedBatch:
 
 
 def parse_response(response: object, mode: Mode = "reference", options: int = 4) -> Parsed:
-    r"""Reads the answer letter of one response.
+    r"""Parses the answer letter of a response.
 
     Args:
-        response: the model's text; anything else is ``not_text``.
+        response: the model's text; other values give ``not_text``.
         mode: ``reference`` or ``strict``.
-        options: number of options of the question; only ``strict`` looks at it.
+        options: number of options of the question; used by ``strict`` only.
 
     Returns:
-        The letter with reason ``parsed``, or None with one of ``REASONS``.
+        The letter with reason ``parsed``, or None with another one of ``REASONS``.
 
     >>> parse_response("<think>Glands.</think> <answer> b\n</answer>")
     Parsed(letter='B', reason='parsed')
@@ -108,7 +108,7 @@ def parse_response(response: object, mode: Mode = "reference", options: int = 4)
 def parse_batch(
     responses: Sequence[object], mode: Mode = "reference", options: int | Sequence[int] | npt.NDArray[np.int64] = 4
 ) -> ParsedBatch:
-    r"""Parses a sequence of responses one by one; see ``parse_response`` and ``keeps_format``.
+    r"""Parses a sequence of responses; see ``parse_response`` and ``keeps_format``.
 
     Args:
         responses: n model texts.
@@ -138,10 +138,10 @@ def parse_batch(
 
 
 def keeps_format(response: object) -> bool:
-    """Returns whether a response keeps the published format rule.
+    """Returns whether a response satisfies the published format rule.
 
-    A think block somewhere, exactly one ``<answer>...</answer>`` block, in it one letter (at its end: the published
-    rule allows other text before an inner ``<answer>``), and nothing but white space after it.
+    The rule needs a think block anywhere and exactly one ``<answer>...</answer>`` block with one letter, followed only
+    by white space. The published rule also allows text before an inner ``<answer>`` in the block.
 
     >>> keeps_format("<think></think> <answer>Z</answer>"), keeps_format("<answer>A</answer>")
     (True, False)
@@ -151,7 +151,7 @@ def keeps_format(response: object) -> bool:
 
 
 def _formatted(match: re.Match[str]) -> bool:
-    """Returns whether a response keeps the format, given its first answer that is a letter."""
+    """Returns whether a response satisfies the format rule, given the match of its first letter."""
     response, start, end = match.string, match.start(), match.end()
     if response[end:].strip():
         return False
@@ -182,7 +182,7 @@ def _strict(response: str, options: int) -> Parsed:
 
 
 def _missing(response: str, start: int) -> str:
-    """Returns why no letter was found from ``start`` on."""
+    """Returns the reason why there is no letter after ``start``."""
     opener = response.find(ANSWER, start)
     if opener < 0:
         return "no_answer" if response.strip() else "blank"

@@ -1,4 +1,4 @@
-"""The Scale-VQA metric: answer accuracy with patient-clustered intervals, beside its blind control."""
+"""The Scale-VQA metric: answer accuracy with patient-clustered intervals and a blind control."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .clustered import cluster_codes
 from .parsing import Mode, parse_batch
 from .summary import gold_codes, summarise
 
-# evaluate copies the modules that this file imports by name and no others, so every module is imported here
+# evaluate copies only the modules that this file imports, so every module is imported here
 MODULES = (cluster_codes, parse_batch, summarise)
 
 _DESCRIPTION = """\
-Accuracy on Scale-VQA and other lettered multiple-choice questions: the letter is read from the model's text by the
-published rule (never guessed), and the accuracy comes with a patient-clustered 95% interval, by dimension, by exchange
-group, and beside a blind run of the same model.
+Accuracy on Scale-VQA and other lettered multiple-choice questions. The letter is parsed from the model's text by the
+published rule (never guessed). The accuracy has a patient-clustered 95% interval, overall, by dimension and by
+exchange group, and is compared with a blind run of the same model.
 """
 
 _CITATION = """\
@@ -35,24 +35,24 @@ _CITATION = """\
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions: responses, the model's text as it came. None, or anything that is not text, is wrong and counted.
+    predictions: responses, the model's unchanged texts. None, or a value that is not text, counts as wrong.
     references: gold letters, or 0-based class indices.
     dimension: name of the dimension of each item (configs that contain ``dimension``).
-    cluster: patient or slide of each item; without it each item counts as independent.
+    cluster: patient or slide of each item; without it all items count as independent.
     group: exchange group of each item, or None.
     blind: responses of the same model to the same items without images.
-    mode: ``reference`` (the published rule, default) or ``strict`` (one answer, after the think block, a letter of
-        the question).
+    mode: ``reference`` (the published rule, default) or ``strict`` (a single answer after the think block, with a
+        letter of the question).
     options: number of options, one for all (default 4) or one per item.
 
 The four optional inputs are declared by the config name, joined by ``+``: ``evaluate.load("scale_vqa_acc",
-"dimension+cluster")``; ``full`` has all four. A single call of ``compute`` takes them under any config.
+"dimension+cluster")``; ``full`` has all four. A single call of ``compute`` accepts them with any config.
 
 Returns:
     A dictionary: accuracy, interval, interval_method, standard_error, n, clusters, effective_n, clustered, chance,
     macro, macro_interval, by_dimension, unparsed (n, rate, reasons), format_rate, reward, group_accuracy, groups,
-    blind, visual_gain, leakage_adjusted_accuracy, leakage_adjusted_interval, blind_withheld, mode. A figure that was
-    not asked for or is undefined is None. Gain and adjusted accuracy are withheld if more than 2% of the blind
+    blind, visual_gain, leakage_adjusted_accuracy, leakage_adjusted_interval, blind_withheld, mode. Figures that were
+    not requested or are undefined are None. Gain and adjusted accuracy are withheld if more than 2% of the blind
     responses have no letter.
 
 Example:
@@ -76,7 +76,7 @@ class ScaleVqaAcc(evaluate.Metric):  # type: ignore[misc]
     """Accuracy of lettered answers; see ``inputs_description``."""
 
     def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("large_string")  # unlike "string" it lets evaluate take None and more than 2 GB
+        text = datasets.Value("large_string")  # unlike "string", it accepts None and more than 2 GB
         features = {name: text for name in ("predictions", "references", *_fields_of(self.config_name))}
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -88,7 +88,7 @@ class ScaleVqaAcc(evaluate.Metric):  # type: ignore[misc]
         )
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
-        """Computes the score of the given responses, or of those gathered with ``add`` and ``add_batch``."""
+        """Computes the score of the given responses, or of those added by ``add`` and ``add_batch``."""
         gathered = self.writer is not None or self.num_process > 1
         if gathered or predictions is None or references is None:
             figures: dict[str, Any] | None = super().compute(predictions=predictions, references=references, **kwargs)
@@ -96,7 +96,7 @@ class ScaleVqaAcc(evaluate.Metric):  # type: ignore[misc]
         missing = [name for name in self._feature_names() if name not in ("predictions", "references", *kwargs)]
         if missing:
             raise ValueError(f"config {self.config_name!r} needs the inputs {', '.join(missing)}")
-        # one process and one call: nothing to merge, so nothing goes through a file
+        # a single call in one process does not need evaluate's temporary files
         return self._compute(predictions=predictions, references=references, **kwargs)
 
     def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
@@ -156,7 +156,7 @@ def _fields_of(config_name: str) -> tuple[str, ...]:
 
 
 def _listed(values: Any) -> Any:
-    """Returns a sequence that slices into lists: arrays, series and columns are converted."""
+    """Converts arrays, series and columns to lists."""
     if values is None or isinstance(values, list | tuple):
         return values
     for convert in ("to_pylist", "tolist"):
@@ -166,7 +166,7 @@ def _listed(values: Any) -> Any:
 
 
 def _storable_column(name: str, values: Any) -> Any:
-    """Returns a column that Arrow can hold and that is read back with the same meaning."""
+    """Returns a column that Arrow can store without a change of meaning."""
     column: Sequence[Any] | None = _listed(values)
     if column is None:
         return None
@@ -176,7 +176,7 @@ def _storable_column(name: str, values: Any) -> Any:
 
 
 def _storable(value: Any, keep: bool) -> str | None:
-    """Returns text without lone surrogates (no rule depends on them); None for other values, unless ``keep``."""
+    """Returns text without lone surrogates, which no rule depends on; None for other values, unless ``keep``."""
     if value is None or not (keep or isinstance(value, str)):
         return None
     text = str(value)

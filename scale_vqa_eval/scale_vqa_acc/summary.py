@@ -1,6 +1,6 @@
-"""Turns parsed answers into the figures of a score: accuracy with its interval, by dimension, by group, beside blind.
+"""Computes the figures of a score from parsed answers: accuracies with intervals, and comparison with a blind run.
 
-Every figure is a plain Python number, so that a summary can be written as JSON; an undefined figure is None.
+All figures are plain Python numbers that can be written as JSON; undefined figures are None.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .clustered import (
 from .parsing import ACCURACY_WEIGHT, FORMAT_WEIGHT, REASONS, ParsedBatch
 
 MAX_BLIND_UNPARSED: Final = 0.02
-"""Largest share of blind responses without a letter: a model that refuses to answer blind has no blind control."""
+"""Maximum share of blind responses without a letter: a model that refuses to answer has no valid blind control."""
 
 
 def gold_codes(references: Sequence[Any], options: int | npt.NDArray[np.int64] = 26) -> npt.NDArray[np.uint8]:
@@ -37,7 +37,7 @@ def gold_codes(references: Sequence[Any], options: int | npt.NDArray[np.int64] =
         options: number of options, one for all or one per item.
 
     Raises:
-        ValueError: naming the first reference that is neither, or lies beyond the options.
+        ValueError: names the first reference that is neither of them, or is not one of the options.
 
     >>> gold_codes(["A", "d", 1]).tobytes()
     b'ADB'
@@ -55,7 +55,7 @@ def gold_codes(references: Sequence[Any], options: int | npt.NDArray[np.int64] =
 
 
 def _gold_indices(references: Sequence[Any]) -> npt.NDArray[np.int64]:
-    """Returns 0-based indices; -1 for a reference that is neither letter nor index."""
+    """Returns 0-based indices, or -1 for references that are neither letters nor indices."""
     array = np.asarray(references) if isinstance(references, np.ndarray) else None
     if array is None and all(type(item) is int for item in references[:1]):
         with contextlib.suppress(ValueError, TypeError, OverflowError):
@@ -87,18 +87,18 @@ def summarise(
     """Summarises n answers.
 
     Args:
-        parsed: the answers of n responses.
+        parsed: parse results of n responses.
         gold: (n,) ASCII codes of the gold letters.
-        dimension: (n,) name of the dimension of each item.
-        cluster: (n,) patient or slide of each item; without it every item is a cluster of its own.
-        group: (n,) exchange group of each item, None outside of one.
-        blind: answers of the same model to the same items without images.
+        dimension: (n,) name of the dimension of each item, or None.
+        cluster: (n,) patient or slide of each item, or None to treat all items as independent.
+        group: (n,) exchange group of each item (None if it is in no group), or None.
+        blind: answers of the same model to the same items without images, or None.
         options: number of options, one for all or one per item.
         withheld: reasons why the blind run is not a valid control. Gain and adjusted accuracy are then None, as they
             are if more than ``MAX_BLIND_UNPARSED`` of the blind responses have no letter.
 
     Returns:
-        The figures that ``docs/metric.md`` explains.
+        The figures described in ``docs/metric.md``.
 
     Raises:
         ValueError: if there is no item or the lengths differ.
@@ -147,7 +147,7 @@ def summarise(
 
 
 def interval_figures(interval: ClusteredInterval) -> dict[str, Any]:
-    """Returns an interval under the names of a results file."""
+    """Returns an interval with the keys of a results file."""
     figures = interval.as_dict()
     return {
         "accuracy": figures["mean"],
@@ -174,10 +174,10 @@ def _unparsed(parsed: ParsedBatch) -> dict[str, Any]:
 def _groups(
     correct: Numbers, chances: Numbers, gold: npt.NDArray[np.uint8], codes: Codes, group: Sequence[Any] | None
 ) -> dict[str, Any]:
-    """Group accuracy: a group is right if all of its items are.
+    """Group accuracy: the share of groups of which all items are right.
 
-    Chance is that of independent guesses; ``chance_by_assignment`` is that of a reader that gives each letter of a
-    group once (1/24 for four items), which needs no image either.
+    ``chance`` is for independent guesses; ``chance_by_assignment`` is for a text-only reader that assigns each letter
+    of a group once (1/24 for four items).
     """
     rows = np.array([row for row, name in enumerate(group or ()) if name is not None and name != ""], np.int64)
     if group is None or rows.size == 0:
@@ -187,7 +187,7 @@ def _groups(
     sizes = np.bincount(numbers, minlength=count)
     guessed = np.exp(np.bincount(numbers, weights=np.log(chances[rows]), minlength=count))
     letters = np.bincount(np.unique(np.stack([numbers, gold[rows]]), axis=1)[0], minlength=count)
-    # as many items as options, each letter right once
+    # groups with as many items as options, in which each letter is the gold letter once
     complete = (letters == sizes) & np.isclose(np.bincount(numbers, weights=chances[rows], minlength=count), 1.0)
     assigned = np.where(complete, 1.0 / special.factorial(sizes), guessed)
     members = [
@@ -207,7 +207,7 @@ def _groups(
 
 
 def blind_values(blind: ParsedBatch, gold: npt.NDArray[np.uint8], chances: Numbers) -> Numbers:
-    """Returns (n,) values whose mean is the blind score b*: right 1, wrong 0, unparsed a guess; at least chance."""
+    """Returns (n,) values with the blind score b* as mean, at least chance: 1 if right, chance if unparsed, else 0."""
     values = np.where(blind.reasons > 0, chances, (blind.letters == gold).astype(np.float64))
     return values if values.mean() > chances.mean() else chances
 
@@ -249,7 +249,7 @@ def _adjusted(correct: Numbers, guessed: Numbers, codes: Codes) -> tuple[float |
         return value, None
     influence = correct / rest - guessed * (1.0 - accuracy) / rest**2
     half = float(special.stdtrit(count - 1, 0.975)) * clustered_standard_error(influence, codes, count)
-    if half < 1e-12:  # nothing varies, as if all are right: the interval of the accuracy, on the adjusted scale
+    if half < 1e-12:  # no variance, such as all right: the interval of the accuracy on the adjusted scale
         mean = clustered_interval(correct, codes)
         return value, [1.0 - (1.0 - end) / rest for end in (mean.ci_low, mean.ci_high)]
     return value, [value - half, min(1.0, value + half)]

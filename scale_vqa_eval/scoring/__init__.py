@@ -1,1 +1,1 @@
-"""Joins runs into the tables and plots of a paper."""
+"""Scores and compares predictions, and makes the tables and plots of a report."""

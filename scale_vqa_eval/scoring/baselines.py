@@ -26,14 +26,14 @@ def always_a(question: Question) -> int:
 
 
 def longest(question: Question) -> int:
-    """Answers with the option of most characters; the first of equals."""
+    """Answers with the longest option; the first one in a tie."""
     return max(range(len(question.options)), key=lambda index: len(question.options[index]))
 
 
 def medoid(question: Question) -> int:
-    """Answers with the option whose mean token Jaccard to the other options is highest; the first of equals.
+    """Answers with the option of highest mean token Jaccard to the other options; the first one in a tie.
 
-    Sums are compared, rounded to 1e-9: equal sums then tie whatever the order of addition.
+    Sums are rounded to 1e-9, so that equal sums tie whatever the order of addition.
     """
     sets = [tokens(option) for option in question.options]
     similarity = [
@@ -46,7 +46,7 @@ def medoid(question: Question) -> int:
 BASELINES: Final[Mapping[str, Callable[[Question], int]]] = MappingProxyType(
     {"always-A": always_a, "longest": longest, "medoid": medoid}
 )
-"""Name -> function from a question to the index of the option it picks."""
+"""Name -> function from a question to the index of the chosen option."""
 
 
 def respond(name: str, questions: Sequence[Question]) -> list[str]:

@@ -11,16 +11,9 @@ import click
 from scale_vqa_eval.files import atomic_write, write_json
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.scale_vqa_acc.parsing import MODES, Mode
-from scale_vqa_eval.scoring.answers import join
-from scale_vqa_eval.scoring.predictions import read_predictions
+from scale_vqa_eval.scoring.predictions import join, read_predictions
 from scale_vqa_eval.scoring.results import comparison_table, score_table
-from scale_vqa_eval.scoring.score import (
-    compare_answers,
-    consistency_warnings,
-    provenance,
-    read_each,
-    score_files,
-)
+from scale_vqa_eval.scoring.score import compare_answers, consistency_warnings, provenance, read_each, score_files
 from scale_vqa_eval.text import one_line
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -36,8 +29,7 @@ _MODE = click.option(
     type=click.Choice(MODES),
     default="reference",
     show_default=True,
-    help="How the letter is read: the published rule, or strict (one answer, after the think block, a letter of the "
-    "question).",
+    help="Parsing rule: the published rule, or strict (a single answer after the think block, and a valid letter).",
 )
 _JSON = click.option(
     "--json", "json_path", metavar="FILE", type=click.Path(dir_okay=False), help="Write the results as JSON."
@@ -64,18 +56,18 @@ def _question_options(command: Command) -> Command:
     type=_FILE,
     multiple=True,
     metavar="FILE",
-    help="The same model's answers without images; give the blind and the guess run, the larger is the control.",
+    help="The same model's answers without images; of a blind and a guess run, the larger score is the control.",
 )
 @click.option("--shuffled", type=_FILE, metavar="FILE", help="Its answers with another patient's images: flip rate.")
-@click.option("--audit", type=_FILE, metavar="FILE", help="audit --json of the same questions: the text-only ceiling.")
-@click.option("--weights", type=_FILE, metavar="FILE", help="Leak weights: also the accuracy that they weight.")
-@click.option("--partial", is_flag=True, help="Score the questions that have a response, and mark the results.")
+@click.option("--audit", type=_FILE, metavar="FILE", help="audit --json of the same questions: text-only ceiling.")
+@click.option("--weights", type=_FILE, metavar="FILE", help="Leak weights, for the leak-weighted accuracy.")
+@click.option("--partial", is_flag=True, help="Score only the questions that have a response; the results say so.")
 @click.option("--csv", "csv_path", metavar="FILE", type=click.Path(dir_okay=False), help="Write the figures as CSV.")
 def score(predictions: Path, json_path: str | None, csv_path: str | None, **given: Any) -> None:
     """Score PREDICTIONS (JSONL: id, response; or results of Inspect, lmms-eval or VLMEvalKit): accuracy by dimension
     with patient-clustered 95% intervals.
 
-    Every question needs one response; a response that cannot be read is wrong and counted, never guessed.
+    Every question needs one response. A response that cannot be parsed is wrong; letters are never guessed.
     """
     results, warnings = score_files(predictions, **given)
     _warn(warnings)
@@ -120,12 +112,12 @@ def _names(ctx: click.Context, parameter: click.Parameter, values: Sequence[str]
 @click.argument("runs", nargs=-1, required=True, type=_FILE, metavar="RUN.jsonl...")
 @_DATA
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the report.")
-@click.option("--published", is_flag=True, help="Put the accuracies published for the test split beside the runs.")
-@click.option("--published-file", type=_FILE, help="Put accuracies of a YAML or JSON file beside the runs.")
+@click.option("--published", is_flag=True, help="Add the accuracies published for the test split.")
+@click.option("--published-file", type=_FILE, help="Add the accuracies in a YAML or JSON file.")
 @click.option("--name", "given", multiple=True, callback=_names, metavar="MODEL=NAME", help="Name of a model.")
 @click.option("--audit", "audits", type=_FILE, multiple=True, help="audit --json of the questions: text-only ceiling.")
-@click.option("--config", help="Config of the runs that do not state one.  [default: the data's]")
-@click.option("--split", help="Split of the runs that do not state one.  [default: all]")
+@click.option("--config", help="Config of runs that do not state one.  [default: the default config]")
+@click.option("--split", help="Split of runs that do not state one.  [default: all]")
 @_MODE
 def report(
     runs: tuple[Path, ...],
@@ -139,11 +131,11 @@ def report(
     split: str | None,
     mode: Mode,
 ) -> None:
-    """Join runs of one or several models into the tables and plots of a paper.
+    """Make the tables and plots of a paper from runs of one or several models.
 
-    Each RUN states in its first line its model, config, split and ablation, as predict writes it; it may also be an
-    Inspect log, lmms-eval's logged samples or VLMEvalKit's table of predictions. Runs of one model with all images,
-    without images, with other images and with rotated options become one row; a missing run is shown as not run.
+    The first line of each RUN states its model, config, split and ablation, as written by predict; a RUN may also be
+    an Inspect log, lmms-eval's logged samples or VLMEvalKit's table of predictions. The runs of one model with all
+    images and under ablations become one row; a missing run is shown as not run.
     """
     from scale_vqa_eval.audit.reported_scores import read_reported_scores
     from scale_vqa_eval.scoring.measures import report_sections, with_published
@@ -151,7 +143,7 @@ def report(
     from scale_vqa_eval.scoring.runs import QuestionSets, read_runs, system_names, with_screened
 
     if published and published_file:
-        raise click.UsageError("--published and --published-file do not go together")
+        raise click.UsageError("--published and --published-file cannot be combined")
     read = read_runs(runs, data, config, split)
     if unknown := sorted(given.keys() - {run.system.model for run in read}):
         raise click.BadParameter(f"no run is of the model {unknown[0]!r}", param_hint="--name")

@@ -1,4 +1,4 @@
-"""The figures of a report: one row for each model and set of questions, each figure with its interval."""
+"""Computes the figures of a report, with intervals, for each model and set of questions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.predict import WITHOUT_IMAGES
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.parsing import Mode
-from scale_vqa_eval.scoring.answers import Answers, join
-from scale_vqa_eval.scoring.blind_control import choose_control
-from scale_vqa_eval.scoring.evidence import audit_hash, flip_rate, text_only_ceiling, truncation
+from scale_vqa_eval.scoring.blind_control import audit_hash, choose_control, flip_rate, text_only_ceiling, truncation
+from scale_vqa_eval.scoring.predictions import Answers, join
 from scale_vqa_eval.scoring.results import NO_CLUSTERS
 from scale_vqa_eval.scoring.runs import QuestionSets, QuestionSlice, ReportRun, System
 from scale_vqa_eval.scoring.score import (
@@ -34,7 +33,7 @@ _CONFIG_ORDER: Final = (DEFAULT_CONFIG, "screened", "block_exchange", "exchange"
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A share or a difference of shares (0 to 1) with its 95% interval, or None without one."""
+    """A share (0 to 1) or a difference of shares, with its 95% interval if known."""
 
     value: float
     low: float | None = None
@@ -43,12 +42,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One line of a report: a model on a set of questions.
+    """A row of a report: a model on a set of questions.
 
     Attributes:
         name: name of the model.
-        figures: measure, or ``measure/dimension``, -> its estimate; a measure that was not run is absent.
-        published: whether the figures were reported by others.
+        figures: measure or ``measure/dimension`` -> estimate; measures that were not run are absent.
+        published: whether the figures are published ones.
     """
 
     name: str
@@ -57,17 +56,17 @@ class ReportRow:
 
     @property
     def has_blind(self) -> bool:
-        """Whether a run without images stands beside the figures."""
+        """Whether there are figures of a run without images."""
         return any(name in self.figures for name in WITHOUT_IMAGES)
 
     @property
     def control(self) -> str:
-        """``blind control``, or that there is none."""
+        """``blind control`` or ``no blind control``."""
         return "blind control" if self.has_blind else NO_BLIND
 
     @property
     def label(self) -> str:
-        """The name with its marks."""
+        """The name, with notes in brackets."""
         marks = ["published"] * self.published + [NO_BLIND] * (not self.has_blind)
         return f"{self.name} ({', '.join(marks)})" if marks else self.name
 
@@ -78,12 +77,12 @@ class ReportSection:
 
     Attributes:
         slice: config and split.
-        n: number of questions; 0 for a section of published figures alone.
+        n: number of questions; 0 for a section with published figures only.
         clusters: number of patients.
-        chance: accuracy of an even guess; None if published figures alone do not state it.
+        chance: accuracy of random guessing, or None if unknown.
         dimensions: names in the paper's order.
         rows: runs in the order of the command line, then published figures.
-        notes: remarks for the reader.
+        notes: notes for the reader.
     """
 
     slice: QuestionSlice
@@ -96,7 +95,7 @@ class ReportSection:
 
     @property
     def size(self) -> str:
-        """Questions and patients in words."""
+        """Number of questions and patients as text."""
         return f"{self.n} questions of {self.clusters} {'patient' if self.clusters == 1 else 'patients'}"
 
     def warnings(self) -> Iterator[str]:
@@ -111,7 +110,7 @@ class ReportSection:
 
 
 Joined = Mapping[str | None, tuple[ReportRun, Answers]]
-"""Ablation -> run and joined answers; None is the run with all images."""
+"""Ablation (None for the run with all images) -> run and answers."""
 
 
 def report_sections(
@@ -121,18 +120,10 @@ def report_sections(
     mode: Mode = "reference",
     audits: Sequence[Path] = (),
 ) -> list[ReportSection]:
-    """Scores every run and joins them by set of questions and system.
-
-    Args:
-        runs: the runs.
-        sets: the questions.
-        names: name of each system.
-        mode: how the letter is read.
-        audits: ``audit --json`` of some of the sets of questions.
+    """Scores every run, and groups the figures by set of questions and system.
 
     Raises:
-        InputError: naming every question without a response, every response without a question, and every audit of
-            other questions.
+        InputError: lists every question without a response, response without a question, and audit of other questions.
     """
     answers: dict[QuestionSlice, dict[System, dict[str | None, tuple[ReportRun, Answers]]]] = {}
     notes: dict[QuestionSlice, list[str]] = {}
@@ -173,7 +164,7 @@ def report_sections(
 
 
 def _ceilings(audits: Sequence[Path], digests: Mapping[QuestionSlice, str]) -> dict[QuestionSlice, list[str]]:
-    """Returns the note on the text-only ceiling of each audited set of questions."""
+    """Returns a note on the text-only ceiling for each audited set of questions."""
     notes: dict[QuestionSlice, list[str]] = {}
     for path in audits:
         matches = [slice_ for slice_, digest in digests.items() if digest == audit_hash(path)]
@@ -186,7 +177,7 @@ def _ceilings(audits: Sequence[Path], digests: Mapping[QuestionSlice, str]) -> d
 
 
 def with_published(sections: Sequence[ReportSection], published: Mapping[str, Any]) -> list[ReportSection]:
-    """Adds published accuracies to the sections on ``default``, or as a section of their own if there is none."""
+    """Adds published accuracies to the sections on ``default``, or as a separate section if there is none."""
     rows = tuple(
         ReportRow(
             model,
@@ -216,12 +207,12 @@ def with_published(sections: Sequence[ReportSection], published: Mapping[str, An
 
 
 def measured(joined: Joined) -> tuple[dict[str, Estimate], tuple[str, ...]]:
-    """Returns the figures of one system on one set of questions, and why its blind run is not a valid control, if so.
+    """Returns the figures of a system on a set of questions, and why its blind run is not a valid control, if so.
 
-    A missing run gives no figure. The figures: ``accuracy``; ``blind`` and ``guess``, the accuracy without images;
-    ``gain`` (accuracy - blind score, paired) and ``adjusted`` over the larger valid one; the ablations of ``REMOVED``
-    as the loss without the view (accuracy - accuracy without, paired); each of these also by dimension; ``unparsed``;
-    ``truncated``; ``flips`` under shuffled images; ``circular``, the share right under every rotation; ``group``.
+    Figures, as far as the runs exist: ``accuracy``; ``blind`` and ``guess``, the accuracies without images; ``gain``
+    (accuracy minus blind score, paired) and ``adjusted``, with the larger valid blind run; the ablations in
+    ``REMOVED`` as a paired loss of accuracy; all of these also by dimension; ``unparsed``; ``truncated``; ``flips``
+    under shuffled images; ``circular``, the share right under every rotation; and ``group``.
     """
     found: dict[str, Estimate] = {}
     reasons: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""The files of a report: the same three tables as Markdown and LaTeX, all figures as a tidy CSV, and the plots."""
+"""Writes a report: three tables as Markdown and LaTeX, all figures as a tidy CSV, and plots."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _LATEX_HEAD: Final = r"""% Needs \usepackage{booktabs}. Redefine \scalevqainterv
 
 @dataclass(frozen=True)
 class ReportTable:
-    """One of the tables that a report has of every section.
+    """A table of a report, with a part for every section.
 
     Attributes:
-        name: for labels.
-        caption: what it shows.
-        columns: measures of a section.
-        published: whether published figures are listed; nobody published controls.
+        name: name for labels.
+        caption: the caption.
+        columns: function from a section to its measures.
+        published: whether published figures are listed.
     """
 
     name: str
@@ -54,12 +54,12 @@ class ReportTable:
     published: bool = False
 
     def rows(self, section: ReportSection) -> list[ReportRow]:
-        """Returns the rows that the table lists."""
+        """Returns the rows of a section that the table lists."""
         return [row for row in section.rows if self.published or not row.published]
 
 
 def _control_columns(section: ReportSection) -> list[str]:
-    """Returns the columns that every section has, and those that a run of it has."""
+    """Returns the columns that all sections have, and the optional ones for which this section has figures."""
     shown = {key for row in section.rows for key in row.figures}
     columns = ("accuracy", "blind", "guess", "gain", "adjusted", "circular", "unparsed", "truncated", "flips", "group")
     return [key for key in columns if key in shown or key not in ("guess", "truncated", "flips", "group")]
@@ -99,15 +99,12 @@ def write_report(
     data: str,
     mode: str,
 ) -> list[Path]:
-    """Writes the tables as Markdown, LaTeX and CSV, and the plots; the same figures give the same bytes.
-
-    Returns:
-        The files written.
+    """Writes the tables as Markdown, LaTeX and CSV, and the plots; returns the files. Reproducible byte by byte.
 
     Raises:
         InputError: if the folder cannot be written.
     """
-    from scale_vqa_eval.scoring.plots import section_plots
+    from scale_vqa_eval.plots import section_plots
 
     files: dict[str, bytes] = {}
     shown: dict[int, list[tuple[str, str]]] = {}
@@ -135,7 +132,7 @@ def write_report(
 
 
 def csv_table(sections: Sequence[ReportSection]) -> str:
-    """Returns all figures as a tidy table: one row a measurement, in per cent; what was not run has no row."""
+    """Returns all figures in per cent as a tidy CSV table with one row per figure."""
     import pandas as pd
 
     head = ["config", "split", "questions", "patients", "model", "origin", "control"]
@@ -154,11 +151,7 @@ def csv_table(sections: Sequence[ReportSection]) -> str:
 
 
 def score_csv(results: Mapping[str, Any]) -> str:
-    """Returns a score as a tidy table: one row a measurement, shares in per cent, the first columns those of a report.
-
-    Args:
-        results: what ``scale-vqa score --json`` writes.
-    """
+    """Returns a score, as written by ``scale-vqa score --json``, in per cent as a tidy CSV table."""
     import pandas as pd
 
     about = results["provenance"]
@@ -174,20 +167,15 @@ def score_csv(results: Mapping[str, Any]) -> str:
             "gain": (part.get("visual_gain"), part.get("gain_interval")),
             "adjusted": (part.get("leakage_adjusted_accuracy"), part.get("leakage_adjusted_interval")),
         }
-        shown |= (
-            {}
-            if dimension
-            else {
+        if not dimension:
+            shown |= {
                 "macro": (results["macro"], results["macro_interval"]),
                 "chance": (results["chance"], None),
                 "group": (results["group_accuracy"], (results["groups"] or {}).get("interval")),
-                **{
-                    name: (one.get("accuracy", one.get("rate")), one.get("interval"))
-                    for name in ("circular", "flips", "weighted", "text_only_ceiling", "truncated")
-                    if (one := results.get(name))
-                },
             }
-        )
+            for name in ("circular", "flips", "weighted", "text_only_ceiling", "truncated"):
+                if one := results.get(name):
+                    shown[name] = one.get("accuracy", one.get("rate")), one.get("interval")
         size = {"questions": part["n"], "patients": part["clusters"] if results["clustered"] else ""}
         for measure, (value, ends) in shown.items():
             if value is not None:
@@ -201,13 +189,7 @@ def score_csv(results: Mapping[str, Any]) -> str:
 def markdown_report(
     sections: Sequence[ReportSection], plots: Mapping[int, Sequence[tuple[str, str]]], about: Sequence[str]
 ) -> str:
-    """Returns the report as Markdown.
-
-    Args:
-        sections: its sets of questions.
-        plots: index of a section -> (title, file name) of its plots.
-        about: lines on how it was made.
-    """
+    """Returns the report as Markdown; ``plots`` maps the index of a section to (title, file name) of its plots."""
     lines = ["# Scale-VQA: results beside their blind control", ""]
     for number, section in enumerate(sections):
         lines += [f"## {markdown(section.slice.title)}", ""]
@@ -223,10 +205,10 @@ def markdown_report(
 
 
 def latex_tables(sections: Sequence[ReportSection]) -> str:
-    r"""Returns the tables as LaTeX (booktabs), each section a part of every table.
+    r"""Returns the tables as LaTeX (booktabs), with a part for each section.
 
     Names are escaped by ``text.latex``, which unlike pandas' ``to_latex(escape=True)`` also replaces characters that
-    hide or reorder text and letters that need fonts of their own.
+    hide or reorder text, and letters that need special fonts.
     """
     return "\n".join([_LATEX_HEAD, *(_latex_table(table, sections) for table in TABLES)])
 
@@ -285,7 +267,7 @@ def _heading(key: str) -> str:
 
 
 def _missing(row: ReportRow, key: str) -> str:
-    """Returns why a row has no figure for a measure; it is never shown as a zero."""
+    """Returns the text for a missing figure."""
     measure, _, dimension = key.partition("/")
     if row.published:
         return "not published"
@@ -297,6 +279,6 @@ def _missing(row: ReportRow, key: str) -> str:
 
 
 def _numbers(estimate: Estimate, key: str) -> list[str]:
-    """Returns an estimate and the ends of its interval, if any, in per cent; differences carry their sign."""
+    """Returns an estimate and the ends of its interval, if any, in per cent; differences are signed."""
     shares = [share for share in (estimate.value, estimate.low, estimate.high) if share is not None]
     return [(points if key.partition("/")[0] in _DIFFERENCES else percent)(share) for share in shares]

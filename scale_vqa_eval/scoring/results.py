@@ -1,4 +1,4 @@
-"""Reads results files; renders a score or a comparison as a text table."""
+"""Reads results files, and formats a score or a comparison as a text table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NO_BLIND: Final = (
     "Answer the same questions without images (predict --ablate blind) and pass --blind FILE."
 )
 ONE_LETTER: Final = 0.9
-"""Share of one answer among the blind ones, from which the blind run is said to show nothing."""
+"""Share of the most frequent answer of a blind run from which it is reported as uninformative."""
 NO_CLUSTERS: Final = (
     "The data names no patient or slide: questions are taken as independent, which makes intervals too narrow "
     "where several belong to one patient."
@@ -24,11 +24,7 @@ NO_CLUSTERS: Final = (
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
-    """Reads a results file that ``scale-vqa score --json`` wrote.
-
-    Raises:
-        InputError: if it is not a results file.
-    """
+    """Reads a results file written by ``scale-vqa score --json``; raises InputError if it is not one."""
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -41,7 +37,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
 
 
 def score_table(results: Mapping[str, Any]) -> str:
-    """Renders a score by dimension, in per cent, followed by notes on its controls, parsing and clusters."""
+    """Formats a score by dimension, in per cent, followed by notes on controls, parsing and clusters."""
     blind = results["blind"] is not None
     head = ["dimension", "n", "patients", "accuracy", "95% interval", "unparsed"]
     head += ["blind", "gain", "adjusted"] * blind
@@ -56,7 +52,7 @@ def score_table(results: Mapping[str, Any]) -> str:
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> str:
-    """Renders a paired comparison by dimension, in per cent."""
+    """Formats a paired comparison by dimension, in per cent."""
     head = ["dimension", "n", "patients", "A", "B", "A - B", "95% interval", "p", "p (Holm)"]
     rows = [
         [name, *_comparison_cells(part), p_value(part["p_holm"])] for name, part in comparison["by_dimension"].items()
@@ -118,14 +114,14 @@ def _score_notes(results: Mapping[str, Any]) -> list[str]:
     reasons = "".join(f"; {reason} {count}" for reason, count in unparsed["reasons"].items())
     notes.append(f"Unparsed, counted as wrong: {unparsed['n']} ({percent(unparsed['rate'])}%){reasons}.")
     if results["failed"]:
-        notes.append(f"Of these {results['failed']} are calls that the run marked as failed.")
+        notes.append(f"Of these, {results['failed']} are failed calls.")
     if cut := results.get("truncated"):
-        notes.append(f"Cut off at the limit of tokens: {cut['n']} ({percent(cut['rate'])}%).")
+        notes.append(f"Cut off at the token limit: {cut['n']} ({percent(cut['rate'])}%).")
     return [*notes, *_set_notes(results), *_blind_notes(results), *_evidence_notes(results)]
 
 
 def _set_notes(results: Mapping[str, Any]) -> list[str]:
-    """Returns notes on items that have to be right together: exchange groups, rotations of the options."""
+    """Returns notes on exchange groups and on rotations of the options."""
     notes = []
     groups, circular = results["groups"], results["circular"]
     if groups is not None:
@@ -173,7 +169,7 @@ def _blind_notes(results: Mapping[str, Any]) -> list[str]:
         notes.append(f"Leakage-adjusted accuracy (acc - blind) / (1 - blind): {shown}.")
     runs = results.get("blind_runs") or []
     if any(one.get("one_letter", 0) >= ONE_LETTER for one in runs):
-        notes.append("A blind run gives nearly always the same answer: it does not say what the text gives away.")
+        notes.append("A blind run nearly always gives the same answer, so it does not show what the text reveals.")
     if len(runs) > 1:
         parts = (f"{one_line(str(one['ablation']))} {percent(one['guess_corrected'])}%" for one in runs)
         notes.append(f"Blind runs: {', '.join(parts)}; the largest valid one is the control.")

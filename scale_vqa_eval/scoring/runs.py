@@ -1,4 +1,4 @@
-"""The predictions files of a report: which model, questions and ablation each one is of."""
+"""Reads the predictions files of a report, with the model, questions and ablation of each."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _SETTINGS: Final = (
     "options",
     "model_sha256",
 )
-"""What has to be the same, besides the model's name, for two runs to be of one system."""
+"""Settings that, together with the model's name, identify a system."""
 
 
 @dataclass(frozen=True)
 class System:
-    """A model as it was asked: its name and its settings, flat (``sampling.n``), as JSON texts."""
+    """A model's name and its settings, as pairs of a dotted name (``sampling.n``) and a JSON text."""
 
     model: str
     settings: tuple[tuple[str, str], ...]
@@ -39,7 +39,7 @@ class System:
 
 @dataclass(frozen=True, order=True)
 class QuestionSlice:
-    """Config and split of a set of questions; an empty split means all splits."""
+    """Config and split of a set of questions; an empty split stands for all splits."""
 
     config: str
     split: str
@@ -52,15 +52,15 @@ class QuestionSlice:
 
 @dataclass(frozen=True)
 class ReportRun:
-    """One predictions file, or the part of it that answers a subset of its questions.
+    """A predictions file, or the part of it that answers a subset of its questions.
 
     Attributes:
         predictions: the responses.
-        system: the model as it was asked.
+        system: model and settings.
         slice: the questions.
         ablation: name of the ablation, or None for all images.
-        notes: remarks for the reader of the report.
-        taken_from: the slice that was asked, if it is another one.
+        notes: notes for the reader of the report.
+        taken_from: slice of the complete run, if this is a part of it, or None.
     """
 
     predictions: Predictions
@@ -72,21 +72,15 @@ class ReportRun:
 
     @property
     def key(self) -> tuple[System, QuestionSlice, str | None]:
-        """What a report has at most one run of."""
+        """Key that is unique within a report."""
         return self.system, self.slice, self.ablation
 
 
 def read_runs(paths: Iterable[Path], data: str, config: str | None, split: str | None) -> list[ReportRun]:
-    """Reads predictions files and their statements on model, questions and ablation.
-
-    Args:
-        paths: the files.
-        data: source of the questions.
-        config: config of a run that states none; None for the data's default config.
-        split: split of a run that states none; None for all.
+    """Reads predictions files; ``config`` and ``split`` are for runs that do not state theirs.
 
     Raises:
-        InputError: with every problem of every file, an unknown ablation, and two runs of the same thing.
+        InputError: lists every problem of every file, including unknown ablations and repeated runs.
     """
     runs: list[ReportRun] = []
     problems: list[Problem] = []
@@ -109,7 +103,7 @@ def read_runs(paths: Iterable[Path], data: str, config: str | None, split: str |
 
 
 class QuestionSets:
-    """The questions of each slice of the data, each read once."""
+    """The questions of each slice of the data, read on first use."""
 
     def __init__(self, data: str) -> None:
         self._data = data
@@ -124,7 +118,7 @@ class QuestionSets:
         return self._read[slice_]
 
     def screened_of(self, slice_: QuestionSlice) -> QuestionSlice | None:
-        """Returns the screened part of a slice, or None if the data has none with the very same questions."""
+        """Returns the screened part of a slice, or None if there is none or its questions were changed."""
         splits = self._configs.get(_SCREENED, {})
         screened = QuestionSlice(_SCREENED, slice_.split)
         if slice_.config != DEFAULT_CONFIG or not splits or (slice_.split and slice_.split not in splits):
@@ -134,9 +128,9 @@ class QuestionSets:
 
 
 def with_screened(runs: Sequence[ReportRun], sets: QuestionSets) -> list[ReportRun]:
-    """Adds, for each run on ``default``, its answers to the screened questions, unless a run asked these alone.
+    """Adds the answers to the screened questions for each run on ``default``, unless there is a run on ``screened``.
 
-    Screening removes questions and changes none, so an answer on ``default`` is an answer on ``screened``.
+    Screening removes questions without changing the others, so answers on ``default`` are valid on ``screened``.
     """
     keys = {run.key for run in runs}
     found = list(runs)
@@ -151,11 +145,9 @@ def with_screened(runs: Sequence[ReportRun], sets: QuestionSets) -> list[ReportR
 
 
 def system_names(runs: Sequence[ReportRun], given: Mapping[str, str]) -> dict[System, str]:
-    """Names each system by its model, and by the settings that differ if a model was asked in several ways.
+    """Returns the name of each system in the order of the runs.
 
-    Args:
-        runs: all runs; systems are named in their order.
-        given: model -> name to print instead.
+    This is the model's name, or its name in ``given``; if a model has several systems, with the settings that differ.
     """
     systems = list(dict.fromkeys(run.system for run in runs))
     names: dict[System, str] = {}
@@ -178,11 +170,11 @@ def _read_run(run: Predictions, data: str, config: str | None, split: str | None
         found = f"{preview(ablation)} {'with' if rotated else 'without'} rotations"
         raise InputError(Problem(f"{run.path}, ablation", expected, found, "correct the first line"))
     if ablation is None and not stated.keys() & {"ablation", "ablate"}:
-        notes.append(f"{run.path.name} does not say whether it saw the images; it is listed as if it had.")
+        notes.append(f"{run.path.name} does not state whether it saw the images; it is listed as if it did.")
     model = run.settings["model"]
     if model is None:
         model = run.path.stem
-        notes.append(f"{run.path.name} names no model; it is listed under the file's name.")
+        notes.append(f"{run.path.name} does not state its model; it is listed under the file's name.")
     settings = {field: stated.get(field, run.settings.get(field)) for field in _SETTINGS}
     named = config_of(data, stated.get("config") or config) or DEFAULT_CONFIG
     slice_ = QuestionSlice(str(named), str(stated.get("split") or split or ""))
@@ -190,7 +182,7 @@ def _read_run(run: Predictions, data: str, config: str | None, split: str | None
 
 
 def _with_its_system(guess: ReportRun, runs: Sequence[ReportRun]) -> ReportRun:
-    """Returns a guess run under the system of the other runs of its model; its prompt has one more sentence."""
+    """Assigns a guess run, whose prompt has an additional sentence, to the system of its model's other runs."""
 
     def without_hash(system: System, suffix: str) -> System:
         pairs = ((name, value.replace(suffix, "@")) for name, value in system.settings if name != "prompt_hash")
@@ -202,7 +194,7 @@ def _with_its_system(guess: ReportRun, runs: Sequence[ReportRun]) -> ReportRun:
 
 
 def _flat(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Returns settings by dotted names; greedy decoding draws nothing, so its seed is left out."""
+    """Returns settings by dotted names, without the seed of greedy decoding."""
     flat: dict[str, Any] = {}
     for field, value in settings.items():
         parts = (

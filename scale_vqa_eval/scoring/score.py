@@ -1,4 +1,4 @@
-"""Scores runs with the metric's own code, beside their controls, and compares two models."""
+"""Scores runs with the metric's code, together with their controls, and compares two runs."""
 
 from __future__ import annotations
 
@@ -30,16 +30,15 @@ from scale_vqa_eval.scale_vqa_acc.clustered import (
 from scale_vqa_eval.scale_vqa_acc.parsing import Mode
 from scale_vqa_eval.scale_vqa_acc.summary import interval_figures, summarise
 from scale_vqa_eval.schema import ALL_DIMENSIONS, CONFIGS
-from scale_vqa_eval.scoring.answers import Answers, check_same_rotations, join
-from scale_vqa_eval.scoring.blind_control import choose_control
-from scale_vqa_eval.scoring.evidence import (
+from scale_vqa_eval.scoring.blind_control import (
     bare_letter_warnings,
+    choose_control,
     flip_rate,
     text_only_ceiling,
     truncation,
     weighted_score,
 )
-from scale_vqa_eval.scoring.predictions import Predictions, read_predictions
+from scale_vqa_eval.scoring.predictions import Answers, Predictions, check_same_rotations, join, read_predictions
 
 DEFAULT_CONFIG: Final = "default"
 
@@ -57,25 +56,13 @@ def score_files(
     weights: str | Path | None = None,
     partial: bool = False,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Scores a predictions file, beside its controls.
-
-    Args:
-        predictions: the run with all images.
-        data: source of the questions; ``split`` and ``config`` as in ``read_questions``.
-        split: split to score, or None for all.
-        config: config of a release folder, or None for its default.
-        mode: how the letter is read.
-        blind: runs without images (``blind``, ``guess``); the valid one with the larger blind score is the control.
-        shuffled: the run with another patient's images.
-        audit: ``audit --json`` of the same questions.
-        weights: leak weights of the questions.
-        partial: score the questions that have a response, and mark the results.
+    """Scores a predictions file together with its controls; the arguments are those of ``scale-vqa score``.
 
     Returns:
-        The results as ``scale-vqa score --json`` writes them, and warnings.
+        The results as written by ``scale-vqa score --json``, and warnings.
 
     Raises:
-        InputError: with every problem of the files, and of their ids against those of the questions.
+        InputError: lists every problem of the files, and every id that does not match the questions.
     """
     paths = [predictions, *blind, *([] if shuffled is None else [shuffled])]
     runs = read_each(read_predictions, paths)
@@ -102,7 +89,7 @@ def score_files(
 
 
 def read_each(read: Callable[[Any], Any], inputs: Sequence[Any]) -> list[Any]:
-    """Reads every input and raises the problems of all together."""
+    """Applies ``read`` to every input; raises one InputError with the problems of all inputs."""
     problems: list[Problem] = []
     found: list[Any] = []
     for one in inputs:
@@ -116,19 +103,20 @@ def read_each(read: Callable[[Any], Any], inputs: Sequence[Any]) -> list[Any]:
 
 
 def score_answers(answers: Answers, blind: Answers | None = None, withheld: Sequence[str] = ()) -> dict[str, Any]:
-    """Scores joined answers, beside a blind run of the same model if there is one.
+    """Scores answers, together with a blind run of the same model if there is one.
 
     Args:
         answers: the run with images.
-        blind: the run without images.
+        blind: the run without images, or None.
         withheld: reasons why the blind run is not a valid control.
 
     Returns:
-        The figures of the metric, with ``failed`` calls and, for a circular run, ``circular``: the share of questions
-        that are right under every rotation of their options (CircularEval; Liu et al. 2023, arXiv:2307.06281).
+        The figures of the metric, ``failed`` calls, and ``circular`` (None unless the run is circular): the share of
+        questions that are right under every rotation of their options (CircularEval; Liu et al. 2023,
+        arXiv:2307.06281).
 
     Raises:
-        InputError: if the blind run was asked under other rotations of the options.
+        InputError: if the blind run has other rotations of the options.
     """
     if blind is not None:
         check_same_rotations(answers, blind)
@@ -152,15 +140,15 @@ def score_answers(answers: Answers, blind: Answers | None = None, withheld: Sequ
 
 
 def compare_answers(a: Answers, b: Answers) -> dict[str, Any]:
-    """Compares A with B on the same questions, paired and clustered by patient, over all and by dimension.
+    """Compares A with B on the same questions by a paired test, clustered by patient, overall and by dimension.
 
     Returns:
         a_accuracy, b_accuracy, difference (A - B), interval, standard_error, p_value, n, clusters, mcnemar,
-        minimum_detectable_effect (80% power, two-sided 5%; None if undefined) and by_dimension, each with the same
-        figures and ``p_holm``, the p-value corrected over the dimensions (Holm 1979).
+        minimum_detectable_effect (80% power, two-sided 5%; None if undefined), and by_dimension with the same figures
+        and ``p_holm``, the p-value corrected over the dimensions (Holm 1979).
 
     Raises:
-        InputError: if the two were not asked the same questions under the same rotations of their options.
+        InputError: if the runs do not have the same questions under the same rotations of their options.
     """
     check_same_rotations(a, b)
     codes, _ = cluster_codes(a.clusters)
@@ -175,7 +163,7 @@ def compare_answers(a: Answers, b: Answers) -> dict[str, Any]:
 
 
 def dimension_order(name: str | None) -> tuple[int, str]:
-    """Sort key of dimensions: the paper's order, then others by name."""
+    """Sort key of dimensions: the paper's order, then by name."""
     known = ALL_DIMENSIONS.index(name) if name in ALL_DIMENSIONS else len(ALL_DIMENSIONS)
     return known, name or ""
 
@@ -188,7 +176,7 @@ def provenance(
     config: str | None,
     mode: Mode,
 ) -> dict[str, Any]:
-    """Returns what a score was made from; what is not known is None, never guessed."""
+    """Returns the provenance of a score; unknown values are None."""
     return {
         "data": data,
         "config": config_of(data, config),
@@ -204,16 +192,16 @@ def provenance(
 
 
 def questions_digest(questions: Iterable[Question]) -> str:
-    """Returns the SHA-256 over id, text, options and answer of the questions, independent of their file format."""
+    """Returns the SHA-256 over id, text, options and answer of the questions, independent of order and file format."""
     rows = sorted((item.id, item.question, item.options, item.answer) for item in questions)
     return hashlib.sha256(json.dumps(rows, ensure_ascii=True).encode()).hexdigest()
 
 
 def consistency_warnings(run: Predictions, questions: Sequence[Question], config: str | None = None) -> list[str]:
-    """Returns how the statements of a run contradict the questions that it is scored on."""
+    """Returns contradictions between the provenance of a run and the questions that it is scored on."""
     found = []
     if run.provenance.get("data_hash", digest := questions_digest(questions)) != digest:
-        found.append(f"{run.path} was made on other questions or answers than these (another data hash)")
+        found.append(f"{run.path} was made with other questions or answers than these (another data hash)")
     stated = run.provenance.get("config")
     if None not in (stated, config) and stated != config:
         found.append(f"{run.path} was made on the config {stated!r}, not on {config!r}")
@@ -221,9 +209,9 @@ def consistency_warnings(run: Predictions, questions: Sequence[Question], config
 
 
 def config_of(data: str, config: str | None) -> str | None:
-    """Returns the config that the questions come from, or None for data that has no configs.
+    """Returns the config that the questions come from, or None if the data has no configs.
 
-    A release folder without a named config gives its default config; a Parquet file of a release folder gives the
+    For a release folder and ``config`` None it is the default config; for a Parquet file in a release folder, the
     config of its folder.
     """
     path = Path(data)
@@ -234,7 +222,7 @@ def config_of(data: str, config: str | None) -> str | None:
 
 
 def _answered(questions: Sequence[Question], run: Predictions) -> list[Question]:
-    """Returns the questions that a run answers; a group of which a part is answered is not scored as a group."""
+    """Returns the questions that a run answers, without the group of those whose group is not complete."""
     ids = {row.id for row in run.rows}
     asked = [question for question in questions if question.id in ids]
     torn = {question.group for question in questions if question.group and question.id not in ids}
@@ -258,7 +246,7 @@ def _compared(left: Numbers, right: Numbers, codes: Codes) -> dict[str, Any]:
         "p_value": figures["p_value"],
         "n": figures["n"],
         "clusters": figures["clusters"],
-        # exact McNemar takes questions as independent: with several of a patient it has far too many false alarms
+        # exact McNemar assumes independent questions; with several per patient it has far too many false alarms
         "mcnemar": {"only_a": only_a, "only_b": only_b, "p_value": exact if independent else None},
         "minimum_detectable_effect": None if np.isnan(effect) else effect,
     }

@@ -1,7 +1,7 @@
-"""Reads the results of other evaluation tools as the lines of a predictions file.
+"""Converts results of other evaluation tools to lines of a predictions file.
 
-Inspect's ``.eval`` logs (and its JSON logs), the samples that lmms-eval logs, and VLMEvalKit's tables of predictions
-are read without those tools. ``score``, ``compare`` and ``report`` take them wherever they take predictions.
+Inspect's ``.eval`` and JSON logs, lmms-eval's logged samples, and VLMEvalKit's tables of predictions are read without
+these tools. ``score``, ``compare`` and ``report`` accept them in place of predictions files.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from scale_vqa_eval.schema import LETTERS
 from scale_vqa_eval.text import restore_thoughts
 
 REASON_KEPT: Final = 400
-"""Characters kept of an error, from its end: Inspect writes the whole request before it, images included."""
+"""Number of characters kept from the end of an error; Inspect writes the request, with its images, before it."""
 SAMPLE_FIELD: Final = "scale_vqa_acc"
-"""What lmms-eval logs of a question under the name of the task's metric."""
+"""Name of the task's metric, under which lmms-eval logs each question."""
 PROMPT_COLUMN: Final = "prompt_id"
-"""Column of a table of VLMEvalKit whose questions were asked by our plug-in, and so with our prompt."""
+"""Column in VLMEvalKit's tables if our plug-in asked the questions, with our prompt."""
 _SAMPLING: Final = ("temperature", "max_tokens", "top_p", "seed")
 _ZSTANDARD: Final = 93
 _ATTACHMENT: Final = re.compile(r"attachment://([0-9a-f]{32})")
 _TABLES: Final = (".xlsx", ".tsv", ".csv")
 ROTATION_STEP: Final = 1_000_000
-"""VLMEvalKit takes ``index`` modulo this for the question that a rotation belongs to."""
+"""VLMEvalKit uses ``index`` modulo this number as the index of the question of a rotation."""
 _FAILED: Final = "Failed to obtain answer via API"
 _PUNCTUATION: Final = str.maketrans({letter: " " for letter in ".()[],:;!*#{}"})
 
 
 def tool_lines(path: Path) -> Iterator[dict[str, Any]] | None:
-    """Returns the predictions of another tool's file, or None for a predictions file of this package.
+    """Returns the predictions in another tool's file, or None for a predictions file of this package.
 
     Raises:
-        InputError: if the file is not a complete run of questions of this package.
+        InputError: if the file is not a complete run on questions of this package.
     """
     suffix = path.suffix.lower()
     if suffix == ".eval":
@@ -51,7 +51,7 @@ def tool_lines(path: Path) -> Iterator[dict[str, Any]] | None:
     if suffix in _TABLES and not start.startswith(b"{"):
         return _vlmevalkit_lines(path)
     if suffix == ".json" and start.startswith(b"{"):
-        with suppress(ValueError, RecursionError):  # else JSON lines under another name
+        with suppress(ValueError, RecursionError):  # may be JSON lines
             log = json.loads(path.read_text(encoding="utf-8-sig"))
             if isinstance(log.get("eval"), dict):
                 return _well_formed(path, inspect_lines(path, iter([log, *(log.get("samples") or [])])))
@@ -63,22 +63,18 @@ def _well_formed(path: Path, lines: Iterator[dict[str, Any]]) -> Iterator[dict[s
         yield from lines
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         found = f"{type(error).__name__}: {preview(str(error), 120)}"
-        raise InputError(Problem(str(path), "a log as Inspect writes it", found, "copy or run it again")) from error
+        raise InputError(Problem(str(path), "a valid Inspect log", found, "copy or run it again")) from error
 
 
 def inspect_lines(path: Path, log: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yields the predictions of an Inspect log, one a sample, in the order of ids.
+    """Yields the predictions of an Inspect log, one per sample, ordered by id.
 
     A sample that ended in an error, or that the server refused as too long, has a null response and the reason;
     ``score`` counts it as failed.
 
-    Args:
-        path: the log, for messages.
-        log: its header, then its samples.
-
     Raises:
-        InputError: if the log is not a finished run of ``scale_vqa``, or of a task that ``eval.yaml`` of a data set on
-            the Hub defines (``hf/ORG/NAME``), with one epoch.
+        InputError: if the log is not a finished run with one epoch of ``scale_vqa``, or of a task defined by the
+            ``eval.yaml`` of a dataset on the Hub (``hf/ORG/NAME``).
     """
     header = next(log)
     run, noted = header["eval"], header["eval"].get("metadata") or {}
@@ -94,7 +90,7 @@ def inspect_lines(path: Path, log: Iterator[dict[str, Any]]) -> Iterator[dict[st
         raise InputError(Problem(str(path), "at least one sample", found, "run it again"))
     used = header.get("plan", {}).get("config") or {}
     provenance = {"model": run.get("model"), "backend": "inspect_ai"}
-    if of_hub:  # neither its prompt nor which rows the data set had is stated
+    if of_hub:  # the log states neither the prompt nor the rows of the dataset
         for step in header["plan"]["steps"]:
             used = {**(step.get("params") or {}), **used} if step["solver"].endswith("generate") else used
         provenance |= {"task": run["task"], "ablation": "blind" if run["task"].endswith("_blind") else None}
@@ -112,7 +108,7 @@ def inspect_lines(path: Path, log: Iterator[dict[str, Any]]) -> Iterator[dict[st
 
 
 def _zip_log(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the header and the samples of an ``.eval`` file: a ZIP whose members may be compressed by Zstandard."""
+    """Yields the header and the samples of an ``.eval`` file, a ZIP whose members may use Zstandard compression."""
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             members = {member.filename: member for member in archive.infolist()}
@@ -154,7 +150,7 @@ def _inspect_line(sample: Mapping[str, Any]) -> dict[str, Any]:
     reason = (sample.get("error") or {}).get("message") or output.get("error")
     if reason is None and choice is None:
         reason = "no response"
-    if reason is None and stop == "model_length":  # Inspect gives the server's refusal as the text
+    if reason is None and stop == "model_length":  # Inspect writes the server's refusal as the text
         reason = completion
     if reason is None and stop == "content_filter":
         reason = f"refusal: {completion or 'finish reason content_filter'}"
@@ -168,9 +164,9 @@ def _inspect_line(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lmms_eval_row(row: dict[str, Any], path: Path, first: bool) -> dict[str, Any]:
-    """Returns the prediction in a line of lmms-eval's logged samples; another line is returned as it is.
+    """Converts a line of lmms-eval's logged samples to a prediction; returns other lines unchanged.
 
-    What the run states is read from the results file beside the samples, if it is there.
+    The provenance of the run is read from the results file beside the samples, if it exists.
     """
     if "doc_id" not in row or not isinstance(row.get(SAMPLE_FIELD), Mapping):
         return row
@@ -200,10 +196,10 @@ def lmms_eval_row(row: dict[str, Any], path: Path, first: bool) -> dict[str, Any
 
 
 def _vlmevalkit_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the predictions of a table that VLMEvalKit wrote for a data set of ``scale-vqa export vlmevalkit``.
+    """Yields the predictions in a table that VLMEvalKit wrote for a dataset of ``scale-vqa export vlmevalkit``.
 
-    Where the questions were asked in VLMEvalKit's words, a response without ``<answer>`` gets the letter that its
-    exact matching reads, in these tags at its end.
+    If the questions were asked with VLMEvalKit's prompt, the letter found by its exact matching is appended in
+    ``<answer>`` tags to responses without them.
     """
     import pandas as pd
 
@@ -239,10 +235,10 @@ def _vlmevalkit_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def vlmevalkit_response(text: str, options: list[str]) -> dict[str, Any]:
-    """Returns the response, or the reason of a failed call, in VLMEvalKit's text of a prediction.
+    """Returns the response, or the reason of a failed call, for VLMEvalKit's text of a prediction.
 
-    Its exact matching takes a letter that stands alone, the only one of the options and among the last five words;
-    else the option whose text is the only one found in a short response.
+    VLMEvalKit's exact matching accepts a separate letter that is the only one of the options and among the last five
+    words; else the only option whose text occurs in a short response.
 
     >>> vlmevalkit_response("The answer is B.", ["w", "x"])["response"]
     'The answer is B. <answer>B</answer>'

@@ -19,8 +19,7 @@ from scale_vqa_eval.errors import InputError, Problem, validated
 from scale_vqa_eval.files import atomic_write, write_json
 from scale_vqa_eval.scale_vqa_acc.clustered import clustered_interval, paired_difference
 from scale_vqa_eval.schema import LETTERS, MAGNIFICATION
-from scale_vqa_eval.scoring.answers import Answers, join
-from scale_vqa_eval.scoring.predictions import Predictions, read_predictions
+from scale_vqa_eval.scoring.predictions import Answers, Predictions, join, read_predictions
 from scale_vqa_eval.scoring.score import consistency_warnings, read_each
 from scale_vqa_eval.text import aligned, html_environment, interval, one_line, p_value, percent, points
 from scale_vqa_eval.zoom.questions import BoxUm, SlideStore, ZoomQuestion, read_zoom_questions, slide_files

@@ -16,9 +16,9 @@ from PIL import Image
 from predict_release import rows
 
 from model_card.cards import card
-from model_card.cards.check import check_card
 from model_card.cards.dataset import check_croissant, croissant_metadata
 from model_card.cards.text import Licence
+from model_card.hub.local import check_card
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.release_folder.card import head, marked_sections
 from scale_vqa_eval.release_folder.write import write_release
@@ -225,7 +225,7 @@ def test_a_card_with_blanks_or_paths_is_not_published(work: Path) -> None:
     path = work / "scale-vqa/README.md"
     path.write_text(path.read_text() + "\nMore Information Needed, see /home/somebody/notes\n")
     found = {problem.expected for problem in check_card(work / "scale-vqa", "dataset")}
-    assert found == {"no path of a machine", "no blank to fill in"}
+    assert found == {"no local path", "no blank to fill in"}
     path.write_text("---\n: [\n---\n")
     assert check_card(work / "scale-vqa", "dataset")
 

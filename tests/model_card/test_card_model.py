@@ -18,7 +18,7 @@ from predict_release import picture
 from tiny_qwen import make_tiny_qwen
 
 from model_card.cards import card
-from model_card.cards.check import check_card
+from model_card.hub.local import check_card
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.predict.prompts import Prompt, load_prompt
 from scale_vqa_eval.release_folder.card import head, marked_sections

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from model_card.leaderboard.board import NO_BLIND, NO_GAIN, UPLOADED, read_board
+from model_card.leaderboard.app import NO_BLIND, NO_GAIN, UPLOADED, read_board
 
 
 def results(model: str = "good", **changed: Any) -> dict[str, Any]:
@@ -78,11 +78,11 @@ def test_texts_of_a_file_can_be_written_as_utf8(tmp_path: Path) -> None:
         ({"about": {"ablation": "blind"}}, "run of an ablation"),
         ({"control": {"ablation": None}}, "a run of the ablation blind"),
         ({"control": {"ablation": "text-baseline"}}, "a run of the ablation blind"),
-        ({"control": {"predictions_hash": "1"}}, "a run of its own as the blind control"),
+        ({"control": {"predictions_hash": "1"}}, "a separate run as the blind control"),
         ({"control": {"model": "another"}}, "a blind control with the same model"),
         ({"control": {"data_hash": "cd" * 32}}, "a blind control of the same questions"),
         ({"blind": {"unparsed": {"rate": 0.9}}}, "at most 2% unparsed"),
-        ({"about": {"blind": None}}, "states nothing of itself"),
+        ({"about": {"blind": None}}, "has no provenance"),
         ({"about": {"model": None}, "control": {"model": None}}, "a blind control with the same model"),
         ({"by_dimension": {"zoom-in": {"accuracy": 0.6}}}, "labelled default"),
     ],

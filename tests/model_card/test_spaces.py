@@ -344,7 +344,7 @@ def test_the_leaderboard_ranks_with_the_blind_column(board_page: tuple[str, Path
         "blind.json": "ablation (blind)",
         "images.json": "expected a run of the ablation blind",
         "another.json": "expected a blind control with the same model",
-        "silent.json": "states nothing of itself",
+        "silent.json": "has no provenance",
         "mislabelled.json": "labelled default, which has no questions of zoom-in",
         "broken.json": "expected a share of 0 to 1",
         "other.json": "expected a results file",

@@ -166,7 +166,7 @@ def test_a_broken_checkpoint_is_refused(tiny: Path, tmp_path: Path) -> None:
     assert len(error.value.problems) == 2
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
-    with pytest.raises(InputError, match="not there yet"):
+    with pytest.raises(InputError, match="a new folder"):
         prepare_weights(tiny, tmp_path / "full")
 
 

@@ -74,7 +74,7 @@ def test_a_text_that_pandas_would_change_is_named(tmp_path, text):
     if pd.read_csv(__import__("io").StringIO(f"A\n{text}\n"))["A"].iloc[0] == text:
         run("vlmevalkit", folder, tmp_path / "out")
         return
-    with pytest.raises(InputError, match="p0::type_A, A: expected a text that pandas reads as it is"):
+    with pytest.raises(InputError, match="p0::type_A, A: expected a text that pandas reads unchanged"):
         run("vlmevalkit", folder, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.tsv"))
 

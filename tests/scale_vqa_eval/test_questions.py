@@ -212,4 +212,4 @@ def test_a_name_that_is_neither_here_nor_on_the_hub_is_one_error(fresh_python):
     done = fresh_python(code)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.count("error: ") == 1
-    assert "data/mistyped: expected a file or folder here, or a data set on the Hub" in done.stderr
+    assert "data/mistyped: expected a file or folder here, or a dataset on the Hub" in done.stderr

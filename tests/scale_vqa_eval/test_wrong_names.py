@@ -70,7 +70,7 @@ def test_a_file_that_states_none_is_taken_for_a_usual_split_only(tmp_path: Path,
     data = written(tmp_path, suffix, "nowhere")
     assert len(read_questions(data, "test")) == 3
     found = problem(tmp_path, data, "tset")
-    assert "rows that state their split" in found.expected
+    assert "rows with a split field" in found.expected
     assert "did you mean 'test'?" in found.hint
 
 

@@ -16,8 +16,24 @@ from click.testing import CliRunner
 
 from dataset_script.phantom.build import phantom
 from scale_vqa_eval.questions import Question, read_questions
-from training_recipes.learn.data import CONFIG, ROTATIONS, crossed, features, leaky, main, paths_of
-from training_recipes.learn.run import plan, run
+from scale_vqa_eval.schema import VIEWS
+from training_recipes.learn.data import (
+    ALL,
+    ANCHORED,
+    BY_BOTH,
+    BY_FIRST,
+    CONFIG,
+    JOINT,
+    ROTATIONS,
+    colours,
+    crossed,
+    features,
+    leaky,
+    main,
+    paths_of,
+    right,
+)
+from training_recipes.learn.run import plan, run, run_steps
 from training_recipes.rows import load_rows
 
 pytestmark = pytest.mark.xdist_group("learn")
@@ -30,7 +46,7 @@ def out(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("run") / "learn"
     out.mkdir()
     drawn = ["--slides", str(SLIDES), "--size", "56", "--out", str(out / "data"), "--workers", "1"]
-    for command, arguments in ((phantom, drawn), (main, ["folders", str(out / "data"), str(out), "--val-paths", "4"])):
+    for command, arguments in ((phantom, drawn), (main, ["folders", str(out / "data"), str(out)])):
         done = CliRunner().invoke(command, arguments, catch_exceptions=False)
         assert done.exit_code == 0, done.output
     return out
@@ -79,12 +95,47 @@ def test_rationales_name_the_options_that_hold_each_feature():
     options += ("sheetlike type, grade two", "glandular type, grade one")
     question = Question("q", "?", options, 2, "Diagnosis")
     assert features(options)[2] == ("sheetlike", "two")
-    asked = crossed(question, ["compact"])
-    assert asked.options == ("glandular, one", "glandular, two", "sheetlike, one", "sheetlike, two")
-    assert asked.answer == 3 and asked.rationale == "Seen: sheetlike C D, two B D. Also: compact."
+    asked = crossed(question)
+    assert asked["options"] == ["glandular, one", "glandular, two", "sheetlike, one", "sheetlike, two"]
+    assert asked["answer"] == 3 and asked["rationale"] == "sheetlike C D, two B D"
     other = Question("r", "?", ("margin now", "centre now"), 0, "Localization")
     asked = leaky(question, other)
-    assert asked.options[asked.answer] == "sheetlike, two, margin"
+    assert asked["options"][asked["answer"]] == "sheetlike, two, margin"
+
+
+def truth(out: Path, split: str) -> dict[tuple[str, str], set[str]]:
+    """Returns everything that the questions about each path ask for."""
+    return {
+        (path.rows["Diagnosis"]["wsi_name"], path.rows["Diagnosis"]["path_id"]): {
+            phrase for question in path.questions.values() for phrase in right(question)
+        }
+        for path in paths_of(str(out / "data"), split)
+    }
+
+
+def test_single_view_questions_show_one_view_and_say_what_that_view_shows(out):
+    facts, rows = truth(out, "test"), load_rows(str(out / "single"), CONFIG, "test")
+    assert len(rows) == 2 * len(facts)
+    for row in rows:
+        assert [view for view in VIEWS if row[view] is not None] == [
+            {"10x?": "low_mag", "40x?": "mid_mag"}[row["question"]]
+        ]
+        assert set(row["options"][row["answer"]].split(JOINT)) <= facts[row["wsi_name"], row["path_id"]]
+        assert len(set(row["options"])) == 4 and row["options"] == sorted(row["options"])
+
+
+@pytest.mark.parametrize("folder", ["taught-single", "taught"])
+def test_sft_learns_what_is_seen_and_two_ways_to_decide(out, folder):
+    facts, first = truth(out, "train"), 0
+    rows = load_rows(str(out / folder), CONFIG, "train")
+    for row in rows:
+        *said, way = [clause.rstrip(" ABCD") for clause in row["rationale"].split(JOINT)]
+        assert set(said) <= facts[row["wsi_name"], row["path_id"]]
+        assert (len(said) > 2) == row["question"].endswith(ALL)
+        answer = row["options"][row["answer"]].split(JOINT)
+        assert answer[0] == said[0] and way == (BY_BOTH if answer[1] == said[1] else BY_FIRST)
+        first += way == BY_FIRST
+    assert len(rows) > 100 and abs(first / len(rows) - ANCHORED) < 0.1
 
 
 def test_training_paths_are_shown_in_eight_ways(out):
@@ -97,32 +148,33 @@ def test_training_paths_are_shown_in_eight_ways(out):
     assert {len(ways) for ways in views.values()} == {len(ROTATIONS)}
 
 
-def test_every_stage_runs_and_reports(out, monkeypatch):
+def test_every_stage_runs_and_reports(out):
     """Two steps each, in this process: what is learnt is shown by ``make learn`` itself."""
     from training_recipes import grpo, sft
     from training_recipes.learn import report
 
     recipes = {"sft.py": sft.main, "grpo.py": grpo.main}
     modules = {"training_recipes.learn.data": main, "training_recipes.learn.report": report.main}
-    for program, *rest in list(plan(out, SLIDES, ("--max_steps", "2", "--save_steps", "2")).values())[2:]:
+    steps = plan(out, SLIDES, 1, ("--max_steps", "2", "--eval_steps", "1"))
+    commands = [command for step in steps for track in step for command in track.values()]
+    for program, *rest in commands[2:]:  # drawn and written before
         if program == "-m":
             modules[rest[0]].main(rest[1:], standalone_mode=False)
         else:
             small = ["--per_device_train_batch_size", "8", "--num_generations", "4"]
             name = Path(program).name
             recipes[name]([*rest, *(small if name == "grpo.py" else ())])
+    images = json.loads((out / "model-0" / "processor_config.json").read_text())["image_processor"]
+    assert {name: images[name] for name in ("image_mean", "image_std")} == colours(str(out / "taught"))
     found = json.loads((out / "results.json").read_text())
-    assert found["test"]["after GRPO, blind"]["accuracy"] <= 0.25
-    assert found["test"]["after SFT, with images"]["n"] == len(read_questions(out / "crossed", "test", CONFIG))
-    assert set(found["curves"]) == {
-        "crossed options, with images",
-        "crossed options, blind",
-        "leaky options, blind",
-    }
-    assert all([point["step"] for point in curve] == [2] for curve in found["curves"].values())
-    assert [step["step"] for step in found["rollouts"]] == [1, 2]
-    assert all(0 <= step["frac_reward_zero_std"] <= 1 and step["entropy"] > 0 for step in found["rollouts"])
-    assert 0 <= found["test"]["after SFT, with images"]["reward"] <= 1
+    for tests in found["test"].values():
+        assert [tests[kind][0]["n"] for kind in report.KINDS] == [
+            len(read_questions(out / kind, "test", CONFIG)) for kind in report.KINDS
+        ]
+    assert set(found["twins"]) == {"crossed", "leaky"}
+    (curves,) = found["grpo"]
+    assert curves["eval_accuracy"][0] == curves["named"][0] == [0, 1, 2]
+    assert all(len(curves[name][1]) == 2 for name in report.LOGGED)
     assert (out / "curves.png").stat().st_size > 10_000
     assert "| after GRPO, with images |" in (out / "results.md").read_text()
 
@@ -131,8 +183,8 @@ def test_a_run_goes_on_after_a_stage_that_failed(tmp_path):
     mark = tmp_path / "mark"
     first = ["-c", f"open({str(mark)!r}, 'a').write('x')"]
     with pytest.raises(click.ClickException, match="no space"):
-        run({"first": first, "second": ["-c", "raise SystemExit('no space')"]}, tmp_path)
-    assert set(run({"first": first, "second": ["-c", ""]}, tmp_path)) == {"first", "second"}
+        run_steps([[{"first": first}, {"second": ["-c", "raise SystemExit('no space')"]}]], tmp_path)
+    assert set(run_steps([[{"first": first}, {"second": ["-c", ""]}]], tmp_path)) == {"first", "second"}
     assert mark.read_text() == "x"
 
 

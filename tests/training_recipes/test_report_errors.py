@@ -15,7 +15,7 @@ def test_a_problem_is_told_by_the_process_that_found_it(rank, said, monkeypatch,
     monkeypatch.setattr(run.time, "sleep", waited.append)
 
     def main():
-        raise InputError(Problem("row 3", "a complete image", "a part of one", "bring back the original"))
+        raise InputError(Problem("row 3", "a complete image", "a part of one", "restore the original"))
 
     with pytest.raises(SystemExit) as stopped:
         run.report_errors(main)

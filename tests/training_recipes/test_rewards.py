@@ -214,7 +214,7 @@ def test_a_question_without_a_blind_answer_has_no_visual_gain():
     "terms, weights, prior, said",
     [
         (["reference", "accuracy"], None, False, "found 'accuracy'"),
-        ([], None, False, "one term at least"),
+        ([], None, False, "at least one term"),
         (["reference"], [0.5, 0.5], False, "1 weights, one per term, found 2"),
         (["visual_gain"], None, False, "blind_prior"),
     ],

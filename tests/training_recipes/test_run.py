@@ -200,7 +200,7 @@ def test_lora_is_merged_into_a_folder_that_predict_loads(run, release, model, tm
     assert f"pixel bounds of training, from the model's processor: {bounds}, used" in done.output
     asked += ["--max-pixels", "1568", "--max-tokens", "24", "--limit", "1", "--out", "other.jsonl"]
     assert "not used" in CliRunner().invoke(predict, asked).output
-    with pytest.raises(InputError, match="not there yet"):
+    with pytest.raises(InputError, match="a new folder"):
         prepare_weights(out / "final", tmp_path / "merged")
 
 
@@ -325,7 +325,7 @@ def full_disk(most=100_000):
 
 
 def test_a_disk_that_fills_up_after_the_last_step_is_one_error(run):
-    with full_disk(), pytest.raises(InputError, match=r"final: expected a disk that can be written"):
+    with full_disk(), pytest.raises(InputError, match=r"final: expected a writable disk"):
         run(sft, "--max_steps", "1", "--rationales", "none", "--save_strategy", "no")
     assert not Path("out/final").exists()
 
@@ -339,7 +339,7 @@ def test_a_disk_that_fills_up_between_checkpoints_is_one_error(run, monkeypatch)
 
     monkeypatch.setattr(trainer, "write_answers", full)
     validated = ("--eval_strategy", "steps", "--eval_steps", "1", *VALIDATED)
-    with pytest.raises(InputError, match=r"a disk that can be written, found .*checkpoint-1 is complete"):
+    with pytest.raises(InputError, match=r"a writable disk, found .*checkpoint-1 is complete"):
         run(sft, *steps, *validated, "--max_steps", "2", "--resume")
 
 
@@ -361,7 +361,7 @@ def test_a_text_only_model_is_refused(run, tmp_path):
     from transformers import Qwen2Config
 
     Qwen2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path / "text")
-    with pytest.raises(InputError, match="qwen2, which reads none"):
+    with pytest.raises(InputError, match="qwen2, which does not"):
         run(grpo, base=tmp_path / "text")
 
 
@@ -380,9 +380,9 @@ def test_a_text_only_model_is_refused(run, tmp_path):
         (("--reward_terms", "visual_gain"), "predict --ablate blind"),
         (("--model_name_or_path", "nowhere"), "a model that can be loaded"),
         (("--config", "nowhere.yaml"), "nowhere.yaml"),
-        (("--train_limit", "1"), "expected 2 questions at least, those of one step, found 1"),
-        (("--train_limit", "0"), "train_limit: expected 1 at least"),
-        (("--max_pixels", "-4"), "max_pixels: expected 1 at least"),
+        (("--train_limit", "1"), "expected at least 2 questions, those of one step, found 1"),
+        (("--train_limit", "0"), "train_limit: expected at least 1"),
+        (("--max_pixels", "-4"), "max_pixels: expected at least 1"),
         (("--temperature", "0"), "temperature: expected more than 0"),
         (("--eval_strategy", "steps", "--eval_steps", "1"), "eval_strategy: expected a validation_split"),
         (("--use_peft", "--lora_target_modules", "nope"), "Target modules nope not found"),
@@ -405,7 +405,7 @@ def test_an_output_folder_that_cannot_be_is_told_at_once(run, place):
 
 
 def test_an_option_that_conversations_would_ignore_is_refused(run):
-    with pytest.raises(InputError, match="2 problems:\ndimensions: expected none beside conversations"):
+    with pytest.raises(InputError, match="2 problems:\ndimensions: expected none together with conversations"):
         run(sft, "--conversations", "c.json", "--image_root", ".", "--blind", "--dimensions", "Diagnosis")
 
 

@@ -218,7 +218,7 @@ def test_a_processor_whose_arithmetic_is_wrong_counts_every_prompt_itself(releas
     monkeypatch.setattr(type(processor), "_get_num_multimodal_tokens", wrong)
     _, _, again = counted(release, prompt_format(), processor)
     assert again.prompt.tolist() == lengths.prompt.tolist() and again.image.tolist() == lengths.image.tolist()
-    assert "every prompt is put through the processor" in capsys.readouterr().err
+    assert "the tokens of every prompt with the processor" in capsys.readouterr().err
 
 
 def test_option_images_count(processor, tmp_path):
@@ -252,11 +252,11 @@ def test_an_image_whose_decoder_takes_no_mapped_memory_is_counted(processor, tmp
     [
         (
             {"low_mag": image_of(900, 2, "PNG")},
-            r"p0::type_A: expected images that the model can take, found 900 x 2",
+            r"p0::type_A: expected images that the model accepts, found 900 x 2",
         ),
         ({"low_mag": {"bytes": b"hello", "path": "x"}}, r"low_mag: expected a complete image, found 5 bytes"),
         ({"question": "What moves <|video_pad|>?"}, r"p0::type_A: expected a text without the model's special tokens"),
-        ({"id": "same"}, "an id of its own for every row, found 'same' 5 times"),
+        ({"id": "same"}, "unique row ids, found 'same' 5 times"),
     ],
 )
 def test_rows_that_no_step_could_take_are_named_before_training(processor, tmp_path, changes, said):

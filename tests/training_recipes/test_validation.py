@@ -7,8 +7,7 @@ from training_release import trained_rows
 
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.release_folder.write import write_release
-from scale_vqa_eval.scoring.answers import join
-from scale_vqa_eval.scoring.predictions import read_predictions
+from scale_vqa_eval.scoring.predictions import join, read_predictions
 from scale_vqa_eval.scoring.score import score_answers
 from training_recipes.rows import load_rows, prompt_format, trainer_row
 from training_recipes.trainer import figures, write_answers

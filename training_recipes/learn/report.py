@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, Final
@@ -11,161 +11,175 @@ from typing import Any, Final
 import click
 
 from scale_vqa_eval.predict.command import predict
-from scale_vqa_eval.questions import read_questions
-from scale_vqa_eval.scoring.answers import join
-from scale_vqa_eval.scoring.predictions import read_predictions
+from scale_vqa_eval.questions import Question, read_questions
+from scale_vqa_eval.schema import LETTERS
+from scale_vqa_eval.scoring.predictions import join, read_predictions
 from scale_vqa_eval.scoring.score import score_answers
 from scale_vqa_eval.text import interval, percent
-from training_recipes.learn.data import CONFIG
+from training_recipes.learn.data import CONFIG, JOINT
 
 PROMPT: Final = str(Path(__file__).with_name("learn.yaml"))
-CHANCE: Final = 25.0
-LOGGED: Final = {
-    "reward": "reward of sampled answers",
-    "frac_reward_zero_std": "share of questions with equal rewards",
-    "entropy": "entropy (nats per token)",
+LONGEST: Final = "40"
+"""Most tokens of an answer."""
+KINDS: Final = ("crossed", "single")
+CONTROLS: Final = {"shuffled": "images of another patient", "blind": "no images (blind)"}
+TRAINED: Final = {
+    "sft": "SFT alone",
+    "grpo-crossed": "GRPO on cross-scale questions",
+    "grpo-single": "GRPO on single-view questions",
 }
-"""What is read from each GRPO step, and how it is named."""
+LOGGED: Final = {
+    "reward": "reward of rollouts",
+    "entropy": "entropy (nats per token)",
+    "frac_reward_zero_std": "questions with equal rewards",
+}
+CURVES: Final = ("eval_accuracy", "eval_reward", *LOGGED)
+CHANCE: Final = 25.0
 CROSSED: Final = "#2f6db3"
 LEAKY: Final = "#b5502a"
-_LINES: Final = ((CROSSED, "-"), (CROSSED, "--"), (LEAKY, "--"))
-_SMOOTH: Final = 5
-SHORT: Final = 40
-LONG: Final = 72
-"""Most tokens of an answer that names the question's own features, and of one that names all that is to be seen."""
-SHOWN: Final = {None: "with images", "blind": "blind", "shuffled": "with another patient's images"}
+OTHERS: Final = ("#3f9e8f", "#7a5ba8", "#9a9a9a")
+Curve = tuple[list[int], list[float]]
+"""Steps and values."""
 
 
-def ask(model: Path, data: Path, split: str, out: Path, ablation: str | None, longest: int) -> Path:
-    """Lets a model answer a split as ``scale-vqa predict`` does; a finished file is left as it is."""
+def tested(model: Path, data: Path, out: Path, ablation: str | None) -> dict[str, Any]:
+    """Returns accuracy, interval and the rest on the test split, and the share of questions with both features named.
+
+    The model answers as ``scale-vqa predict`` lets it; a finished file of answers is left as it is.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    asked = ["--data", str(data), "--config", CONFIG, "--split", split, "--backend", "transformers"]
-    asked += ["--model", str(model), "--prompt", PROMPT, "--max-tokens", str(longest), "--batch-size", "64"]
+    asked = ["--data", str(data), "--config", CONFIG, "--split", "test", "--backend", "transformers"]
+    asked += ["--model", str(model), "--prompt", PROMPT, "--max-tokens", LONGEST, "--batch-size", "64"]
     asked += ["--ablate", ablation] if ablation else []
     predict.main([*asked, "--out", str(out)], standalone_mode=False)
-    return out
+    questions = read_questions(data, "test", CONFIG)
+    full = score_answers(join(read_predictions(out), questions))
+    result = {key: full[key] for key in ("accuracy", "interval", "n", "clusters")}
+    result |= {"unparsed": full["unparsed"]["rate"], "named": named(out, questions)}
+    return result | {"by_dimension": {key: part["accuracy"] for key, part in full["by_dimension"].items()}}
 
 
-def scored(answers: Path, data: Path, split: str) -> dict[str, Any]:
-    """Returns accuracy, reward, interval, the unparsed and accuracy by dimension, as ``scale-vqa score`` does."""
-    full = score_answers(join(read_predictions(answers), read_questions(data, split, CONFIG)))
-    found = {key: full[key] for key in ("accuracy", "reward", "interval", "n", "clusters")}
-    found["unparsed"] = full["unparsed"]["rate"]
-    return found | {"by_dimension": {key: part["accuracy"] for key, part in full["by_dimension"].items()}}
+def named(answers: Path, questions: Iterable[Question]) -> float:
+    """Returns the share of questions whose features are all named rightly: what a perfect decision would reach."""
+    asked = {question.id: _phrases(question.rationale or "") for question in questions}
+    lines = map(json.loads, answers.read_text(encoding="utf-8").splitlines())
+    return mean(asked[line["id"]] <= _phrases(line["response"]) for line in lines)
 
 
-def checkpoint_curve(run: Path, data: Path, out: Path, ablation: str | None, longest: int) -> list[dict[str, Any]]:
-    """Returns the accuracy of every checkpoint of a run on the validation split."""
-    curve = []
-    for folder in sorted(run.glob("checkpoint-*"), key=_step):
-        answers = ask(folder, data, "val", out / f"{run.name}-{_step(folder)}.jsonl", ablation, longest)
-        curve.append({"step": _step(folder), "accuracy": scored(answers, data, "val")["accuracy"]})
-    return curve
+def _phrases(text: str) -> set[str]:
+    clauses = text.partition("</think>")[0].removeprefix("<think>").split(JOINT)
+    return {" ".join(word for word in clause.split() if word not in LETTERS) for clause in clauses}
 
 
-def rollouts(run: Path) -> list[dict[str, float]]:
-    """Returns step, reward, zero-variance share and entropy of every GRPO step, from the trainer's state."""
-    state = max(run.glob("checkpoint-*/trainer_state.json"), key=lambda path: _step(path.parent))
-    history = json.loads(state.read_text(encoding="utf-8"))["log_history"]
-    return [{name: entry[name] for name in ("step", *LOGGED)} for entry in history if "reward" in entry]
+def logged(run: Path, name: str) -> Curve:
+    """Returns a value that the trainer logged, such as ``reward`` or the ``eval_accuracy`` of validations."""
+    record = json.loads((run / "training_metadata.json").read_text(encoding="utf-8"))
+    pairs = [(entry["step"], entry[name]) for entry in record["log"] if entry.get(name) is not None]
+    return [step for step, _ in pairs], [value for _, value in pairs]
 
 
-def _step(folder: Path) -> int:
-    return int(folder.name.rpartition("-")[2])
+def said(run: Path, data: Path) -> Curve:
+    """Returns ``named`` of a run's validations."""
+    files = sorted((run / "validation").glob("answers-*.jsonl"))
+    questions = list(read_questions(data, "val", CONFIG))
+    return [int(file.stem.partition("-")[2]) for file in files], [named(file, questions) for file in files]
+
+
+def results(out: Path, seeds: int) -> dict[str, Any]:
+    """Lets every model answer the test split and returns the figures by seed, with what the trainers logged."""
+
+    def test(data: str, runs: Sequence[str], ablation: str | None = None) -> list[dict[str, Any]]:
+        files = [out / "answers" / f"{run}-{data}-{ablation or 'seen'}.jsonl" for run in runs]
+        models = [out / run / "final" for run in runs]
+        return [tested(model, out / data, file, ablation) for model, file in zip(models, files, strict=True)]
+
+    runs = {name: [f"{name}-{seed}" for seed in range(seeds)] for name in TRAINED}
+    grpo = [out / run for run in runs["grpo-crossed"]]
+    return {
+        "test": {TRAINED[name]: {kind: test(kind, runs[name]) for kind in KINDS} for name in TRAINED},
+        "controls": {shown: test("crossed", runs["grpo-crossed"], name) for name, shown in CONTROLS.items()},
+        "twins": {kind: test(kind, [f"blind-{kind}"], "blind") for kind in ("crossed", "leaky")},
+        "grpo": [{"named": said(run, out / "crossed")} | {name: logged(run, name) for name in CURVES} for run in grpo],
+    }
+
+
+def as_markdown(found: Mapping[str, Any]) -> str:
+    """Returns the figures as tables; figures of several seeds are separated by commas."""
+    before, after = (found["test"][name]["crossed"] for name in ("SFT alone", TRAINED["grpo-crossed"]))
+    shown = {"after SFT, with images": before, "after GRPO, with images": after}
+    shown |= {f"after GRPO, {name}": parts for name, parts in found["controls"].items()}
+    shown |= {f"trained and asked blind, {kind} options": parts for kind, parts in found["twins"].items()}
+    title = f"{after[0]['n']} cross-scale questions on {after[0]['clusters']} unseen slides"
+    lines = [f"| {title} | accuracy (%) | 95% interval | both named (%) | unparsed (%) |", "|---|---|---|---|---|"]
+    for name, parts in shown.items():
+        cells = [_by_seed(parts, "accuracy"), ", ".join(interval(part["interval"]) for part in parts)]
+        lines.append(_row(name, *cells, _by_seed(parts, "named"), _by_seed(parts, "unparsed")))
+    lines += ["", "| accuracy (%) | cross-scale test | single-view test |", "|---|---|---|"]
+    for name, tests in found["test"].items():
+        lines.append(_row(name, *(_by_seed(tests[kind], "accuracy") for kind in KINDS)))
+    lines += ["", "| over GRPO | first four steps | last four steps |", "|---|---|---|"]
+    for name, label in LOGGED.items():
+        values = [curves[name][1] for curves in found["grpo"]]
+        pieces = (slice(4), slice(-4, None))
+        lines.append(_row(label, *(", ".join(f"{mean(value[piece]):.3f}" for value in values) for piece in pieces)))
+    return "\n".join([*lines, ""])
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _by_seed(parts: Sequence[Mapping[str, Any]], key: str) -> str:
+    return ", ".join(percent(part[key]) for part in parts)
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
-    """Draws accuracy over the steps of SFT, crossed beside leaky, and what GRPO logged over its steps."""
+    """Draws accuracy and what is named over GRPO, and reward, zero-variance share and entropy of its rollouts."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8a939e"}
+    green, violet, grey = OTHERS
+    style = {"font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8a939e"}
     with pyplot.rc_context(style):
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), width_ratios=(3, 2), layout="constrained")
-        _accuracies(left, found)
-        _rollouts(right, found["rollouts"], found["test"]["after SFT, with images"]["reward"])
-        figure.savefig(path, dpi=120, metadata={"Software": None})
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(11.5, 4.4), layout="constrained")
+        for seed, curves in enumerate(found["grpo"]):
+            for name, colour, dash, label in (
+                ("eval_accuracy", CROSSED, "-", "greedy accuracy with images"),
+                ("named", grey, "--", "both features named rightly"),
+            ):
+                values = [100 * value for value in curves[name][1]]
+                left.plot(curves[name][0], values, dash, marker=".", color=colour, label=None if seed else label)
+        ends = {f"in the end, {shown} (test)": parts for shown, parts in found["controls"].items()}
+        ends |= {f"blind twin, {kind} options (test)": parts for kind, parts in found["twins"].items()}
+        colours, widths = (green, violet, "#111111", LEAKY), (3.6, 2.4, 1.2, 1.2)  # lines may lie on each other
+        for (label, parts), colour, width in zip(ends.items(), colours, widths, strict=True):
+            accuracy = 100 * mean(part["accuracy"] for part in parts)
+            left.axhline(accuracy, color=colour, linewidth=width, linestyle=":", label=label)
+        left.axhline(CHANCE, color="#444444", linewidth=0.8)
+        left.set(xlabel="GRPO steps", ylabel="% on validation slides", ylim=(0, 102), xlim=(0, None))
+        left.set_title("What GRPO learns: to decide by both features", loc="left", fontsize=10.5)
+        for (name, label), colour in zip(LOGGED.items(), (CROSSED, green, grey), strict=True):
+            for seed, curves in enumerate(found["grpo"]):
+                right.plot(*curves[name], color=colour, linewidth=1, alpha=0.8, label=None if seed else label)
+        greedy = mean(curves["eval_reward"][1][0] for curves in found["grpo"])
+        right.axhline(greedy, color="#111111", linewidth=1, linestyle="--", label="greedy reward after SFT")
+        right.set(xlabel="GRPO steps", ylim=(0, 1.02), xlim=(0, None))
+        right.set_title("Rollouts, each seed", loc="left", fontsize=10.5)
+        for axes in (left, right):
+            axes.set_xticks(found["grpo"][0]["eval_accuracy"][0])  # the validated steps
+            axes.legend(frameon=False, fontsize=8.5)
+        figure.savefig(path, dpi=110, metadata={"Software": None})
         pyplot.close(figure)
-
-
-def _accuracies(axes: Any, found: Mapping[str, Any]) -> None:
-    for (name, curve), (colour, dash) in zip(found["curves"].items(), _LINES, strict=True):
-        steps = [point["step"] for point in curve]
-        values = [100 * point["accuracy"] for point in curve]
-        axes.plot(steps, values, dash, marker="o", markersize=3.5, color=colour, label=name)
-    axes.axhline(CHANCE, color="#444444", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="SFT steps", ylabel="accuracy on unseen phantom slides (%)", ylim=(0, 102), xlim=(0, None))
-    axes.set_title("What is learnt: to look, or to read the options", loc="left", fontsize=10.5)
-    axes.legend(frameon=False, fontsize=9)
-
-
-def _rollouts(axes: Any, steps: Sequence[Mapping[str, float]], greedy: float) -> None:
-    places = [step["step"] for step in steps]
-    for (name, label), colour in zip(LOGGED.items(), (CROSSED, "#9a9a9a", "#3f9e8f"), strict=True):
-        values = [step[name] for step in steps]
-        parts = (values[max(0, at - _SMOOTH + 1) : at + 1] for at in range(len(values)))
-        axes.plot(places, values, ".", color=colour, alpha=0.4)
-        axes.plot(places, [mean(part) for part in parts], color=colour, label=label)
-    axes.axhline(greedy, color="#111111", linewidth=1, linestyle="--", label="reward of greedy answers after SFT")
-    axes.set(xlabel="GRPO steps", ylim=(0, 1.02))
-    axes.set_title(f"GRPO, crossed options (lines: means of {_SMOOTH} steps)", loc="left", fontsize=10.5)
-    axes.legend(frameon=False, fontsize=9)
-
-
-def results(out: Path) -> dict[str, Any]:
-    """Lets every model answer, with images and blind, and returns the figures."""
-    asked = out / "answers-of"
-    crossed, tests = out / "crossed", {}
-    for name, run, ablations in (
-        ("after GRPO", "grpo", (None, "blind", "shuffled")),
-        ("after SFT", "sft-answer", (None,)),
-    ):
-        for ablation in ablations:
-            answers = asked / f"{run}-test-{ablation or 'seen'}.jsonl"
-            ask(out / run / "final", crossed, "test", answers, ablation, SHORT)
-            tests[f"{name}, {SHOWN[ablation]}"] = scored(answers, crossed, "test")
-    for data in ("crossed", "leaky"):
-        answers = ask(
-            out / f"blind-{data}" / "final", out / data, "test", asked / f"blind-{data}-test.jsonl", "blind", LONG
-        )
-        tests[f"trained blind on {data} options, blind"] = scored(answers, out / data, "test")
-    curves = {
-        name: checkpoint_curve(out / run, out / data, asked, ablation, LONG)
-        for name, run, data, ablation in (
-            ("crossed options, with images", "sft-describe", "crossed", None),
-            ("crossed options, blind", "blind-crossed", "crossed", "blind"),
-            ("leaky options, blind", "blind-leaky", "leaky", "blind"),
-        )
-    }
-    return {"test": tests, "curves": curves, "rollouts": rollouts(out / "grpo")}
-
-
-def as_markdown(found: Mapping[str, Any]) -> str:
-    """Returns the figures as a table."""
-    lines = ["| model and what it is shown | accuracy (%) | 95% interval | unparsed (%) |", "|---|---|---|---|"]
-    for name, test in found["test"].items():
-        ends = interval(test["interval"])
-        lines.append(f"| {name} | {percent(test['accuracy'])} | {ends} | {percent(test['unparsed'])} |")
-    lines += ["", "| dimension, after GRPO, with images | accuracy (%) |", "|---|---|"]
-    dimensions = found["test"]["after GRPO, with images"]["by_dimension"]
-    lines += [f"| {name} | {percent(value)} |" for name, value in dimensions.items()]
-    steps = found["rollouts"]
-    part = max(1, len(steps) // 4)
-    lines += ["", f"| GRPO, means of {part} steps | first | last |", "|---|---|---|"]
-    for name, label in LOGGED.items():
-        first, last = (mean(step[name] for step in group) for group in (steps[:part], steps[-part:]))
-        lines.append(f"| {label} | {first:.3f} | {last:.3f} |")
-    greedy = found["test"]["after SFT, with images"]["reward"]
-    return "\n".join([*lines, "", f"Reward of greedy answers after SFT, on the test slides: {greedy:.3f}.", ""])
 
 
 @click.command()
 @click.argument("out", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def main(out: Path) -> None:
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True)
+def main(out: Path, seeds: int) -> None:
     """Write OUT/results.json, OUT/results.md and OUT/curves.png."""
-    found = results(out)
+    found = results(out, seeds)
     (out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (out / "results.md").write_text(as_markdown(found), encoding="utf-8")
     draw(found, out / "curves.png")

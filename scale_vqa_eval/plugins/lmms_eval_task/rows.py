@@ -1,4 +1,4 @@
-"""What lmms-eval calls with a row of the release folder: its images, its text, and how its answer is read."""
+"""Functions that lmms-eval calls with a row of the release folder: images, text and parsing of the answer."""
 
 # mypy: disable-error-code="import-not-found"
 from __future__ import annotations
@@ -24,29 +24,29 @@ def _prompt() -> Prompt:
 
 
 def doc_to_visual(doc: Row) -> list[Any]:
-    """Returns the images in the order in which they are shown: views low to high, then option images."""
+    """Returns the images in the order in which they are shown: views from low to high, then option images."""
     return [_image(doc, image) for image in _request(doc).item.images]
 
 
 def doc_to_text(doc: Row, lmms_eval_specific_kwargs: Row | None = None) -> str:
-    """Returns the text of the user turn."""
+    """Returns the text of the user message."""
     return _prompt().text(doc["question"], doc["options"])
 
 
 def doc_to_messages(doc: Row, lmms_eval_specific_kwargs: Row | None = None) -> list[Row]:
-    """Returns the messages of ``predict``: images, each option image after its letter, text last."""
+    """Returns the messages of ``predict``: views, option images each after its letter, and the text."""
     prompt = _prompt()
     parts = _request(doc).content(prompt)
     return build_messages(prompt, parts, lambda image: {"type": "image", "url": _image(doc, image)})
 
 
 def no_visual(doc: Row) -> list[Any]:
-    """Returns no image, for the blind control."""
+    """Returns an empty list, for the blind control."""
     return []
 
 
 def blind_messages(doc: Row, lmms_eval_specific_kwargs: Row | None = None) -> list[Row]:
-    """Returns the messages of the blind control: the same text to the byte, and no image."""
+    """Returns the messages of the blind control: the same text without images."""
     return build_messages(_prompt(), [doc_to_text(doc)], dict)
 
 
@@ -68,7 +68,7 @@ def doc_to_target(doc: Row) -> str:
 
 
 def process_results(doc: Row, results: Sequence[str]) -> Row:
-    """Reads the answer of one response by the published rule."""
+    """Parses a response by the published rule."""
     parsed = parse_response(results[0], "reference", len(doc["options"]))
     row = {
         "id": doc["id"],
@@ -84,7 +84,7 @@ def process_results(doc: Row, results: Sequence[str]) -> Row:
 
 
 def blind_results(doc: Row, results: Sequence[str]) -> Row:
-    """Returns ``process_results`` with a statement that no image was shown."""
+    """Returns ``process_results`` with the ablation ``blind``."""
     return {"scale_vqa_acc": process_results(doc, results)["scale_vqa_acc"] | {"ablation": "blind"}}
 
 

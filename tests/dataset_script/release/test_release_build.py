@@ -241,7 +241,7 @@ def test_a_folder_of_other_things_is_not_touched(release: Any, tmp_path: Path) -
     (tmp_path / "o").mkdir()
     (tmp_path / "o/thesis.txt").write_text("mine")
     done = build("--json", f"test={file}", "--out", tmp_path / "o")
-    assert done.returncode == 1 and "a folder that holds something else" in done.stderr
+    assert done.returncode == 1 and "a folder with other contents" in done.stderr
     assert (tmp_path / "o/thesis.txt").read_text() == "mine"
 
 

@@ -114,7 +114,7 @@ def test_with_a_scale_given_it_is_built(folder: Path, tmp_path: Path) -> None:
     assert "zoom-out is left out" in result.stderr
     assert result.stdout.strip() == f"{out}: grounding with train 4, test 4 questions"
     again = scale_vqa(folder, "--out", out / "grounding", "--mpp", 0.5)
-    assert again.returncode == 1 and "expected no folder yet, or a release folder" in again.stderr  # before any read
+    assert again.returncode == 1 and "expected a new folder, or a release folder" in again.stderr  # before any read
     assert list(out.parent.iterdir()) == [out]
 
 

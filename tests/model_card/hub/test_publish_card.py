@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_card.hub.plan import merge_cards
+from model_card.cards.text import merge_cards
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.release_folder.card import head as card_metadata
 

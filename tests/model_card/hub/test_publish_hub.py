@@ -295,7 +295,7 @@ def test_one_clear_error(
 @pytest.mark.parametrize(
     ("env", "says"),
     [
-        ({"HF_TOKEN": "", "HF_TOKEN_PATH": "/nonexistent"}, "no token, and there is no public repository"),
+        ({"HF_TOKEN": "", "HF_TOKEN_PATH": "/nonexistent"}, "no token, and no public repository"),
         ({"HF_HUB_OFFLINE": "1"}, "offline mode is on"),
         ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot reach http://127.0.0.1:9"),
     ],
@@ -364,9 +364,9 @@ def test_an_app_that_cannot_start_is_not_sent(publisher: Publisher) -> None:
     whole = card.read_text()
     card.write_text(whole.replace("app_file: app.py", "app_file: other.py"))
     refused = publisher.run("--yes", **space)
-    assert refused.returncode == 1 and "an app_file that is there" in refused.stderr
+    assert refused.returncode == 1 and "an app_file that exists" in refused.stderr
     card.write_text(whole)
-    (publisher.folder / "board.py").write_text("def (\n")
+    (publisher.folder / "app.py").write_text("def (\n")
     refused = publisher.run("--yes", **space)
-    assert refused.returncode == 1 and "board.py: expected a readable .py file" in refused.stderr
+    assert refused.returncode == 1 and "app.py: expected a readable .py file" in refused.stderr
     assert not publisher.server.hub.repositories

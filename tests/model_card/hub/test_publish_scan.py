@@ -127,7 +127,7 @@ def test_the_report_says_how_files_were_read(tmp_path: Path) -> None:
         scan.scan_file(name, tmp_path / name, NOBODY, report)
     assert report.read == {"JSON": 1, "text": 3}
     assert [note.split(" was ")[0] for note in report.notes] == ["b.json", "c.yaml"]
-    assert any("not looked for" in line for line in report.lines(""))
+    assert any("not searched" in line for line in report.lines(""))
 
 
 @pytest.mark.parametrize("path", PATHS)

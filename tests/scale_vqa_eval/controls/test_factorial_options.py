@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scale_vqa_eval.audit.battery import run_battery
-from scale_vqa_eval.controls.factorial_options import crossed_options, geometry_problems
+from scale_vqa_eval.controls.exchange_group import crossed_options, geometry_problems
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.questions import Question
 

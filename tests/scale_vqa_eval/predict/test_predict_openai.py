@@ -94,7 +94,7 @@ def test_a_question_that_is_too_long_fails_alone_and_can_be_given_up(release: Pa
         assert result.return_value == 1 and "maximum context length" in result.stderr
         assert len(read_predictions(out).rows) == 29
         early = call(release, server, tmp_path / "early.jsonl", "--limit", "25", "--give-up", "--concurrency", "1")
-        assert "nothing is written while" in early.stderr and early.return_value == 1
+        assert "failures are written once all" in early.stderr and early.return_value == 1
         call(release, server, out, "--give-up")
     rows = [row for row in read_predictions(out).rows if row.response is None]
     assert len(rows) == 1 and "maximum context length" in (rows[0].error or "")
@@ -201,13 +201,13 @@ def test_a_disk_that_is_full_ends_the_run_with_one_error(release: Path, tmp_path
     ("trouble", "more", "message"),
     [
         (Trouble(most_images=2), (), "At most 2 image.*limit-mm-per-prompt"),
-        (Trouble(images=False), (), "not a multimodal model.*reads images, or ask --ablate blind"),
+        (Trouble(images=False), (), "not a multimodal model.*accepts images, or use --ablate blind"),
         (Trouble(context=350), ("--max-tokens", "100"), "at most 350 tokens.*307 of the prompt and 100"),
         (Trouble(), ("--split", "val"), "a split that it has"),
         (Trouble(dead=True), ("--retries", "0"), "start the server"),
         (Trouble(key="right"), (), "401.*put the server's key into .OPENAI_API_KEY"),
         (Trouble(hosted=True), (), "give --option max_completion_tokens=N"),
-        (Trouble(hosted=True), ("--option", "max_completion_tokens=900"), "by --option, such as temperature=1"),
+        (Trouble(hosted=True), ("--option", "max_completion_tokens=900"), "with --option, such as temperature=1"),
     ],
 )
 def test_what_cannot_work_is_one_error_before_any_work(

@@ -56,7 +56,7 @@ def test_another_word_is_another_digest_and_another_provenance_is_not(tmp_path: 
         ({"max_tokens": "many"}, "max_tokens"),
         ({"colour": "red"}, "colour"),
         ({"system": 3}, "system"),
-        ({"answer": "{letter}"}, "answer: expected an answer that scoring reads"),
+        ({"answer": "{letter}"}, "answer: expected an answer that can be parsed"),
     ],
 )
 def test_a_problem_names_the_field(tmp_path: Path, change: dict[str, object], named: str) -> None:

@@ -197,7 +197,7 @@ def text_model(folder: Path) -> Path:
     ("kind", "more", "message"),
     [
         ("gone", (), "a model that can be loaded"),
-        ("text", (), "reads images and answers in text, found 'llama'|found llama, which reads none"),
+        ("text", (), "accepts images and generates text, found 'llama'|found llama, which does not"),
         ("bare", (), "weights and a processor"),
         ("tiny", ("--max-tokens", "4000"), "at most 4096 tokens"),
         ("tiny", ("--structured",), "constrains decoding"),

@@ -14,12 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from response_texts import anything
 
-from scale_vqa_eval.scale_vqa_acc import METRIC_SCRIPT, metric_leaves
 from scale_vqa_eval.scale_vqa_acc.parsing import parse_response
 from scale_vqa_eval.scale_vqa_acc.scale_vqa_acc import ScaleVqaAcc
 from scale_vqa_eval.scale_vqa_acc.summary import gold_codes
+from scale_vqa_eval.schema import METRIC_FOLDER, METRIC_NAME
 
-FOLDER = METRIC_SCRIPT.parent
+METRIC_SCRIPT = METRIC_FOLDER / f"{METRIC_NAME}.py"
+LEAVES = [
+    (path.stem, str(path))
+    for path in sorted(METRIC_FOLDER.glob("*.py"))
+    if path.stem not in ("__init__", "app", METRIC_NAME)
+]
+"""(module name, path) of each module that the script has to import."""
 ODD = ["<think>x</think> <answer>B</answer>", "<answer>c</answer>", "It is A.", None, "\ud800<answer>D</answer>", 7]
 GOLD = ["B", "C", "A", "D", "D", "A"]
 
@@ -168,17 +174,17 @@ def test_every_leaf_is_imported_by_the_script():
     from evaluate.loading import get_imports
 
     internal = {name for kind, name, *_ in get_imports(str(METRIC_SCRIPT)) if kind == "internal"}
-    assert internal == {name for name, _ in metric_leaves()}
+    assert internal == {name for name, _ in LEAVES}
 
 
 def test_modules_need_the_standard_library_numpy_and_scipy_alone():
-    for _, path in metric_leaves():
+    for _, path in LEAVES:
         for node in ast.walk(ast.parse(Path(path).read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
-                names = [name for name, _ in metric_leaves()] if node.level else [node.module]
+                names = [name for name, _ in LEAVES] if node.level else [node.module]
             outside = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
-            assert outside <= {"numpy", "scipy", *(name for name, _ in metric_leaves())}
+            assert outside <= {"numpy", "scipy", *(name for name, _ in LEAVES)}
 
 
 @pytest.mark.slow
@@ -186,7 +192,7 @@ def test_loads_by_path_without_this_package_and_its_docstring_runs(fresh_python,
     """From a copy elsewhere, the package out of reach; the example of the docstring as evaluate shows it."""
     place = tmp_path / "elsewhere"
     place.mkdir()
-    shutil.copytree(FOLDER, place / "scale_vqa_acc")
+    shutil.copytree(METRIC_FOLDER, place / "scale_vqa_acc")
     done = fresh_python(
         "import sys\n"
         "class Barred:\n"
@@ -211,7 +217,7 @@ def test_loads_from_the_module_cache(fresh_python):
     done = fresh_python(
         "import evaluate, evaluate.loading as loading\n"
         "from datasets import DownloadMode\n"
-        f"script, leaves = {str(METRIC_SCRIPT)!r}, {metric_leaves()!r}\n"
+        f"script, leaves = {str(METRIC_SCRIPT)!r}, {LEAVES!r}\n"
         "loading._create_importable_file(script, leaves, [], loading.init_dynamic_modules(), 'metrics',\n"
         "    'evaluate-metric/scale_vqa_acc', DownloadMode.REUSE_DATASET_IF_EXISTS)\n"
         "metric = evaluate.load('scale_vqa_acc', 'cluster')\n"

@@ -130,9 +130,9 @@ def test_a_blind_run_of_one_letter_is_named(data, tmp_path):
     run = written(tmp_path / "run.jsonl", right_on(60), SEEING)
     results = scored(data, run, written(tmp_path / "blind.jsonl", [as_response(0)] * 80, BLIND))
     assert results["blind"]["guess_corrected"] == 0.25 and results["blind_runs"][0]["one_letter"] == 1.0
-    assert "nearly always the same answer" in score_table(results)
+    assert "nearly always gives the same answer" in score_table(results)
     results = scored(data, run, written(tmp_path / "blind.jsonl", right_on(20), BLIND))
-    assert "nearly always the same answer" not in score_table(results)
+    assert "nearly always gives the same answer" not in score_table(results)
 
 
 def test_the_larger_of_blind_and_guess_is_the_control(data, tmp_path):
@@ -165,7 +165,7 @@ def test_flips_truncation_and_the_ceiling_stand_beside_the_score(data, tmp_path)
     assert results["flips"]["rate"] == 0.25 and results["truncated"] == {"n": 4, "rate": 0.05}
     assert results["text_only_ceiling"]["accuracy"] == 0.7
     table = score_table(results)
-    assert "limit of tokens: 4 (5.0%)" in table and "another patient's images: 25.0%" in table and "forest" in table
+    assert "token limit: 4 (5.0%)" in table and "another patient's images: 25.0%" in table and "forest" in table
     audit.write_text(json.dumps(report | {"provenance": {"data_hash": "0" * 64}}))
     with pytest.raises(InputError, match="an audit of these questions"):
         scored(data, run, audit=audit)

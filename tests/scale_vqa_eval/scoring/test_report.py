@@ -370,7 +370,7 @@ def test_a_bare_file_is_listed_under_its_name_with_a_warning(folder, runs, tmp_p
     lines = [json.loads(line) for line in runs[0].read_text().splitlines()]
     bare.write_text("".join(json.dumps({key: line[key] for key in ("id", "response")}) + "\n" for line in lines))
     done = run_report([bare], folder, tmp_path / "out")
-    assert "does not say whether it saw the images" in done.stderr and "names no model" in done.stderr
+    assert "does not state whether it saw the images" in done.stderr and "does not state its model" in done.stderr
     assert csv_rows(tmp_path / "out")["default", "bare"]["accuracy"] == "70.0000"
 
 
