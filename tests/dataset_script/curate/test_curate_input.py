@@ -90,7 +90,7 @@ def test_a_slide_of_two_patients_is_refused(tmp_path: Path) -> None:
 def test_a_list_of_slides_is_no_json_lines(tmp_path: Path) -> None:
     file = write_input(tmp_path, 2)
     file.write_text(json.dumps(rows_of(file)))
-    with pytest.raises(InputError, match="a line of its own"):
+    with pytest.raises(InputError, match="on its own line"):
         read_paths(file)
 
 
