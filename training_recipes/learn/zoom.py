@@ -22,7 +22,7 @@ from scale_vqa_eval.predict.command import predict
 from scale_vqa_eval.text import interval, percent
 from scale_vqa_eval.zoom.questions import read_zoom_questions
 from scale_vqa_eval.zoom.score import read_run, run_figures
-from training_recipes.learn.run import HERE, SEED, Track, run
+from training_recipes.learn.run import HERE, SEED, Track, run_steps
 
 CONFIG: Final = HERE.parent / "configs" / "zoom-cpu-tiny.yaml"
 PROMPT: Final = CONFIG.parent / "prompts" / "zoom-short.yaml"
@@ -37,7 +37,7 @@ MODELS: Final = {
 
 
 def plan(out: Path, slides: int, unseen: int, quick: tuple[str, ...]) -> list[list[Track]]:
-    """Returns the stages as ``learn.run`` takes them: one after another, then two trainings at the same time."""
+    """Returns the stages as ``run_steps`` takes them: one after another, then two trainings at the same time."""
     draw = ["-m", "scale_vqa_eval.cli", "build", "zoom", "--finest", "40x", "--workers", "2", "--synthetic"]
     train = [str(HERE.parent / "grpo_zoom.py"), "--config", str(CONFIG), "--prompt", str(PROMPT)]
     train += ["--data", str(out / "data"), "--model_name_or_path", str(out / "start"), *quick, "--output_dir"]
@@ -118,7 +118,7 @@ def main(out: Path, slides: int, unseen: int, max_steps: int | None) -> None:
     out, steps = out.absolute(), str(max_steps)
     quick = ("--max_steps", steps, "--warm_up_seeing", steps, "--warm_up", steps) if max_steps else ()
     out.mkdir(parents=True, exist_ok=True)
-    seconds = run(plan(out, slides, unseen, quick), out)
+    seconds = run_steps(plan(out, slides, unseen, quick), out)
     found, rewards = ask(out), {}
     for name, (folder, *_) in list(MODELS.items())[1:]:
         log = json.loads((out / folder / "zoom_training.json").read_text(encoding="utf-8"))["log"]
