@@ -1,6 +1,6 @@
 """Builds of many slides: cost per slide, memory of the driver, a killed build on Ray, an extended one.
 
-    python benchmarks/many_slides.py [--slides 200] [--few 25] [--added 10] [--paths 8] [--ray local]
+    python benchmarks/many_slides.py [--slides 200] [--few 25 100] [--added 10] [--paths 8] [--ray local]
 
 Draws slide files (JPEG tiles, three levels, 2,000 x 1,800 px at 0.5 um/px, which hold 40x and 200x views), then
 
@@ -112,7 +112,7 @@ def killed_on_ray(place: Path, folder: Path, out: Path, paths: int, ray: str) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slides", type=int, default=200)
-    parser.add_argument("--few", type=int, default=25)
+    parser.add_argument("--few", type=int, nargs="+", default=[25, 100])
     parser.add_argument("--added", type=int, default=10)
     parser.add_argument("--paths", type=int, default=8)
     parser.add_argument("--ray", default="local")
@@ -124,7 +124,8 @@ def main() -> None:
         with ProcessPoolExecutor() as pool:
             list(pool.map(draw, [(path, seed) for seed, path in enumerate(slides)]))
         print(f"{len(slides)} slides drawn, {sum(path.stat().st_size for path in slides) / 1e6:.0f} MB", flush=True)
-        stage_costs(place, slides[: options.few], options.paths)
+        for few in options.few:
+            stage_costs(place, slides[:few], options.paths)
         single = stage_costs(place, slides[: options.slides], options.paths)
         folder, out = place / f"of-{options.slides}", place / "release"
         two = place / "release-two"
