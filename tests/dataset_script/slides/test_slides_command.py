@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import imagecodecs
+import numpy as np
 import pytest
+import tifffile
 from click.testing import CliRunner
 from drawn_slides import tissue_pixels, tissue_slide, write_slide
 
@@ -14,6 +19,8 @@ from dataset_script.slides import slide_files
 from dataset_script.slides.command import slides
 from dataset_script.slides.slide_files import find_slides, read_patients
 from scale_vqa_eval.errors import InputError
+
+Capture = pytest.CaptureFixture[str]
 
 
 def scale_vqa(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -33,10 +40,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_folder_is_searched_and_what_is_no_slide_is_named(folder: Path) -> None:
+def test_a_folder_is_searched_and_what_is_no_slide_is_named(folder: Path, capsys: Capture) -> None:
     found = find_slides([folder, folder / "stated.tif"])
-    assert [path.name for path in found.slides] == ["stated.tif", "unstated.tif"]
-    assert [path.name for path in found.skipped] == ["notes.txt"]
+    assert [path.name for path in found] == ["stated.tif", "unstated.tif"]
+    assert capsys.readouterr().err == f"skipped, not a slide that OpenSlide opens: {folder / 'notes.txt'}\n"
 
 
 def test_a_file_that_is_no_slide_is_a_problem(folder: Path) -> None:
@@ -50,13 +57,45 @@ def test_two_slides_of_one_name_are_a_problem(folder: Path, tmp_path: Path) -> N
         find_slides([folder, tmp_path])
 
 
+def test_one_slide_under_two_names_is_a_problem(folder: Path, tmp_path: Path) -> None:
+    """Each name would be a patient of its own, and the slide in two splits."""
+    for name in ("linked", "copied"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "linked" / "other.tif").symlink_to(folder / "stated.tif")
+    (tmp_path / "linked" / "stated.tif").symlink_to(folder / "stated.tif")
+    shutil.copy(folder / "stated.tif", tmp_path / "copied" / "other.tif")
+    for name in ("linked", "copied"):
+        with pytest.raises(InputError) as refused:
+            find_slides([folder, tmp_path / name])
+        (problem,) = refused.value.problems
+        assert Path(problem.location).stem == "other" and problem.found == f"the bytes of {folder / 'stated.tif'}"
+
+
+def test_linked_folders_are_searched_once_and_dead_links_named(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "slides").symlink_to(folder)
+    (tmp_path / "self").symlink_to(tmp_path)
+    (tmp_path / "dead.tif").symlink_to(tmp_path / "nowhere.tif")
+    found = find_slides([tmp_path])
+    assert [path.name for path in found] == ["stated.tif", "unstated.tif"]
+    assert [Path(line).name for line in capsys.readouterr().err.splitlines()] == ["dead.tif", "notes.txt"]
+
+
+@pytest.mark.parametrize("name", [b"line\nbreak.tif", b"latin-1 \xe9.tif"], ids=["line break", "not UTF-8"])
+def test_a_name_with_control_characters_is_a_problem(tmp_path: Path, name: bytes) -> None:
+    path = write_slide(tmp_path / "a.tif", [tissue_pixels(300, 300, seed=0)])
+    path.rename(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    with pytest.raises(InputError, match=r"a name without line breaks.*rename it") as refused:
+        find_slides([tmp_path])
+    assert str(refused.value).isprintable()
+
+
 def test_the_dicom_files_of_one_series_are_one_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("level-0.tif", "level-1.tif", "other.tif"):
-        write_slide(tmp_path / name, [tissue_pixels(300, 300, seed=0)])
+    for seed, name in enumerate(("level-0.tif", "level-1.tif", "other.tif")):
+        write_slide(tmp_path / name, [tissue_pixels(300, 300, seed=seed)])
     series = {"level-0": "1.2.3", "level-1": "1.2.3", "other": "4.5"}
     monkeypatch.setattr(slide_files, "_dicom_series", lambda path: series[path.stem])
-    assert [path.name for path in find_slides([tmp_path]).slides] == ["level-0.tif", "other.tif"]
-    assert [path.name for path in find_slides(sorted(tmp_path.iterdir())).slides] == ["level-0.tif", "other.tif"]
+    assert [path.name for path in find_slides([tmp_path])] == ["level-0.tif", "other.tif"]
+    assert [path.name for path in find_slides(sorted(tmp_path.iterdir()))] == ["level-0.tif", "other.tif"]
 
 
 def test_composed_and_decomposed_names_are_one_name(tmp_path: Path) -> None:
@@ -116,6 +155,40 @@ def test_with_a_scale_given_it_is_built(folder: Path, tmp_path: Path) -> None:
     again = scale_vqa(folder, "--out", out / "grounding", "--mpp", 0.5)
     assert again.returncode == 1 and "expected a new folder, or a release folder" in again.stderr  # before any read
     assert list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of memory is read from Linux's /proc")
+def test_a_level_of_20480_px_is_built_in_half_the_memory_of_its_pixels(tmp_path: Path) -> None:
+    side, tile = 20_480, 512
+    tissue = tissue_pixels(2048, 2048, seed=3, margin=0)
+    corners = [(y, x) for y in range(0, 2048, tile) for x in range(0, 2048, tile)]
+    coded = [imagecodecs.jpeg8_encode(tissue[y : y + tile, x : x + tile], 85) for y, x in corners]
+    glass = imagecodecs.jpeg8_encode(np.full((tile, tile, 3), 244, np.uint8), 85)
+    count = side // tile
+    tiles = (
+        coded[(3 * row + 5 * column) % 16] if 2 <= row < count - 2 and 2 <= column < count - 2 else glass
+        for row in range(count)
+        for column in range(count)
+    )
+    path = tmp_path / "wide.tif"
+    scale = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
+    with tifffile.TiffWriter(path) as file:
+        layout = {"shape": (side, side, 3), "dtype": np.uint8, "tile": (tile, tile)}
+        file.write(tiles, photometric="ycbcr", subsampling=(2, 2), compression="jpeg", **layout, **scale)
+    measured = (
+        "import re\nfrom scale_vqa_eval import cli\ntry:\n    cli.main()\nfinally:\n"
+        "    print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
+    )
+    given = ["build", "slides", path, "--out", tmp_path / "release", "--paths-per-slide", 4]
+    done = subprocess.run(
+        [sys.executable, "-c", measured, *map(str, given)], capture_output=True, text=True, timeout=600
+    )
+    path.unlink()
+    assert done.returncode == 0, done.stderr
+    assert "wide: zoom-in 4, zoom-out 4, origin 4, bridge 4" in done.stderr
+    peak = int(done.stdout.splitlines()[-1]) * 1024
+    assert peak < 3 * side**2 / 2, f"{peak / 2**20:.0f} MiB"
 
 
 @pytest.mark.parametrize(
