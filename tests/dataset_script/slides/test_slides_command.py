@@ -8,10 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import imagecodecs
-import numpy as np
 import pytest
-import tifffile
 from click.testing import CliRunner
 from drawn_slides import tissue_pixels, tissue_slide, write_slide
 
@@ -155,40 +152,6 @@ def test_with_a_scale_given_it_is_built(folder: Path, tmp_path: Path) -> None:
     again = scale_vqa(folder, "--out", out / "grounding", "--mpp", 0.5)
     assert again.returncode == 1 and "expected a new folder, or a release folder" in again.stderr  # before any read
     assert list(out.parent.iterdir()) == [out]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of memory is read from Linux's /proc")
-def test_a_level_of_20480_px_is_built_in_half_the_memory_of_its_pixels(tmp_path: Path) -> None:
-    side, tile = 20_480, 512
-    tissue = tissue_pixels(2048, 2048, seed=3, margin=0)
-    corners = [(y, x) for y in range(0, 2048, tile) for x in range(0, 2048, tile)]
-    coded = [imagecodecs.jpeg8_encode(tissue[y : y + tile, x : x + tile], 85) for y, x in corners]
-    glass = imagecodecs.jpeg8_encode(np.full((tile, tile, 3), 244, np.uint8), 85)
-    count = side // tile
-    tiles = (
-        coded[(3 * row + 5 * column) % 16] if 2 <= row < count - 2 and 2 <= column < count - 2 else glass
-        for row in range(count)
-        for column in range(count)
-    )
-    path = tmp_path / "wide.tif"
-    scale = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
-    with tifffile.TiffWriter(path) as file:
-        layout = {"shape": (side, side, 3), "dtype": np.uint8, "tile": (tile, tile)}
-        file.write(tiles, photometric="ycbcr", subsampling=(2, 2), compression="jpeg", **layout, **scale)
-    measured = (
-        "import re\nfrom scale_vqa_eval import cli\ntry:\n    cli.main()\nfinally:\n"
-        "    print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
-    )
-    given = ["build", "slides", path, "--out", tmp_path / "release", "--paths-per-slide", 4]
-    done = subprocess.run(
-        [sys.executable, "-c", measured, *map(str, given)], capture_output=True, text=True, timeout=600
-    )
-    path.unlink()
-    assert done.returncode == 0, done.stderr
-    assert "wide: zoom-in 4, zoom-out 4, origin 4, bridge 4" in done.stderr
-    peak = int(done.stdout.splitlines()[-1]) * 1024
-    assert peak < 3 * side**2 / 2, f"{peak / 2**20:.0f} MiB"
 
 
 @pytest.mark.parametrize(
