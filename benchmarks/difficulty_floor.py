@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--fields", type=int, default=1500)
     parser.add_argument("--examples", type=int, default=10)
     given = parser.parse_args()
-    drawn = sorted(field for path in find_slides(given.slides).slides for field in draw_fields(path, given.fields))
+    drawn = sorted(field for path in find_slides(given.slides) for field in draw_fields(path, given.fields))
     parts = (
         [field for field in drawn if field[0] < MIN_STRUCTURE],
         [field for field in drawn if field[0] >= MIN_STRUCTURE],

@@ -257,7 +257,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
-    slides = find_slides(given.slides).slides
+    slides = find_slides(given.slides)
     for context in CONTENDERS.values():
         with context(slides[0]) as read:  # imports and libraries loaded on first use are not counted
             read(fields_of(slides[0], 4)[0])

@@ -35,7 +35,7 @@ def main(places: tuple[Path, ...], looks: int, episodes: int) -> None:
     if not places:  # a piece of a synthetic slide
         drawn = Path(tempfile.mkdtemp(), "synthetic.tif")
         places = (write_slide(phantom_slides(1)[0], drawn, (2000.0, 2000.0, 4000.0, 4000.0)),)
-    files = find_slides(places).slides
+    files = find_slides(places)
     questions = {
         path.name: ZoomQuestion(
             Question(path.name, "?", ("a", "b"), 0),

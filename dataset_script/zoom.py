@@ -352,10 +352,8 @@ def _real(
     out: Path, places: Sequence[Path], settings: GroundingSettings, patients: Path | None
 ) -> tuple[list[Row], list[Problem]]:
     files = find_slides(places)
-    for path in files.skipped:
-        click.echo(f"not a slide: {path}", err=True)
-    patient_of = read_patients(files.slides, patients)
-    root = Path(os.path.commonpath([path.resolve().parent for path in files.slides]))
+    patient_of = read_patients(files, patients)
+    root = Path(os.path.commonpath([path.resolve().parent for path in files]))
     (out / "queries").mkdir(exist_ok=True)
     written: set[str] = set()
 
@@ -366,7 +364,7 @@ def _real(
 
     rows: list[Row] = []
     unused = []
-    for path in tqdm(files.slides, "slides", unit="slide"):
+    for path in tqdm(files, "slides", unit="slide"):
         name = path.resolve().relative_to(root).as_posix()
         found, notes = real_rows(path, name, patient_of[path.stem], settings, save)
         for note in notes:

@@ -30,7 +30,9 @@ ANISOTROPY_LIMIT: Final = 1.01
 MAGNIFY_LIMIT: Final = 1.15
 """Maximum enlargement of level 0 for a view ("20x" scans have 0.46 to 0.55 um/px); a coarser slide is refused."""
 BLOCK_PIXELS: Final = 16_000_000
-"""Maximum number of pixels of a raw read; a larger box is read and reduced in strips."""
+"""Maximum number of pixels of a level in a single read; a larger box is read in strips, so that memory is bounded."""
+LEVEL_SHAPE: Final = 0.05
+"""Maximum difference of the shape of a level from level 0, in addition to rounding; scanners pad levels."""
 LEVEL_SLACK: Final = 1.01
 """A level may be this much coarser than the view: 0.504 um/px is used for a view at 0.5 um/px."""
 
@@ -115,11 +117,15 @@ class OpenSlideSource:
             raise InputError(Problem(str(self.path), "a slide that OpenSlide opens", preview(error), hint)) from error
         try:
             _check_channels(self._slide.properties.get("tiff.ImageDescription", ""), self.path)
+            _check_levels(self._slide.level_dimensions, self.path)
             self.mpp = slide_mpp(self._slide.properties, self.path, mpp)
         except InputError:
             self._slide.close()
             raise
         self.size: tuple[int, int] = self._slide.dimensions
+        # kept: after a failed read OpenSlide answers nothing but the error
+        self._downsamples: tuple[float, ...] = self._slide.level_downsamples
+        self._level_sizes: tuple[tuple[int, int], ...] = self._slide.level_dimensions
         self._to_srgb = _srgb_transform(self._slide.color_profile)
         self._background = "#" + self._slide.properties.get("openslide.background-color", "FFFFFF")
         if cache_bytes is not None:
@@ -177,9 +183,17 @@ class OpenSlideSource:
         """Reads a box and resamples it to ``shape`` (width, height) pixels."""
         self._check_inside(box)
         wanted = (box.right - box.left) / self.mpp / shape[0]
-        level = best_level(self._slide.level_downsamples, wanted)
-        down = self._slide.level_downsamples[level]
-        limit_x, limit_y = self._slide.level_dimensions[level]
+        level = best_level(self._downsamples, wanted)
+        down = self._downsamples[level]
+        rows = max(1, int(BLOCK_PIXELS / shape[0] / (wanted / down) ** 2))
+        if shape[1] > rows:
+            whole, row = Image.new("RGB", shape), (box.bottom - box.top) / shape[1]
+            for start in range(0, shape[1], rows):
+                end = min(start + rows, shape[1])
+                strip = Box(box.left, box.top + start * row, box.right, box.top + end * row)
+                whole.paste(self._read(strip, (shape[0], end - start)), (0, start))
+            return whole
+        limit_x, limit_y = self._level_sizes[level]
         scale = 1 / (self.mpp * down)
         left, top = max(0.0, box.left * scale), max(0.0, box.top * scale)
         right, bottom = min(float(limit_x), box.right * scale), min(float(limit_y), box.bottom * scale)
@@ -197,7 +211,8 @@ class OpenSlideSource:
             # OpenSlide takes the corner in integer level-0 pixels; the crop box corrects the rounding
             corner = (round(x * down), round(y * down))
             shift_x, shift_y = corner[0] / down, corner[1] / down
-            raw = self._read_raw(corner, level, size, reduce, box)
+            raw = self._read_level(corner, level, size, box)
+            raw = raw.reduce(reduce) if reduce > 1 else raw
         crop = (
             _within((left - shift_x) / reduce, raw.width),
             _within((top - shift_y) / reduce, raw.height),
@@ -213,7 +228,7 @@ class OpenSlideSource:
         if self._slide.properties.get("openslide.vendor") not in PLAIN_GRIDS:
             return None
         try:
-            return TiffTiles(self.path, self._slide.level_dimensions, cache_bytes)
+            return TiffTiles(self.path, self._level_sizes, cache_bytes)
         except Exception:  # OpenSlide can read the file, so it is used for all levels
             return None
 
@@ -231,7 +246,7 @@ class OpenSlideSource:
             tile = self._tiles.read(level, middle[:2], middle[2:], 1)
             if tile is None:
                 return None
-            down = self._slide.level_downsamples[level]
+            down = self._downsamples[level]
             expected = self._read_level((round(middle[0] * down), round(middle[1] * down)), level, middle[2:], box)
             # means over 4 x 4 pixels, because OpenSlide interpolates if downsamples are not integers
             difference = ImageChops.difference(tile.reduce(4), expected.reduce(4))
@@ -242,23 +257,6 @@ class OpenSlideSource:
                 return None
         return self._tiles.read(level, corner, size, reduce)
 
-    def _read_raw(
-        self, corner: tuple[int, int], level: int, size: tuple[int, int], reduce: int, box: Box
-    ) -> Image.Image:
-        """Reads pixels of one level in strips and averages them over blocks, so that memory is bounded."""
-        width, height = size
-        rows = max(1, BLOCK_PIXELS // width // reduce) * reduce
-        if height <= rows:
-            strip = self._read_level(corner, level, size, box)
-            return strip.reduce(reduce) if reduce > 1 else strip
-        down = self._slide.level_downsamples[level]
-        whole = Image.new("RGB", (math.ceil(width / reduce), math.ceil(height / reduce)))
-        for start in range(0, height, rows):
-            at = (corner[0], corner[1] + round(start * down))
-            strip = self._read_level(at, level, (width, min(rows, height - start)), box)
-            whole.paste(strip.reduce(reduce) if reduce > 1 else strip, (0, start // reduce))
-        return whole
-
     def _read_level(self, corner: tuple[int, int], level: int, size: tuple[int, int], box: Box) -> Image.Image:
         import openslide
 
@@ -266,7 +264,7 @@ class OpenSlideSource:
             pixels = self._slide.read_region(corner, level, size)
         except openslide.OpenSlideError as error:
             location = f"{self.path}, level {level}, {box}"
-            hint = "the file is damaged: get it again, or leave it out"
+            hint = "the file is damaged or of a kind that OpenSlide does not read: get it again, or leave it out"
             raise InputError(Problem(location, "pixels", preview(str(error), 160), hint)) from error
         return flattened(pixels, self._background)
 
@@ -346,6 +344,16 @@ def _check_channels(description: str, path: Path) -> None:
     if channels and int(channels[1]) > 1 and re.search(r'<(?:\w+:)?Channel\b[^>]*SamplesPerPixel="1"', description):
         hint = "export it as RGB, or leave it out"
         raise InputError(Problem(str(path), "RGB pixels", f"{channels[1]} channels in separate images", hint))
+
+
+def _check_levels(sizes: Sequence[tuple[int, int]], path: Path) -> None:
+    """Raises InputError where a level has another shape: an overview or a label that a converter put beside them."""
+    for width, height in sizes:
+        across, down = sizes[0][0] / width, sizes[0][1] / height
+        if abs(across - down) > max(across, down) * (LEVEL_SHAPE + 2 / min(width, height)):
+            expected = f"levels of one shape, that of {sizes[0][0]} x {sizes[0][1]} px"
+            hint = "it may be an overview or a label, whose scale would count as the slide's: remove it from the file"
+            raise InputError(Problem(str(path), expected, f"one of {width} x {height} px", hint))
 
 
 def ome_mpp(description: str) -> dict[str, float]:

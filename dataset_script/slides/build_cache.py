@@ -23,7 +23,7 @@ from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import atomic_write, sha256_json
 from scale_vqa_eval.wsi import OpenSlideSource
 
-FORMAT: Final = 7
+FORMAT: Final = 8
 """Raised when the bytes of plans or archives change for the same settings."""
 BATCH: Final = 2
 """Groups in one archive."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -111,6 +112,7 @@ class ViewSizeList(click.ParamType):
 )
 @click.option(
     "--min-tissue",
+    "least_tissue",
     type=click.FloatRange(0, 1),
     default=0.5,
     show_default=True,
@@ -125,7 +127,6 @@ def slides(
     places: Sequence[Path],
     out: Path,
     paths_per_slide: int,
-    seed: int,
     workers: int,
     ray: str | None,
     work: Path | None,
@@ -133,11 +134,8 @@ def slides(
     stop_after: str | None,
     kinds: tuple[str, ...],
     views: tuple[str, ...],
-    sizes: tuple[tuple[str, int], ...],
-    mpp: float | None,
-    distractors: str,
-    min_tissue: float,
     patients: Path | None,
+    **chosen: Any,
 ) -> None:
     """Build cross-scale grounding questions from slides: any file that OpenSlide opens, or folders of them.
 
@@ -145,13 +143,13 @@ def slides(
     resumes. The same slides, seed and split table give the same bytes, whatever --workers and --ray.
     """
     views = tuple(SHORT[view] for view in views)
-    _check_sizes(dict(sizes), views)
+    _check_sizes(dict(chosen["sizes"]), views)
     paths = -(-paths_per_slide // GROUP_SIZE) * GROUP_SIZE
     if paths != paths_per_slide:
         click.echo(
             f"--paths-per-slide {paths_per_slide} is rounded up to {paths}: groups have four questions", err=True
         )
-    settings = GroundingSettings(paths, seed, _possible(kinds, views), views, sizes, min_tissue, distractors, mpp)
+    settings = GroundingSettings(paths, kinds=_possible(kinds, views), views=views, **chosen)
     from dataset_script.slides.build import build_slides
     from dataset_script.slides.build_cache import work_root
     from dataset_script.slides.build_report import summary_lines
@@ -163,27 +161,15 @@ def slides(
         raise click.UsageError("--work and --out: expected two folders, none in the other")
     check_out(out)  # fail before hours of reading, not after
     found = find_slides(places)
-    for path in found.skipped:
-        click.echo(f"skipped, not a slide that OpenSlide opens: {path}", err=True)
-    named = read_patients(found.slides, patients)
+    named = read_patients(found, patients)
     splits = read_splits(split_table) if split_table is not None else None
     cores = available_cores()
     if workers > cores:
         click.echo(f"--workers {workers}: this machine has {cores} cores", err=True)
     last_stage = stop_after or STAGES[-1]
     with exclusive_release(out), exclusive_output(root, "--work"):
-        report = build_slides(
-            found.slides,
-            named,
-            settings,
-            out,
-            workers,
-            lambda line: click.echo(line, err=True),
-            work,
-            ray,
-            splits,
-            last_stage,
-        )
+        notify = partial(click.echo, err=True)
+        report = build_slides(found, named, settings, out, workers, notify, work, ray, splits, last_stage)
     if report is None:
         click.echo(f"stopped after {last_stage}; run the same command without --stop-after to go on", err=True)
         return

@@ -290,20 +290,18 @@ def fields(
         raise click.BadParameter(f"a finer field must lie inside the coarser, found {shown}", param_hint="--sizes")
     settings = FieldSettings(tuple(mpp for mpp, _ in pairs), tuple(size for _, size in pairs if sizes), **chosen)
     found = find_slides(places)
-    for path in found.skipped:
-        click.echo(f"skipped, not a slide that OpenSlide opens: {path}", err=True)
-    named = read_patients(found.slides, patients)
+    named = read_patients(found, patients)
     with exclusive_output(out):
-        fitted = _check(found.slides, out, settings)
+        fitted = _check(found, out, settings)
         with worker_pool(workers) as run:
-            tasks = [(slide, out, fitted[slide], named[slide.stem]) for slide in found.slides]
+            tasks = [(slide, out, fitted[slide], named[slide.stem]) for slide in found]
             run_all(run, export_slide, tasks, "slides exported")
-        rows = [row for slide in found.slides for row in _manifest(out / slide.stem / MANIFEST)]
+        rows = [row for slide in found for row in _manifest(out / slide.stem / MANIFEST)]
         atomic_write(out / MANIFEST, _csv(rows), "name another --out")
-    empty = [slide.stem for slide in found.slides if slide.stem not in {row["slide"] for row in rows}]
+    empty = [slide.stem for slide in found if slide.stem not in {row["slide"] for row in rows}]
     for name in empty:
         click.echo(f"no field: {name} has no place with --min-tissue {settings.min_tissue:g}", err=True)
-    click.echo(f"{out / MANIFEST}: {len(rows)} fields of {len(found.slides) - len(empty)} slides")
+    click.echo(f"{out / MANIFEST}: {len(rows)} fields of {len(found) - len(empty)} slides")
 
 
 def _manifest(path: Path) -> Iterator[dict[str, Any]]:

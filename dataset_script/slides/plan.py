@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from dataset_script.slides.sampling import FieldGroup, SamplingSpec, sample_groups
-from dataset_script.slides.settings import GroundingSettings, ViewSizes, fit_sizes
+from dataset_script.slides.settings import GroundingSettings, ViewSizes, asked, fit_sizes
 from dataset_script.slides.thumbnail import TissueMap, map_slide
 from scale_vqa_eval.controls.exchange_group import GROUP_SIZE
 from scale_vqa_eval.schema import MAGNIFICATION, MPP, VIEWS
@@ -68,7 +68,7 @@ def plan_slide(source: SlideSource, settings: GroundingSettings) -> FieldPlan:
             f"{finest:.2g} um/px or finer, or give --mpp if the scale is wrong"
         )
         return FieldPlan(source.name, extent, {}, (reason,))
-    sizes = fit_sizes(extent, settings.views, settings.fixed_sizes)
+    sizes = fit_sizes(extent, settings.views, dict(settings.sizes))
     if isinstance(sizes, str):
         return FieldPlan(source.name, extent, {}, (f"refused: {sizes}; {_remedy(extent, settings)}",))
     tissue = map_slide(source)
@@ -90,14 +90,14 @@ def slide_generator(seed: int, slide: str, purpose: str) -> np.random.Generator:
 def _specs(sizes: ViewSizes, settings: GroundingSettings) -> Iterator[tuple[str, list[SamplingSpec]]]:
     """Yields each layout that the kinds need, with the specs that may serve, best first."""
     least = settings.least_tissue
-    if settings.needs_near:
+    if settings.kinds_of(NEAR):
         context = sizes.context[0] if sizes.context else None
         if sizes.mid:
             pairs = list(zip(sizes.mid, sizes.high, strict=True))
             yield NEAR, [SamplingSpec(context, "mid_mag", mid, high, least) for mid, high in pairs]
         elif context is not None:
             yield NEAR, [SamplingSpec(context, "high_mag", sizes.high[0], sizes.high[0], least)]
-    if settings.needs_far and sizes.zoom_out:
+    if settings.kinds_of(FAR) and sizes.zoom_out:
         yield FAR, [SamplingSpec(None, "low_mag", px, sizes.high[0], least) for px in sizes.zoom_out]
 
 
@@ -130,11 +130,11 @@ def _notes(layout: str, groups: tuple[FieldGroup, ...], settings: GroundingSetti
     if groups:
         views = (groups[0].context, groups[0].parents[0], groups[0].targets[0])
         for field in sorted({field for field in views if field is not None}):
-            if field.size_px != settings.asked_px(field.view):
+            if field.size_px != (wanted := asked(field.view, dict(settings.sizes))):
                 purpose = " for zoom-out" if layout == FAR else ""
                 notes.append(
                     f"{MAGNIFICATION[field.view]} view of {field.size_px} px{purpose} instead of "
-                    f"{settings.asked_px(field.view)}, still at {field.mpp:g} um/px"
+                    f"{wanted}, still at {field.mpp:g} um/px"
                 )
     if len(groups) < settings.groups_per_slide:
         kinds = ", ".join(settings.kinds_of(layout))

@@ -54,28 +54,9 @@ class GroundingSettings:
     mpp: float | None = None
 
     @property
-    def fixed_sizes(self) -> Mapping[str, int]:
-        """View -> pixels asked for by number."""
-        return dict(self.sizes)
-
-    @property
     def groups_per_slide(self) -> int:
         """Groups of each layout and slide."""
         return self.paths_per_slide // GROUP_SIZE
-
-    @property
-    def needs_near(self) -> bool:
-        """Whether any kind shows fields that lie in one 10x field."""
-        return bool(set(self.kinds) - {"zoom-out"})
-
-    @property
-    def needs_far(self) -> bool:
-        """Whether any kind shows 10x fields that lie apart."""
-        return "zoom-out" in self.kinds
-
-    def asked_px(self, view: str) -> int:
-        """Returns the pixels asked for a view."""
-        return asked(view, self.fixed_sizes)
 
     def kinds_of(self, layout: str) -> list[str]:
         """Returns the kinds that a layout of fields serves."""

@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 import csv
+import filecmp
+import os
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+import click
 
 from dataset_script.splits import SPLITS
 from scale_vqa_eval.errors import InputError, Problem, did_you_mean, preview
 from scale_vqa_eval.schema import patient_of
 
 
-@dataclass(frozen=True)
-class SlideFiles:
-    """Slides to work on, and files that are not slides.
+def find_slides(places: Sequence[Path]) -> tuple[Path, ...]:
+    """Returns the slide files among files and folders (with sub-folders, without hidden files), sorted by stem.
 
-    Attributes:
-        slides: slide files, sorted by stem.
-        skipped: files of the folders that OpenSlide does not open.
-    """
-
-    slides: tuple[Path, ...]
-    skipped: tuple[Path, ...]
-
-
-def find_slides(places: Sequence[Path]) -> SlideFiles:
-    """Returns the slide files among files and folders (with sub-folders, without hidden files).
+    Files of the folders that OpenSlide does not open are named on standard error.
 
     The DICOM files of one series in a folder are one slide: OpenSlide opens it by any of them.
 
     Raises:
-        InputError: for a named file that is not a slide, two slides of one name, or no slide.
+        InputError: for a named file that is not a slide, a name with control characters, two slides of one name, one
+            slide under two names, or no slide.
     """
     import openslide
 
     slides: dict[str, Path] = {}
+    of_size: dict[int, list[Path]] = {}
     seen_series: set[str | None] = set()
-    skipped: list[Path] = []
     problems: list[Problem] = []
     for place in places:
         for path in [place] if place.is_file() else _files_in(place):
@@ -46,15 +39,23 @@ def find_slides(places: Sequence[Path]) -> SlideFiles:
                 if place.is_file():
                     problems.append(_not_opened(path))
                 else:
-                    skipped.append(path)
+                    click.echo(f"skipped, not a slide that OpenSlide opens: {path}", err=True)
                 continue
             series = _dicom_series(path)
             if series is not None and series in seen_series:
                 continue  # another level of a slide that OpenSlide opens as a whole
             seen_series.add(series)
             name = unicodedata.normalize("NFC", path.stem)
-            if name not in slides:
+            if not {unicodedata.category(character) for character in name}.isdisjoint(("Cc", "Cs")):
+                expected, hint = "a name without line breaks and other control characters, in UTF-8", "rename it"
+                problems.append(Problem(ascii(str(path)), expected, preview(path.name), hint))
+            elif name not in slides:
                 slides[name] = path
+                equal = of_size.setdefault(path.stat().st_size, [])
+                if twin := next((other for other in equal if filecmp.cmp(path, other, shallow=False)), None):
+                    hint = "leave one out: a slide under two names would come into two splits"
+                    problems.append(Problem(str(path), "a slide of its own", f"the bytes of {twin}", hint))
+                equal.append(path)
             elif not path.samefile(slides[name]):
                 found = f"the name {preview(path.stem)} of {slides[name]} too"
                 problems.append(Problem(str(path), "a slide name of its own", found, "rename one, or leave one out"))
@@ -65,7 +66,7 @@ def find_slides(places: Sequence[Path]) -> SlideFiles:
         )
     if problems:
         raise InputError(problems)
-    return SlideFiles(tuple(slides[stem] for stem in sorted(slides)), tuple(skipped))
+    return tuple(slides[stem] for stem in sorted(slides))
 
 
 def read_patients(slides: Sequence[Path], table: Path | None) -> dict[str, str]:
@@ -152,7 +153,9 @@ def _not_opened(path: Path) -> Problem:
             if not page.is_tiled:
                 found = f"a TIFF in strips ({page.compression.name}), not in tiles"
                 hint = (
-                    f"convert it with libvips: vips tiffsave {path.name} OUT.tif --tile --pyramid --compression jpeg"
+                    'convert it: pip install pyvips-binary pyvips, then python -c "import pyvips; '
+                    "pyvips.Image.new_from_file('IN.tif').tiffsave('OUT.tif', tile=True, pyramid=True, "
+                    "compression='jpeg', Q=90, bigtiff=True)\""
                 )
     except Exception:  # not a TIFF, or a damaged one
         pass
@@ -173,8 +176,18 @@ def _dicom_series(path: Path) -> str | None:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    """Returns the files below a folder, links followed once; a link to nothing is one of them."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(root, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.is_file() or path.is_symlink())

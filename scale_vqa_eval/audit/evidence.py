@@ -83,13 +83,15 @@ def _wordings(
     margin: dict[tuple[str, int], float] = defaultdict(float)
     k = len(question.options)
     for family in WORD_FAMILIES:
-        matrix: Any = columns[family].matrix(features.presence[family]).tocoo()
-        for option, column, value in zip(*matrix.coords, matrix.data, strict=True):
-            number = int(columns[family].kept[column])
+        used = columns[family]
+        pointer, index = used.entries(features.presence[family])
+        values = used.weight[index] * weights[family][used.joined[index]]
+        numbers = used.kept[index].tolist()
+        for option, number, value in zip(np.repeat(np.arange(k), np.diff(pointer)), numbers, values, strict=True):
             block = number // HASH_COLUMNS
             kind = BLOCKS[family][block][0] if block < len(BLOCKS[family]) else "words"
             share = 1.0 if option == question.answer else -1.0 / (k - 1)
-            margin[kind, number % HASH_COLUMNS] += share * float(value * weights[family][column]) / len(WORD_FAMILIES)
+            margin[kind, number % HASH_COLUMNS] += share * float(value) / len(WORD_FAMILIES)
     holders: dict[tuple[str, str], list[int]] = defaultdict(list)
     for kind in ("words", "phrases"):
         for option, text in enumerate(question.options):

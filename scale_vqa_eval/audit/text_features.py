@@ -66,13 +66,19 @@ class NGramPresence:
 class NGramColumns:
     """The columns that a model uses, and their weights.
 
+    Columns that the same options of the sample hold are one: columns of weights a in a ridge model are one column of
+    weight |a|, of which each carries a^2 / |a|.
+
     Attributes:
         kept: ascending numbers of the columns that vary in at least two questions.
-        weight: 1 + ln(n / number of questions in which the column varies), scaled so that centred rows have a mean
-            squared length of 1 and the same strength of regularisation can be used for any file.
+        joined: the model's column that each is part of.
+        weight: of each: 1 + ln(n / number of questions in which the column varies), scaled so that centred rows have a
+            mean squared length of 1 and the same strength of regularisation can be used for any file; then its part of
+            the joined weight.
     """
 
     kept: IntArray
+    joined: IntArray
     weight: FloatArray
 
     @classmethod
@@ -87,21 +93,32 @@ class NGramColumns:
         spread = holding * (1.0 - holding / layout.counts[pairs % n]) if len(kept) else np.zeros(0)
         use = varies_in >= 2
         length = float((spread * weight[pairs // n] ** 2 * use[pairs // n]).sum()) / max(1, len(layout.owner))
-        return cls(kept[use], weight[use] * (1.0 / np.sqrt(length) if length > 0 else 1.0))
+        weight = weight[use] * (1.0 / np.sqrt(length) if length > 0 else 1.0)
+        # options as random numbers: columns with the same sum are held by the same options
+        numbers = np.random.default_rng(0).integers(0, 2**63, len(layout.owner), dtype=np.uint64)
+        held_by = np.zeros(len(kept), dtype=np.uint64)
+        np.add.at(held_by, index, np.repeat(numbers, np.diff(presence.pointer)))
+        joined = np.unique(held_by[use], return_inverse=True)[1]
+        return cls(kept[use], joined, weight**2 / np.sqrt(np.bincount(joined, weight**2))[joined])
 
-    def matrix(self, presence: NGramPresence) -> Sparse:
-        """Returns the (N, kept) weighted sparse matrix of a presence."""
-        from scipy import sparse
-
+    def entries(self, presence: NGramPresence) -> tuple[IntArray, IntArray]:
+        """Returns (N+1,) where each option's known columns start, and their positions in ``kept``."""
         index = np.searchsorted(self.kept, presence.columns)
         index[index == len(self.kept)] = 0
         known = self.kept[index] == presence.columns if len(self.kept) else np.zeros(len(index), dtype=bool)
-        before = np.concatenate([[0], np.cumsum(known)])
-        shape = (len(presence.pointer) - 1, max(1, len(self.kept)))
-        index, pointer = index[known], before[presence.pointer]
+        return np.concatenate([[0], np.cumsum(known)])[presence.pointer], index[known]
+
+    def matrix(self, presence: NGramPresence) -> Sparse:
+        """Returns the (N, f) weighted sparse matrix of a presence, f being the number of joined columns."""
+        from scipy import sparse
+
+        pointer, index = self.entries(presence)
+        column, shape = self.joined[index], (len(pointer) - 1, int(self.joined.max(initial=0)) + 1)
         if pointer[-1] < 2**31:  # halves the memory traffic of each product
-            index, pointer = index.astype(np.int32), pointer.astype(np.int32)
-        return sparse.csr_array((self.weight[index], index, pointer), shape=shape)
+            column, pointer = column.astype(np.int32), pointer.astype(np.int32)
+        matrix = sparse.csr_array((self.weight[index], column, pointer), shape=shape)
+        matrix.sum_duplicates()
+        return matrix
 
 
 @dataclass(frozen=True)

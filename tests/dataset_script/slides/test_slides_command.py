@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,8 @@ from dataset_script.slides import slide_files
 from dataset_script.slides.command import slides
 from dataset_script.slides.slide_files import find_slides, read_patients
 from scale_vqa_eval.errors import InputError
+
+Capture = pytest.CaptureFixture[str]
 
 
 def scale_vqa(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -33,10 +37,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_folder_is_searched_and_what_is_no_slide_is_named(folder: Path) -> None:
+def test_a_folder_is_searched_and_what_is_no_slide_is_named(folder: Path, capsys: Capture) -> None:
     found = find_slides([folder, folder / "stated.tif"])
-    assert [path.name for path in found.slides] == ["stated.tif", "unstated.tif"]
-    assert [path.name for path in found.skipped] == ["notes.txt"]
+    assert [path.name for path in found] == ["stated.tif", "unstated.tif"]
+    assert capsys.readouterr().err == f"skipped, not a slide that OpenSlide opens: {folder / 'notes.txt'}\n"
 
 
 def test_a_file_that_is_no_slide_is_a_problem(folder: Path) -> None:
@@ -50,13 +54,45 @@ def test_two_slides_of_one_name_are_a_problem(folder: Path, tmp_path: Path) -> N
         find_slides([folder, tmp_path])
 
 
+def test_one_slide_under_two_names_is_a_problem(folder: Path, tmp_path: Path) -> None:
+    """Each name would be a patient of its own, and the slide in two splits."""
+    for name in ("linked", "copied"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "linked" / "other.tif").symlink_to(folder / "stated.tif")
+    (tmp_path / "linked" / "stated.tif").symlink_to(folder / "stated.tif")
+    shutil.copy(folder / "stated.tif", tmp_path / "copied" / "other.tif")
+    for name in ("linked", "copied"):
+        with pytest.raises(InputError) as refused:
+            find_slides([folder, tmp_path / name])
+        (problem,) = refused.value.problems
+        assert Path(problem.location).stem == "other" and problem.found == f"the bytes of {folder / 'stated.tif'}"
+
+
+def test_linked_folders_are_searched_once_and_dead_links_named(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "slides").symlink_to(folder)
+    (tmp_path / "self").symlink_to(tmp_path)
+    (tmp_path / "dead.tif").symlink_to(tmp_path / "nowhere.tif")
+    found = find_slides([tmp_path])
+    assert [path.name for path in found] == ["stated.tif", "unstated.tif"]
+    assert [Path(line).name for line in capsys.readouterr().err.splitlines()] == ["dead.tif", "notes.txt"]
+
+
+@pytest.mark.parametrize("name", [b"line\nbreak.tif", b"latin-1 \xe9.tif"], ids=["line break", "not UTF-8"])
+def test_a_name_with_control_characters_is_a_problem(tmp_path: Path, name: bytes) -> None:
+    path = write_slide(tmp_path / "a.tif", [tissue_pixels(300, 300, seed=0)])
+    path.rename(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    with pytest.raises(InputError, match=r"a name without line breaks.*rename it") as refused:
+        find_slides([tmp_path])
+    assert str(refused.value).isprintable()
+
+
 def test_the_dicom_files_of_one_series_are_one_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("level-0.tif", "level-1.tif", "other.tif"):
-        write_slide(tmp_path / name, [tissue_pixels(300, 300, seed=0)])
+    for seed, name in enumerate(("level-0.tif", "level-1.tif", "other.tif")):
+        write_slide(tmp_path / name, [tissue_pixels(300, 300, seed=seed)])
     series = {"level-0": "1.2.3", "level-1": "1.2.3", "other": "4.5"}
     monkeypatch.setattr(slide_files, "_dicom_series", lambda path: series[path.stem])
-    assert [path.name for path in find_slides([tmp_path]).slides] == ["level-0.tif", "other.tif"]
-    assert [path.name for path in find_slides(sorted(tmp_path.iterdir())).slides] == ["level-0.tif", "other.tif"]
+    assert [path.name for path in find_slides([tmp_path])] == ["level-0.tif", "other.tif"]
+    assert [path.name for path in find_slides(sorted(tmp_path.iterdir()))] == ["level-0.tif", "other.tif"]
 
 
 def test_composed_and_decomposed_names_are_one_name(tmp_path: Path) -> None:

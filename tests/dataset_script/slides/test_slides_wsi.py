@@ -234,8 +234,10 @@ def test_a_damaged_tile_raises_with_slide_level_and_box(tmp_path: Path) -> None:
     content = bytearray(slide.read_bytes())
     content[start : start + length] = bytes(length)
     slide.write_bytes(content)
-    with OpenSlideSource(slide) as source, pytest.raises(InputError, match=r"torn\.tif, level 0, box \(.*\) um"):
-        source.read_region(192, 192, 0.5, 100)
+    with OpenSlideSource(slide) as source:
+        for _ in range(2):  # after a failed read OpenSlide answers nothing but the error
+            with pytest.raises(InputError, match=r"torn\.tif, level 0, box \(.*\) um"):
+                source.read_region(192, 192, 0.5, 100)
 
 
 JPEG = {"compression": "jpeg", "compressionargs": {"level": 85}}
@@ -322,6 +324,19 @@ def test_a_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         source._tiles._cache_bytes = 1  # type: ignore[union-attr]
         source.read_region(256, 256, 0.5, 512)
         assert len(source._tiles._cache) == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["overview first", "overview last"])
+def test_an_overview_among_the_levels_is_refused(tmp_path: Path, first: bool) -> None:
+    """OpenSlide takes every tiled image of a plain TIFF for a level, and the first one's scale for the slide's."""
+    pixels = tissue_pixels(600, 520, seed=11)
+    levels, overview = halves(pixels, 2), np.full((100, 220, 3), 230, np.uint8)
+    path = write_slide(tmp_path / "a.tif", [overview, *levels] if first else [*levels, overview])
+    with pytest.raises(InputError, match=r"a\.tif: expected levels of one shape.*600 x 520.*220 x 100"):
+        OpenSlideSource(path)
+    rounded = [pixels, pixels[:260, :301], pixels[:64, :76], pixels[:2, :2]]
+    with OpenSlideSource(write_slide(tmp_path / "b.tif", rounded)) as slide:
+        assert slide.size == (600, 520)
 
 
 OME = '<OME><Image><Pixels SizeC="3" PhysicalSizeX="{0}" PhysicalSizeXUnit="{1}" PhysicalSizeY="{0}" {2}'

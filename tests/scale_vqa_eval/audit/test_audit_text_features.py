@@ -170,3 +170,20 @@ def test_columns_are_weighed_without_gold_answers_and_to_one_scale() -> None:
     assert (texts.layout.centred(dense) ** 2).sum(axis=1).mean() == pytest.approx(1.0)
     per_question = [(dense[texts.layout.owner == row] != 0).any(axis=0) for row in range(60)]
     assert (np.sum(per_question, axis=0) >= 2).all()
+
+
+def test_columns_of_the_same_options_are_joined_without_changing_the_model() -> None:
+    """A ridge model sees its columns by the dot products of the options alone."""
+    questions = clean_questions(60)
+    texts = TextReader.fit(questions).read(questions)
+    presence = texts.presence["characters"]
+    columns = NGramColumns.fit(presence, texts.layout)
+    pointer, index = columns.entries(presence)
+    joined = columns.matrix(presence).toarray()
+    assert joined.shape[1] == columns.joined.max() + 1 < len(columns.kept)
+    weight = np.sqrt(
+        columns.weight * np.bincount(columns.joined, columns.weight)[columns.joined]
+    )  # a^2 = a^2/|a| * |a|
+    apart = np.zeros((len(joined), len(columns.kept)))
+    apart[np.repeat(np.arange(len(joined)), np.diff(pointer)), index] = weight[index]
+    assert np.allclose(joined @ joined.T, apart @ apart.T)
