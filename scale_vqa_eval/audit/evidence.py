@@ -87,7 +87,8 @@ def _wordings(
         pointer, index = used.entries(features.presence[family])
         values = used.weight[index] * weights[family][used.joined[index]]
         numbers = used.kept[index].tolist()
-        for option, number, value in zip(np.repeat(np.arange(k), np.diff(pointer)), numbers, values, strict=True):
+        holding = np.repeat(np.arange(k), np.diff(pointer)).tolist()
+        for option, number, value in zip(holding, numbers, values, strict=True):
             block = number // HASH_COLUMNS
             kind = BLOCKS[family][block][0] if block < len(BLOCKS[family]) else "words"
             share = 1.0 if option == question.answer else -1.0 / (k - 1)
