@@ -13,7 +13,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -35,7 +35,7 @@ from model_card.hub.remote import (
     wait_after,
 )
 from model_card.hub.scan import problems_of
-from model_card.hub.verify import NotVerified, verify
+from model_card.hub.verify import NotVerified, Sent, verify
 from scale_vqa_eval import __version__
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.release_folder.read import release_configs
@@ -219,14 +219,6 @@ def _with_hub(request: PublishRequest, local: LocalRelease, token: str, options:
     finally:
         if options["as_json"]:
             _print_json(result)
-
-
-@dataclass(frozen=True)
-class Sent:
-    """The commit on the Hub, and the revision of the pull request or None."""
-
-    commit: str
-    pull_request: str | None
 
 
 def send(plan: PublishPlan, repository: HubRepository, seen: RemoteSnapshot, record: Path) -> Sent:

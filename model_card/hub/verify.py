@@ -13,11 +13,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from model_card.hub.command import Sent
     from model_card.hub.plan import PublishPlan
 
 MAX_PREPARED: Final = 2 * 10**9
@@ -44,6 +44,14 @@ class NotVerified(Exception):
     def __init__(self, message: str, wrong: list[str] | None = None) -> None:
         super().__init__(message)
         self.wrong = wrong or []
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The commit on the Hub, and the revision of the pull request or None."""
+
+    commit: str
+    pull_request: str | None
 
 
 def verify(plan: PublishPlan, sent: Sent, token: str) -> dict[str, Any]:
