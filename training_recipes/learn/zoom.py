@@ -103,7 +103,7 @@ def draw(found: Mapping[str, Mapping[str, Any]], rewards: Mapping[str, list[floa
             axis.axhline(25, color="#444444", linewidth=0.8, linestyle=":")
             axis.set(xticks=(0, 1), xticklabels=("greedy", "temperature 1"), ylim=(0, 102))
             axis.set(ylabel=f"{key}{' in view' * (key == 'evidence')}, unseen slides (%)")
-        axes[1].legend(frameon=False, fontsize=9, loc="upper left")
+        figure.legend(*axes[1].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside upper right")
         figure.savefig(path, dpi=120, metadata={"Software": None})
         pyplot.close(figure)
 
