@@ -89,5 +89,5 @@ def test_a_family_that_trl_cannot_train_is_refused_by_name(release, recipe, lost
         str(tmp_path / "out"),
         *CPU,
     ]
-    with pytest.raises(InputError, match=f"MllamaProcessor makes .*{lost}.*, which TRL does not pass to the model"):
+    with pytest.raises(InputError, match=f"MllamaProcessor returns .*{lost}.*, which TRL does not pass to the model"):
         recipe.main(options)
