@@ -180,7 +180,7 @@ def test_a_download_that_breaks_goes_on_where_it_stopped(
 
     monkeypatch.setattr(hub.RequestHandlerClass, "_file", breaking)
     error = refused("--hub", REPO, "--out", tmp_path / "o")
-    assert "the same command goes on where it stopped" in error and not (tmp_path / "o").exists()
+    assert "the same command resumes" in error and not (tmp_path / "o").exists()
     hub.requests.clear()
     cut[0] = False
     build("--hub", REPO, "--out", tmp_path / "o")
