@@ -13,8 +13,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from drawn_slides import halves, tissue_pixels, tissue_slide, write_slide
 from grounding_builds import SMALL, build, rows_of
 from paths import ROOT
@@ -241,3 +243,36 @@ def test_options_from_other_slides(drawn: list[Path], tmp_path: Path) -> None:
     assert set(groups.values()) == {4}
     assert all(probe.options_alone == 0.25 for probe in report.probes)
     assert any("cross-slide" in line and "val" in line for line in told)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of memory is read from Linux's /proc")
+def test_a_level_of_20480_px_is_built_in_half_the_memory_of_its_pixels(tmp_path: Path) -> None:
+    side, tile = 20_480, 512
+    tissue = tissue_pixels(2048, 2048, seed=3, margin=0)
+    corners = [(y, x) for y in range(0, 2048, tile) for x in range(0, 2048, tile)]
+    coded = [imagecodecs.jpeg8_encode(tissue[y : y + tile, x : x + tile], 85) for y, x in corners]
+    glass = imagecodecs.jpeg8_encode(np.full((tile, tile, 3), 244, np.uint8), 85)
+    count = side // tile
+    tiles = (
+        coded[(3 * row + 5 * column) % 16] if 2 <= row < count - 2 and 2 <= column < count - 2 else glass
+        for row in range(count)
+        for column in range(count)
+    )
+    path = tmp_path / "wide.tif"
+    scale = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
+    with tifffile.TiffWriter(path) as file:
+        layout = {"shape": (side, side, 3), "dtype": np.uint8, "tile": (tile, tile)}
+        file.write(tiles, photometric="ycbcr", subsampling=(2, 2), compression="jpeg", **layout, **scale)
+    measured = (
+        "import re\nfrom scale_vqa_eval import cli\ntry:\n    cli.main()\nfinally:\n"
+        "    print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
+    )
+    given = ["build", "slides", path, "--out", tmp_path / "release", "--paths-per-slide", 4]
+    done = subprocess.run(
+        [sys.executable, "-c", measured, *map(str, given)], capture_output=True, text=True, timeout=600
+    )
+    path.unlink()
+    assert done.returncode == 0, done.stderr
+    assert "wide: zoom-in 4, zoom-out 4, origin 4, bridge 4" in done.stderr
+    peak = int(done.stdout.splitlines()[-1]) * 1024
+    assert peak < 3 * side**2 / 2, f"{peak / 2**20:.0f} MiB"
