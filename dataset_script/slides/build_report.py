@@ -106,6 +106,12 @@ def card_note(report: BuildReport) -> str:
         alone = "-" if probe.options_alone is None else f"{probe.options_alone:.1%}"
         chance = f"{probe.chance_low:.1%} to {probe.chance_high:.1%}"
         lines.append(f"| {probe.kind} | {report.kinds[probe.kind]} | {alone} | {chance} | {probe.colour_match:.1%} |")
+    if any(probe.kind == "origin" for probe in report.probes):
+        lines += [
+            "",
+            "The right box of an `origin` question shows the same tissue as its 200x field, so a reader that is "
+            "trained on simple features of both answers many of them (70% on eleven slides). Report `origin` apart.",
+        ]
     lines += [
         "",
         "| slide | patient | split | mm | questions | used otherwise than asked |",
