@@ -164,7 +164,7 @@ def section_plots(section: ReportSection) -> dict[str, tuple[str, bytes, bytes]]
     plots: dict[str, tuple[str, bytes, bytes]] = {}
 
     def add(name: str, title: str, draw: Callable[[Figure], None], height: float, rows: int) -> None:
-        png, svg = _rendered(draw, (7.6, height + 0.09 * rows), 9, "png", "svg")
+        png, svg = rendered(draw, (7.6, height + 0.09 * rows), 9, "png", "svg")
         plots[name] = title, png, svg
 
     count = len(section.rows)
@@ -297,10 +297,10 @@ def _short(name: str, limit: int = LABEL) -> str:
 
 
 def _audit_svg(draw: Callable[[Figure], None], height: float) -> str:
-    return _rendered(draw, (10.4, height), 10, "svg")[0].decode()
+    return rendered(draw, (10.4, height), 10, "svg")[0].decode()
 
 
-def _rendered(draw: Callable[[Figure], None], size: tuple[float, float], font: int, *formats: str) -> list[bytes]:
+def rendered(draw: Callable[[Figure], None], size: tuple[float, float], font: int, *formats: str) -> list[bytes]:
     """Returns a figure of ``size`` inches in each format, without a date or version; leaves matplotlib unchanged."""
     with matplotlib.rc_context(STYLE | {"font.size": font}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the plot has a box; the tables have the name

@@ -36,7 +36,7 @@ def image_features(image: Image.Image | None) -> Array:
     """Returns ``FEATURES`` numbers of a view: colour, its spread, darkness quantiles, edges at two scales.
 
     Args:
-        image: a view, or None where the question has none; that gives zeros.
+        image: a view, or None if the question has none; that gives zeros.
 
     Returns:
         Array of shape (FEATURES,); optical densities without unit.

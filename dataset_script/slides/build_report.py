@@ -23,7 +23,7 @@ class SlideUse:
     Attributes:
         slide: its name.
         patient: its patient.
-        split: its split, or None where it gave no question.
+        split: its split, or None if it gave no question.
         size_mm: (width, height).
         questions: kind -> number.
         notes: how its use differs from what was asked.
@@ -106,11 +106,11 @@ def card_note(report: BuildReport) -> str:
         alone = "-" if probe.options_alone is None else f"{probe.options_alone:.1%}"
         chance = f"{probe.chance_low:.1%} to {probe.chance_high:.1%}"
         lines.append(f"| {probe.kind} | {report.kinds[probe.kind]} | {alone} | {chance} | {probe.colour_match:.1%} |")
-    if any(probe.kind == "origin" for probe in report.probes):
+    if report.kinds.get("origin"):
         lines += [
             "",
             "The right box of an `origin` question shows the same tissue as its 200x field, so a reader that is "
-            "trained on simple features of both answers many of them (70% on eleven slides). Report `origin` apart.",
+            "trained on simple features of both can answer many of them. Report `origin` apart.",
         ]
     lines += [
         "",

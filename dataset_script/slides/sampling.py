@@ -120,7 +120,7 @@ class FieldGroup:
     """Four pairs of nested fields.
 
     Attributes:
-        context: the 10x field that holds all pairs; None where they may lie anywhere on the slide.
+        context: the 10x field that holds all pairs; None if they may lie anywhere on the slide.
         parents: four 40x or 10x fields; the targets themselves where there is no view between context and target.
         targets: four 200x fields, each in the parent of its index and outside of the three others.
     """
@@ -181,7 +181,7 @@ def _contexts(tissue: TissueMap, spec: SamplingSpec, rng: np.random.Generator) -
 def _group_in(
     tissue: TissueMap, spec: SamplingSpec, context: Field | None, used: Values, rng: np.random.Generator
 ) -> FieldGroup | None:
-    """Returns a group in a context field (or anywhere on the slide), or None where chance finds none."""
+    """Returns a group in a context field (or anywhere on the slide), or None if chance finds none."""
     target_side, parent_side = spec.target_px * MPP["high_mag"], spec.parent_px * MPP[spec.parent_view]
     x, y = _centres(tissue, _whole(tissue) if context is None else _bounds(context), parent_side, MAX_CANDIDATES, rng)
     margin = max(

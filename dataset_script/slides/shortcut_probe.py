@@ -48,7 +48,7 @@ class ShortcutResult:
     Attributes:
         kind: kind of question.
         n: questions.
-        options_alone: share right of the probe that sees the options alone; None where there is only one fold.
+        options_alone: share right of the probe that sees the options alone; None if there is only one fold.
         chance_low: lower end of the 95% interval of chance (binomial).
         chance_high: its upper end.
         colour_match: share right of the reader who takes the option whose mean colour is nearest.
@@ -105,7 +105,7 @@ def probe_options(kind: str, table: OptionTable, seed: int) -> ShortcutResult:
 
 
 def probe_right(table: OptionTable, seed: int) -> NDArray[np.bool_] | None:
-    """Returns for every question whether the cross-fitted probe is right; None where all come from one cluster.
+    """Returns for every question whether the cross-fitted probe is right; None if all come from one cluster.
 
     A forest and a logistic model vote on each option's measures as they are, less the question's mean, and ranked.
     """

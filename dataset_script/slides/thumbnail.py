@@ -84,7 +84,7 @@ class TissueMap:
     def tissue_points(
         self, bounds: tuple[float, float, float, float], count: int, rng: np.random.Generator
     ) -> tuple[Values, Values]:
-        """Returns random points (x, y in um) on tissue within (left, right, top, bottom); none where there is none."""
+        """Returns random points (x, y in um) on tissue within (left, right, top, bottom), or none."""
         across, down = self.um_per_pixel
         left, right, top, bottom = (
             round(edge / scale) for edge, scale in zip(bounds, (across,) * 2 + (down,) * 2, strict=True)

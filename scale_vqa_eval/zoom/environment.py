@@ -180,8 +180,8 @@ class ZoomEnvironment:
     def record(self) -> dict[str, Any]:
         """What the episode used and saw: for the predictions file.
 
-        ``hit`` is whether all evidence was in view, None where nothing of the slide can be; ``hit_at`` the number of
-        looks after which it was, None where it was not.
+        ``hit`` is whether all evidence was in view, None if nothing of the slide can be; ``hit_at`` the number of
+        looks after which it was, None if it was not.
         """
         looks = [step for step in self.steps if step["call"] == "look" and "sha256" in step]
         hits = [step["looks"] for step in self.steps if step.get("hit")]

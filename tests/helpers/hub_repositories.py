@@ -48,7 +48,7 @@ class Repository:
     counter: Any = field(default_factory=itertools.count)
 
     def resolve(self, revision: str) -> str | None:
-        """Commit of a branch, tag, pull request or commit id; None where there is none."""
+        """Commit of a branch, tag, pull request or commit id; None if there is none."""
         if revision in self.commits:
             return revision
         return self.refs.get(revision) or self.tags.get(revision)

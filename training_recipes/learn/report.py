@@ -135,15 +135,12 @@ def _by_seed(parts: Sequence[Mapping[str, Any]], key: str) -> str:
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
     """Draws accuracy and what is named over GRPO, and reward, zero-variance share and entropy of its rollouts."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from scale_vqa_eval.plots import rendered
 
     green, violet, grey = OTHERS
-    style = {"font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8a939e"}
-    with pyplot.rc_context(style):
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(11.5, 4.4), layout="constrained")
+
+    def plot(figure: Any) -> None:
+        left, right = figure.subplots(1, 2)
         for seed, curves in enumerate(found["grpo"]):
             for name, colour, dash, label in (
                 ("eval_accuracy", CROSSED, "-", "greedy accuracy with images"),
@@ -170,8 +167,8 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         for axes in (left, right):
             axes.set_xticks(found["grpo"][0]["eval_accuracy"][0])  # the validated steps
             axes.legend(frameon=False, fontsize=8.5)
-        figure.savefig(path, dpi=110, metadata={"Software": None})
-        pyplot.close(figure)
+
+    path.write_bytes(rendered(plot, (11.5, 4.4), 10, "png")[0])
 
 
 @click.command()

@@ -81,13 +81,10 @@ def as_markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 def draw(found: Mapping[str, Mapping[str, Any]], rewards: Mapping[str, list[float]], path: Path) -> None:
     """Draws the rewards of both trainings over their steps, and what all models see and answer on unseen slides."""
-    import matplotlib
+    from scale_vqa_eval.plots import rendered
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.8), width_ratios=(3, 2, 2), layout="constrained")
+    def plot(figure: Any) -> None:
+        axes = figure.subplots(1, 3, width_ratios=(3, 2, 2))
         for name, values in rewards.items():
             steps, colour = range(1, len(values) + 1), MODELS[name][1]
             axes[0].plot(steps, values, ".", color=colour, alpha=0.4)
@@ -104,8 +101,8 @@ def draw(found: Mapping[str, Mapping[str, Any]], rewards: Mapping[str, list[floa
             axis.set(xticks=(0, 1), xticklabels=("greedy", "temperature 1"), ylim=(0, 102))
             axis.set(ylabel=f"{key}{' in view' * (key == 'evidence')}, unseen slides (%)")
         figure.legend(*axes[1].get_legend_handles_labels(), frameon=False, ncols=3, loc="outside upper right")
-        figure.savefig(path, dpi=120, metadata={"Software": None})
-        pyplot.close(figure)
+
+    path.write_bytes(rendered(plot, (12, 3.8), 10, "png")[0])
 
 
 @click.command()
