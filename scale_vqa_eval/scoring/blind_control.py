@@ -193,7 +193,11 @@ def text_only_ceiling(path: str | Path, data_hash: str) -> dict[str, Any]:
 
 def audit_hash(path: str | Path) -> str | None:
     """Returns the data hash of the audited questions, or None if it is not stated."""
-    made_from = _audit(path).get("provenance")
+    return _data_hash(_audit(path))
+
+
+def _data_hash(audit: Mapping[str, Any]) -> str | None:
+    made_from = audit.get("provenance")
     return made_from.get("data_hash") if isinstance(made_from, Mapping) else None
 
 
