@@ -69,7 +69,7 @@ Row = dict[str, Any]
 
 
 def synthetic_plans(quartets: int, seed: int) -> list[PhantomPlan]:
-    """Plans synthetic slides in fours; the facts of four slides make exchange groups."""
+    """Plans synthetic slides, four at a time; the facts of four slides make exchange groups."""
     plans = []
     for quartet in range(quartets):
         rng = random.Random(seeded(seed, "zoom", quartet))
@@ -385,7 +385,7 @@ def _real(
 
 @click.command()
 @click.argument("places", nargs=-1, metavar="[SLIDE_OR_DIR]...", type=click.Path(exists=True, path_type=Path))
-@click.option("--synthetic", type=click.IntRange(1), help="Draw so many synthetic slides, rounded up to fours.")
+@click.option("--synthetic", type=click.IntRange(1), help="Synthetic slides to draw; rounded up to a multiple of 4.")
 @click.option(
     "--finest",
     type=click.Choice(["200x", "40x"]),
@@ -394,7 +394,13 @@ def _real(
     help="Finest scale of synthetic slides. With 40x they are drawn ten times as fast, with easier questions.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for questions, images and slides.")
-@click.option("--paths-per-slide", type=click.IntRange(1), default=8, show_default=True, help="Rounded up to fours.")
+@click.option(
+    "--paths-per-slide",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Questions of each kind per slide; rounded up to a multiple of four.",
+)
 @click.option("--seed", type=int, default=42, show_default=True)
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes that draw slides.")
 @click.option("--mpp", type=click.FloatRange(0, min_open=True), help="Um per pixel, in place of what slides state.")

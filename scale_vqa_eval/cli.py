@@ -43,7 +43,7 @@ COMMANDS: Final[CommandTable] = {
     "build": ("scale_vqa_eval.cli", "build", "Build a release folder from a release, slides or synthetic slides."),
     "prepare": ("dataset_script.prepare", "prepare", 'Make load_dataset("scale-vqa") work offline, by name.'),
     "audit": ("scale_vqa_eval.audit.command", "audit", "Measure how well text-only baselines do, and why."),
-    "control": ("scale_vqa_eval.controls.command", "control", "Make the exchange or screened split."),
+    "control": ("scale_vqa_eval.controls.command", "control", "Make a split with text-only readers at chance."),
     "predict": ("scale_vqa_eval.predict.command", "predict", "Ask a vision-language model, with or without images."),
     "score": ("scale_vqa_eval.scoring.command", "score", "Score a predictions file."),
     "zoom": ("scale_vqa_eval.zoom.score", "zoom", "Score runs of predict --zoom: looks, evidence and controls."),

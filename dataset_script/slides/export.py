@@ -256,7 +256,9 @@ class NumberList(click.ParamType):
 )
 @click.option("--per-slide", type=click.IntRange(1), default=40, show_default=True, help="Sets of fields per slide.")
 @click.option(
-    "--step", type=click.FloatRange(0, min_open=True), help="A grid with so many um between centres instead."
+    "--step",
+    type=click.FloatRange(0, min_open=True),
+    help="Spacing of a grid in um.  [default: random places]",
 )
 @click.option("--min-tissue", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="In the finest field.")
 @click.option("--seed", type=int, default=42, show_default=True)
@@ -274,10 +276,10 @@ def fields(
     patients: Path | None,
     **chosen: Any,
 ) -> None:
-    """Write nested fields of slides as JPEG, with a manifest, GeoJSON for QuPath and coordinates as TRIDENT's.
+    """Write nested fields of slides as JPEG, with a manifest, GeoJSON for QuPath and coordinates for TRIDENT.
 
-    Every field has exactly the scale asked for, and lies on the slide; nothing is padded. The same slides, options and
-    seed give the same bytes. If interrupted, run it again: it resumes.
+    Every field has exactly the requested scale and lies within the slide; nothing is padded. The same slides, options
+    and seed give the same bytes. If interrupted, run it again: it resumes.
     """
     from dataset_script.slides.slide_files import find_slides, read_patients
 

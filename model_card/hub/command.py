@@ -113,7 +113,7 @@ def metric(folder: Path | None, **options: Any) -> None:
 @publish.command()
 @_options
 def model(folder: Path | None, **options: Any) -> None:
-    """Publish the weights in FOLDER: safetensors, processor, chat template, configs, card."""
+    """Publish the weights in FOLDER, with processor and card."""
     if folder is None:
         raise click.UsageError("name the folder of the weights")
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
@@ -127,7 +127,7 @@ def model(folder: Path | None, **options: Any) -> None:
 @publish.command()
 @_options
 def space(folder: Path | None, **options: Any) -> None:
-    """Publish the Gradio app in FOLDER, such as the leaderboard, as a Space."""
+    """Publish the Gradio app in FOLDER as a Space."""
     if folder is None:
         raise click.UsageError("name the folder of the app")
     _publish("space", folder, options)

@@ -1,4 +1,4 @@
-"""The image-free battery: all probes that need no language model, and the label-permutation test.
+"""The text-only battery: all probes that need no language model, and the label-permutation test.
 
 results = run_battery(questions)
 accuracies = [evaluate_probe(result, questions) for result in results]

@@ -44,7 +44,7 @@ _OUT = click.Path(dir_okay=False, path_type=Path)
 @click.option("--finetune-epochs", type=click.IntRange(1), default=3, show_default=True, help="Epochs of --finetune.")
 @click.option("--chat", "endpoint", metavar="URL", help="Ask an OpenAI-compatible endpoint, text only.")
 @click.option("--chat-model", "chat_models", metavar="MODEL", multiple=True, help="Model of the endpoint; repeatable.")
-@click.option("--chat-repeats", type=click.IntRange(1, 26), default=1, show_default=True, help="Rotations.")
+@click.option("--chat-repeats", type=click.IntRange(1, 26), default=1, show_default=True, help="Rotations asked.")
 @click.option(
     "--chat-rate-limit", type=click.FloatRange(0, min_open=True), help="Maximum number of requests per minute."
 )

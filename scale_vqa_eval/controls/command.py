@@ -129,8 +129,8 @@ def control(data: str, method: str, out: Path, report_path: Path | None, **optio
     DATA is a release folder, a Hub id, a Parquet file, or a JSON list, JSONL or CSV with question, options, answer.
     block-exchange (recommended): groups of four items with the same text, in which each option is right for exactly
     one item; even a reader of the whole file is at chance. exchange: more groups, for items asked one by one.
-    screened: a subset on which no image-free probe is off chance. If --out is a release folder, DATA must be a release
-    folder too (it may be the same), and the new config has its images.
+    screened: a subset on which no text-only probe differs from chance. If --out is a release folder, DATA must be a
+    release folder too (it may be the same), and the new config has its images.
     """
     _check_options(method, options)
     config_name = method.replace("-", "_")
@@ -337,7 +337,7 @@ def _not_reached(data: str, report: dict[str, Any]) -> list[Problem]:
     return [
         Problem(
             f"{data}{', split ' + part['split'] if part['split'] else ''}",
-            "a subset on which no image-free probe is off chance",
+            "a subset on which no text-only probe differs from chance",
             f"not reached: {part['reason']}",
             hint,
         )
@@ -350,4 +350,4 @@ def _detail(report: dict[str, Any]) -> str:
     if report["method"] != "screened":
         return f" in {report['groups']} groups of four (at most {report['bound']} are possible)"
     ceiling = max(part["audit"]["after"]["ceiling"] for part in report["splits"])
-    return f"; no image-free probe is off chance, none above {100 * ceiling:.0f}% (95% upper ends)"
+    return f"; no text-only probe differs from chance, none exceeds {100 * ceiling:.0f}% (95% upper ends)"

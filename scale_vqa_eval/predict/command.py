@@ -91,7 +91,7 @@ def _options(ctx: click.Context, parameter: click.Parameter, values: tuple[str, 
 @click.option("--min-pixels", type=click.IntRange(min=1), help="Enlarge smaller images to this number of pixels.")
 @click.option("--max-pixels", type=click.IntRange(min=1), help="Reduce larger images to this number of pixels.")
 @click.option("--max-tokens", type=int, help="Maximum length of an answer.  [default: the prompt's]")
-@click.option("--temperature", type=float, default=0.0, show_default="0: greedy")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-p", type=float, default=1.0, show_default=True)
 @click.option("--n", "samples", type=int, default=1, show_default=True, help="Answers per question; majority vote.")
 @click.option("--seed", type=int, default=42, show_default=True, help="Seed of sampling and of --ablate shuffled.")
