@@ -2,8 +2,8 @@
 
 ``python benchmarks/compare_designs.py --slides 60 --repeats 2 [--out compared]`` runs decomposition, generation and
 screening against scripted language models (``tests/helpers/scripted_roles.py``), builds the options of the same
-drafts by either design, audits all, and prints the table. With ``--out`` it also writes ``designs.md``,
-``designs.json`` and a plot.
+drafts by either design, audits all, and prints two tables: probes of one question at a time, and readers of the whole
+file. With ``--out`` it also writes ``designs.md``, ``designs.json`` and a plot of the first table.
 
 The paper's constraint: the right option states three findings of the path, and each wrong one changes exactly one of
 them. The wrong findings are drawn in the same way in both designs.
@@ -41,8 +41,14 @@ DESIGNS: Final = {
     "crossed": "2x2 product of two features, before screening",
     "crossed, screened": "the same after the rounds of the pipeline",
     "of these, outside of exchange groups": "without those whose blind accuracy is 25% by construction",
+    "of these, in exchange groups": "each option of a group is right once",
 }
 SHOWN: Final = ("medoid", "geometry", "words", "characters", "ensemble")
+JOINT: Final = tuple(
+    f"joint {reader}{suffix}"
+    for reader in ("by slide", "by path", "classifier")
+    for suffix in ("", ", one letter each")
+)
 
 
 def one_change(
@@ -104,7 +110,8 @@ def compare(slides: int, seed: int, out: Path, repeats: int = 4) -> dict[str, An
         for name in ("items.jsonl", "screened.jsonl")
     )
     loose = [question for question in screened if question.group is None]
-    pools = (one_change(drafts, features, seed), crossed, screened, loose)
+    grouped = [question for question in screened if question.group is not None]
+    pools = (one_change(drafts, features, seed), crossed, screened, loose, grouped)
     designs = [_row(name, pool, seed) for name, pool in zip(DESIGNS, pools, strict=True)]
     return {"slides": slides, "seed": seed, "designs": designs, "rounds": len(account["rounds"])}
 
@@ -132,20 +139,19 @@ def _row(name: str, questions: Sequence[Question], seed: int) -> dict[str, Any]:
         "questions": len(questions),
         "verdict": audit["verdict"],
         "strongest": audit["strongest"],
-        "probes": {probe: {key: probes[probe][key] for key in keys} for probe in SHOWN if probe in probes},
+        "probes": {probe: {key: probes[probe][key] for key in keys} for probe in (*SHOWN, *JOINT) if probe in probes},
         "dimensions": {dimension: found["verdict"] for dimension, found in audit["dimensions"].items()},
     }
 
 
-def as_table(found: Mapping[str, Any]) -> str:
-    """Returns the comparison as a Markdown table, accuracies in per cent with their 95% intervals."""
-    names = list(found["designs"][0]["probes"])
+def as_table(found: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Returns the probes `names` as a Markdown table, accuracies in per cent with their 95% intervals."""
     lines = [
         "| options | questions | " + " | ".join(names) + " | verdict |",
         "|---|---|" + "---|" * len(names) + "---|",
     ]
     for row in found["designs"]:
-        cells = [_interval(row["probes"][name]) for name in names]
+        cells = [_interval(row["probes"][name]) if name in row["probes"] else "" for name in names]
         lines.append(f"| {row['design']} | {row['questions']} | " + " | ".join(cells) + f" | {row['verdict']} |")
     return "\n".join(lines) + "\n"
 
@@ -165,8 +171,8 @@ def plot(found: Mapping[str, Any], file: Path) -> None:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 3.6), layout="constrained")
         axes = figure.subplots()
-        names = list(found["designs"][0]["probes"])
-        for number, row in enumerate(found["designs"]):
+        names = list(SHOWN)
+        for number, row in enumerate(found["designs"][: len(colours)]):
             at = [place + 0.18 * (number - 1.5) for place in range(len(names))]
             middle = [100 * row["probes"][name]["accuracy"] for name in names]
             low = [100 * (row["probes"][name]["accuracy"] - row["probes"][name]["ci_low"]) for name in names]
@@ -189,10 +195,10 @@ def plot(found: Mapping[str, Any], file: Path) -> None:
 @click.option("--repeats", type=click.IntRange(1), default=4, show_default=True, help="Answers of each adversary.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for table, plot and work files.")
 def main(slides: int, seed: int, repeats: int, out: Path | None) -> None:
-    """Audit one-feature-changed and crossed options on the same synthetic captions; a table and a plot."""
+    """Audit one-feature-changed and crossed options on the same synthetic captions; two tables and a plot."""
     with tempfile.TemporaryDirectory() as temporary:
         found = compare(slides, seed, out or Path(temporary), repeats)
-    table = as_table(found)
+    table = as_table(found, SHOWN) + "\n" + as_table(found, JOINT)
     if out is not None:
         write_json(out / "designs.json", found)
         (out / "designs.md").write_text(table, encoding="utf-8")
