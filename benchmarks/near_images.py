@@ -19,7 +19,7 @@ import numpy as np
 import openslide
 from PIL import Image, ImageEnhance
 
-from scale_vqa_eval.audit.near_images import COARSE_BITS, FINE_BITS, near_pairs, pairs_within, perceptual_hashes
+from scale_vqa_eval.audit.overlap import COARSE_BITS, FINE_BITS, near_pairs, pairs_within, perceptual_hashes
 
 SIZE = 512
 

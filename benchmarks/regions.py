@@ -44,9 +44,8 @@ from PIL import Image
 
 from dataset_script.slides.build_cache import make_plan, make_regions, slide_work
 from dataset_script.slides.field_images import encode_jpeg, measure_image, read_field
-from dataset_script.slides.plan import plan_slide
+from dataset_script.slides.plan import GroundingSettings, plan_slide
 from dataset_script.slides.sampling import Field
-from dataset_script.slides.settings import GroundingSettings
 from dataset_script.slides.slide_files import find_slides
 from dataset_script.slides.workers import worker_pool
 from scale_vqa_eval.wsi import OpenSlideSource, best_level

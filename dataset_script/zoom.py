@@ -27,9 +27,8 @@ from dataset_script.phantom.plan import FEATURES, Facts, PhantomPath, PhantomPla
 from dataset_script.phantom.scene import LABEL_MPP, Label
 from dataset_script.phantom.slide import PhantomSlide, write_slide
 from dataset_script.slides.field_images import encode_jpeg, read_field
-from dataset_script.slides.plan import FAR, NEAR, plan_slide
+from dataset_script.slides.plan import FAR, NEAR, GroundingSettings, plan_slide
 from dataset_script.slides.sampling import Field, FieldGroup
-from dataset_script.slides.settings import GroundingSettings
 from dataset_script.slides.slide_files import find_slides, read_patients
 from dataset_script.slides.workers import run_all, worker_pool
 from dataset_script.splits import patient_splits

@@ -24,7 +24,7 @@ from scale_vqa_eval.text import jaccard, tokens, words
 
 
 def shared_images(paths: Sequence[CaptionedPath], root: Path, cache: Path) -> dict[str, Any]:
-    """Compares the images of all paths, by their pixels and by perceptual hash (``audit.near_images``).
+    """Compares the images of all paths, by their pixels and by perceptual hash (``audit.overlap``).
 
     Args:
         paths: the paths.
@@ -76,7 +76,7 @@ def shared_images(paths: Sequence[CaptionedPath], root: Path, cache: Path) -> di
 
 def _same_images(files: Mapping[str, Path]) -> list[tuple[str, str]]:
     """Returns the pairs of names of identical or nearly identical images."""
-    from scale_vqa_eval.audit.near_images import near_pairs, perceptual_hashes
+    from scale_vqa_eval.audit.overlap import near_pairs, perceptual_hashes
 
     first: dict[bytes, str] = {}
     pairs: list[tuple[str, str]] = []

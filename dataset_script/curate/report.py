@@ -148,8 +148,7 @@ def write_curated_release(
         InputError: if no question is left, or ``out`` is not a release folder.
     """
     from scale_vqa_eval.audit.overlap import find_overlap
-    from scale_vqa_eval.audit.page import write_page
-    from scale_vqa_eval.audit.report import audit_questions
+    from scale_vqa_eval.audit.report import audit_questions, write_page
 
     final, removed = finished(candidates, twins, settings)
     if not final:

@@ -31,7 +31,7 @@ from dataset_script.curate.roles import (
     text_field,
 )
 from dataset_script.curate.work import CurationSettings
-from scale_vqa_eval.audit.evidence import find_evidence
+from scale_vqa_eval.audit.verdict import find_evidence
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import LETTERS
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dataset_script.slides.build_cache import FORMAT, SlideWork, make_plan, make_regions, slide_work, work_root
-from dataset_script.slides.build_report import BuildReport, SlideUse, card_note
+from dataset_script.slides.build_report import BuildReport, SlideUse, card_note, probe_groups
 from dataset_script.slides.exchange_groups import (
     CROSSABLE,
     GroundingGroup,
@@ -21,8 +21,7 @@ from dataset_script.slides.exchange_groups import (
     group_rows,
     same_slide_groups,
 )
-from dataset_script.slides.settings import GroundingSettings
-from dataset_script.slides.shortcut_probe import probe_groups
+from dataset_script.slides.plan import GroundingSettings
 from dataset_script.slides.slide_files import read_splits
 from dataset_script.slides.workers import run_all, worker_pool
 from dataset_script.splits import SPLIT_TABLE, SPLITS, patient_splits, split_table

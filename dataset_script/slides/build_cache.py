@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from dataset_script.slides.field_images import read_measures, write_regions
-from dataset_script.slides.plan import FieldPlan, plan_slide
-from dataset_script.slides.settings import GroundingSettings
+from dataset_script.slides.plan import FieldPlan, GroundingSettings, plan_slide
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import atomic_write, sha256_json
 from scale_vqa_eval.wsi import OpenSlideSource

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from dataset_script.slides.settings import MIN_PX, MIN_RATIO, VIEWS_OF, GroundingSettings, side_of
+from dataset_script.slides.plan import MIN_PX, MIN_RATIO, VIEWS_OF, GroundingSettings, side_of
 from dataset_script.slides.workers import available_cores
 from scale_vqa_eval.controls.exchange_group import GROUP_SIZE
 from scale_vqa_eval.files import exclusive_output

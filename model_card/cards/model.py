@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from model_card.cards.results import entries_yaml, model_index, one_system, read_scores
 from model_card.cards.text import FILE, merged_card, read_object, render, stated_doi, stated_licence
 from scale_vqa_eval import __version__
-from scale_vqa_eval.audit.reported_scores import read_reported_scores
 from scale_vqa_eval.errors import InputError, Problem, preview, validated
 from scale_vqa_eval.files import atomic_write, parse_yaml
 from scale_vqa_eval.predict.prompts import Prompt, filled
 from scale_vqa_eval.release_folder.card import marked_sections
 from scale_vqa_eval.schema import DIMENSIONS, MAGNIFICATION, VIEWS
+from scale_vqa_eval.scoring.results import read_reported_scores
 from scale_vqa_eval.text import percent
 
 _HUB_ID: Final = r"[\w][\w.-]*/[\w.-]+"

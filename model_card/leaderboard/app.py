@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from scale_vqa_eval.audit.reported_scores import read_reported_scores
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.files import inside_root
 from scale_vqa_eval.schema import ANTICIPATION, CONFIGS, DIMENSIONS, GROUNDING_KINDS
 from scale_vqa_eval.scoring.blind_control import control_problems
-from scale_vqa_eval.scoring.results import read_results
+from scale_vqa_eval.scoring.results import read_reported_scores, read_results
 from scale_vqa_eval.text import one_line, percent, points
 
 if TYPE_CHECKING:

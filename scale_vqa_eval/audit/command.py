@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from scale_vqa_eval.audit.reported_scores import read_reported_scores
 from scale_vqa_eval.audit.verdict import MARGIN
 from scale_vqa_eval.files import write_json
 from scale_vqa_eval.questions import Question, read_questions
+from scale_vqa_eval.scoring.results import read_reported_scores
 
 _OUT = click.Path(dir_okay=False, path_type=Path)
 
@@ -105,7 +105,7 @@ def audit(
     if json_path is not None:
         write_json(json_path, report, "name another --json")
     if html_path is not None:
-        from scale_vqa_eval.audit.page import write_page
+        from scale_vqa_eval.audit.report import write_page
 
         write_page(html_path, report)
     click.echo(audit_table(report))
@@ -145,7 +145,7 @@ def _model_probes(
 
         results += language_model_probes(questions, model, folder / f"likelihood-{_short(model)}.jsonl", progress)
     for model in tuned:
-        from scale_vqa_eval.audit.finetune_probe import finetune_probe
+        from scale_vqa_eval.audit.language_model import finetune_probe
 
         file = folder / f"finetune-{_short(model)}.jsonl"
         results.append(finetune_probe(questions, model, seed, finetune_epochs, cache_path=file, progress=progress))

@@ -137,9 +137,9 @@ def report(
     an Inspect log, lmms-eval's logged samples or VLMEvalKit's table of predictions. The runs of one model with all
     images and under ablations become one row; a missing run is shown as not run.
     """
-    from scale_vqa_eval.audit.reported_scores import read_reported_scores
     from scale_vqa_eval.scoring.measures import report_sections, with_published
     from scale_vqa_eval.scoring.report_files import write_report
+    from scale_vqa_eval.scoring.results import read_reported_scores
     from scale_vqa_eval.scoring.runs import QuestionSets, read_runs, system_names, with_screened
 
     if published and published_file:

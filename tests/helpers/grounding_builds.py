@@ -7,7 +7,7 @@ from typing import Any
 
 from dataset_script.slides.build import build_slides
 from dataset_script.slides.build_report import BuildReport
-from dataset_script.slides.settings import GroundingSettings
+from dataset_script.slides.plan import GroundingSettings
 from scale_vqa_eval.schema import patient_of
 
 SMALL = GroundingSettings(paths_per_slide=8, sizes=(("high_mag", 64), ("low_mag", 64), ("mid_mag", 64)))

@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 
 from dataset_script.curate.work import read_settings
-from scale_vqa_eval.audit.reported_scores import read_reported_scores
 from scale_vqa_eval.errors import InputError, preview
 from scale_vqa_eval.files import parse_json, parse_yaml
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.release_folder.card import head
 from scale_vqa_eval.release_folder.read import release_configs
-from scale_vqa_eval.scoring.results import read_results
+from scale_vqa_eval.scoring.results import read_reported_scores, read_results
 
 LEVELS = [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 12)]
 BOMB = "a0: &a0 [x, x]\n" + "\n".join(LEVELS)

@@ -168,7 +168,7 @@ def test_a_run_that_is_killed_at_its_end_leaves_no_folder_without_audit_and_repo
         started.append(path)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scale_vqa_eval.audit.page.write_page", killed)
+    monkeypatch.setattr("scale_vqa_eval.audit.report.write_page", killed)
     work = str(out.parent / "out.curation")
     done = run(captions, tmp_path / "out", config, "--step", "construct", "--work", work)
     assert done.exit_code == 1 and started and not (tmp_path / "out").exists()

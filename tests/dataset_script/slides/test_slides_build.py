@@ -25,7 +25,7 @@ from PIL import Image
 from dataset_script.slides import build_cache
 from dataset_script.slides.build_cache import work_root
 from dataset_script.slides.build_report import BuildReport
-from dataset_script.slides.settings import GroundingSettings
+from dataset_script.slides.plan import GroundingSettings
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.release_folder.write import folder_digest
 from scale_vqa_eval.schema import GROUNDING_KINDS, VIEWS

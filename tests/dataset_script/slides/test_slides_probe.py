@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dataset_script.slides.shortcut_probe import OptionTable, probe_options, probe_right
+from dataset_script.slides.build_report import OptionTable, probe_options, probe_right
 
 MEASURES = 7
 

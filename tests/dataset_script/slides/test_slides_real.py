@@ -14,8 +14,7 @@ from PIL import Image
 from skimage.feature import match_template
 
 from dataset_script.slides.build_report import BuildReport
-from dataset_script.slides.plan import plan_slide
-from dataset_script.slides.settings import GroundingSettings
+from dataset_script.slides.plan import GroundingSettings, plan_slide
 from scale_vqa_eval.controls.exchange_group import GROUP_SIZE
 from scale_vqa_eval.schema import GROUNDING_KINDS
 from scale_vqa_eval.wsi import OpenSlideSource

@@ -10,8 +10,8 @@ from drawn_slides import TISSUE_MAP
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataset_script.slides.plan import ViewSizes, fit_sizes, largest_of_four
 from dataset_script.slides.sampling import OVERLAP_LIMIT, Field, FieldGroup, SamplingSpec, sample_groups
-from dataset_script.slides.settings import ViewSizes, fit_sizes, largest_of_four
 from scale_vqa_eval.schema import MPP, VIEWS
 
 SPECS = {

@@ -17,7 +17,7 @@ from dataset_script.join import join, join_releases
 from dataset_script.slides import build_cache
 from dataset_script.slides.build import build_slides
 from dataset_script.slides.command import slides as command
-from dataset_script.slides.settings import GroundingSettings
+from dataset_script.slides.plan import GroundingSettings
 from dataset_script.slides.slide_files import read_splits
 from dataset_script.slides.workers import worker_pool
 from dataset_script.splits import SPLITS, patient_splits, split_table

@@ -10,9 +10,8 @@ import pytest
 from audit_questions import WORDS, clean_questions
 from small_models import smollm_spec
 
-from scale_vqa_eval.audit import finetune_probe as module
-from scale_vqa_eval.audit.finetune_probe import finetune_probe
-from scale_vqa_eval.audit.language_model import CausalLM
+from scale_vqa_eval.audit import language_model as module
+from scale_vqa_eval.audit.language_model import CausalLM, finetune_probe
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.questions import Question
 

@@ -16,8 +16,7 @@ from PIL import Image, ImageEnhance
 from scipy.ndimage import gaussian_filter
 
 from scale_vqa_eval.audit.defects import letter_balance
-from scale_vqa_eval.audit.near_images import near_pairs, pairs_within, perceptual_hashes
-from scale_vqa_eval.audit.overlap import find_overlap
+from scale_vqa_eval.audit.overlap import find_overlap, near_pairs, pairs_within, perceptual_hashes
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.release_folder.write import write_release
 
@@ -255,9 +254,9 @@ def test_the_search_finds_exactly_the_pairs_that_all_comparisons_find(seed: int,
 
 
 def test_crowded_hashes_are_searched_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    from scale_vqa_eval.audit import near_images
+    from scale_vqa_eval.audit import overlap
 
-    monkeypatch.setattr(near_images, "_CANDIDATES_AT_ONCE", 50)
+    monkeypatch.setattr(overlap, "_CANDIDATES_AT_ONCE", 50)
     first, _, distance = pairs_within(np.zeros(40, dtype=np.uint64), 3)
     assert len(first) == 40 * 39 // 2
     assert distance.max() == 0

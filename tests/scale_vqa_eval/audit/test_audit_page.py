@@ -13,13 +13,11 @@ from xml.etree import ElementTree
 import pytest
 from browser import chromium
 
-from scale_vqa_eval.audit import page
 from scale_vqa_eval.audit.overlap import find_overlap
-from scale_vqa_eval.audit.page import render_page, write_page
-from scale_vqa_eval.audit.report import audit_questions
-from scale_vqa_eval.audit.reported_scores import read_reported_scores
+from scale_vqa_eval.audit.report import _marked, audit_questions, render_page, write_page
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.questions import read_questions
+from scale_vqa_eval.scoring.results import read_reported_scores
 from scale_vqa_eval.text import escape_invisible
 
 HOSTILE = [
@@ -210,7 +208,7 @@ def test_evidence_is_marked_as_whole_words_in_the_options_that_it_names(
     text: str, letter: str, terms: list[tuple[str, str]], expected: list[str]
 ) -> None:
     evidence = [{"kind": "wording", "text": term, "letters": letters} for term, letters in terms]
-    parts = page._marked(text, letter, [*evidence, {"kind": "geometry", "text": "the", "letters": "AB"}])
+    parts = _marked(text, letter, [*evidence, {"kind": "geometry", "text": "the", "letters": "AB"}])
     assert "".join(part for part, _ in parts) == text
     assert [part for part, hit in parts if hit] == expected
 

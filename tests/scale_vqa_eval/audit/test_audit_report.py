@@ -17,9 +17,9 @@ from scale_vqa_eval.audit import fitted_probes
 from scale_vqa_eval.audit import report as report_module
 from scale_vqa_eval.audit.battery import read_features, run_battery
 from scale_vqa_eval.audit.command import audit
-from scale_vqa_eval.audit.evidence import find_evidence, learning_curve
 from scale_vqa_eval.audit.language_model import embedding_probes
 from scale_vqa_eval.audit.report import audit_questions, audit_table
+from scale_vqa_eval.audit.verdict import find_evidence, learning_curve
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import LETTERS
@@ -168,7 +168,7 @@ def test_learning_curve_of_next_to_nothing_is_empty() -> None:
 def test_the_leakiest_of_a_large_file_are_explained_within_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("battery", "report"):
         monkeypatch.setattr(f"scale_vqa_eval.audit.{module}.TRAIN_CAP", 100)
-    monkeypatch.setattr("scale_vqa_eval.audit.evidence.CURVE_CAP", 50)
+    monkeypatch.setattr("scale_vqa_eval.audit.verdict.CURVE_CAP", 50)
     monkeypatch.setattr("scale_vqa_eval.audit.battery.NULL_CAP", 50)
     questions = leaking_questions(130, patients=30)
     found = audit_questions(questions)
