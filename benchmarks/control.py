@@ -31,9 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from scale_vqa_eval.controls.exchange import PairRules, exchange
+from scale_vqa_eval.controls.exchange import PairRules, ValidityLimits, compatible, exchange, gold_problem
 from scale_vqa_eval.controls.findings import REASONS
-from scale_vqa_eval.controls.validity import ValidityLimits, compatible, gold_problem
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.text import same_text
 

@@ -38,7 +38,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dataset_script.slides.field_images import box_in
+from dataset_script.slides.build_cache import box_in
 from dataset_script.slides.sampling import field
 from dataset_script.slides.thumbnail import OTSU_BOUNDS, optical_density
 from scale_vqa_eval.release_folder.read import release_files

@@ -42,8 +42,14 @@ import numpy as np
 import openslide
 from PIL import Image
 
-from dataset_script.slides.build_cache import make_plan, make_regions, slide_work
-from dataset_script.slides.field_images import encode_jpeg, measure_image, read_field
+from dataset_script.slides.build_cache import (
+    encode_jpeg,
+    make_plan,
+    make_regions,
+    measure_image,
+    read_field,
+    slide_work,
+)
 from dataset_script.slides.plan import GroundingSettings, plan_slide
 from dataset_script.slides.sampling import Field
 from dataset_script.slides.slide_files import find_slides

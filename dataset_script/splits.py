@@ -1,12 +1,26 @@
-"""Splits slides into train, val and test, by the paper's rule or with each patient in one split."""
+"""Splits slides into train, val and test, by the paper's rule or with each patient in one split.
+
+``scale-vqa build join`` joins release folders whose splits agree; Parquet files are linked, not copied.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Final
+
+import click
+import pyarrow.parquet as pq
+
+from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.files import sha256_file
+from scale_vqa_eval.release_folder.card import read_notes
+from scale_vqa_eval.release_folder.verify import Shards, check_columns, has_images, release_shards
+from scale_vqa_eval.release_folder.write import link_or_copy, row_features, shard_names, staged_release
+from scale_vqa_eval.schema import patient_of
 
 SPLITS: Final = ("train", "val", "test")
 RATIOS: Final = (0.7, 0.1, 0.2)
@@ -111,3 +125,137 @@ def split_table(split_of: Mapping[str, str]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("patient", "split"), *sorted(split_of.items())])
     return text.getvalue().encode()
+
+
+def join_releases(folders: Sequence[Path], out: Path) -> dict[str, dict[str, int]]:
+    """Writes the rows of release folders, in the given order, into one folder.
+
+    Other files are copied; files of the same name that differ get the number of their folder. The notes of the cards
+    are concatenated.
+
+    Args:
+        folders: at least two release folders.
+        out: the release folder to write; it may be one of ``folders``.
+
+    Returns:
+        config -> split -> number of rows.
+
+    Raises:
+        InputError: if two folders share an id or an exchange group, a patient is in two splits, or columns differ.
+    """
+    configs = {folder: release_shards(folder) for folder in folders}
+    names = list(dict.fromkeys(name for shards in configs.values() for name in shards))
+    splits: dict[str, dict[str, str]] = {name: {} for name in names}
+    problems = list(_conflicts(configs, splits))
+    if problems:
+        raise InputError(problems)
+    counts: dict[str, dict[str, int]] = {}
+    with staged_release(out, set(names), _notes(folders, names)) as staging:
+        for config in names:
+            (staging / config).mkdir()
+            parts: dict[str, list[Path]] = {}
+            for shards in configs.values():
+                for split, files in shards.get(config, {}).items():
+                    parts.setdefault(split, []).extend(files)
+            for split, files in parts.items():
+                for file, name in zip(files, shard_names(split, len(files)), strict=True):
+                    link_or_copy(file.resolve(), staging / config / name)
+            counts[config] = {
+                split: sum(pq.read_metadata(file).num_rows for file in files) for split, files in parts.items()
+            }
+        for name, files in _other_files(configs).items():
+            target = staging / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.name == SPLIT_TABLE and target.parent.name in splits:
+                target.write_bytes(split_table(splits[target.parent.name]))
+            elif len({sha256_file(file) for file in files.values()}) == 1:
+                target.unlink(missing_ok=True)
+                link_or_copy(next(iter(files.values())), target)
+            else:
+                for number, file in files.items():
+                    link_or_copy(file, target.with_name(f"{target.stem}.{number}{target.suffix}"))
+    return counts
+
+
+def _conflicts(configs: Mapping[Path, Mapping[str, Shards]], splits: dict[str, dict[str, str]]) -> Iterator[Problem]:
+    """Yields the conflicts between folders; fills ``splits`` with config -> patient -> split."""
+    ids: dict[tuple[str, str, str], Path] = {}
+    first: dict[str, tuple[str, str]] = {}
+    reported: set[tuple[str, str]] = set()
+    # if one folder has image columns, all need them
+    images = {
+        config: any(has_images(config, shards_of[config]) for shards_of in configs.values() if config in shards_of)
+        for config in splits
+    }
+    for folder, shards_of in configs.items():
+        for config, shards in shards_of.items():
+            check_columns(shards, row_features(images[config], config))
+            for split, row in _rows(shards):
+                for column in ("id", "group"):
+                    other = ids.setdefault((config, column, row[column]), folder) if row[column] else folder
+                    if other != folder and (column, row[column]) not in reported:
+                        reported.add((column, row[column]))
+                        what = "an id" if column == "id" else "an exchange group"
+                        hint = "omit one of the folders, or build it again without the slides of the other"
+                        location = f"{folder}, {config}, {column} {preview(row[column])}"
+                        yield Problem(location, f"{what} that no other folder has", f"it is in {other} too", hint)
+                patient = row["patient_id"] or patient_of(row["wsi_name"] or "")
+                splits[config][patient] = split
+                here = (split, f"{folder}, {config}")
+                earlier = first.setdefault(patient, here)
+                if earlier[0] != split and ("patient", patient) not in reported:
+                    reported.add(("patient", patient))
+                    found = f"{earlier[0]} in {earlier[1]}, and {split} in {here[1]}"
+                    hint = f"rebuild one with the split table of the other: --splits FOLDER/grounding/{SPLIT_TABLE}"
+                    yield Problem(f"patient {preview(patient)}", "one split", found, hint)
+
+
+def _rows(shards: Shards) -> Iterator[tuple[str, dict[str, str | None]]]:
+    columns = ["id", "group", "patient_id", "wsi_name"]
+    for split, files in shards.items():
+        for file in files:
+            for batch in pq.ParquetFile(file).iter_batches(columns=columns, batch_size=4096):
+                yield from ((split, row) for row in batch.to_pylist())
+
+
+def _notes(folders: Sequence[Path], names: Sequence[str]) -> dict[str, str]:
+    """Returns config -> notes of the folders' cards, without repeats."""
+    cards = [read_notes(folder / "README.md") for folder in folders]
+    notes = {name: list(dict.fromkeys(card[name] for card in cards if card.get(name))) for name in names}
+    lead = f"Joined from {len(folders)} folders that were built separately; the notes of each follow."
+    return {name: "\n\n".join(([lead] if len(texts) > 1 else []) + texts) for name, texts in notes.items()}
+
+
+def _other_files(configs: Mapping[Path, Mapping[str, Shards]]) -> dict[str, dict[int, Path]]:
+    """Returns name -> number of the folder -> file, for files that are neither rows nor the card."""
+    found: dict[str, dict[int, Path]] = {}
+    for number, (folder, shards_of) in enumerate(configs.items(), 1):
+        skipped = {file for shards in shards_of.values() for files in shards.values() for file in files}
+        skipped.add(folder / "README.md")
+        for file in sorted(folder.rglob("*")):
+            name = file.relative_to(folder)
+            hidden = any(part.startswith(".") for part in name.parts)
+            if file.is_file() and not file.is_symlink() and not hidden and file not in skipped:
+                found.setdefault(name.as_posix(), {})[number] = file
+    return found
+
+
+@click.command()
+@click.argument(
+    "folders",
+    nargs=-1,
+    required=True,
+    metavar="RELEASE_FOLDER...",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The release folder to write.")
+def join(folders: Sequence[Path], out: Path) -> None:
+    """Join release folders that were built separately, such as on several sites.
+
+    Refused: an id or exchange group that two folders share, and a patient in two splits.
+    """
+    if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
+        raise click.UsageError("expected at least two different release folders")
+    for config, splits in join_releases(folders, out).items():
+        counts = ", ".join(f"{split} {count}" for split, count in splits.items())
+        click.echo(f"{out}: {config} with {counts} questions")

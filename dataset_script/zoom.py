@@ -26,7 +26,7 @@ from dataset_script.phantom.geometry import Rect, seeded
 from dataset_script.phantom.plan import FEATURES, Facts, PhantomPath, PhantomPlan
 from dataset_script.phantom.scene import LABEL_MPP, Label
 from dataset_script.phantom.slide import PhantomSlide, write_slide
-from dataset_script.slides.field_images import encode_jpeg, read_field
+from dataset_script.slides.build_cache import encode_jpeg, read_field
 from dataset_script.slides.plan import FAR, NEAR, GroundingSettings, plan_slide
 from dataset_script.slides.sampling import Field, FieldGroup
 from dataset_script.slides.slide_files import find_slides, read_patients

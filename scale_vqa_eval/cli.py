@@ -24,8 +24,8 @@ BUILDS: Final[CommandTable] = {
     "slides": ("dataset_script.slides.command", "slides", "Grounding questions from slides that OpenSlide opens."),
     "phantom": ("dataset_script.phantom.build", "phantom", "Questions on synthetic slides, for tests and teaching."),
     "zoom": ("dataset_script.zoom", "zoom", "Questions about where to look, with the boxes of the evidence."),
-    "hub": ("dataset_script.hub_config", "hub", "Add the config that `inspect eval hf/ORG/NAME` reads."),
-    "join": ("dataset_script.join", "join", "Merge release folders into one."),
+    "hub": ("scale_vqa_eval.export", "hub", "Add the config that `inspect eval hf/ORG/NAME` reads."),
+    "join": ("dataset_script.splits", "join", "Merge release folders into one."),
     "anticipation": ("dataset_script.anticipation", "anticipation", "Which of four images matches a description."),
     "single": ("dataset_script.single_image", "single", "Rows from questions with one image, such as PathMMU's."),
 }

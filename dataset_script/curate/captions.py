@@ -1,4 +1,4 @@
-"""Reads the input of the curation (JSON Lines with captioned paths) and tests which findings a caption states.
+"""Reads the input of the curation: captioned paths, the findings that a caption states, and the images they share.
 
 Texts are compared by their words: NFKC, case-folded, split at hyphens and other marks, without the plural s. A finding
 is grounded in a caption if all of its content words are in one sentence. If the words just before them in that
@@ -8,18 +8,24 @@ sentence negate them ("no", "without", ...), the finding must contain a negation
 from __future__ import annotations
 
 import functools
+import hashlib
+import io
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import numpy as np
+from PIL import Image
 from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
+from tqdm import tqdm
 
-from dataset_script.image_files import check_images
+from dataset_script.image_files import check_images, inside
 from scale_vqa_eval.errors import InputError, Problem, preview, validated
+from scale_vqa_eval.files import sha256_json, write_json
 from scale_vqa_eval.schema import VIEWS, patient_of
 from scale_vqa_eval.text import NEGATION, negations, words
 
@@ -266,3 +272,92 @@ def _denied(wanted: frozenset[str], sentence: str, own: frozenset[str]) -> bool:
 def may_hold(value: str, texts: Sequence[str]) -> bool:
     """Returns whether a finding may be true of a region: one of its texts states it."""
     return any(grounded_in(value, text) is None for text in texts)
+
+
+def shared_images(paths: Sequence[CaptionedPath], root: Path, cache: Path) -> dict[str, Any]:
+    """Compares the images of all paths, by their pixels and by perceptual hash (``audit.overlap``).
+
+    Args:
+        paths: the paths.
+        root: folder that image paths are relative to.
+        cache: file with the result for the same images.
+
+    Returns:
+        ``patients``: patient -> first of the patients who share an image, for those who share one;
+        ``twins``: path key -> first path with the same images in all views, for those that have a twin.
+
+    Raises:
+        InputError: if an image is not below the root.
+    """
+    names = sorted({name for path in paths for _, name in path.images})
+    files: dict[str, Path] = {}
+    problems = []
+    for name in names:
+        file = inside(root, name)
+        if isinstance(file, Path):
+            files[name] = file
+        else:
+            problems.append(Problem(f"image {name!r}", f"a file inside {root}", file, "correct the captions file"))
+    if problems:
+        raise InputError(problems)
+    stamps = [(name, files[name].stat().st_size, files[name].stat().st_mtime_ns) for name in names]
+    key = sha256_json([stamps, [(path.key, path.patient, path.images) for path in paths]])
+    if cache.is_file():
+        kept: dict[str, Any] = json.loads(cache.read_text(encoding="utf-8"))
+        if kept.get("key") == key:
+            return kept
+    first_image = _first_of_linked(names, _same_images(files))
+    owner: dict[str, str] = {}
+    shared = [
+        (path.patient, owner.setdefault(first_image[name], path.patient)) for path in paths for _, name in path.images
+    ]
+    first_patient = _first_of_linked({path.patient for path in paths}, shared)
+    heads = {head for patient, head in first_patient.items() if patient != head}
+    by_images: dict[tuple[tuple[str, str], ...], str] = {}
+    twins: dict[str, str] = {}
+    for path in sorted((path for path in paths if path.images), key=lambda path: path.key):
+        first = by_images.setdefault(tuple((view, first_image[name]) for view, name in path.images), path.key)
+        if first != path.key:
+            twins[path.key] = first
+    patients = {patient: head for patient, head in first_patient.items() if head in heads}
+    found = {"key": key, "patients": patients, "twins": twins}
+    write_json(cache, found)
+    return found
+
+
+def _same_images(files: Mapping[str, Path]) -> list[tuple[str, str]]:
+    """Returns the pairs of names of identical or nearly identical images."""
+    from scale_vqa_eval.audit.overlap import near_pairs, perceptual_hashes
+
+    first: dict[bytes, str] = {}
+    pairs: list[tuple[str, str]] = []
+    hashed: list[tuple[str, int, bytes]] = []
+    for name in tqdm(files, "images compared", disable=None):
+        with Image.open(io.BytesIO(files[name].read_bytes())) as image:
+            plain = image.convert("RGB")
+        digest = hashlib.sha256(f"{plain.width}x{plain.height}".encode() + plain.tobytes()).digest()
+        if digest in first:
+            pairs.append((name, first[digest]))
+            continue
+        first[digest] = name
+        hashes = perceptual_hashes(plain)
+        if hashes is not None:
+            hashed.append((name, *hashes))
+    coarse = np.array([one[1] for one in hashed], dtype=np.uint64)
+    fine = np.frombuffer(b"".join(one[2] for one in hashed), dtype=np.uint8).reshape(-1, 32)
+    near = zip(*near_pairs(coarse, fine), strict=True)
+    return pairs + [(hashed[left][0], hashed[right][0]) for left, right, _ in near]
+
+
+def _first_of_linked(names: Iterable[str], pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Returns name -> first name, in sorted order, of its connected component."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    ordered = sorted(names)
+    number = {name: index for index, name in enumerate(ordered)}
+    edges = np.array([(number[left], number[right]) for left, right in pairs], dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(len(ordered), len(ordered)))
+    _, labels = connected_components(graph, directed=False)
+    first: dict[int, str] = {}
+    return {name: first.setdefault(label, name) for name, label in zip(ordered, labels.tolist(), strict=True)}

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from dataset_script.curate.candidates import Candidate
-from dataset_script.curate.captions import CaptionedPath, read_paths
+from dataset_script.curate.captions import CaptionedPath, read_paths, shared_images
 from dataset_script.curate.distractors import build_options, find_implications
 from dataset_script.curate.exchange_planning import plan_groups
 from dataset_script.curate.generate import (
@@ -59,8 +59,6 @@ class CurationRun:
 
 def plan(run: CurationRun) -> QuestionPlan:
     """Returns the questions to ask of each path; patients who share an image share a split."""
-    from dataset_script.curate.deduplicate import shared_images
-
     paths = run.work.all_paths()
     linked = shared_images(paths, run.images, run.work.root / "links.json")["patients"] if run.images else {}
     return plan_questions(paths, run.settings.seed, linked)
@@ -167,7 +165,6 @@ def screen(run: CurationRun) -> dict[str, Any]:
 
 def construct(run: CurationRun, out: Path) -> dict[str, Any]:
     """Step 4: writes the release folder, its audit and the curation report from ``screened.jsonl``."""
-    from dataset_script.curate.deduplicate import shared_images
     from dataset_script.curate.report import write_curated_release
 
     assert run.images is not None

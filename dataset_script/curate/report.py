@@ -1,4 +1,4 @@
-"""Step 4: balances the letters of the questions that passed, and writes the release folder, audit and report."""
+"""Step 4: removes duplicates of the questions that passed, balances letters, and writes release, audit and report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from dataset_script.curate.candidates import COMBINATIONS, Candidate
-from dataset_script.curate.deduplicate import contradictions, without_duplicates
+from dataset_script.curate.captions import grounded_in, may_hold
 from dataset_script.curate.distractors import in_first_order
 from dataset_script.curate.roles import load_prompt, prompt_ids
 from dataset_script.curate.work import CurationSettings, RoleSettings, add_reports
@@ -29,7 +29,7 @@ from scale_vqa_eval.questions import Question
 from scale_vqa_eval.release_folder.write import write_release
 from scale_vqa_eval.schema import LETTERS
 from scale_vqa_eval.scoring.score import questions_digest
-from scale_vqa_eval.text import markdown, markdown_environment, percent
+from scale_vqa_eval.text import jaccard, markdown, markdown_environment, percent, tokens, words
 
 _ONE: Final = r"\(?[A-D]\)?(?![\w'\u2019-])"
 _LISTED: Final = re.compile(
@@ -106,6 +106,60 @@ def balanced(candidates: Sequence[Candidate], seed: int) -> list[Candidate]:
             rng.shuffle(orders)
             ordered.append(in_first_order(one, orders, group_texts))
     return sorted(ordered, key=lambda one: one.id)
+
+
+def without_duplicates(
+    candidates: Sequence[Candidate], twins: Mapping[str, str], threshold: float
+) -> tuple[list[Candidate], list[tuple[str, str, str]]]:
+    """Removes questions that repeat another question on the same images in the same or nearly the same words.
+
+    The same words on other images are not a duplicate: templates recur, and exchange groups need them.
+
+    Args:
+        candidates: the questions.
+        twins: path key -> path with the same images, for paths that have a twin.
+        threshold: minimum Jaccard similarity of the words of question and options for a near-duplicate.
+
+    Returns:
+        The kept questions, and (row id, ``duplicate`` or ``near-duplicate``, "of <row id>") of each removed question.
+    """
+    by_images: dict[str, list[Candidate]] = defaultdict(list)
+    for one in sorted(candidates, key=lambda one: (one.group is None, one.id)):  # a group must not lose a member
+        by_images[twins.get(one.path.key, one.path.key)].append(one)
+    kept: list[Candidate] = []
+    removed: list[tuple[str, str, str]] = []
+    for members in by_images.values():
+        seen: list[tuple[Candidate, list[list[str]], frozenset[str]]] = []
+        for one in members:
+            text = [words(one.question), *sorted(words(option) for option in one.options)]
+            bag = tokens(" ".join((one.question, *one.options)))
+            same = next((other for other, earlier, _ in seen if earlier == text), None)
+            near = next((other for other, _, earlier in seen if jaccard(earlier, bag) >= threshold), None)
+            original = same or near
+            if one.group is None and original is not None:
+                removed.append((one.id, "near-duplicate" if same is None else "duplicate", f"of {original.id}"))
+            else:
+                seen.append((one, text, bag))
+                kept.append(one)
+    return sorted(kept, key=lambda one: one.id), sorted(removed)
+
+
+def contradictions(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """Flags options that contradict their path's captions: wrong ones that are stated, right ones that are denied."""
+    found = []
+    for one in candidates:
+        assert one.values is not None
+        texts = one.path.captions
+        for half, (pair, right) in enumerate(zip(one.values, one.truth, strict=True)):
+            wrong, true = pair[1 - right], pair[right]
+            if may_hold(wrong, texts):
+                stating = [LETTERS[at] for at, number in enumerate(one.order) if divmod(number, 2)[half] == 1 - right]
+                why = "is wrong here, but a caption of the path says it"
+                found.append({"id": one.id, "options": "".join(stating), "finding": wrong, "why": why})
+            if any(grounded_in(true, text) in ("negation-dropped", "negation-added") for text in texts):
+                why = "is right here, but a caption of the path denies it"
+                found.append({"id": one.id, "options": LETTERS[one.answer], "finding": true, "why": why})
+    return found
 
 
 FORMAT: Final = 1

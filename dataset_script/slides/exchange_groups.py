@@ -16,8 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from dataset_script.slides.build_cache import SlideWork
-from dataset_script.slides.field_images import box_name, marked_name
+from dataset_script.slides.build_cache import SlideWork, box_name, marked_name
 from dataset_script.slides.plan import FAR, NEAR, slide_generator
 from dataset_script.slides.sampling import Field, FieldGroup, standardised
 from scale_vqa_eval.controls.exchange_group import GROUP_SIZE, ExchangeGroup

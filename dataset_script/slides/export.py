@@ -20,7 +20,7 @@ from typing import Any, Final
 import click
 import numpy as np
 
-from dataset_script.slides.field_images import encode_jpeg
+from dataset_script.slides.build_cache import encode_jpeg
 from dataset_script.slides.thumbnail import TissueMap, map_slide
 from dataset_script.slides.workers import run_all, worker_pool
 from scale_vqa_eval.errors import InputError, Problem

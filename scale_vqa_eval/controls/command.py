@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from scale_vqa_eval.audit.battery import FAMILIES
 from scale_vqa_eval.controls.block_exchange import block_exchange
-from scale_vqa_eval.controls.exchange import PairRules, exchange
+from scale_vqa_eval.controls.exchange import PairRules, ValidityLimits, exchange
 from scale_vqa_eval.controls.findings import read_vocabulary
 from scale_vqa_eval.controls.row_edits import (
     ControlSource,
@@ -37,7 +37,6 @@ from scale_vqa_eval.controls.summary import (
     screened_report,
     weights_summary,
 )
-from scale_vqa_eval.controls.validity import ValidityLimits
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import atomic_write, write_json
 from scale_vqa_eval.questions import Question

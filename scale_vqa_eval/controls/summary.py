@@ -14,11 +14,10 @@ from scale_vqa_eval import __version__
 from scale_vqa_eval.audit.battery import run_battery
 from scale_vqa_eval.audit.clusters import IntArray
 from scale_vqa_eval.audit.probe import Accuracy, FloatArray, ProbeAccuracy, ProbeScores, credit, evaluate_probe
-from scale_vqa_eval.controls.exchange import ExchangeResult
+from scale_vqa_eval.controls.exchange import ExchangeResult, ValidityLimits
 from scale_vqa_eval.controls.exchange_group import GROUP_SIZE
 from scale_vqa_eval.controls.findings import REASONS
 from scale_vqa_eval.controls.screened import Readers, ScreenedRows, fresh_audit, prune
-from scale_vqa_eval.controls.validity import ValidityLimits
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.clustered import holm
 from scale_vqa_eval.text import percent

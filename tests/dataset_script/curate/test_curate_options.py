@@ -13,11 +13,17 @@ from hypothesis import strategies as st
 
 from dataset_script.curate.candidates import Candidate, QuestionSpec
 from dataset_script.curate.captions import CaptionedPath, CaptionFeature
-from dataset_script.curate.deduplicate import contradictions, without_duplicates
 from dataset_script.curate.distractors import balanced_matrix, build_options, distractor_pool, similarity
 from dataset_script.curate.exchange_planning import group_candidates
 from dataset_script.curate.generate import read_candidate
-from dataset_script.curate.report import balanced, named_combination, rationale_of, remap_letters
+from dataset_script.curate.report import (
+    balanced,
+    contradictions,
+    named_combination,
+    rationale_of,
+    remap_letters,
+    without_duplicates,
+)
 from dataset_script.curate.roles import BadReply
 from scale_vqa_eval.audit.clusters import exchange_sets
 from scale_vqa_eval.audit.defects import named_right

@@ -13,14 +13,13 @@ from click.testing import CliRunner
 from drawn_slides import tissue_slide
 from grounding_builds import build, rows_of
 
-from dataset_script.join import join, join_releases
 from dataset_script.slides import build_cache
 from dataset_script.slides.build import build_slides
 from dataset_script.slides.command import slides as command
 from dataset_script.slides.plan import GroundingSettings
 from dataset_script.slides.slide_files import read_splits
 from dataset_script.slides.workers import worker_pool
-from dataset_script.splits import SPLITS, patient_splits, split_table
+from dataset_script.splits import SPLITS, join, join_releases, patient_splits, split_table
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.release_folder.write import folder_digest
 

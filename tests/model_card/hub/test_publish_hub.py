@@ -14,9 +14,9 @@ from hub_server import READ_ONLY, TOKEN
 from paths import ROOT
 from publish_runs import REPO, TAG, Publisher
 
-from dataset_script.hub_config import hub
 from model_card.cards.dataset import croissant_metadata
 from model_card.cards.text import Licence
+from scale_vqa_eval.export import hub
 from scale_vqa_eval.files import parse_yaml
 from scale_vqa_eval.release_folder.card import marked_sections
 from scale_vqa_eval.schema import METRIC_FOLDER

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scale_vqa_eval.controls.validity import ValidityLimits, claims, compatible, gold_problem
+from scale_vqa_eval.controls.exchange import ValidityLimits, claims, compatible, gold_problem
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.text import same_text, tokens
 

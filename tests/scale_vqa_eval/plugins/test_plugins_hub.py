@@ -20,8 +20,8 @@ from hub_double import hub_double
 from PIL import Image
 from predict_release import make_release
 
-from dataset_script.hub_config import hub
 from model_card.cards.results import eval_yaml
+from scale_vqa_eval.export import hub
 from scale_vqa_eval.predict.prompts import load_prompt
 from scale_vqa_eval.questions import read_questions
 from scale_vqa_eval.scoring.command import score

@@ -16,9 +16,9 @@ from PIL import Image
 from predict_release import make_release
 
 from dataset_script.builder import ScaleVQA
-from dataset_script.hub_config import MIN_TEXT, SIDE, compose, hub
 from model_card.cards.results import eval_yaml, task_id
 from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.export import MIN_TEXT, SIDE, compose, hub
 from scale_vqa_eval.files import parse_yaml
 from scale_vqa_eval.predict.images import ImageRef
 from scale_vqa_eval.questions import read_questions
