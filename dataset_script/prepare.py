@@ -93,7 +93,7 @@ def _source(data: str | None) -> Path | None:
         raise click.BadParameter(f"{data!r} is neither a folder nor a Hub id org/name", param_hint="--data")
     folder, here = named_folder(), Path(DATASET_NAME)
     if folder is not None and here.is_dir() and not folder.samefile(here):
-        click.echo(f"note: in this directory load_dataset({DATASET_NAME!r}) takes ./{DATASET_NAME}", err=True)
+        click.echo(f"note: in this directory load_dataset({DATASET_NAME!r}) loads ./{DATASET_NAME}", err=True)
     hub_id = os.environ.get(HUB_VARIABLE)
     return _snapshot(hub_id) if folder is None and hub_id else folder
 
@@ -119,7 +119,7 @@ def _snapshot(hub_id: str) -> Path:
             here += [snapshot] * any(snapshot.glob("*/*.parquet"))
         if not here:
             raise
-        click.echo(f"the Hub cannot be read; taking what was downloaded of {hub_id} before", err=True)
+        click.echo(f"the Hub cannot be reached; using the earlier download of {hub_id}", err=True)
         return here[-1]
     if hub.is_release_folder:
         patterns = ["README.md", "*.parquet"]

@@ -429,7 +429,7 @@ def zoom(
     if bool(places) == bool(synthetic):
         raise click.UsageError("name slides, or give --synthetic N, and not both")
     if places and finest != "200x":
-        raise click.UsageError("--finest is of synthetic slides: give it with --synthetic")
+        raise click.UsageError("--finest applies only to synthetic slides: give --synthetic too")
     paths = -(-paths_per_slide // GROUP_SIZE) * GROUP_SIZE
     settings = GroundingSettings(paths_per_slide=paths, seed=seed, least_tissue=min_tissue, mpp=mpp)
     counts = build_zoom(places, synthetic or 0, out, settings, patients, workers, finest)

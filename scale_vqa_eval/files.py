@@ -103,7 +103,7 @@ def parse_yaml(text: str, location: str) -> Any:
         size = _expanded_size(root, {}) if root is not None else 0
         if size > MAX_YAML_VALUES:
             found = f"aliases that expand to {size:.1e} values"
-            raise InputError(Problem(location, f"YAML of at most {MAX_YAML_VALUES:,} values", found, "write it out"))
+            raise InputError(Problem(location, f"YAML of at most {MAX_YAML_VALUES:,} values", found, "avoid aliases"))
         return loader.construct_document(root) if root is not None else None
     except RecursionError as error:
         found = "values nested too deeply, or inside themselves"

@@ -85,7 +85,7 @@ class ChatSettings:
             if value is not None and not value > 0:
                 raise InputError(Problem(f"chat {name}", "a number above 0", str(value), "correct it"))
         if self.budget is not None and self.prices is None:
-            raise InputError(Problem("chat budget", "prices beside it", "none", "give the price of a million tokens"))
+            raise InputError(Problem("chat budget", "prices too", "none", "give the price of a million tokens"))
         if self.budget is not None and self.answer_tokens is None:
             raise InputError(Problem("chat budget", "max_tokens in the sampling", "none", "limit the answers' length"))
 
@@ -115,7 +115,7 @@ def endpoint_name(url: str) -> str:
     if not valid:
         raise InputError(Problem("chat endpoint", expected, preview(bare), "give scheme, host and path"))
     if parts.query or parts.fragment:
-        raise InputError(Problem("chat endpoint", expected, f"{bare} with a query", "leave out what follows the path"))
+        raise InputError(Problem("chat endpoint", expected, f"{bare} with a query", "remove the query"))
     if bare.endswith("/chat/completions"):
         shorter = bare.removesuffix("/chat/completions")
         raise InputError(Problem("chat endpoint", expected, bare, f"leave out /chat/completions: {shorter}"))
@@ -131,7 +131,7 @@ def api_key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable()):
         found = "line breaks, control characters or non-ASCII characters in it"
-        raise InputError(Problem(f"${variable}", "an API key on one line", found, "set it to the key alone"))
+        raise InputError(Problem(f"${variable}", "an API key on one line", found, "set it to the key only"))
     return key or NO_KEY
 
 

@@ -96,7 +96,7 @@ def read_questions(data: str | Path, split: str | None = None, config: str | Non
         key = (question.split, question.id)
         if key in seen:
             found = f"the id of {seen[key]}: {preview(question.id)}"
-            problems.append(Problem(record.location, "an id of its own", found, "rename one"))
+            problems.append(Problem(record.location, "a unique id", found, "rename one"))
         seen[key] = record.location
         questions.append(question)
     if not questions and not problems:

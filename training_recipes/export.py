@@ -254,7 +254,7 @@ def easyr1(**given: Any) -> None:
     Set bounds of pixels in EasyR1's own configuration.
     """
     if given["min_pixels"] or given["max_pixels"]:
-        raise click.UsageError("EasyR1 takes data.min_pixels and data.max_pixels from its configuration")
+        raise click.UsageError("set the pixel bounds in EasyR1's configuration: data.min_pixels and data.max_pixels")
     _write_parquet("easyr1", image_files=False, **given)
 
 

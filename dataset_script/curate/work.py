@@ -88,7 +88,7 @@ class Roles(_Section):
     def _distinct_names(self) -> Self:
         names = [one.name for one in self.adversary]
         if len(set(names)) < len(names):
-            raise InputError(Problem("adversary", "a name for each", preview(names), "rename one"))
+            raise InputError(Problem("adversary", "a unique name for each adversary", preview(names), "rename one"))
         return self
 
 

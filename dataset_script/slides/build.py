@@ -292,7 +292,7 @@ def _use(work: SlideWork, patient: str, tally: _Tally) -> SlideUse:
 
 def _unused(work: SlideWork) -> Problem:
     notes = "; ".join(work.plan().notes) or "none"
-    hint = "give other slides; of one with tissue, a smaller --size or a lower --min-tissue makes more of"
+    hint = "give other slides; if they have tissue, a smaller --size or a lower --min-tissue gives more fields"
     if not any(work.plan().groups.values()) and notes.startswith("refused: "):
-        hint = "do as it says, or leave the slide out"
+        hint = "follow that advice, or leave the slide out"
     return Problem(str(work.slide), "fields for at least one group of four questions", notes, hint)

@@ -158,7 +158,7 @@ def slides(
 
     root = work.absolute() if work is not None else work_root(out)
     if root.is_relative_to(out.absolute()) or out.absolute().is_relative_to(root):
-        raise click.UsageError("--work and --out: expected two folders, none in the other")
+        raise click.UsageError("--work and --out: expected two folders, neither inside the other")
     check_out(out)  # fail before hours of reading, not after
     found = find_slides(places)
     named = read_patients(found, patients)

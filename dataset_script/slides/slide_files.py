@@ -58,7 +58,7 @@ def find_slides(places: Sequence[Path]) -> tuple[Path, ...]:
                 equal.append(path)
             elif not path.samefile(slides[name]):
                 found = f"the name {preview(path.stem)} of {slides[name]} too"
-                problems.append(Problem(str(path), "a slide name of its own", found, "rename one, or leave one out"))
+                problems.append(Problem(str(path), "a unique slide name", found, "rename one, or leave one out"))
     if not slides and not problems:
         location = ", ".join(str(place) for place in places)
         problems.append(
@@ -127,7 +127,7 @@ def _read_pairs(table: Path, key: str, value: str) -> tuple[dict[str, str], list
             if not {key, value} <= set(columns):
                 found = ", ".join(columns) or "no header"
                 raise InputError(
-                    Problem(f"{table}, line 1", f"the columns {key} and {value}", found, "name the columns so")
+                    Problem(f"{table}, line 1", f"the columns {key} and {value}", found, "rename the columns")
                 )
             for row in reader:
                 location = f"{table}, line {reader.line_num}"
@@ -136,9 +136,11 @@ def _read_pairs(table: Path, key: str, value: str) -> tuple[dict[str, str], list
                     problems.append(Problem(location, f"a {key} and a {value}", "an empty cell", "fill it in"))
                 elif pairs.setdefault(left, right) != right:
                     found = f"{preview(pairs[left])} and {preview(right)} for {preview(left)}"
-                    problems.append(Problem(location, f"one {value} a {key}", found, "correct one"))
+                    problems.append(Problem(location, f"one {value} per {key}", found, "correct one row"))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(Problem(str(table), "a CSV file in UTF-8", preview(str(error), 160), "save it so")) from error
+        raise InputError(
+            Problem(str(table), "a CSV file in UTF-8", preview(str(error), 160), "save it again")
+        ) from error
     return pairs, problems
 
 

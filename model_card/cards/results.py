@@ -118,7 +118,9 @@ def one_system(scores: Sequence[Score], problems: list[Problem], prompt_file: Pa
         return None
     if digest not in (None, prompt.digest):
         hint = "use the version of scale-vqa that made the runs, or run them again"
-        problems.append(Problem("the results", f"prompt {id_} as it is here ({prompt.digest})", str(digest), hint))
+        problems.append(
+            Problem("the results", f"the wording of prompt {id_} here ({prompt.digest})", str(digest), hint)
+        )
         return None
     return prompt
 

@@ -289,7 +289,7 @@ def merge_cards(
     known = {_name_of(part) for part in (*ours, *theirs)} | {"card"}
     if unknown := sorted(replace - known):
         expected = f"one of {', '.join(sorted(known))}"
-        raise InputError(Problem("--replace", expected, ", ".join(unknown), "name a part that the plan names"))
+        raise InputError(Problem("--replace", expected, ", ".join(unknown), "name a part that the plan lists"))
     kept, added, merged = [], [], dict(ours)
     for part, value in theirs.items():
         name = _name_of(part)
@@ -395,7 +395,7 @@ def metric_card(folder: Path) -> str:
     old = path.read_text(encoding="utf-8")
     front, hint = head(old), "a Space needs it: add it"
     if missing := [name for name in _SPACE_FIELDS if not front.get(name)]:
-        raise InputError([Problem(str(path), f"{name} in the head", "none", hint) for name in missing])
+        raise InputError([Problem(str(path), f"{name} in the metadata", "none", hint) for name in missing])
     figures = evaluate.load(str(folder / f"{folder.resolve().name}.py")).compute(**_EXAMPLE)
     rounded = json.loads(json.dumps(figures), parse_float=lambda text: round(float(text), 6))
     call = (f"    {name}={json.dumps(values).replace('null', 'None')}" for name, values in _EXAMPLE.items())

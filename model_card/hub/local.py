@@ -289,7 +289,9 @@ def check_card(folder: Path, kind: CardKind, draft: bool = False) -> list[Proble
         return list(error.problems)
     except (OSError, ValueError) as error:
         return [Problem(str(path), "a card", preview(str(error), 200), hint)]
-    problems = [Problem(str(path), f"{name} in the head", "none", hint) for name in HEADS[kind] if not data.get(name)]
+    problems = [
+        Problem(str(path), f"{name} in the metadata", "none", hint) for name in HEADS[kind] if not data.get(name)
+    ]
     sections = marked_sections(text)
     if not (draft and INCOMPLETE in sections):
         if data.get("license_name") == NO_LICENCE:

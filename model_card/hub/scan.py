@@ -142,7 +142,7 @@ def problems_of(findings: Sequence[Finding], limit: int = 10) -> list[Problem]:
         problems += [one.problem() for one in found[:limit]]
         if more := found[limit:]:
             kinds = ", ".join(sorted({one.kind for one in more}))
-            problems.append(Problem(name, "no more", f"{len(more)} more ({kinds})", "--json lists them all"))
+            problems.append(Problem(name, "no other findings", f"{len(more)} more ({kinds})", "--json lists them all"))
     return problems
 
 

@@ -176,14 +176,14 @@ def _notes(report: Mapping[str, Any], count: int, images: bool) -> list[str]:
     for level in ("patients", "slides"):
         lacking = count - report[level]["questions_naming"]
         if lacking:
-            notes.append(f"{lacking} of {count} questions name no {_LEVELS[level][0]}: sharing one is not detected.")
+            notes.append(f"{lacking} of {count} questions have no {_LEVELS[level][0]}: sharing one is not detected.")
     if report["images"] is None:
         why = "the file holds none; build a release folder to compare them" if images else "they were left out"
         notes.append(f"No images were compared: {why}.")
     else:
         notes.append(
             "Near duplicates are found after re-encoding, resizing and changes of brightness or colour, not after "
-            "mirroring, turning or cropping by more than a few percent."
+            "mirroring, rotating or cropping by more than a few percent."
         )
         if report["images"]["elsewhere"]:
             notes.append(f"{report['images']['elsewhere']} images are named by path only and were not compared.")

@@ -207,15 +207,15 @@ def _notes(
         )
     if clusters.exchange_sets:
         notes.append(
-            f"{clusters.exchange_sets} exchange sets: identical text with every option gold equally often, so any "
+            f"{clusters.exchange_sets} exchange groups: identical text with every option gold equally often, so any "
             "probe that reads one question at a time is right on exactly 1/k of each; they are the clusters there."
         )
     if verdict.unresolved:
         parts = {"all": verdict.whole, **verdict.by_dimension}
         leaks = ", ".join(f"{name} {percent(parts[name].minimum_detectable_leak)}" for name in verdict.unresolved)
         notes.append(
-            f"Inconclusive: {', '.join(verdict.unresolved)}. No leak is shown there, but one of up to so many points "
-            f"could have been missed: {leaks} (clean needs {percent(margin)})."
+            f"Inconclusive: {', '.join(verdict.unresolved)}. No leak was detected, but leaks of up to these sizes, "
+            f"in points, could have been missed: {leaks} (clean needs {percent(margin)})."
         )
     if blocks:
         notes.append(
@@ -224,8 +224,8 @@ def _notes(
         )
     elif clusters.exchange_sets and any(probe.family == FAMILY for probe in probes):
         notes.append(
-            "Exchange sets are at chance for a reader of one question at a time only: a reader of the whole file can "
-            "use rows that share a slide. The joint probes test that; block exchange excludes it."
+            "Exchange groups are at chance only for a reader of one question at a time: a reader of the whole file "
+            "can use rows that share a slide. The joint probes test that; block exchange excludes it."
         )
     below = [p.name for p in probes if p.trained and p.ci_high < p.chance]
     if below:
@@ -235,7 +235,7 @@ def _notes(
     if len(questions) > TRAIN_CAP:
         notes.append(f"The joint reader was not run: it reads at most {TRAIN_CAP} questions.")
     if len(questions) < 50:
-        notes.append(f"{len(questions)} questions are few: fitted probes have next to nothing to learn from.")
+        notes.append(f"{len(questions)} questions are few: fitted probes have little to learn from.")
     return notes + [f"{probe.name}: {probe.note}" for probe in probes if probe.note]
 
 

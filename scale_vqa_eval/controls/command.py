@@ -291,9 +291,9 @@ def _write_weights(
         questions = [readers.questions[row] for row in rows]
         ids = [question.id for question in questions]
         if twice := sorted(set(ids) & set(values)):
-            hint = "weigh one split at a time with --split"
+            hint = "weight one split at a time with --split"
             found = f"{len(twice)} ids in two splits, such as {preview(twice[0])}"
-            raise InputError(Problem(data, "ids that are different in every split", found, hint))
+            raise InputError(Problem(data, "ids that occur in one split only", found, hint))
         values |= dict(zip(ids, weights.tolist(), strict=True))
         summary[split or "all"] = weights_summary(questions, weights, readers.whole(FRESH, rows, FAMILIES))
     reader = next(iter(weighted.values()))[1]

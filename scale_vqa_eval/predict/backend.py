@@ -355,7 +355,7 @@ class PredictionsFile:
                 found = f"a second line for {preview(key[0])}"
                 raise InputError(Problem(location, "one line per question", found, "remove it"))
             if key not in known:
-                raise InputError(Problem(location, "an id of the data", preview(key[0]), "remove the line"))
+                raise InputError(Problem(location, "an id that is in the data", preview(key[0]), "remove the line"))
             self.answered.add(key)
         for record in self._failed.records:
             if record.get("run") == self.run:

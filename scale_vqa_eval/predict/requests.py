@@ -134,7 +134,7 @@ def read_visual_questions(
     twice = [name for name, count in Counter(question.id for question in questions).items() if count > 1]
     if twice:
         found = f"{len(twice)} ids in more than one split, the first {twice[0]!r}"
-        raise InputError(Problem(data, "an id of its own for every question", found, "name one split by --split"))
+        raise InputError(Problem(data, "a unique id for every question", found, "name one split by --split"))
     source = ImageSource() if blind else open_images(data, split, config, questions, images)
     items = [_visual_question(row, question, source) for row, question in enumerate(questions)]
     if not blind and not any(item.images for item in items):

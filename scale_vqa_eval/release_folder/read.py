@@ -267,7 +267,7 @@ def _jsonl(path: Path) -> Iterator[Record]:
                 row = json.loads(line.rstrip("\r\n"))
             except (ValueError, RecursionError) as error:
                 location = f"{path}, line {number}, column {getattr(error, 'colno', 1)}"
-                raise InputError(Problem(location, "one JSON object a line", preview(line), "fix the line")) from error
+                raise InputError(Problem(location, "one JSON object per line", preview(line), "fix it")) from error
             yield _record(row, f"{path}, line {number}", number)
 
 

@@ -269,7 +269,7 @@ def _read_weights(path: str | Path) -> tuple[dict[str, float], dict[str, Any]]:
 def _json_line(path: Path, number: int, line: str) -> dict[str, Any]:
     row = decode_record(line.encode())
     if row is None:
-        raise InputError(Problem(f"{path}, line {number}", "one JSON object a line", preview(line), "fix the line"))
+        raise InputError(Problem(f"{path}, line {number}", "one JSON object per line", preview(line), "fix the line"))
     return row
 
 

@@ -103,7 +103,7 @@ def read_predictions(path: str | Path) -> Predictions:
         key = (prediction.id, prediction.rotation)
         if key in seen:
             found = f"the id of line {seen[key]}: {preview(prediction.id)}"
-            problems.append(Problem(f"{path}, line {number}", "an id of its own", found, "keep one of the two"))
+            problems.append(Problem(f"{path}, line {number}", "a unique id", found, "keep one of the two"))
         seen[key] = number
         rows.append(prediction)
         for name, values in stated.items():
@@ -145,7 +145,7 @@ def _objects(path: Path, problems: list[Problem]) -> Iterator[tuple[int, dict[st
                 except (ValueError, RecursionError) as error:  # also raised for an integer with thousands of digits
                     location = f"{location}, column {getattr(error, 'colno', 1)}"
                     hint = "fix the line" if line.endswith("\n") else "the file ends within a line: finish the run"
-                    problems.append(Problem(location, "one JSON object a line", preview(line), hint))
+                    problems.append(Problem(location, "one JSON object per line", preview(line), hint))
                     continue
                 if isinstance(row, dict):
                     yield number, lmms_eval_row(row, path, number == 1)

@@ -96,7 +96,7 @@ def read_runs(paths: Iterable[Path], data: str, config: str | None, split: str |
         if other is not run:
             what = run.ablation or "with images"
             found = f"that of {other.predictions.path}: {run.system.model}, {run.slice.title}, {what}"
-            problems.append(Problem(str(run.predictions.path), "a run of its own", found, "give one of the two"))
+            problems.append(Problem(str(run.predictions.path), "a different run", found, "give one of the two"))
     if problems:
         raise InputError(problems)
     return runs

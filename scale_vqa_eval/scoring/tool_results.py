@@ -83,7 +83,7 @@ def inspect_lines(path: Path, log: Iterator[dict[str, Any]]) -> Iterator[dict[st
         hint = "run scale_vqa_eval/plugins/inspect_task.py, or name another log"
         raise InputError(Problem(str(path), "a log of the task scale_vqa", preview(run.get("task")), hint))
     if (epochs := run.get("config", {}).get("epochs") or 1) != 1:
-        raise InputError(Problem(str(path), "one response a question", f"{epochs} epochs", "run it with --epochs 1"))
+        raise InputError(Problem(str(path), "one response per question", f"{epochs} epochs", "run it with --epochs 1"))
     lines = sorted((_inspect_line(sample) for sample in log), key=lambda line: str(line["id"]))
     if not lines:
         found = f"none (status {header.get('status')})"

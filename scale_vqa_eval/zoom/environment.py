@@ -312,7 +312,7 @@ def _other_slides(questions: Sequence[ZoomQuestion], seed: int) -> dict[str, Zoo
     names.sort(key=lambda name: first[name].question.cluster)
     if len({item.question.cluster for item in first.values()}) < 2:
         hint = "name data of several patients"
-        raise InputError(Problem("wrong-slide", "slides of two patients at least", "one", hint))
+        raise InputError(Problem("wrong-slide", "slides of at least two patients", "one", hint))
     donors, shift = {}, max(1, len(names) // 2)
     for index, name in enumerate(names):
         turn = [names[(index + shift + more) % len(names)] for more in range(len(names))]

@@ -209,9 +209,11 @@ class ZoomOpenAI(OpenAIBackend):
         """Chooses the protocol with a sample conversation, and refuses what the run cannot survive."""
         notes = asyncio.run(_ZoomPreflight(self, config, paths).go())
         if self.setup.protocol == "user":
-            notes.append("the server takes no images in tool results: they follow in a user turn")
+            notes.append("the server accepts no images in tool results: they follow in a user message")
         elif self.setup.protocol == "text":
-            notes.append("the server takes no tools: they are described in the prompt, and calls are read from texts")
+            notes.append(
+                "the server accepts no tools: they are described in the prompt, and calls are read from texts"
+            )
         return notes
 
     def run(self, config: InferenceConfig, paths: Sequence[Sequence[Request]], sink: AnswerSink) -> None:

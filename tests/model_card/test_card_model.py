@@ -171,10 +171,10 @@ def test_results_of_other_runs_are_refused(results: dict[str, Path], tmp_path: P
     assert "a blind control with the same model" in problems(tmp_path, "--transfer", f"X={tmp_path / 'another'}")
     assert "ablation blind" in problems(tmp_path, "--results", tmp_path / "ablated")
     assert "the config of the questions" in problems(tmp_path, "--results", tmp_path / "nameless")
-    assert "prompt think-answer@1 as it is here" in problems(tmp_path, "--results", tmp_path / "reworded")
+    assert "the wording of prompt think-answer@1 here" in problems(tmp_path, "--results", tmp_path / "reworded")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(load_prompt("letter-only").model_dump()))
     found = problems(tmp_path, "--results", results["control"], facts=FACTS | {"prompt": "mine.yaml"})
-    assert "prompt think-answer@1 as it is here" in found, "other words than the runs noted"
+    assert "the wording of prompt think-answer@1 here" in found, "other words than the runs noted"
     twice = ("--results", results["control"], "--results", f"other={tmp_path / 'reworded'}")
     assert "one prompt in all runs" in problems(tmp_path, *twice)
 

@@ -133,7 +133,7 @@ def test_nothing_there() -> None:
 
 
 def test_repeated_ids_are_problems(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="an id of its own"):
+    with pytest.raises(InputError, match="a unique id"):
         read_questions(written(tmp_path, [authors_row(), authors_row()]))
 
 

@@ -50,7 +50,7 @@ def test_a_file_that_is_no_slide_is_a_problem(folder: Path) -> None:
 
 def test_two_slides_of_one_name_are_a_problem(folder: Path, tmp_path: Path) -> None:
     write_slide(tmp_path / "stated.tif", [tissue_pixels(300, 300, seed=0)])
-    with pytest.raises(InputError, match="a slide name of its own"):
+    with pytest.raises(InputError, match="a unique slide name"):
         find_slides([folder, tmp_path])
 
 
@@ -99,7 +99,7 @@ def test_composed_and_decomposed_names_are_one_name(tmp_path: Path) -> None:
     for folder, name in (("a", "nai\u0308ve.tif"), ("b", "na\u00efve.tif")):
         (tmp_path / folder).mkdir()
         write_slide(tmp_path / folder / name, [tissue_pixels(300, 300, seed=0)])
-    with pytest.raises(InputError, match="a slide name of its own"):
+    with pytest.raises(InputError, match="a unique slide name"):
         find_slides([tmp_path])
 
 

@@ -79,7 +79,7 @@ def test_stages_stop_where_asked_and_go_on(drawn: list[Path], tmp_path: Path) ->
     assert result.exit_code == 0, result.output
     assert len(rows_of(tmp_path / "r")) == 8
     inside = CliRunner().invoke(command, [*arguments, "--work", str(tmp_path / "r" / "work")])
-    assert inside.exit_code == 2 and "none in the other" in inside.output
+    assert inside.exit_code == 2 and "neither inside the other" in inside.output
 
 
 def test_a_given_split_table_is_kept_and_checked(drawn: list[Path], tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_any_text_is_read(written):
 @pytest.mark.parametrize(
     "line, problem",
     [
-        ('{"id": "a", "response": "x"', "line 2, column 28: expected one JSON object a line"),
+        ('{"id": "a", "response": "x"', "line 2, column 28: expected one JSON object per line"),
         ("[1]", "line 2: expected a JSON object, found [1]"),
         ({"response": "x"}, "line 2: expected an id in the field 'id', found no such field"),
         ({"id": None, "response": "x"}, "line 2: expected an id in the field 'id', found None"),

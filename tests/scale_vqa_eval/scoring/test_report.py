@@ -339,7 +339,7 @@ def test_ids_that_do_not_match_are_named_and_nothing_is_written(folder, runs, tm
 def test_two_runs_of_the_same_thing_are_refused(folder, runs, tmp_path):
     twin = tmp_path / "twin.jsonl"
     twin.write_bytes(runs[0].read_bytes())
-    with pytest.raises(InputError, match=r"twin.jsonl: expected a run of its own, found that of .*full.jsonl"):
+    with pytest.raises(InputError, match=r"twin.jsonl: expected a different run, found that of .*full.jsonl"):
         run_report([runs[0], twin], folder, tmp_path / "out")
 
 

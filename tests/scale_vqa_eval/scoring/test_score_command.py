@@ -111,7 +111,7 @@ def test_mismatched_ids_are_named_and_fail(files, tmp_path):
     short = tmp_path / "short.jsonl"
     short.write_text("\n".join([*lines[2:], lines[3], '{"id": "who", "response": "x"}']))
     code, table, errors = scale_vqa("score", short, "--data", data, "--json", tmp_path / "results.json")
-    assert code == 1 and table == "" and "expected an id of its own" in errors
+    assert code == 1 and table == "" and "expected a unique id" in errors
     short.write_text("\n".join([*lines[2:], '{"id": "who", "response": "x"}']))
     code, table, errors = scale_vqa("score", short, "--data", data, "--json", tmp_path / "results.json")
     assert code == 1 and table == "" and "3 problems" in errors

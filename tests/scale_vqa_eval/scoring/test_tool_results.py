@@ -79,7 +79,7 @@ def test_an_inspect_log_is_a_predictions_file(tmp_path, kind):
 
 @pytest.mark.parametrize(
     "changes, message",
-    [({"metadata": {}}, "a log of the task scale_vqa"), ({"config": {"epochs": 2}}, "one response a question")],
+    [({"metadata": {}}, "a log of the task scale_vqa"), ({"config": {"epochs": 2}}, "one response per question")],
     ids=["other", "epochs"],
 )
 def test_another_log_is_one_error(tmp_path, changes, message):
