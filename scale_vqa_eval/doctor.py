@@ -207,7 +207,7 @@ def _caches() -> Iterator[Check]:
 def _prepared_data() -> Iterator[Check]:
     what = f'load_dataset("{DATASET_NAME}")'
     if Path(DATASET_NAME, "README.md").is_file():
-        yield Check(what, "ok", f"./{DATASET_NAME} is taken before anything prepared")
+        yield Check(what, "ok", f"./{DATASET_NAME} is used instead of prepared data")
     else:
         yield _prepared(what, f"import datasets; print(datasets.load_dataset_builder({DATASET_NAME!r}).config.name)")
 
