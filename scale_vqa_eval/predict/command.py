@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 BACKENDS: Final = ("transformers", "vllm", "openai")
 _OLD_OPTIONS: Final = {"key-variable": "api-key-env", "give-up": "allow-failures", "per-minute": "rate-limit"}
-"""Option name in version 0.1 -> current name."""
+"""Earlier option name -> current name."""
 _FAILURES_SHOWN: Final = 10
 _SECRET_NAME: Final = re.compile(
     r"^(?:hf_|auth_|use_auth_|access_)?token$|api_?key|secret|password|authorization", re.IGNORECASE
