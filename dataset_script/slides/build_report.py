@@ -233,14 +233,14 @@ def card_note(report: BuildReport) -> str:
     scales = ", ".join(f"{MAGNIFICATION[view]} = {MPP[view]:g}" for view in settings.views)
     distractors = "the same slide" if settings.distractors == "same-slide" else "other patients' slides of the split"
     lines = [
-        f"{report.questions} questions whose truth is the geometry of {_used(report)} slides; no expert was needed, "
-        f"none has looked at them. Views at {scales} um per pixel, nothing padded. Paths a slide and kind: "
+        f"{report.questions} questions whose answers follow from the geometry of {_used(report)} slides; no expert "
+        f"has looked at them. Views at {scales} um per pixel, nothing padded. Questions per kind and slide: at most "
         f"{settings.paths_per_slide}; seed {settings.seed}; distractors from {distractors}, matched on mean "
         "colour, share of tissue and sharpness; split by patient.",
         "",
         "Questions come in exchange groups of four (`group`): the same four options, each the answer once, so a "
-        "reader of the options alone is right on exactly one in four. File names in the image columns tell the "
-        "centre of a field: do not show them to a model.",
+        "reader of the options alone is right on exactly one in four. File names in the image columns contain "
+        "the centre of a field: do not show them to a model.",
         "",
         "| kind | questions | options alone | chance (95%) | nearest mean colour |",
         "|---|---|---|---|---|",
@@ -253,11 +253,11 @@ def card_note(report: BuildReport) -> str:
         lines += [
             "",
             "The right box of an `origin` question shows the same tissue as its 200x field, so a reader that is "
-            "trained on simple features of both can answer many of them. Report `origin` apart.",
+            "trained on simple features of both can answer many of them. Report `origin` separately.",
         ]
     lines += [
         "",
-        "| slide | patient | split | mm | questions | used otherwise than asked |",
+        "| slide | patient | split | mm | questions | differs from the settings |",
         "|---|---|---|---|---|---|",
     ]
     for use in report.slides[:MAX_IN_CARD]:
@@ -271,7 +271,7 @@ def card_note(report: BuildReport) -> str:
             "; ".join(use.notes),
         ]
         lines.append("| " + " | ".join(markdown(cell) for cell in cells) + " |")
-    lines += ["", "The split of every patient is in `grounding/splits.csv`; `--splits` takes it, so that it stays."]
+    lines += ["", "The split of every patient is in `grounding/splits.csv`; give it to later builds with `--splits`."]
     if len(report.slides) > MAX_IN_CARD:
         lines += ["", f"{len(report.slides) - MAX_IN_CARD} more slides are listed in `grounding/build.json`."]
     return "\n".join(lines)

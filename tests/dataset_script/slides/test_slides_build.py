@@ -136,7 +136,7 @@ def test_the_card_and_the_report_tell_how_slides_were_used(built: tuple[Path, Bu
     out, report = built
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "slide\\_a" in card and "| zoom-in | 32 | 25.0% |" in card
-    assert "Report `origin` apart." in card
+    assert "Report `origin` separately." in card
     assert json.loads((out / "grounding/build.json").read_text())["questions"] == report.questions
     assert "/tmp" not in card + (out / "grounding/build.json").read_text()
 
