@@ -121,7 +121,7 @@ def test_patients_come_from_the_table_or_the_name(tmp_path: Path) -> None:
     [
         ("slide;patient\n", "line 1.*the columns slide and patient"),
         ("slide,patient\na,\n", "line 2.*empty cell"),
-        ("slide,patient\na,1\na,2\n", "line 3.*one patient a slide"),
+        ("slide,patient\na,1\na,2\n", "line 3.*one patient per slide"),
         ("slide,patient\nc,1\n", "a row for slide 'a'"),
     ],
 )

@@ -189,7 +189,7 @@ def test_files_without_images_say_so_and_missing_columns_are_counted(tmp_path: P
     assert report["images"] is None
     assert any("No images were compared" in note for note in report["notes"])
     assert any("one split only" in note for note in report["notes"])
-    assert any("2 of 2 questions name no patient" in note for note in report["notes"])
+    assert any("2 of 2 questions have no patient" in note for note in report["notes"])
     assert report["texts"]["within_split"] == 1
 
 

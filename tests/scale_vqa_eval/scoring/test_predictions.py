@@ -83,7 +83,7 @@ def test_any_text_is_read(written):
         ),
         ({"id": "b", "response": ["x"]}, "line 2: expected text, or null for a failed call"),
         ({"id": "b", "response": "x", "rotation": "1"}, "line 2: expected a number of places or null"),
-        ({"id": "a", "response": "x"}, "line 2: expected an id of its own, found the id of line 1: 'a'"),
+        ({"id": "a", "response": "x"}, "line 2: expected a unique id, found the id of line 1: 'a'"),
     ],
 )
 def test_each_problem_names_its_line(written, line, problem):
