@@ -290,7 +290,7 @@ def test_two_commands_from_the_hub_to_a_loaded_data_set(
     assert not any("/resolve/" in line for line in hub.requests)
     (tmp_path / "hub").rename(tmp_path / "gone")
     offline = fresh_python(command, HF_HUB_OFFLINE="1", SCALE_VQA_HUB_ID=REPO)
-    assert offline.returncode == 0 and "taking what was downloaded" in offline.stderr, offline.stderr
+    assert offline.returncode == 0 and "using the earlier download" in offline.stderr, offline.stderr
     assert len(images) == 15
 
 
