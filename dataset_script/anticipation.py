@@ -166,7 +166,7 @@ def anticipation_config(
     source = "four patients of a split" if cross_slide else "one slide"
     if not used:
         hint = "give more paths, --distractors cross-slide, or a higher --max-similarity"
-        expected = f"four paths of {source} whose descriptions have a similarity of at most {limit:g}"
+        expected = f"four paths of {source} whose descriptions have at most {limit:g} similarity"
         raise InputError(Problem(f"{len(paths)} paths with both views", expected, "none", hint))
     note = (
         f"{used} questions: a view at {MAGNIFICATION[scales[0]]}, a description of what {MAGNIFICATION[scales[1]]} "

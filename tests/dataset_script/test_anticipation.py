@@ -53,7 +53,7 @@ def test_descriptions_of_a_group_are_unlike_and_each_path_is_used_once(cross):
 def test_equal_descriptions_are_never_in_one_group():
     same = [DescribedPath("s", "p", f"{number}", "\u7ec6\u80de") for number in range(8)]
     assert not list(unlike_groups(same, "s", False, 0.999, 1))
-    with pytest.raises(InputError, match=r"four paths of one slide whose descriptions have a similarity of at most 0\.5"):
+    with pytest.raises(InputError, match=r"four paths of one slide whose descriptions have at most 0\.5 similarity"):
         anticipation_config(same, {"p": "test"}, lambda *_: {})
     assert word_weights([]).shape == (0, 0)
 
