@@ -103,8 +103,8 @@ def screened(rows: int, leak: float = 0.6) -> dict[str, Any]:
     """Prunes generated questions with the whole battery and audits what stays."""
     from audit import generated_questions
 
+    from scale_vqa_eval.controls.output import figures
     from scale_vqa_eval.controls.screened import Readers, fresh_audit, prune
-    from scale_vqa_eval.controls.summary import figures
 
     rng = np.random.default_rng(0)
     questions = [
@@ -132,7 +132,7 @@ def attacked(file: Path) -> list[dict[str, Any]]:
     from joint_reader import accuracy, assigned, joint_votes
 
     from scale_vqa_eval.controls.block_exchange import block_exchange
-    from scale_vqa_eval.controls.row_edits import exchange_edits
+    from scale_vqa_eval.controls.output import exchange_edits
 
     questions = read_questions(file)
     links = {

@@ -40,6 +40,7 @@ from tqdm import tqdm
 
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import inside_root
+from scale_vqa_eval.predict.images import SENT_UNCHANGED
 
 FORMATS: Final = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 MAX_PIXELS: Final = 64_000_000
@@ -129,6 +130,29 @@ def opened_image(content: IO[bytes]) -> Iterator[Image.Image]:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
             yield image
+
+
+def browser_image(content: bytes, location: str) -> tuple[bytes, str]:
+    """Returns bytes and media type of an image in a format that browsers show.
+
+    Args:
+        content: the image file; its format is read from the bytes.
+        location: its name in error messages.
+
+    Raises:
+        InputError: if it is not an image, is damaged, or has too many pixels.
+    """
+    try:
+        with opened_image(io.BytesIO(content)) as image:
+            kind = SENT_UNCHANGED.get(image.format or "")
+            if kind is not None:
+                return content, kind
+            out = io.BytesIO()
+            image.convert("RGB").save(out, "PNG")
+            return out.getvalue(), "image/png"
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        expected, hint = f"an image in {', '.join(FORMATS)}", "fix the row, or reject the item"
+        raise InputError(Problem(location, expected, preview(str(error)), hint)) from error
 
 
 def image_problem(file: Path | StoredFile) -> str | None:

@@ -145,7 +145,7 @@ def build_control(
     """
     from scale_vqa_eval.controls.block_exchange import block_exchange
     from scale_vqa_eval.controls.exchange import PairRules, exchange
-    from scale_vqa_eval.controls.row_edits import authors_row, exchange_edits, read_source
+    from scale_vqa_eval.controls.output import authors_row, exchange_edits, read_source
     from scale_vqa_eval.errors import InputError, Problem
 
     source = read_source(data, split, config)

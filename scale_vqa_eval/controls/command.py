@@ -17,24 +17,30 @@ from scale_vqa_eval.audit.battery import FAMILIES
 from scale_vqa_eval.controls.block_exchange import block_exchange
 from scale_vqa_eval.controls.exchange import PairRules, ValidityLimits, exchange
 from scale_vqa_eval.controls.findings import read_vocabulary
-from scale_vqa_eval.controls.row_edits import (
+from scale_vqa_eval.controls.output import (
     ControlSource,
     RowEdit,
     add_config,
+    audited,
     authors_row,
     exchange_edits,
+    exchange_report,
+    figures,
+    note,
     read_source,
     write_rows,
 )
-from scale_vqa_eval.controls.screened import FRESH, Readers, both_ways, fresh_audit, keep_weights, prune, too_few
-from scale_vqa_eval.controls.summary import (
-    audited,
-    exchange_report,
-    figures,
+from scale_vqa_eval.controls.screened import (
+    FRESH,
+    Readers,
+    both_ways,
+    fresh_audit,
     held_out_figures,
-    note,
+    keep_weights,
+    prune,
     screened_part,
     screened_report,
+    too_few,
     weights_summary,
 )
 from scale_vqa_eval.errors import InputError, Problem, preview

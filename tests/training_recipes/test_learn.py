@@ -151,10 +151,10 @@ def test_training_paths_are_shown_in_eight_ways(out):
 def test_every_stage_runs_and_reports(out):
     """Two steps each, in this process: what is learnt is shown by ``make learn`` itself."""
     from training_recipes import grpo, sft
-    from training_recipes.learn import report
+    from training_recipes.learn import run as learn
 
     recipes = {"sft.py": sft.main, "grpo.py": grpo.main}
-    modules = {"training_recipes.learn.data": main, "training_recipes.learn.report": report.main}
+    modules = {"training_recipes.learn.data": main, "training_recipes.learn.run": learn.main}
     steps = plan(out, SLIDES, 1, ("--max_steps", "2", "--eval_steps", "1"))
     commands = [command for step in steps for track in step for command in track.values()]
     for program, *rest in commands[2:]:  # drawn and written before
@@ -168,13 +168,13 @@ def test_every_stage_runs_and_reports(out):
     assert {name: images[name] for name in ("image_mean", "image_std")} == colours(str(out / "taught"))
     found = json.loads((out / "results.json").read_text())
     for tests in found["test"].values():
-        assert [tests[kind][0]["n"] for kind in report.KINDS] == [
-            len(read_questions(out / kind, "test", CONFIG)) for kind in report.KINDS
+        assert [tests[kind][0]["n"] for kind in learn.KINDS] == [
+            len(read_questions(out / kind, "test", CONFIG)) for kind in learn.KINDS
         ]
     assert set(found["twins"]) == {"crossed", "leaky"}
     (curves,) = found["grpo"]
     assert curves["eval_accuracy"][0] == curves["named"][0] == [0, 1, 2]
-    assert all(len(curves[name][1]) == 2 for name in report.LOGGED)
+    assert all(len(curves[name][1]) == 2 for name in learn.LOGGED)
     assert (out / "curves.png").stat().st_size > 10_000
     assert "| after GRPO, with images |" in (out / "results.md").read_text()
 

@@ -38,7 +38,7 @@ from scale_vqa_eval.audit.joint_reader import joint_probes
 from scale_vqa_eval.audit.probe import evaluate_probe
 from scale_vqa_eval.controls.block_exchange import block_exchange
 from scale_vqa_eval.controls.exchange import PairRules
-from scale_vqa_eval.controls.row_edits import exchange_edits
+from scale_vqa_eval.controls.output import exchange_edits
 from scale_vqa_eval.files import write_json
 from scale_vqa_eval.schema import row_id
 

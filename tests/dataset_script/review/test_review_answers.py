@@ -32,7 +32,7 @@ def gold(session: ReviewSession, key: Key) -> str:
 
 
 def panel(session: ReviewSession, viewer: ReviewerState) -> str:
-    from dataset_script.review.page import render_item
+    from dataset_script.review.server import render_item
 
     return render_item(session, viewer)
 

@@ -374,7 +374,7 @@ def test_a_double_click_decides_once(server: Server, browser: Any, release: Path
 
 
 def test_a_page_that_was_away_for_too_long_asks_for_the_name_again(release: Path, tmp_path: Path) -> None:
-    from dataset_script.review.page import build_page
+    from dataset_script.review.server import build_page
 
     data = read_review_data(release)
     log = ReviewLog(tmp_path / "log.jsonl", data.subject)
@@ -401,7 +401,7 @@ def test_other_machines_are_warned_of_and_told_which_address(release: Path, tmp_
 
 
 def test_a_view_that_the_question_does_not_ask_about_is_not_missed(tmp_path: Path) -> None:
-    from dataset_script.review.page import render_item
+    from dataset_script.review.server import render_item
 
     made = [{**row, "mid_mag": None} for row in list(rows(paths=1))[:2]]
     made[0] |= {"dimension": "origin", "high_mag": nested_views(0)["high_mag"]}
@@ -413,7 +413,7 @@ def test_a_view_that_the_question_does_not_ask_about_is_not_missed(tmp_path: Pat
 
 
 def test_what_the_curation_flagged_is_shown_with_the_question(tmp_path: Path) -> None:
-    from dataset_script.review.page import render_item
+    from dataset_script.review.server import render_item
 
     release = make_review_release(tmp_path / "scale-vqa", paths=1)
     first, second, *_ = read_review_data(release).chosen

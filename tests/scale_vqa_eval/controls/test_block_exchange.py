@@ -18,7 +18,7 @@ from joint_reader import accuracy, assigned, joint_votes
 
 from scale_vqa_eval.controls.block_exchange import NOT_TEMPLATE, OTHER_SLIDE, block_exchange
 from scale_vqa_eval.controls.exchange import ExchangeResult, PairRules, exchange
-from scale_vqa_eval.controls.row_edits import exchange_edits
+from scale_vqa_eval.controls.output import exchange_edits
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.schema import DIMENSIONS
 

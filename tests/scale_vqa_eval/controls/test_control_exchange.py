@@ -25,7 +25,7 @@ from scale_vqa_eval.controls.exchange import (
 )
 from scale_vqa_eval.controls.exchange_group import ExchangeGroup, find_exchange_groups
 from scale_vqa_eval.controls.group_packing import capacity_bound
-from scale_vqa_eval.controls.row_edits import RowEdit, exchange_edits, independent_of_options
+from scale_vqa_eval.controls.output import RowEdit, exchange_edits, independent_of_options
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.scoring.baselines import BASELINES
 from scale_vqa_eval.text import jaccard, tokens

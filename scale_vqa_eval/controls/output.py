@@ -1,4 +1,4 @@
-"""Reads the rows that a control edits, and writes them in the authors' format or as a config of a release folder."""
+"""What a control reads and writes: edited rows, as a file or a config of a release folder, and its report."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from scale_vqa_eval import __version__
+from scale_vqa_eval.audit.battery import run_battery
 from scale_vqa_eval.audit.defects import named_right, named_wrong
-from scale_vqa_eval.controls.exchange import QuestionGroup
+from scale_vqa_eval.audit.probe import Accuracy, ProbeAccuracy, evaluate_probe
+from scale_vqa_eval.controls.exchange import ExchangeResult, QuestionGroup, ValidityLimits
+from scale_vqa_eval.controls.exchange_group import GROUP_SIZE
+from scale_vqa_eval.controls.findings import REASONS
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import atomic_write
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.release_folder.read import FIELD_NAMES, read_records, release_files
 from scale_vqa_eval.release_folder.write import ROWS_PER_GROUP, staged_release, write_shards
+from scale_vqa_eval.scale_vqa_acc.clustered import holm
 from scale_vqa_eval.schema import DIMENSIONS, LETTERS, QUESTION_TYPES, VIEWS, row_id
+from scale_vqa_eval.text import percent
 
 _TYPES: Final = {dimension: question_type for question_type, dimension in QUESTION_TYPES.items()}
 _OWN_PLACE = ("id", "question", "options", "answer", "rationale", "dimension", "group")
@@ -36,6 +44,7 @@ _LAID_OUT: Final = {
 # "A" at the start of a sentence is usually the article; there the parser of named letters decides
 _LETTER: Final = re.compile(r"(?<![\w'-])(?:[B-Z]|(?<!^)(?<![.!?;:]\s)A)(?![\w'-])|\([A-Z]\)")
 _OPTIONS: Final = re.compile(r"\b(?:options?|choices?|answers?|alternatives?|distractors?|others?)\b", re.IGNORECASE)
+NOT_CONFIRMED: Final = "not yet confirmed by experts"
 _FOLDER_COLUMNS: Final = ("question", "options", "answer", "rationale", "source", "group")
 
 
@@ -265,3 +274,121 @@ def _fresh(question: Question, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(value: Any) -> bool:
     return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def audited(questions: Sequence[Question], seed: int) -> dict[str, Any]:
+    """Runs the battery on questions with one partition into folds, and returns its figures."""
+    return figures([evaluate_probe(result, questions) for result in run_battery(questions, seed, 1)])
+
+
+def figures(probes: Sequence[ProbeAccuracy]) -> dict[str, Any]:
+    """Returns the accuracies of probes for a report: all, the extremes, and the strongest by dimension."""
+    adjusted = holm([probe.p_value for probe in probes])
+    best = max(probes, key=lambda probe: probe.accuracy)
+    worst = min(probes, key=lambda probe: probe.accuracy)
+    dimensions = sorted({name for probe in probes for name in probe.by_dimension})
+    strongest = {name: max(probes, key=lambda probe: probe.by_dimension[name].accuracy) for name in dimensions}
+    return {
+        "n": best.n,
+        "clusters": best.clusters,
+        "chance": best.chance,
+        "strongest": {"name": best.name, **accuracy_interval(best)},
+        "weakest": {"name": worst.name, **accuracy_interval(worst)},
+        "ceiling": max(probe.ci_high for probe in probes),
+        "off_chance": [probe.name for probe, p in zip(probes, adjusted, strict=True) if p <= 0.05],
+        "strongest_by_dimension": {
+            name: {"name": probe.name, "n": probe.by_dimension[name].n, **accuracy_interval(probe.by_dimension[name])}
+            for name, probe in strongest.items()
+        },
+        "probes": [
+            {
+                "name": probe.name,
+                "family": probe.family,
+                "trained": probe.trained,
+                **accuracy_interval(probe),
+                "p_holm": p,
+            }
+            for probe, p in zip(probes, adjusted, strict=True)
+        ],
+    }
+
+
+def accuracy_interval(probe: ProbeAccuracy | Accuracy) -> dict[str, float]:
+    return {"accuracy": probe.accuracy, "ci_low": probe.ci_low, "ci_high": probe.ci_high}
+
+
+def exchange_report(
+    method: str,
+    questions: Sequence[Question],
+    found: ExchangeResult,
+    limits: ValidityLimits,
+    settings: dict[str, Any],
+    audit: dict[str, Any] | None,
+    views_known: bool,
+) -> dict[str, Any]:
+    """Returns the report of an exchange or a block exchange.
+
+    Args:
+        method: ``exchange`` or ``block-exchange``.
+        questions: the questions that were grouped.
+        found: the groups.
+        limits: limits of the groups.
+        settings: options of the command, such as data, config, split and seed.
+        audit: figures ``before`` and ``after``, or None.
+        views_known: whether the file has the views of the questions.
+    """
+    members = GROUP_SIZE * len(found.groups)
+    blocks: dict[str, dict[str, list[str]]] = {}
+    for group in found.groups:
+        if group.block:
+            blocks.setdefault(group.block, {}).setdefault(group.quadruple, []).append(group.name)
+    return {
+        "method": method,
+        "version": __version__,
+        **settings,
+        "limits": asdict(limits),
+        "questions": len(questions),
+        "kept": members,
+        "groups": len(found.groups),
+        "bound": found.bound,
+        "parts": [
+            {"split": split, "dimension": dimension, "kept": GROUP_SIZE * part.groups, **asdict(part)}
+            for (split, dimension), part in found.parts.items()
+        ],
+        "ambiguity": {
+            "estimate": sum(group.ambiguity for group in found.groups) / max(1, len(found.groups)),
+            "groups": {
+                group.name: round(group.ambiguity, 4)
+                for group in sorted(found.groups, key=lambda group: (-group.ambiguity, group.name))
+            },
+        },
+        "groups_of_four_organs": [group.name for group in found.groups if group.four_organs],
+        "diagnosis_groups": sum(questions[group.members[0]].dimension == "Diagnosis" for group in found.groups),
+        "contradicted": sum(group.contradicted for group in found.groups),
+        "reasons": {name: sum(group.reasons.get(name, 0) for group in found.groups) for name in REASONS},
+        "groups_with_unlike_views": [group.name for group in found.groups if not group.same_views]
+        if views_known
+        else None,
+        "doubtful": [
+            {"group": group.name, "item": questions[one].id, "other": questions[other].id}
+            for group in found.groups
+            for one, other in group.doubtful
+        ],
+        "blocks": blocks,
+        "members": {group.name: [questions[row].id for row in group.members] for group in found.groups},
+        "audit": audit,
+        "expert_review": NOT_CONFIRMED,
+    }
+
+
+def note(report: dict[str, Any]) -> str:
+    """Returns the Markdown on a control for the dataset card."""
+    environment = Environment(
+        loader=PackageLoader("scale_vqa_eval.controls", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda share: f"{percent(share)}%"
+    environment.filters["cell"] = lambda text: " ".join(str(text).replace("|", "/").split())
+    return environment.get_template(f"{report['method'].replace('-', '_')}_note.md.j2").render(report=report).strip()
