@@ -172,7 +172,7 @@ def _print_problems(problems: Sequence[Problem]) -> None:
 
         with tempfile.NamedTemporaryFile("w", prefix="scale-vqa-problems-", suffix=".txt", delete=False) as report:
             report.writelines(f"{problem}\n".encode("utf-8", "backslashreplace").decode() for problem in problems)
-        click.echo(f"all of them, a line each: {report.name}", err=True)
+        click.echo(f"all of them, one per line: {report.name}", err=True)
 
 
 def _nearest_choice(error: click.ClickException) -> str:

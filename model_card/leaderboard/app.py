@@ -124,8 +124,8 @@ def page(folder: Path) -> gr.Blocks:
     with gr.Blocks(title="Scale-VQA leaderboard", delete_cache=(3600, 3600), analytics_enabled=False) as blocks:
         gr.Markdown(
             "# Scale-VQA leaderboard\nPer cent, with 95% intervals. **Blind** is the same model without images; "
-            "**visual gain** is accuracy less blind; **leakage-adjusted** is (accuracy - blind) / (1 - blind). "
-            "Only lines whose blind control shows a visual gain above zero are ranked."
+            "**visual gain** is accuracy minus blind; **leakage-adjusted** is (accuracy - blind) / (1 - blind). "
+            "Only models with a valid blind control and a visual gain shown to be above zero are ranked."
         )
         with gr.Row():
             order = gr.Radio(list(ORDERS), value=first, label="Sort by", elem_id="order", scale=3)

@@ -179,7 +179,7 @@ def _summary(report: Mapping[str, Any]) -> list[str]:
     lines = [
         f"Verdict: {report['verdict']}. {shown_to_leak}Without images, {best['name']} is right on "
         f"{percent(best['accuracy'])}% of {report['n']} questions (chance {percent(report['chance'])}%).",
-        f"Smallest leak that would have been shown with 80% probability: {'; '.join(power)}.",
+        f"Smallest leak that would have been detected with 80% probability: {'; '.join(power)}.",
         f"Label-permutation test {'passed' if null['passed'] else 'FAILED: do not trust the fitted probes'}: on "
         f"{null['draws']} draws of random gold answers the fitted probes reach {percent(highest)}% at most.",
     ]

@@ -75,7 +75,7 @@ TABLES: Final = (
     ),
     ReportTable(
         "controls",
-        "Accuracy beside its blind control, in per cent. Visual gain: accuracy less that of the same model without "
+        "Accuracy beside its blind control, in per cent. Visual gain: accuracy minus that of the same model without "
         "images, paired. Leakage-adjusted: (accuracy - blind) / (1 - blind). Both take the larger of blind and guess, "
         "never below chance. Circular: right under every rotation of the options. Unparsed: responses without a "
         "readable answer, counted as wrong. Cut off: ended at the limit of tokens. Flips: answers that change with "
@@ -84,8 +84,8 @@ TABLES: Final = (
     ),
     ReportTable(
         "scales",
-        "Contribution of each magnification, in points: accuracy with all views less accuracy without it, paired. Own "
-        "images: less accuracy with another patient's images. Questions that never had the view count as no change.",
+        "Contribution of each magnification, in points: accuracy with all views minus accuracy without it, paired. Own "
+        "images: minus accuracy with another patient's images. Questions without that view count as no change.",
         lambda section: REMOVED,
     ),
 )

@@ -69,11 +69,11 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
         f"A = {comparison['a']['predictions']}",
         f"B = {comparison['b']['predictions']}",
         "p: two-sided, clustered by patient, t at (patients - 1) degrees of freedom; Holm over the dimensions.",
-        f"A alone right {mcnemar['only_a']}, B alone right {mcnemar['only_b']}; McNemar "
+        f"Only A right: {mcnemar['only_a']}; only B right: {mcnemar['only_b']}; McNemar "
         + (
             f"(exact): p {p_value(exact)}."
             if exact is not None
-            else "is not valid with several questions of a patient."
+            else "is not valid with several questions per patient."
         ),
         "Minimum detectable difference (80% power, two-sided 5%): "
         + ("undefined: the differences do not vary." if effect is None else f"{100 * effect:.1f} points."),

@@ -48,7 +48,7 @@ def test_a_wrong_image_root_is_few_lines_and_a_file_with_all(tmp_path: Path) -> 
     assert done.stderr.count("error: ") == 5
     assert "... and 1495 more: expected a file inside" in done.stderr
     assert "1500 problems; nothing was written" in done.stderr
-    report = Path(re.search(r"all of them, a line each: (\S+)", done.stderr)[1])
+    report = Path(re.search(r"all of them, one per line: (\S+)", done.stderr)[1])
     lines = report.read_text().splitlines()
     report.unlink()
     assert len(lines) == 1500 and "row 500" in lines[-1]
@@ -67,7 +67,7 @@ def test_each_kind_has_its_own_first_lines(tmp_path: Path) -> None:
 def test_few_problems_are_all_printed(tmp_path: Path) -> None:
     done = run("build", "release", "--json", f"test={release(tmp_path, 4, answer='Z')}", "--out", tmp_path / "out")
     assert done.stderr.count("error: ") == 4
-    assert "4 problems; nothing was written" in done.stderr and "a line each" not in done.stderr
+    assert "4 problems; nothing was written" in done.stderr and "one per line" not in done.stderr
 
 
 UNWRITABLE = {"below a file": "file/out", "a device": "/dev/null/out", "no file system for files": "/proc/out"}
