@@ -84,8 +84,8 @@ TABLES: Final = (
     ),
     ReportTable(
         "scales",
-        "Contribution of each magnification, in points: accuracy with all views minus accuracy without it, paired. Own "
-        "images: minus accuracy with another patient's images. Questions without that view count as no change.",
+        "Contribution of each magnification, in points: accuracy with all views minus accuracy without it, paired. "
+        "Own images: minus accuracy with another patient's images. Questions without that view count as no change.",
         lambda section: REMOVED,
     ),
 )
