@@ -148,7 +148,7 @@ def card_note(settings: PhantomSettings, plans: Sequence[PhantomPlan]) -> str:
     without_high = f" {missing} paths have no 200x view and no question about one." if missing else ""
     return (
         f"**A phantom, not tissue.** These {settings.slides} synthetic slides were drawn by a program from a random "
-        f"scene (seed {settings.seed}); the words of histology name drawn shapes. They are for tests, teaching and "
+        f"scene (seed {settings.seed}); histological terms name drawn shapes. They are for tests, teaching and "
         "learning curves, and never for claims about pathology.\n\n"
         "The right answers are known, because the scenes were built from them; no expert was asked. Questions come "
         "in exchange groups of four (`group`): one question text, four options in one order, each right once, on "
