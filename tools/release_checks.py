@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from datasets import Features
 from tqdm import tqdm
 
-from model_card.cards.dataset import CROISSANT, check_croissant
+from model_card.cards.dataset import check_croissant
+from model_card.cards.text import CROISSANT
 from model_card.hub.local import CardKind, check_card
 from scale_vqa_eval.release_folder.card import head
 from scale_vqa_eval.release_folder.read import release_configs

@@ -19,9 +19,12 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from model_card.cards.text import (
+    CROISSANT,
+    CROISSANT_HINT,
     FILE,
     FOLDER,
     Licence,
+    hash_problems,
     merged_card,
     read_object,
     render,
@@ -32,15 +35,13 @@ from model_card.cards.text import (
 from scale_vqa_eval import __version__
 from scale_vqa_eval.audit.defects import KINDS
 from scale_vqa_eval.errors import InputError, Problem, preview
-from scale_vqa_eval.files import atomic_write, parse_json, sha256_file
+from scale_vqa_eval.files import atomic_write, sha256_file
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.release_folder.card import AUTHORS, data_origin, head, read_notes
 from scale_vqa_eval.release_folder.read import release_configs
 from scale_vqa_eval.schema import CONFIGS, LETTERS
 from scale_vqa_eval.scoring.score import dimension_order, questions_digest
 
-CROISSANT: Final = "croissant.json"
-CROISSANT_HINT: Final = "write it again: scale-vqa card dataset --croissant --repo ORG/NAME, or remove it"
 _MAX_IDS: Final = 2  # row ids per defect in the card
 _AUDIT_FIELDS: Final = ("n", "verdict", "strongest", "probes", "dimensions", "null_check", "defects", "provenance")
 _REPORT_FIELDS: Final = (
@@ -311,26 +312,6 @@ def check_croissant(path: Path) -> list[Problem]:
     ]
     files = {file.relative_to(path.parent).as_posix(): sha256_file(file) for file in path.parent.rglob("*.parquet")}
     return problems + hash_problems(str(path), path.read_text(encoding="utf-8"), files)
-
-
-def hash_problems(location: str, content: str, hashes: Mapping[str, str]) -> list[Problem]:
-    """Returns a problem if Croissant metadata lists other Parquet files or hashes than the folder has.
-
-    Args:
-        location: location for the problem.
-        content: text of ``croissant.json``.
-        hashes: path -> SHA-256 of the Parquet files.
-    """
-    try:
-        listed = parse_json(content, location)["distribution"]
-        named = {one["contentUrl"]: one["sha256"] for one in listed if "sha256" in one}
-    except (InputError, KeyError, TypeError):
-        named = {}
-    wrong = sorted(path for path in named.keys() | hashes.keys() if named.get(path) != hashes.get(path))
-    if not wrong:
-        return []
-    found = f"others of {', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}"
-    return [Problem(location, "the SHA-256 of the folder's Parquet files", found, CROISSANT_HINT)]
 
 
 def _fields(mlc: Any, name: str, file: Path) -> Iterator[Any]:

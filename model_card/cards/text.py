@@ -35,6 +35,8 @@ from scale_vqa_eval.release_folder.card import CLOSE, NO_LICENCE, OPEN, body, by
 from scale_vqa_eval.schema import METRIC_FOLDER
 from scale_vqa_eval.text import markdown, percent, points
 
+CROISSANT: Final = "croissant.json"
+CROISSANT_HINT: Final = "write it again: scale-vqa card dataset --croissant --repo ORG/NAME, or remove it"
 PAPER: Final = files("model_card").joinpath("templates", "paper.bib").read_text(encoding="utf-8").strip()
 """BibTeX of the paper."""
 FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -160,6 +162,26 @@ def read_object(path: Path, what: str, hint: str, fields: Iterable[str] = ()) ->
     if missing := ", ".join(sorted(wanted - content.keys())):
         raise InputError(Problem(str(path), expected, f"missing: {missing}", hint))
     return content
+
+
+def hash_problems(location: str, content: str, hashes: Mapping[str, str]) -> list[Problem]:
+    """Returns a problem if Croissant metadata lists other Parquet files or hashes than the folder has.
+
+    Args:
+        location: location for the problem.
+        content: text of ``croissant.json``.
+        hashes: path -> SHA-256 of the Parquet files.
+    """
+    try:
+        listed = parse_json(content, location)["distribution"]
+        named = {one["contentUrl"]: one["sha256"] for one in listed if "sha256" in one}
+    except (InputError, KeyError, TypeError):
+        named = {}
+    wrong = sorted(path for path in named.keys() | hashes.keys() if named.get(path) != hashes.get(path))
+    if not wrong:
+        return []
+    found = f"others of {', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}"
+    return [Problem(location, "the SHA-256 of the folder's Parquet files", found, CROISSANT_HINT)]
 
 
 def project_urls() -> dict[str, str]:

@@ -14,9 +14,8 @@ import click
 import pyarrow.parquet as pq
 from jinja2 import Environment
 
-from model_card.cards.dataset import CROISSANT, hash_problems
 from model_card.cards.results import EVAL_YAML, eval_yaml
-from model_card.cards.text import MergedCard, by_config, merge_cards
+from model_card.cards.text import CROISSANT, MergedCard, by_config, hash_problems, merge_cards
 from model_card.hub.local import CARD, MANIFEST, LocalFile, LocalRelease, PublishRequest
 from model_card.hub.remote import INITIAL, HubRepository, HubUnreachable, RemoteSnapshot, RemoteState
 from model_card.hub.scan import problems_of, scan_text

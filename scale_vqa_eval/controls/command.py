@@ -28,6 +28,9 @@ from scale_vqa_eval.controls.output import (
     figures,
     note,
     read_source,
+    screened_part,
+    screened_report,
+    weights_summary,
     write_rows,
 )
 from scale_vqa_eval.controls.screened import (
@@ -38,10 +41,7 @@ from scale_vqa_eval.controls.screened import (
     held_out_figures,
     keep_weights,
     prune,
-    screened_part,
-    screened_report,
     too_few,
-    weights_summary,
 )
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import atomic_write, write_json

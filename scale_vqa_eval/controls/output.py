@@ -6,11 +6,13 @@ import copy
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,10 +20,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from scale_vqa_eval import __version__
 from scale_vqa_eval.audit.battery import run_battery
 from scale_vqa_eval.audit.defects import named_right, named_wrong
-from scale_vqa_eval.audit.probe import Accuracy, ProbeAccuracy, evaluate_probe
+from scale_vqa_eval.audit.probe import Accuracy, FloatArray, ProbeAccuracy, ProbeScores, credit, evaluate_probe
 from scale_vqa_eval.controls.exchange import ExchangeResult, QuestionGroup, ValidityLimits
 from scale_vqa_eval.controls.exchange_group import GROUP_SIZE
 from scale_vqa_eval.controls.findings import REASONS
+from scale_vqa_eval.controls.screened import ScreenedRows
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import atomic_write
 from scale_vqa_eval.questions import Question, read_questions
@@ -292,12 +295,12 @@ def figures(probes: Sequence[ProbeAccuracy]) -> dict[str, Any]:
         "n": best.n,
         "clusters": best.clusters,
         "chance": best.chance,
-        "strongest": {"name": best.name, **accuracy_interval(best)},
-        "weakest": {"name": worst.name, **accuracy_interval(worst)},
+        "strongest": {"name": best.name, **_interval(best)},
+        "weakest": {"name": worst.name, **_interval(worst)},
         "ceiling": max(probe.ci_high for probe in probes),
         "off_chance": [probe.name for probe, p in zip(probes, adjusted, strict=True) if p <= 0.05],
         "strongest_by_dimension": {
-            name: {"name": probe.name, "n": probe.by_dimension[name].n, **accuracy_interval(probe.by_dimension[name])}
+            name: {"name": probe.name, "n": probe.by_dimension[name].n, **_interval(probe.by_dimension[name])}
             for name, probe in strongest.items()
         },
         "probes": [
@@ -305,7 +308,7 @@ def figures(probes: Sequence[ProbeAccuracy]) -> dict[str, Any]:
                 "name": probe.name,
                 "family": probe.family,
                 "trained": probe.trained,
-                **accuracy_interval(probe),
+                **_interval(probe),
                 "p_holm": p,
             }
             for probe, p in zip(probes, adjusted, strict=True)
@@ -313,7 +316,7 @@ def figures(probes: Sequence[ProbeAccuracy]) -> dict[str, Any]:
     }
 
 
-def accuracy_interval(probe: ProbeAccuracy | Accuracy) -> dict[str, float]:
+def _interval(probe: ProbeAccuracy | Accuracy) -> dict[str, float]:
     return {"accuracy": probe.accuracy, "ci_low": probe.ci_low, "ci_high": probe.ci_high}
 
 
@@ -392,3 +395,86 @@ def note(report: dict[str, Any]) -> str:
     environment.filters["percent"] = lambda share: f"{percent(share)}%"
     environment.filters["cell"] = lambda text: " ".join(str(text).replace("|", "/").split())
     return environment.get_template(f"{report['method'].replace('-', '_')}_note.md.j2").render(report=report).strip()
+
+
+def weights_summary(
+    questions: Sequence[Question], weights: FloatArray, probes: Sequence[ProbeScores]
+) -> dict[str, Any]:
+    """Returns effective sample sizes of weights, and the weighted accuracy of each probe.
+
+    Args:
+        questions: n questions.
+        weights: (n,) weights above 0.
+        probes: scores on these questions with other folds than those of the weights.
+    """
+    dimensions = np.array([question.dimension or "all" for question in questions])
+    reached = {probe.name: float(np.average(credit(probe, questions), weights=weights)) for probe in probes}
+    strongest = max(reached, key=lambda name: reached[name])
+    return {
+        "effective_size": _effective(weights),
+        "effective_size_by_dimension": {
+            str(name): _effective(weights[dimensions == name]) for name in sorted(set(dimensions.tolist()))
+        },
+        "strongest": {"name": strongest, "accuracy": reached[strongest]},
+        "probes": reached,
+    }
+
+
+def _effective(weights: FloatArray) -> float:
+    return round(float(weights.sum() ** 2 / (weights**2).sum()), 2)
+
+
+def screened_report(parts: dict[str | None, dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the report of a screening, with the result of each split."""
+    return {
+        "method": "screened",
+        "version": __version__,
+        **settings,
+        "questions": sum(part["questions"] for part in parts.values()),
+        "kept": sum(part["kept"] for part in parts.values()),
+        "reached": all(part["reached"] for part in parts.values()),
+        "splits": [{"split": split, **part} for split, part in parts.items()],
+        "expert_review": NOT_CONFIRMED,
+    }
+
+
+def screened_part(
+    questions: Sequence[Question],
+    kept: Sequence[Question],
+    pruned: ScreenedRows,
+    before: dict[str, Any],
+    after: dict[str, Any] | None,
+    held_out: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Returns the result of one split.
+
+    Args:
+        questions: questions of the split.
+        kept: remaining questions.
+        pruned: the rounds.
+        before: audit of the split, with folds that no pruning used.
+        after: audit of the remaining questions, or None if there are too few.
+        held_out: result of ``held_out_figures``, or None.
+    """
+    counts, left = (Counter(question.dimension or "all" for question in part) for part in (questions, kept))
+    reached = pruned.at_chance and after is not None and not after["off_chance"]
+    return {
+        "questions": len(questions),
+        "kept": len(kept),
+        "reached": reached,
+        "reason": None if reached else _why(pruned, after),
+        "by_dimension": {name: {"questions": counts[name], "kept": left[name]} for name in sorted(counts)},
+        "rounds": [asdict(found) for found in pruned.rounds],
+        "audit": {"before": before, "after": after},
+        "held_out": held_out,
+    }
+
+
+def _why(pruned: ScreenedRows, after: dict[str, Any] | None) -> str:
+    left = len(pruned.rows)
+    if after is None:
+        before = f"; the strongest probe was {pruned.rounds[-1].strongest}" if pruned.rounds else ""
+        return f"{left} left, too few questions or patients to tell a leak from luck{before}"
+    off = ", ".join(after["off_chance"])
+    strongest = f"strongest probe {after['strongest']['name']} at {100 * after['strongest']['accuracy']:.0f}%"
+    return f"{left} left, {strongest}" + (f"; off chance: {off}" if off else "; the rounds came to an end")

@@ -13,20 +13,17 @@ with probes refitted to the remaining ones.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 import numpy as np
 from scipy.special import stdtr
 
-from scale_vqa_eval import __version__
 from scale_vqa_eval.audit.battery import FAMILIES, MEMBERS, TRAIN_CAP, read_features, run_battery
 from scale_vqa_eval.audit.clusters import IntArray, clusters_of, make_folds
 from scale_vqa_eval.audit.fitted_probes import fit_listwise
-from scale_vqa_eval.audit.probe import FloatArray, OptionLayout, ProbeAccuracy, ProbeScores, credit, evaluate_probe
-from scale_vqa_eval.controls.output import NOT_CONFIRMED, accuracy_interval
+from scale_vqa_eval.audit.probe import FloatArray, OptionLayout, ProbeAccuracy, ProbeScores, evaluate_probe
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.clustered import cluster_codes, clustered_standard_error, holm
 
@@ -362,7 +359,8 @@ def held_out_figures(
         if pruned.at_chance:
             own = [probe for probe in fresh_audit(readers, pruned.rows) if probe.family == family]
             best = max(own, key=lambda probe: probe.accuracy)
-            found[family]["strongest"] = {"name": best.name, **accuracy_interval(best)}
+            interval = {key: getattr(best, key) for key in ("accuracy", "ci_low", "ci_high")}
+            found[family]["strongest"] = {"name": best.name, **interval}
             found[family]["above_chance"] = best.ci_low > best.chance
             tested += [(family, probe) for probe in own]
         done()
@@ -370,86 +368,3 @@ def held_out_figures(
         if p <= 0.05:
             found[family]["off_chance"].append(probe.name)
     return found
-
-
-def weights_summary(
-    questions: Sequence[Question], weights: FloatArray, probes: Sequence[ProbeScores]
-) -> dict[str, Any]:
-    """Returns effective sample sizes of weights, and the weighted accuracy of each probe.
-
-    Args:
-        questions: n questions.
-        weights: (n,) weights above 0.
-        probes: scores on these questions with other folds than those of the weights.
-    """
-    dimensions = np.array([question.dimension or "all" for question in questions])
-    reached = {probe.name: float(np.average(credit(probe, questions), weights=weights)) for probe in probes}
-    strongest = max(reached, key=lambda name: reached[name])
-    return {
-        "effective_size": _effective(weights),
-        "effective_size_by_dimension": {
-            str(name): _effective(weights[dimensions == name]) for name in sorted(set(dimensions.tolist()))
-        },
-        "strongest": {"name": strongest, "accuracy": reached[strongest]},
-        "probes": reached,
-    }
-
-
-def _effective(weights: FloatArray) -> float:
-    return round(float(weights.sum() ** 2 / (weights**2).sum()), 2)
-
-
-def screened_report(parts: dict[str | None, dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the report of a screening, with the result of each split."""
-    return {
-        "method": "screened",
-        "version": __version__,
-        **settings,
-        "questions": sum(part["questions"] for part in parts.values()),
-        "kept": sum(part["kept"] for part in parts.values()),
-        "reached": all(part["reached"] for part in parts.values()),
-        "splits": [{"split": split, **part} for split, part in parts.items()],
-        "expert_review": NOT_CONFIRMED,
-    }
-
-
-def screened_part(
-    questions: Sequence[Question],
-    kept: Sequence[Question],
-    pruned: ScreenedRows,
-    before: dict[str, Any],
-    after: dict[str, Any] | None,
-    held_out: dict[str, Any] | None,
-) -> dict[str, Any]:
-    """Returns the result of one split.
-
-    Args:
-        questions: questions of the split.
-        kept: remaining questions.
-        pruned: the rounds.
-        before: audit of the split, with folds that no pruning used.
-        after: audit of the remaining questions, or None if there are too few.
-        held_out: result of ``held_out_figures``, or None.
-    """
-    counts, left = (Counter(question.dimension or "all" for question in part) for part in (questions, kept))
-    reached = pruned.at_chance and after is not None and not after["off_chance"]
-    return {
-        "questions": len(questions),
-        "kept": len(kept),
-        "reached": reached,
-        "reason": None if reached else _why(pruned, after),
-        "by_dimension": {name: {"questions": counts[name], "kept": left[name]} for name in sorted(counts)},
-        "rounds": [asdict(found) for found in pruned.rounds],
-        "audit": {"before": before, "after": after},
-        "held_out": held_out,
-    }
-
-
-def _why(pruned: ScreenedRows, after: dict[str, Any] | None) -> str:
-    left = len(pruned.rows)
-    if after is None:
-        before = f"; the strongest probe was {pruned.rounds[-1].strongest}" if pruned.rounds else ""
-        return f"{left} left, too few questions or patients to tell a leak from luck{before}"
-    off = ", ".join(after["off_chance"])
-    strongest = f"strongest probe {after['strongest']['name']} at {100 * after['strongest']['accuracy']:.0f}%"
-    return f"{left} left, {strongest}" + (f"; off chance: {off}" if off else "; the rounds came to an end")

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from scale_vqa_eval.audit.battery import FAMILIES
 from scale_vqa_eval.audit.probe import OptionLayout, ProbeScores
 from scale_vqa_eval.controls.command import control
-from scale_vqa_eval.controls.output import figures
+from scale_vqa_eval.controls.output import figures, weights_summary
 from scale_vqa_eval.controls.screened import (
     Readers,
     both_ways,
@@ -22,7 +22,6 @@ from scale_vqa_eval.controls.screened import (
     prune,
     stack_probes,
     too_few,
-    weights_summary,
 )
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.questions import Question
