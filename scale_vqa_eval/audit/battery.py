@@ -16,7 +16,6 @@ from tqdm import tqdm
 from scale_vqa_eval.audit import fitted_probes
 from scale_vqa_eval.audit.clusters import IntArray, clusters_of, folds_of
 from scale_vqa_eval.audit.fitted_probes import Votes, cross_fit, make_fitter
-from scale_vqa_eval.audit.option_geometry import COLUMN
 from scale_vqa_eval.audit.probe import (
     FloatArray,
     OptionLayout,
@@ -26,7 +25,7 @@ from scale_vqa_eval.audit.probe import (
     p_above_chance,
     sequential_credit,
 )
-from scale_vqa_eval.audit.text_features import NGRAM_FAMILIES, TextFeatures, TextReader, chunks
+from scale_vqa_eval.audit.text_features import COLUMN, NGRAM_FAMILIES, TextFeatures, TextReader, chunks
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.clustered import holm
 from scale_vqa_eval.schema import LETTERS

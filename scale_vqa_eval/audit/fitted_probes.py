@@ -16,9 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from scale_vqa_eval.audit.clusters import IntArray
-from scale_vqa_eval.audit.option_geometry import forest_columns
 from scale_vqa_eval.audit.probe import FloatArray, OptionLayout, ProbeScores
-from scale_vqa_eval.audit.text_features import NGRAM_FAMILIES, TextFeatures
+from scale_vqa_eval.audit.text_features import NGRAM_FAMILIES, TextFeatures, forest_columns
 
 FAMILIES: Final = ("position", "geometry", *NGRAM_FAMILIES)
 TREES: Final = 20

@@ -19,9 +19,8 @@ import numpy as np
 
 from scale_vqa_eval.audit.clusters import IntArray, assignment_groups, folds_of, joint_clusters
 from scale_vqa_eval.audit.fitted_probes import cross_fit, make_fitter
-from scale_vqa_eval.audit.option_geometry import ngrams
 from scale_vqa_eval.audit.probe import FloatArray, OptionLayout, ProbeScores, gold_of
-from scale_vqa_eval.audit.text_features import TextFeatures
+from scale_vqa_eval.audit.text_features import TextFeatures, ngrams
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.schema import VIEWS
 

@@ -26,9 +26,17 @@ from tqdm import tqdm
 from scale_vqa_eval.audit.battery import MEMBERS, TRAIN_CAP, read_features, sample_rows
 from scale_vqa_eval.audit.clusters import IntArray, clusters_of, folds_of
 from scale_vqa_eval.audit.fitted_probes import Fitter, Model, cross_fit, fit_listwise, make_fitter
-from scale_vqa_eval.audit.option_geometry import COLUMN, FEATURES, HASH_COLUMNS, hash_of, terms_of
 from scale_vqa_eval.audit.probe import Accuracy, FloatArray, ProbeAccuracy, ProbeScores, evaluate_probe, gold_of
-from scale_vqa_eval.audit.text_features import BLOCKS, NGramColumns, TextFeatures
+from scale_vqa_eval.audit.text_features import (
+    BLOCKS,
+    COLUMN,
+    FEATURES,
+    HASH_COLUMNS,
+    NGramColumns,
+    TextFeatures,
+    hash_of,
+    terms_of,
+)
 from scale_vqa_eval.questions import Question
 from scale_vqa_eval.scale_vqa_acc.clustered import holm
 from scale_vqa_eval.schema import LETTERS

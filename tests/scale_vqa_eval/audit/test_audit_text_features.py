@@ -11,9 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scale_vqa_eval.audit.fitted_probes import fit_listwise
-from scale_vqa_eval.audit.option_geometry import COLUMN, FEATURES, HASH_COLUMNS, hash_of, ngrams
 from scale_vqa_eval.audit.probe import OptionLayout
-from scale_vqa_eval.audit.text_features import BLOCKS, NGramColumns, TextReader, chunks
+from scale_vqa_eval.audit.text_features import (
+    BLOCKS,
+    COLUMN,
+    FEATURES,
+    HASH_COLUMNS,
+    NGramColumns,
+    TextReader,
+    chunks,
+    hash_of,
+    ngrams,
+)
 from scale_vqa_eval.questions import Question
 
 
