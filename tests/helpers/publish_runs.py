@@ -5,8 +5,6 @@ The fixtures ``release`` and ``publisher`` belong to a module that takes both.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -21,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from command_line import run_in_process
 from hub_repositories import Repository
 from hub_server import TOKEN, HubServer, hub_server
 from loading_data import write_folder
@@ -67,27 +66,17 @@ class Publisher:
         """Runs the command in this process: a second of imports less; the check of what came back has its own."""
         from huggingface_hub import constants
 
-        from scale_vqa_eval.cli import main
-
         given = self.command(*arguments, **options)
-        stdout, stderr, status = io.StringIO(), io.StringIO(), 0
         template = self.server.url + "/{repo_id}/resolve/{revision}/{filename}"
         hub = {"ENDPOINT": self.server.url, "HUGGINGFACE_CO_URL_TEMPLATE": template}
         hub |= {"HF_HOME": str(self.home), "HF_HUB_DISABLE_XET": given["env"]["HF_HUB_DISABLE_XET"] == "1"}
         with (
-            contextlib.redirect_stdout(stdout),
-            contextlib.redirect_stderr(stderr),
-            contextlib.chdir(given["cwd"]),
             mock.patch.dict(os.environ, given["env"], clear=True),
             mock.patch.multiple(constants, **{"HF_HUB_OFFLINE": False, **hub}),
-            mock.patch.object(sys, "argv", ["scale-vqa", *given["args"][3:]]),
         ):
-            try:
-                main()
-            except SystemExit as stop:
-                status = int(stop.code or 0)
-        self.said += stdout.getvalue() + stderr.getvalue()
-        return subprocess.CompletedProcess(given["args"], status, stdout.getvalue(), stderr.getvalue())
+            done = run_in_process(*given["args"][3:], cwd=given["cwd"])
+        self.said += done.stdout + done.stderr
+        return done
 
     def plan(self, *arguments: str, **options: str) -> dict[str, Any]:
         """Returns what ``--json`` prints."""

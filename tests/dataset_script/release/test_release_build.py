@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import run_in_process
 from datasets import load_dataset
 from PIL import Image
 
@@ -58,9 +59,8 @@ def release(tmp_path: Path) -> tuple[Path, Path, list[dict[str, Any]]]:
     return file, root, rows
 
 
-def build(*args: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "scale_vqa_eval.cli", "build", "release", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **kwargs)
+def build(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    return run_in_process("build", "release", *args)
 
 
 @pytest.mark.slow

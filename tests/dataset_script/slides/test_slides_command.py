@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from command_line import run_in_process
 from drawn_slides import tissue_pixels, tissue_slide, write_slide
 
 from dataset_script.slides import slide_files
@@ -21,8 +21,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def scale_vqa(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "scale_vqa_eval.cli", "build", "slides", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return run_in_process("build", "slides", *arguments)
 
 
 @pytest.fixture(scope="module")

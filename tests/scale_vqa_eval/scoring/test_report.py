@@ -6,13 +6,12 @@ import csv
 import io
 import json
 import re
-import subprocess
-import sys
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from command_line import run_in_process
 from PIL import Image
 from predict_release import rows
 from scipy import special, stats
@@ -92,9 +91,7 @@ def made(folder, runs, tmp_path_factory):
 
 
 def scale_vqa(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "scale_vqa_eval.cli", *map(str, arguments)], capture_output=True, text=True, timeout=120
-    )
+    done = run_in_process(*arguments)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
+from command_line import run_in_process
 
 from scale_vqa_eval.errors import InputError
 from scale_vqa_eval.scoring.baselines import as_response
@@ -29,9 +28,7 @@ ROWS = [
 
 def scale_vqa(*arguments):
     """Runs the command; returns exit code, stdout, stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", "scale_vqa_eval.cli", *map(str, arguments)], capture_output=True, text=True, timeout=120
-    )
+    done = run_in_process(*arguments)
     return done.returncode, done.stdout, done.stderr
 
 
