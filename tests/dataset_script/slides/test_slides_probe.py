@@ -43,7 +43,7 @@ def test_without_a_leak_the_probe_is_at_chance() -> None:
 
 
 def test_the_colour_reader_sees_the_question() -> None:
-    result = probe_options("zoom-in", table(3), seed=0)
+    result = probe_options("zoom-in", table(3, questions=120), seed=0)
     assert result.colour_match > 0.9
     assert result.chance_low < 0.25 < result.chance_high
 
