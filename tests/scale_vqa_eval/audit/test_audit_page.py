@@ -162,7 +162,7 @@ def test_the_verdict_stands_first_and_in_words(plain: dict[str, Any]) -> None:
         "dimensions": {name: part | {"verdict": "clean"} for name, part in plain["dimensions"].items()},
     }
     assert "The text does not give answers away" in render_page(clean)
-    assert "No leak is shown, and none is excluded" in render_page(clean | {"verdict": "inconclusive"})
+    assert "No leak was detected, and none is excluded" in render_page(clean | {"verdict": "inconclusive"})
     name = next(iter(plain["dimensions"]))
     part = clean | {
         "verdict": "leaks",
