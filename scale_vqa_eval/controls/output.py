@@ -15,7 +15,6 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from scale_vqa_eval import __version__
 from scale_vqa_eval.audit.battery import run_battery
@@ -32,7 +31,7 @@ from scale_vqa_eval.release_folder.read import FIELD_NAMES, read_records, releas
 from scale_vqa_eval.release_folder.write import ROWS_PER_GROUP, staged_release, write_shards
 from scale_vqa_eval.scale_vqa_acc.clustered import holm
 from scale_vqa_eval.schema import DIMENSIONS, LETTERS, QUESTION_TYPES, VIEWS, row_id
-from scale_vqa_eval.text import percent
+from scale_vqa_eval.text import markdown_environment, percent
 
 _TYPES: Final = {dimension: question_type for question_type, dimension in QUESTION_TYPES.items()}
 _OWN_PLACE = ("id", "question", "options", "answer", "rationale", "dimension", "group")
@@ -386,14 +385,11 @@ def exchange_report(
 
 def note(report: dict[str, Any]) -> str:
     """Returns the Markdown on a control for the dataset card."""
-    environment = Environment(
-        loader=PackageLoader("scale_vqa_eval.controls", "templates"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    environment = markdown_environment(
+        "scale_vqa_eval.controls",
+        percent=lambda share: f"{percent(share)}%",
+        cell=lambda text: " ".join(str(text).replace("|", "/").split()),
     )
-    environment.filters["percent"] = lambda share: f"{percent(share)}%"
-    environment.filters["cell"] = lambda text: " ".join(str(text).replace("|", "/").split())
     return environment.get_template(f"{report['method'].replace('-', '_')}_note.md.j2").render(report=report).strip()
 
 
