@@ -13,7 +13,7 @@ At the view's exact scale, 512 pixels for a 512-pixel view:
 - openslide + resize: ``read_region`` at the same level, Pillow's Lanczos.
 - cucim + resize, fastslide + resize: the same with their ``read_region``.
 - large-image: ``getRegion`` in mm at the view's size; ``large_image.open`` chooses the source, which is printed.
-- tiatoolbox: ``read_bounds`` at the view's um per pixel, with its own interpolation.
+- tiatoolbox: ``read_bounds`` of its OpenSlide reader at the view's um per pixel, with its own interpolation.
 
 At the level's scale, so not the view that was asked for:
 
@@ -163,10 +163,11 @@ def large_image(path: Path) -> Iterator[Reader]:
 
 @contextmanager
 def tiatoolbox(path: Path) -> Iterator[Reader]:
-    from tiatoolbox.wsicore.wsireader import WSIReader
+    from tiatoolbox.wsicore.wsireader import OpenSlideWSIReader
 
-    reader = WSIReader.open(path)
     mpp = scale_of(path)[0]
+    # WSIReader.open would decode the whole of a generic TIFF into memory
+    reader = OpenSlideWSIReader(path, mpp=(mpp, mpp))
 
     def read(field: Field) -> None:
         left, top = ((centre - field.side / 2) / mpp for centre in (field.x, field.y))

@@ -6,6 +6,7 @@ slides implement it as well.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from PIL import Image, ImageChops, ImageCms, ImageStat
 
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.tiff_tiles import CACHE_BYTES, PLAIN_GRIDS, TiffTiles
+
+simd: Any = importlib.import_module("cykooz_resizer") if importlib.util.find_spec("cykooz_resizer") else None
 
 MIN_MPP: Final = 0.05
 MAX_MPP: Final = 20.0
@@ -177,10 +180,14 @@ class OpenSlideSource:
         width, height = self.size
         scale = min(1.0, max_px / max(width, height))
         shape = (max(1, round(width * scale)), max(1, round(height * scale)))
-        return self._read(Box(0.0, 0.0, width * self.mpp, height * self.mpp), shape)
+        return self._read(Box(0.0, 0.0, width * self.mpp, height * self.mpp), shape, in_parts=True)
 
-    def _read(self, box: Box, shape: tuple[int, int]) -> Image.Image:
-        """Reads a box and resamples it to ``shape`` (width, height) pixels."""
+    def _read(self, box: Box, shape: tuple[int, int], in_parts: bool = False) -> Image.Image:
+        """Reads a box and resamples it to ``shape`` (width, height) pixels.
+
+        Parts give the pixels of the whole, because Pillow resamples them: the rounding of ``resampled`` may depend on
+        the other rows of a box.
+        """
         self._check_inside(box)
         wanted = (box.right - box.left) / self.mpp / shape[0]
         level = best_level(self._downsamples, wanted)
@@ -191,7 +198,7 @@ class OpenSlideSource:
             for start in range(0, shape[1], rows):
                 end = min(start + rows, shape[1])
                 strip = Box(box.left, box.top + start * row, box.right, box.top + end * row)
-                whole.paste(self._read(strip, (shape[0], end - start)), (0, start))
+                whole.paste(self._read(strip, (shape[0], end - start), in_parts=True), (0, start))
             return whole
         limit_x, limit_y = self._level_sizes[level]
         scale = 1 / (self.mpp * down)
@@ -221,7 +228,8 @@ class OpenSlideSource:
         )
         # enlarging cannot alias, so a kernel with four taps is enough
         kernel = Image.Resampling.LANCZOS if wanted > down else Image.Resampling.BICUBIC
-        image = raw.resize(shape, kernel, box=crop)
+        plain = in_parts or reduce > 1
+        image = raw.resize(shape, kernel, box=crop) if plain else resampled(raw, shape, crop, kernel)
         return image if self._to_srgb is None else ImageCms.applyTransform(image, self._to_srgb) or image
 
     def _open_tiles(self, cache_bytes: int) -> TiffTiles | None:
@@ -300,6 +308,45 @@ def flattened(pixels: Image.Image, background: str) -> Image.Image:
     if pixels.mode != "RGBA" or pixels.getchannel(3).getextrema() == (255, 255):
         return pixels.convert("RGB")
     return Image.alpha_composite(Image.new("RGBA", pixels.size, background), pixels).convert("RGB")
+
+
+def resampled(
+    image: Image.Image,
+    shape: tuple[int, int],
+    box: tuple[float, float, float, float],
+    kernel: Image.Resampling = Image.Resampling.LANCZOS,
+) -> Image.Image:
+    """Returns a box of an RGB image at another size: Pillow's ``resize`` in about half of its time.
+
+    ``cykooz_resizer`` has Pillow's kernels with SIMD instructions. 99% of the values are equal; the others differ by
+    1, rarely by 2. Pillow is used if it is not installed: it has no wheels for Linux on ARM.
+
+    Args:
+        image: RGB pixels.
+        shape: (width, height) of the result in pixels.
+        box: (left, top, right, bottom) in pixels of ``image``, with fractions.
+        kernel: Lanczos or bicubic.
+    """
+    if simd is None:
+        return image.resize(shape, kernel, box=box)
+    lanczos = kernel == Image.Resampling.LANCZOS
+    method = simd.ResizeAlg.convolution(simd.FilterType.lanczos3 if lanczos else simd.FilterType.catmull_rom)
+    left, top, right, bottom = box
+    # in Pillow's order: values are rounded after each direction
+    across = (shape[0], image.height), (left, 0.0, _span(left, right), float(image.height))
+    down = shape, (0.0, top, float(shape[0]), _span(top, bottom))
+    for size, crop in (across, down):
+        target = Image.new("RGB", size)
+        options = simd.ResizeOptions(resize_alg=method, crop_box=simd.CropBox(*crop))
+        simd.Resizer().resize_pil(image, target, options)
+        image = target
+    return image
+
+
+def _span(start: float, end: float) -> float:
+    """Returns ``end - start``, less one bit where the sum would otherwise exceed ``end``."""
+    span = end - start
+    return span if start + span <= end else math.nextafter(span, 0.0)
 
 
 def _within(value: float, limit: int) -> float:

@@ -28,9 +28,9 @@ from dataset_script.slides.thumbnail import OTSU_BOUNDS
 from scale_vqa_eval.errors import InputError, Problem
 from scale_vqa_eval.files import atomic_path, atomic_write, sha256_json
 from scale_vqa_eval.schema import LETTERS
-from scale_vqa_eval.wsi import OpenSlideSource, SlideSource
+from scale_vqa_eval.wsi import OpenSlideSource, SlideSource, simd
 
-FORMAT: Final = 8
+FORMAT: Final = 9
 """Raised when the bytes of plans or archives change for the same settings."""
 BATCH: Final = 2
 """Groups in one archive."""
@@ -108,7 +108,7 @@ def slide_work(root: Path, slide: Path, settings: GroundingSettings) -> SlideWor
 @cache
 def _packages() -> dict[str, str]:
     names = ("openslide-python", "openslide-bin", "pillow", "numpy", "scipy", "scikit-image", "simplejpeg")
-    return {name: version(name) for name in names}
+    return {name: version(name) for name in (*names, *(["cykooz-resizer"] if simd else []))}
 
 
 def make_plan(task: tuple[SlideWork, GroundingSettings]) -> tuple[Problem, ...]:

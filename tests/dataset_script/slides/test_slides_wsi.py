@@ -165,6 +165,17 @@ def test_a_mark_is_found_where_geometry_puts_it(tmp_path: Path) -> None:
             assert found == pytest.approx(expected, abs=0.1)
 
 
+@pytest.mark.parametrize("kernel", [Image.Resampling.LANCZOS, Image.Resampling.BICUBIC], ids=["lanczos", "bicubic"])
+def test_resampling_gives_the_pixels_of_pillow_within_rounding(kernel: Image.Resampling) -> None:
+    image = Image.fromarray(tissue_pixels(611, 587, seed=4))
+    side = 400 if kernel == Image.Resampling.LANCZOS else 620
+    for box in ((0.0, 0.0, 611.0, 587.0), (3.3, 2.7, 610.999, 580.1), (8.1, 0.0, 600.2, 587.0)):
+        fast = np.asarray(wsi.resampled(image, (side, side), box, kernel), np.int16)
+        difference = np.abs(fast - np.asarray(image.resize((side, side), kernel, box=box), np.int16))
+        assert difference.max() <= 2
+        assert (difference > 0).mean() < 0.02
+
+
 def test_strips_give_what_one_read_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slide = write_slide(tmp_path / "a.tif", [tissue_pixels(2400, 2400, seed=2)])
     with OpenSlideSource(slide) as source:
