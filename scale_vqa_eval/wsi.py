@@ -39,6 +39,18 @@ LEVEL_SHAPE: Final = 0.05
 LEVEL_SLACK: Final = 1.01
 """A level may be this much coarser than the view: 0.504 um/px is used for a view at 0.5 um/px."""
 
+UNKNOWN_FORMAT: Final = "no format that it knows"
+PYRAMID_HINT: Final = (
+    'convert it: pip install pyvips-binary pyvips, then python -c "import pyvips; '
+    "pyvips.Image.new_from_file('IN.tif').tiffsave('OUT.tif', tile=True, pyramid=True, compression='jpeg', Q=90, "
+    'bigtiff=True)"'
+)
+DECODE_HINT: Final = (
+    "convert it: python -c \"import tifffile; tifffile.imwrite('OUT.tif', tifffile.imread('IN.tif', key=0), "
+    "tile=(256, 256), photometric='rgb', compression='jpeg', bigtiff=True)\", and give the scale with --mpp"
+)
+NOT_BY_LIBVIPS: Final = frozenset({33003, 33004, 33005, 34712, 50002, 52546})
+"""TIFF compressions (JPEG 2000, JPEG XL) that the wheels of libvips turn into black pixels without an error."""
 MIN_CONTRAST: Final = 4.0
 """Standard deviation that a tile must have for a comparison of two readers, which always agree on empty glass."""
 
@@ -116,8 +128,7 @@ class OpenSlideSource:
         try:
             self._slide: Any = openslide.OpenSlide(str(self.path))
         except (openslide.OpenSlideError, OSError) as error:
-            hint = "check the file, or convert it to a pyramidal TIFF"
-            raise InputError(Problem(str(self.path), "a slide that OpenSlide opens", preview(error), hint)) from error
+            raise InputError(not_opened(self.path, preview(str(error), 160))) from error
         try:
             _check_channels(self._slide.properties.get("tiff.ImageDescription", ""), self.path)
             _check_levels(self._slide.level_dimensions, self.path)
@@ -283,6 +294,39 @@ class OpenSlideSource:
             expected = f"a field on the slide ({width:.0f} x {height:.0f} um)"
             hint = "move the field or make it smaller; nothing is padded"
             raise InputError(Problem(str(self.path), expected, str(box), hint))
+
+
+def not_opened(path: Path, found: str = UNKNOWN_FORMAT) -> Problem:
+    """Returns why OpenSlide does not open a file, and how to convert it if that is known.
+
+    Args:
+        path: the file.
+        found: OpenSlide's message, if it knows the format.
+    """
+    import tifffile
+
+    tifffile.logger().disabled = True  # what it would warn of is in the error
+    hint, expected = "get it again, or leave it out", "a slide that OpenSlide opens"
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as start:
+            is_tiff = start.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    except OSError:
+        return Problem(str(path), expected, found, hint)
+    if not is_tiff:
+        return Problem(str(path), expected, found if size else "an empty file", hint)
+    try:
+        with tifffile.TiffFile(path) as file:
+            page: Any = file.pages.first
+            ends = [max(map(sum, zip(one.dataoffsets, one.databytecounts, strict=True))) for one in file.pages]
+            if max(ends) > size:
+                found = "a TIFF that ends early"
+            else:
+                found = found if page.is_tiled else f"a TIFF in strips ({page.compression.name}), not in tiles"
+                hint = DECODE_HINT if page.compression in NOT_BY_LIBVIPS else PYRAMID_HINT
+    except Exception:
+        found = "a damaged TIFF, or one that ends early"
+    return Problem(str(path), expected, found, hint)
 
 
 def best_level(downsamples: Sequence[float], wanted: float) -> int:

@@ -12,7 +12,7 @@ import io
 import json
 import platform
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
 from importlib.metadata import version
@@ -25,10 +25,10 @@ from PIL import Image, ImageDraw, ImageFont
 from dataset_script.slides.plan import FieldPlan, GroundingSettings, plan_slide
 from dataset_script.slides.sampling import Field, FieldGroup
 from dataset_script.slides.thumbnail import OTSU_BOUNDS
-from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.errors import InputError, Problem, first_line
 from scale_vqa_eval.files import atomic_path, atomic_write, sha256_json
-from scale_vqa_eval.schema import LETTERS
-from scale_vqa_eval.wsi import OpenSlideSource, SlideSource, simd
+from scale_vqa_eval.schema import LETTERS, MAGNIFICATION
+from scale_vqa_eval.wsi import PYRAMID_HINT, OpenSlideSource, SlideSource, simd
 
 FORMAT: Final = 9
 """Raised when the bytes of plans or archives change for the same settings."""
@@ -46,6 +46,10 @@ LINE_PX: Final = 2
 CLEAR_PX: Final = 1
 """Pixels left free around the field, so that no line covers the tissue in question."""
 TAG_PX: Final = 14
+AGREEMENT_CELLS: Final = (8, 8)
+MIN_AGREEMENT: Final = 0.7
+"""Minimum mean correlation of lightness between fields of a group and the same places in the fields around them."""
+_DISK_HINT: Final = "free disk space or name another --work, and run the same command again: finished work is kept"
 
 Rectangle = tuple[float, float, float, float]
 
@@ -121,7 +125,7 @@ def make_plan(task: tuple[SlideWork, GroundingSettings]) -> tuple[Problem, ...]:
         with OpenSlideSource(work.slide, settings.mpp) as source:
             plan = plan_slide(source, settings)
             plan = replace(plan, notes=(*source.notes, *plan.notes))
-            atomic_write(work.plan_file, plan.to_json())
+            atomic_write(work.plan_file, plan.to_json(), _DISK_HINT)
     except InputError as error:
         return error.problems
     return ()
@@ -169,7 +173,10 @@ def _check_machine(work: SlideWork, settings: GroundingSettings) -> None:
 
 @lru_cache(maxsize=4)
 def _read_plan(path: Path) -> FieldPlan:
-    return FieldPlan.from_json(path.read_bytes())
+    try:
+        return FieldPlan.from_json(path.read_bytes())
+    except ValueError as error:
+        raise _damaged(path, error) from error
 
 
 @lru_cache(maxsize=64)
@@ -180,8 +187,16 @@ def _read_measures(path: Path) -> dict[str, list[float]]:
 
 @lru_cache(maxsize=128)
 def _read_image(path: Path, name: str) -> bytes:
-    with zipfile.ZipFile(path) as archive:
-        return archive.read(name)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(name)
+    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    hint = "delete it, and run the same command again: it is made anew"
+    return InputError(Problem(str(path), "finished work of this build", f"a damaged file ({first_line(error)})", hint))
 
 
 def encode_jpeg(image: Image.Image) -> bytes:
@@ -244,11 +259,16 @@ def write_regions(
         measures[name] = measure_image(image, len(files[name]))
 
     for group in groups:
-        for field in dict.fromkeys((*(group.parents if show_parents else ()), *group.targets)):
-            keep(field.name(source.name), read_field(source, field))
+        fields = dict.fromkeys((*(group.parents if show_parents else ()), *group.targets))
+        images = {field: read_field(source, field) for field in fields}
+        for field, image in images.items():
+            keep(field.name(source.name), image)
+        if show_parents:
+            _check_levels_agree(source, list(zip(group.parents, group.targets, strict=True)), images)
         if group.context is None or not (show_context or mark):
             continue
-        view = read_field(source, group.context)
+        images[group.context] = view = read_field(source, group.context)
+        _check_levels_agree(source, [(group.context, target) for target in group.targets], images)
         if show_context:
             keep(group.context.name(source.name), view)
         if mark:
@@ -256,11 +276,33 @@ def write_regions(
             for index, field in enumerate(group.targets):
                 crop = view.crop(tuple(int(edge) for edge in box_in(group.context, field)))
                 measures[box_name(source.name, group, index)] = measure_image(crop, 0)
-    with atomic_path(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+    with atomic_path(path, _DISK_HINT) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(files):
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), files[name])
         text = json.dumps(measures, sort_keys=True, separators=(",", ":"))
         archive.writestr(zipfile.ZipInfo(MEASURES_FILE, _EPOCH), text)
+
+
+def _check_levels_agree(
+    source: SlideSource, pairs: Sequence[tuple[Field, Field]], images: Mapping[Field, Image.Image]
+) -> None:
+    """Raises InputError unless the pixels of inner fields are found where geometry puts them in the outer fields.
+
+    The levels of a file may have different contents, or an offset, and then geometry tells nothing about the images.
+    """
+    alike = []
+    for outer, inner in pairs:
+        cells = [
+            np.asarray(image.convert("L").resize(AGREEMENT_CELLS, Image.Resampling.BOX, box=box), np.float32).ravel()
+            for image, box in ((images[outer], _edges(outer, inner)), (images[inner], None))
+        ]
+        alike.append(np.corrcoef(*cells)[0, 1])
+    if (agreement := float(np.mean(alike))) < MIN_AGREEMENT:
+        outer, inner = pairs[0]
+        location = f"{source.name}, {inner.name(source.name)}"
+        expected_text = f"the same tissue in the {MAGNIFICATION[outer.view]} field around it"
+        found = f"other tissue (correlation {agreement:.2f}): the levels of the file do not agree"
+        raise InputError(Problem(location, expected_text, found, f"{PYRAMID_HINT}; or leave the slide out"))
 
 
 def measure_image(image: Image.Image, encoded_bytes: int) -> list[float]:
@@ -315,9 +357,14 @@ def mark_boxes(view: Image.Image, context: Field, targets: Sequence[Field]) -> I
 
 def box_in(context: Field, field: Field) -> Rectangle:
     """Returns the (left, top, right, bottom) pixels of a field in the view of the field that holds it."""
+    left, top, right, bottom = map(round, _edges(context, field))
+    return left, top, right, bottom
+
+
+def _edges(context: Field, field: Field) -> Rectangle:
     left = (field.x - field.side / 2 - context.x + context.side / 2) / context.mpp
     top = (field.y - field.side / 2 - context.y + context.side / 2) / context.mpp
-    return round(left), round(top), round(left + field.side / context.mpp), round(top + field.side / context.mpp)
+    return left, top, left + field.side / context.mpp, top + field.side / context.mpp
 
 
 def _tag_place(rim: Rectangle, taken: Sequence[Rectangle], size: tuple[int, int]) -> Rectangle:

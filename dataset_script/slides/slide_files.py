@@ -14,12 +14,13 @@ import click
 from dataset_script.splits import SPLITS
 from scale_vqa_eval.errors import InputError, Problem, did_you_mean, preview
 from scale_vqa_eval.schema import patient_of
+from scale_vqa_eval.wsi import UNKNOWN_FORMAT, not_opened
 
 
 def find_slides(places: Sequence[Path]) -> tuple[Path, ...]:
     """Returns the slide files among files and folders (with sub-folders, without hidden files), sorted by stem.
 
-    Files of the folders that OpenSlide does not open are named on standard error.
+    Files of the folders that OpenSlide does not open are named on standard error, with the reason if it is known.
 
     The DICOM files of one series in a folder are one slide: OpenSlide opens it by any of them.
 
@@ -36,10 +37,12 @@ def find_slides(places: Sequence[Path]) -> tuple[Path, ...]:
     for place in places:
         for path in [place] if place.is_file() else _files_in(place):
             if openslide.OpenSlide.detect_format(str(path)) is None:
+                problem = not_opened(path)
                 if place.is_file():
-                    problems.append(_not_opened(path))
+                    problems.append(problem)
                 else:
-                    click.echo(f"skipped, not a slide that OpenSlide opens: {path}", err=True)
+                    reason = f": {problem.found}; {problem.hint}" if problem.found != UNKNOWN_FORMAT else ""
+                    click.echo(f"skipped, not a slide that OpenSlide opens: {path}{reason}", err=True)
                 continue
             series = _dicom_series(path)
             if series is not None and series in seen_series:
@@ -80,18 +83,26 @@ def read_patients(slides: Sequence[Path], table: Path | None) -> dict[str, str]:
     Raises:
         InputError: where the table has not these columns, an empty cell, two patients for a slide, or lacks a slide.
     """
-    if table is None:
-        return {slide.stem: patient_of(slide.stem) for slide in slides}
-    patients, problems = _read_pairs(table, "slide", "patient")
-    named = {slide.stem: patients.get(slide.stem) or patients.get(slide.name) for slide in slides}
-    problems += [
-        Problem(str(table), f"a row for slide {preview(name)}", "none", "add one")
-        for name, patient in named.items()
-        if patient is None
-    ]
+    named: dict[str, str] = {}
+    patients, problems = _read_pairs(table, "slide", "patient") if table is not None else ({}, [])
+    for slide in slides:
+        keys = (unicodedata.normalize("NFC", name) for name in (slide.stem, slide.name))
+        found = sorted({patients[key] for key in keys if key in patients})
+        if table is not None and len(found) != 1:
+            hint = "correct one row" if found else "add one"
+            expected = f"a row for slide {preview(slide.stem)}"
+            problems.append(Problem(str(table), expected, preview(" and ".join(found) or "none"), hint))
+        named[slide.stem] = found[0] if found else patient_of(slide.stem)
     if problems:
         raise InputError(problems)
-    return {name: patient for name, patient in named.items() if patient is not None}
+    folded: dict[str, set[str]] = {}
+    for patient in named.values():
+        folded.setdefault(patient.casefold(), set()).add(patient)
+    for same in folded.values():
+        if len(same) > 1:
+            names = ", ".join(map(preview, sorted(same)))
+            click.echo(f"patients {names} differ only in case and are taken for {len(same)}", err=True)
+    return named
 
 
 def read_splits(table: Path) -> dict[str, str]:
@@ -117,22 +128,24 @@ def read_splits(table: Path) -> dict[str, str]:
 
 
 def _read_pairs(table: Path, key: str, value: str) -> tuple[dict[str, str], list[Problem]]:
-    """Returns two columns of a CSV as a mapping, and the problems of its rows."""
+    """Returns two columns of a CSV as a mapping of names in NFC, and the problems of its rows."""
     pairs: dict[str, str] = {}
     problems: list[Problem] = []
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             columns = reader.fieldnames or []
-            if not {key, value} <= set(columns):
-                found = ", ".join(columns) or "no header"
-                raise InputError(
-                    Problem(f"{table}, line 1", f"the columns {key} and {value}", found, "rename the columns")
-                )
+            if any(list(columns).count(name) != 1 for name in (key, value)):
+                found = preview(", ".join(columns) or "no header", 160)
+                expected, hint = f"one column {key} and one {value}", "rename the columns, and separate them by commas"
+                raise InputError(Problem(f"{table}, line 1", expected, found, hint))
             for row in reader:
                 location = f"{table}, line {reader.line_num}"
-                left, right = (row[key] or "").strip(), (row[value] or "").strip()
-                if not left or not right:
+                left, right = (unicodedata.normalize("NFC", row[name] or "").strip() for name in (key, value))
+                if row.get(None):  # type: ignore[call-overload]
+                    expected, found = f"{len(columns)} cells", f"{len(columns) + len(row[None])}"  # type: ignore
+                    problems.append(Problem(location, expected, found, "quote cells that hold a comma"))
+                elif not left or not right:
                     problems.append(Problem(location, f"a {key} and a {value}", "an empty cell", "fill it in"))
                 elif pairs.setdefault(left, right) != right:
                     found = f"{preview(pairs[left])} and {preview(right)} for {preview(left)}"
@@ -142,26 +155,6 @@ def _read_pairs(table: Path, key: str, value: str) -> tuple[dict[str, str], list
             Problem(str(table), "a CSV file in UTF-8", preview(str(error), 160), "save it again")
         ) from error
     return pairs, problems
-
-
-def _not_opened(path: Path) -> Problem:
-    """Returns why OpenSlide does not open a file, and how to convert it where that is known."""
-    import tifffile
-
-    found, hint = "no format that it knows", "give another file, or leave it out"
-    try:
-        with tifffile.TiffFile(path) as file:
-            page = file.pages.first
-            if not page.is_tiled:
-                found = f"a TIFF in strips ({page.compression.name}), not in tiles"
-                hint = (
-                    'convert it: pip install pyvips-binary pyvips, then python -c "import pyvips; '
-                    "pyvips.Image.new_from_file('IN.tif').tiffsave('OUT.tif', tile=True, pyramid=True, "
-                    "compression='jpeg', Q=90, bigtiff=True)\""
-                )
-    except Exception:  # not a TIFF, or a damaged one
-        pass
-    return Problem(str(path), "a slide that OpenSlide opens", found, hint)
 
 
 def _dicom_series(path: Path) -> str | None:

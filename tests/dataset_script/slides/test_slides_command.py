@@ -16,6 +16,7 @@ from dataset_script.slides import slide_files
 from dataset_script.slides.command import slides
 from dataset_script.slides.slide_files import find_slides, read_patients
 from scale_vqa_eval.errors import InputError
+from scale_vqa_eval.wsi import OpenSlideSource
 
 Capture = pytest.CaptureFixture[str]
 
@@ -118,7 +119,10 @@ def test_patients_come_from_the_table_or_the_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("slide;patient\n", "line 1.*the columns slide and patient"),
+        ("slide;patient\n", "line 1.*one column slide and one patient.*commas"),
+        ("slide,patient,patient\n", "line 1.*one column slide"),
+        ("slide,patient\na,Doe, J\n", "line 2.*2 cells, found 3"),
+        ("slide,patient\na,1\na.tif,2\n", "slide 'a', found '1 and 2'"),
         ("slide,patient\na,\n", "line 2.*empty cell"),
         ("slide,patient\na,1\na,2\n", "line 3.*one patient per slide"),
         ("slide,patient\nc,1\n", "a row for slide 'a'"),
@@ -128,6 +132,37 @@ def test_a_patient_table_with_problems(tmp_path: Path, content: str, message: st
     (tmp_path / "patients.csv").write_text(content)
     with pytest.raises(InputError, match=message):
         read_patients([Path("a.tif")], tmp_path / "patients.csv")
+
+
+def test_names_in_tables_are_compared_in_one_form(capsys: Capture, tmp_path: Path) -> None:
+    (tmp_path / "patients.csv").write_text("slide,patient\nnai\u0308ve,p\nb,P\n")
+    assert set(read_patients([Path("na\u00efve.tif"), Path("b.tif")], tmp_path / "patients.csv").values()) == {
+        "p",
+        "P",
+    }
+    assert "'P', 'p' differ only in case" in capsys.readouterr().err
+
+
+def test_why_a_tiff_is_not_opened_and_what_converts_it(tmp_path: Path, capsys: Capture) -> None:
+    """libvips reads JPEG 2000 as black, without an error: such a file needs another command."""
+    pixels = tissue_pixels(600, 600, seed=0)
+    write_slide(tmp_path / "jpeg2000.tif", [pixels], compression="jpeg2000")
+    write_slide(tmp_path / "webp.tif", [pixels], compression="webp")
+    whole = write_slide(tmp_path / "short.tif", [pixels], compression="zlib").read_bytes()
+    (tmp_path / "short.tif").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "none.tif").touch()
+    write_slide(tmp_path / "strips.tif", [pixels], tile=None, rowsperstrip=64)
+    expected = {"jpeg2000": "tifffile.imread", "webp": "pyvips", "short": "ends early", "none": "an empty file"}
+    for name, message in expected.items():
+        with pytest.raises(InputError, match=message):
+            find_slides([tmp_path / f"{name}.tif"])
+            OpenSlideSource(tmp_path / f"{name}.tif")
+    find_slides([tmp_path])
+    skipped = capsys.readouterr().err.splitlines()
+    assert [line.partition(".tif: ")[2].split(";")[0] for line in skipped] == [
+        "an empty file",
+        "a TIFF in strips (NONE), not in tiles",
+    ]
 
 
 def test_a_slide_without_scale_names_the_option_and_writes_nothing(folder: Path, tmp_path: Path) -> None:

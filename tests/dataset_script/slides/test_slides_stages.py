@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import lost_workers
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from drawn_slides import tissue_slide
+from drawn_slides import halves, tissue_pixels, tissue_slide, write_slide
 from grounding_builds import build, rows_of
 
 from dataset_script.slides import build_cache
@@ -162,3 +163,26 @@ def test_an_image_of_several_kinds_is_stored_once_per_column(drawn: list[Path], 
     files = list((tmp_path / "r" / "grounding").glob("*.parquet"))
     assert sum(path.stat().st_size for path in files) < 1.05 * sum(len(content) for _, content in images) + 20_000
     assert [pq.ParquetFile(path).num_row_groups for path in files] == [1]
+
+
+def test_levels_that_show_different_places_are_refused(tmp_path: Path) -> None:
+    """Geometry would then say nothing about the images."""
+    levels = halves(tissue_pixels(1600, 1400, seed=1), 3)
+    levels[2] = np.roll(levels[2], (50, 50), (0, 1))
+    slide = write_slide(tmp_path / "rolled.tif", levels)
+    with pytest.raises(InputError, match=r"rolled_200x.*same tissue in the 40x field.*levels.*do not agree"):
+        build([slide], tmp_path / "r", ZOOM)
+    assert not (tmp_path / "r").exists()
+
+
+def test_damaged_finished_work_is_named(tmp_path: Path) -> None:
+    slide, work = tissue_slide(tmp_path / "a.tif", 1600, 1400), tmp_path / "work"
+    for stage, pattern, content in (("plan", "*/plan.json", b"{"), ("render", "*/*.zip", b"PK")):
+        build_slides([slide], {"a": "a"}, ZOOM, tmp_path / "r", 1, print, work, last_stage=stage)
+        (file,) = work.glob(pattern)
+        file.write_bytes(content)
+        build_cache._read_plan.cache_clear()
+        with pytest.raises(InputError, match=f"{file.name}.*a damaged file.*delete it"):
+            build_slides([slide], {"a": "a"}, ZOOM, tmp_path / "r", 1, print, work)
+        file.unlink()
+    build_slides([slide], {"a": "a"}, ZOOM, tmp_path / "r", 1, print, work)
