@@ -46,7 +46,7 @@ LINE_PX: Final = 2
 CLEAR_PX: Final = 1
 """Pixels left free around the field, so that no line covers the tissue in question."""
 TAG_PX: Final = 14
-AGREEMENT_CELLS: Final = (8, 8)
+AGREEMENT_CELLS: Final = 8
 MIN_AGREEMENT: Final = 0.7
 """Minimum mean correlation of lightness between fields of a group and the same places in the fields around them."""
 _DISK_HINT: Final = "free disk space or name another --work, and run the same command again: finished work is kept"
@@ -291,9 +291,12 @@ def _check_levels_agree(
     The levels of a file may have different contents, or an offset, and then geometry tells nothing about the images.
     """
     alike = []
+    side = min(AGREEMENT_CELLS, int(pairs[0][1].side / pairs[0][0].mpp / 2))
+    if side < 3:  # fewer cells of two pixels are too few to tell
+        return
     for outer, inner in pairs:
         cells = [
-            np.asarray(image.convert("L").resize(AGREEMENT_CELLS, Image.Resampling.BOX, box=box), np.float32).ravel()
+            np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX, box=box), np.float32).ravel()
             for image, box in ((images[outer], _edges(outer, inner)), (images[inner], None))
         ]
         alike.append(np.corrcoef(*cells)[0, 1])
