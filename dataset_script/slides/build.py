@@ -26,7 +26,7 @@ from dataset_script.slides.slide_files import read_splits
 from dataset_script.slides.workers import run_all, worker_pool
 from dataset_script.splits import SPLIT_TABLE, SPLITS, patient_splits, split_table
 from scale_vqa_eval.controls.exchange_group import GROUP_SIZE
-from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import sha256_json
 from scale_vqa_eval.release_folder.write import (
     link_or_copy,
@@ -83,6 +83,7 @@ def build_slides(
     root = (work or work_root(out)).absolute()
     works = [slide_work(root, slide.absolute() if ray else slide, settings) for slide in slides]
     _clear_stale(root, works, keep=work is not None)
+    _notify_dropped(out, patients, notify)
     with worker_pool(workers, ray) as run:
         run_all(run, make_plan, [(work, settings) for work in works], "slides planned")
         for one in works:
@@ -94,6 +95,9 @@ def build_slides(
         if last_stage == "render":
             return None
         fixed = _earlier_splits(out, settings, notify) if splits is None else splits
+        if absent := sorted(set(splits or ()) - set(patients.values())):
+            names = ", ".join(map(preview, absent[:5])) + (", ..." if len(absent) > 5 else "")
+            notify(f"{len(absent)} of {len(fixed)} patients with a given split have no slide here: {names}")
         split_of = _splits(works, patients, settings, fixed)
         blocks = list(_blocks(root, works, patients, settings, split_of))
         _notify_uncrossed(blocks, notify)
@@ -120,6 +124,18 @@ def build_slides(
         (folder / SPLIT_TABLE).write_bytes(split_table({use.patient: use.split for use in uses if use.split}))
     shutil.rmtree(root / "blocks" if work is not None else root)
     return report
+
+
+def _notify_dropped(out: Path, patients: Mapping[str, str], notify: Notify) -> None:
+    """Warns of slides of the build that ``out`` holds that this build was not given: they will no longer be in it."""
+    try:
+        uses = json.loads((out / CONFIG / "build.json").read_text(encoding="utf-8"))["slides"]
+        dropped = sorted({use["slide"] for use in uses} - patients.keys())
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if dropped:
+        names = ", ".join(map(preview, dropped[:5])) + (", ..." if len(dropped) > 5 else "")
+        notify(f"{out} will no longer hold {len(dropped)} slides that are not named now: {names}")
 
 
 def _earlier_splits(out: Path, settings: GroundingSettings, notify: Notify) -> dict[str, str]:

@@ -30,6 +30,8 @@ VIEWS_OF: Final[dict[str, tuple[str, ...]]] = {
 DEFAULT_PX: Final = 512
 STEP_PX: Final = 16
 MIN_PX: Final = 128
+MIN_LIGHT: Final = 64.0
+"""Mean of 255 below which a slide without tissue is called dark; brightfield slides are mostly glass."""
 MIN_RATIO: Final = 2.0
 """A field is at least this many times as wide as the next one in it, so that there is something to find."""
 MIN_ZOOM_OUT_RATIO: Final = 4.0
@@ -285,7 +287,10 @@ def _notes(layout: str, groups: tuple[FieldGroup, ...], settings: GroundingSetti
         kinds = ", ".join(settings.kinds_of(layout))
         reason = "no more fields that lie apart have enough tissue and structure, and no pen"
         if not tissue.tissue.any():
+            light = float(tissue.sums[-1, -1, 2:5].mean()) / tissue.tissue.size
             reason = "no tissue was found"
+            if light < MIN_LIGHT:
+                reason += f": the slide is dark (mean {light:.0f} of 255), as fluorescence or 12 bits stored in 16 are"
         elif tissue.ink.any():
             reason += f" (tissue on {tissue.tissue.mean():.0%} of the slide, pen on {tissue.ink.mean():.0%})"
         notes.append(

@@ -91,6 +91,7 @@ def test_a_given_split_table_is_kept_and_checked(drawn: list[Path], tmp_path: Pa
     assert result.exit_code == 0, result.output
     assert splits_of(tmp_path / "r") == {"slide_a": "test", "slide_b": "test", "slide_c": "train"}
     assert "splits.csv" in (tmp_path / "r" / "README.md").read_text()
+    assert "1 of 3 patients with a given split have no slide here: 'absent, one'" in result.output
     for content, message in (("patient,split\na,dev\n", "one of train"), ("patient,split\na,val\na,test\n", "line 3")):
         table.write_text(content)
         with pytest.raises(InputError, match=message):
