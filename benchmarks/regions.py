@@ -5,7 +5,8 @@
 The boxes are those that a build would show. Each contender has handles of its own and ends with JPEG bytes (Pillow,
 quality 90, 4:4:4). Peers are left out where they are not installed:
 
-    pip install large-image large-image-source-tiff large-image-source-openslide cucim-cu12 fastslide tiatoolbox
+    pip install large-image large-image-source-tiff large-image-source-openslide pylibtiff
+    pip install cucim-cu12 fastslide tiatoolbox
 
 At the view's exact scale, 512 pixels for a 512-pixel view:
 
