@@ -6,7 +6,7 @@ not fitted to its cluster (patient, slide or exchange set); votes are averaged o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -22,8 +22,8 @@ from scale_vqa_eval.audit.text_features import NGRAM_FAMILIES, TextFeatures, for
 FAMILIES: Final = ("position", "geometry", *NGRAM_FAMILIES)
 TREES: Final = 20
 """Trees per forest; the votes of three partitions are averaged."""
-Model = Callable[[TextFeatures], FloatArray]
-"""A fitted model: features of questions -> non-negative votes (N,) that sum to 1 in each question."""
+Model = Callable[[TextFeatures, IntArray], FloatArray]
+"""A fitted model: features, chosen questions -> votes (options of these,), non-negative, sum 1 in each question."""
 Fitter = Callable[[IntArray, int], Model]
 """Function that fits a model to chosen questions (row numbers) of a sample, with a seed."""
 
@@ -100,7 +100,7 @@ def cross_fit(
         for family, fit, model in fitted() if kept is None else kept:
             scored = np.flatnonzero(folds[fit.partition, rows] == fit.fold)
             if len(scored):
-                options, vote = features.layout.rows_of(scored), model(features.take(scored))
+                options, vote = features.layout.rows_of(scored), model(features, scored)
                 if fit.crossed:
                     votes[family].crossed[options] += vote / len(folds)
                 if fit.sequential:
@@ -139,14 +139,15 @@ def make_fitter(family: str, sample: TextFeatures, gold: IntArray) -> Fitter:
     if family == "geometry":
         return _forest(sample, gold)
     if family in sample.dense:
-        return _linear(sample, gold, sample.dense[family], lambda features: features.dense[family])
+        return _linear(sample, gold, sample.dense[family], lambda features, rows: features.dense[family][rows])
     columns, matrix = sample.columns(family)
-    return _linear(sample, gold, matrix, lambda features: columns.matrix(features.presence[family]))
+    return _linear(sample, gold, matrix, lambda features, rows: columns.matrix(features.presence[family].take(rows)))
 
 
-def _even(features: TextFeatures) -> FloatArray:
+def _even(features: TextFeatures, scored: IntArray) -> FloatArray:
     """Model without training questions: uniform votes."""
-    return np.asarray(1.0 / features.layout.counts[features.layout.owner], dtype=np.float64)
+    counts = features.layout.counts[scored]
+    return np.asarray(1.0 / np.repeat(counts, counts), dtype=np.float64)
 
 
 def _letter_prior(sample: TextFeatures, gold: IntArray) -> Fitter:
@@ -165,10 +166,10 @@ def _letter_prior(sample: TextFeatures, gold: IntArray) -> Fitter:
         of_type = [rates(chosen[sample.types[chosen] == kind], overall) for kind in range(kinds)]
         table = np.array([*of_type, overall])  # type -1 reads the last row
 
-        def vote(features: TextFeatures) -> FloatArray:
-            layout = features.layout
+        def vote(features: TextFeatures, scored: IntArray) -> FloatArray:
+            layout = features.layout.take(scored)
             letter = np.arange(len(layout.owner)) - layout.starts[layout.owner]
-            return layout.normalised(table[features.types[layout.owner], np.minimum(letter, width - 1)])
+            return layout.normalised(table[features.types[scored][layout.owner], np.minimum(letter, width - 1)])
 
         return vote
 
@@ -193,34 +194,55 @@ def _forest(sample: TextFeatures, gold: IntArray) -> Fitter:
         leaf = max(3, len(rows) // 2000)  # limits the size of a tree
         given, target = columns[rows], right[rows]
 
-        def grow(tree_seed: int) -> Any:
-            tree = ExtraTreeRegressor(min_samples_leaf=leaf, max_features="sqrt", random_state=tree_seed)
+        def grow(state: int | np.random.RandomState) -> Any:
+            tree = ExtraTreeRegressor(min_samples_leaf=leaf, max_features="sqrt", random_state=state)
             return tree.fit(given, target, check_input=False)
 
-        seeds = np.random.RandomState(seed % 2**31).randint(2**31 - 1, size=TREES).tolist()
+        random = np.random.RandomState(seed % 2**31)
+        seeds = random.randint(2**31 - 1, size=TREES).tolist()
         with config_context(skip_parameter_validation=True), ThreadPoolExecutor(2) as pool:
-            # threads are faster only for large samples
-            forest = list(pool.map(grow, seeds) if len(rows) > 4000 else map(grow, seeds))
+            # threads are faster only for large samples, and cannot share a generator
+            forest = list(pool.map(grow, seeds) if len(rows) > 4000 else map(grow, _reseeded(random, seeds)))
 
-        def vote(features: TextFeatures) -> FloatArray:
-            given = forest_columns(features.geometry, features.layout, features.types)
-            given = np.pad(given, ((0, 0), (0, columns.shape[1] - given.shape[1])))  # a chunk may lack the last types
+        def vote(features: TextFeatures, scored: IntArray) -> FloatArray:
+            layout, rows = features.layout.take(scored), features.layout.rows_of(scored)
+            if features is sample:
+                given = columns[rows]
+            else:
+                given = forest_columns(features.geometry[rows], layout, features.types[scored])
+                # a chunk may lack the last types
+                given = np.pad(given, ((0, 0), (0, columns.shape[1] - given.shape[1])))
             votes = np.sum([tree.predict(given, check_input=False) for tree in forest], axis=0)
-            return features.layout.normalised(np.asarray(votes, dtype=np.float64))
+            return layout.normalised(np.asarray(votes, dtype=np.float64))
 
         return vote
 
     return fit
 
 
-def _linear(sample: TextFeatures, gold: IntArray, matrix: Any, columns: Callable[[TextFeatures], Any]) -> Fitter:
-    """Fitter of ``fit_listwise`` on the sample's (N, f) matrix; ``columns`` returns the matrix of other questions."""
+def _reseeded(random: np.random.RandomState, seeds: Sequence[int]) -> Iterator[np.random.RandomState]:
+    """Yields the generator seeded anew: a new one for each seed gives the same numbers and costs 0.5 ms."""
+    for seed in seeds:
+        random.seed(seed)
+        yield random
+
+
+def _linear(
+    sample: TextFeatures, gold: IntArray, matrix: Any, columns: Callable[[TextFeatures, IntArray], Any]
+) -> Fitter:
+    """Fitter of ``fit_listwise`` on the sample's (N, f) matrix; ``columns`` returns that of some other options."""
 
     def fit(chosen: IntArray, seed: int) -> Model:
         if not len(chosen):
             return _even
         weights = fit_listwise(matrix[sample.layout.rows_of(chosen)], sample.layout.take(chosen), gold[chosen])
-        return lambda features: features.layout.softmax(columns(features) @ weights)
+
+        def vote(features: TextFeatures, scored: IntArray) -> FloatArray:
+            rows = features.layout.rows_of(scored)
+            values = (matrix[rows] if features is sample else columns(features, rows)) @ weights
+            return features.layout.take(scored).softmax(values)
+
+        return vote
 
     return fit
 
