@@ -107,6 +107,9 @@ def contenders(release: Path, folder: Path) -> dict[str, Loader]:
         ),
         "ScaleVQA": ours,
         "release folder": lambda cache: datasets.load_dataset(str(release), cache_dir=cache, split="test"),
+        "its images": lambda cache: datasets.load_dataset(str(release), cache_dir=cache, split="test").select_columns(
+            list(VIEWS)
+        ),
         "imagefolder": lambda cache: datasets.load_dataset(
             "imagefolder", data_dir=str(folder), cache_dir=cache, split="test"
         ),
