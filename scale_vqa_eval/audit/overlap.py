@@ -249,13 +249,13 @@ def _image_rows(data: str | Path, config: str | None) -> Iterator[list[tuple[str
 
     Returns None if the data has no image columns.
     """
+    path = Path(resolve_data(data))
+    if path.is_file() and path.suffix.lower() != ".parquet":
+        return None
     import pyarrow.parquet as pq
     from datasets import Features, List, load_dataset
     from datasets import Image as ImageFeature
 
-    path = Path(resolve_data(data))
-    if path.is_file() and path.suffix.lower() != ".parquet":
-        return None
     if path.exists():
         files = [path] if path.is_file() else [file for part in release_files(path, config).values() for file in part]
         columns = _image_columns(Features.from_arrow_schema(pq.read_schema(files[0])))
