@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final
 
 import click
-import pyarrow.parquet as pq
 
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import sha256_file
@@ -143,6 +142,8 @@ def join_releases(folders: Sequence[Path], out: Path) -> dict[str, dict[str, int
     Raises:
         InputError: if two folders share an id or an exchange group, a patient is in two splits, or columns differ.
     """
+    import pyarrow.parquet as pq
+
     configs = {folder: release_shards(folder) for folder in folders}
     names = list(dict.fromkeys(name for shards in configs.values() for name in shards))
     splits: dict[str, dict[str, str]] = {name: {} for name in names}
@@ -211,6 +212,8 @@ def _conflicts(configs: Mapping[Path, Mapping[str, Shards]], splits: dict[str, d
 
 
 def _rows(shards: Shards) -> Iterator[tuple[str, dict[str, str | None]]]:
+    import pyarrow.parquet as pq
+
     columns = ["id", "group", "patient_id", "wsi_name"]
     for split, files in shards.items():
         for file in files:

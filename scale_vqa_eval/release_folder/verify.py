@@ -8,11 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.files import sha256_file, sha256_json
@@ -20,6 +16,9 @@ from scale_vqa_eval.release_folder.card import CONTROLS, HUB
 from scale_vqa_eval.release_folder.read import release_configs
 from scale_vqa_eval.release_folder.write import row_features
 from scale_vqa_eval.schema import CONFIGS, VIEWS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Shards = Mapping[str, list[Path]]
 """Split -> Parquet files, in order."""
@@ -62,6 +61,8 @@ def has_images(config: str, shards: Shards) -> bool:
     """
     if config not in CONTROLS:
         return config not in ("text", HUB)
+    import pyarrow.parquet as pq
+
     return any(view in pq.read_schema(file).names for files in shards.values() for file in files for view in VIEWS)
 
 
@@ -94,6 +95,8 @@ def check_columns(shards: Shards, declared: Any) -> None:
 
 
 def _column_problems(file: Path, declared: Any) -> Iterator[Problem]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     from datasets import ClassLabel, Features
 
     hint = "build the folder again with `scale-vqa build`"
@@ -127,6 +130,9 @@ def unembedded_rows(table: pa.Table) -> Iterator[tuple[int, str, str]]:
 
 
 def _paths_alone(column: pa.Array) -> Iterator[tuple[int, str]]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     rows = None
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         rows, column = pc.list_parent_indices(column), pc.list_flatten(column)
