@@ -257,6 +257,12 @@ def card_note(report: BuildReport) -> str:
         ]
     lines += [
         "",
+        "Of the other kinds, too, the shown field and the right option share tissue, which no choice of wrong options "
+        "hides completely. Compare a model with readers of simple features on the same questions, not with chance "
+        "alone.",
+    ]
+    lines += [
+        "",
         "| slide | patient | split | mm | questions | differs from the settings |",
         "|---|---|---|---|---|---|",
     ]
