@@ -166,6 +166,9 @@ def build_release(
         raise InputError(problems)
     questions = found.questions
     defects = find_defects(questions)
+    if images is not None:
+        without = (question for question in questions if not question.images)
+        defects += [Defect(question.id, "null-view", f"no image for {', '.join(VIEWS)}") for question in without]
     _report(defects, len(questions))
     splits = {split: [q for q in questions if q.split == split] for split in files}
     tables: dict[str, dict[str, Iterator[dict[str, Any]]]] = {}

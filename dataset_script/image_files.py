@@ -196,7 +196,8 @@ def check_images(root: Path | FoundImages, named: Iterable[tuple[str, str]], wor
             hint = f"put it below {folder}" if file == "no file there" else "name a file below the image root"
             problems.append(Problem(where, f"a file inside {folder}", file, hint))
         elif (found := broken[file]) is not None:
-            problems.append(Problem(where, "a complete image", found, "download it again"))
+            hint = "convert it, or download it again" if found.startswith("no image in") else "download it again"
+            problems.append(Problem(where, "a complete image", found, hint))
     return problems
 
 

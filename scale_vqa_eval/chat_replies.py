@@ -113,7 +113,8 @@ def _tool_calls(raw: Any) -> tuple[Mapping[str, Any], ...]:
             continue
         index, function = piece.get("index"), piece.get("function")
         function = function if isinstance(function, Mapping) else {}
-        call = calls.setdefault(f"call {number}" if index is None else index, {"id": "", "name": "", "arguments": ""})
+        key = index if isinstance(index, int | str) else f"call {number}"
+        call = calls.setdefault(key, {"id": "", "name": "", "arguments": ""})
         call["id"] = call["id"] or str(piece.get("id") or f"call_{number}")
         call["name"] += str(function.get("name") or "")
         arguments = function.get("arguments")
@@ -183,7 +184,7 @@ def _document(content: bytes) -> Any:
 
 
 def _joined_stream(text: str) -> Any:
-    """Joins the chunks of an event stream into one reply; returns None if the stream is incomplete."""
+    """Joins the chunks of an event stream into one reply; returns None if the stream is incomplete or malformed."""
     message: dict[str, Any] = {}
     reply: dict[str, Any] = {}
     finish, ended = None, False
@@ -199,11 +200,16 @@ def _joined_stream(text: str) -> Any:
             return chunk
         reply |= {name: chunk[name] for name in ("model", "usage") if chunk.get(name)}
         for choice in chunk.get("choices") or []:
+            delta = choice.get("delta") or {} if isinstance(choice, Mapping) else None
+            if not isinstance(delta, Mapping):
+                return None
             if choice.get("index", 0) != 0:
                 continue
             finish = choice.get("finish_reason") or finish
-            for name, value in (choice.get("delta") or {}).items():
+            for name, value in delta.items():
                 if isinstance(value, str | list) and value and name != "role":
+                    if not isinstance(value, type(message.get(name, value))):
+                        return None
                     message[name] = message[name] + value if name in message else value
     if not (ended or finish):
         return None

@@ -194,7 +194,7 @@ class LLMSession:
         try:
             entries = (await self._send("GET", "/models", timeout=_LIST_SECONDS)).json()["data"]
             return {str(entry["id"]): entry for entry in entries} or None
-        except (httpx.HTTPError, ValueError, TypeError, KeyError):
+        except (httpx.HTTPError, ValueError, TypeError, KeyError, RecursionError):
             return None
 
     async def ask(
@@ -234,7 +234,7 @@ class LLMSession:
             return CallResult(failure="timeout: no answer in time, at every try"), 0.0
         except httpx.TransportError as error:
             return self._masked(CallResult(failure=f"connection: {error or type(error).__name__}")), 0.0
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx.HTTPError, ValueError, RecursionError) as error:
             return self._masked(CallResult(failure=f"malformed reply: {error}")), None
         status = re.match(r"status (\d+)", result.failure or "")
         retried = status is not None and int(status[1]) in _RETRIED_STATUS and not (result.fatal or result.refused)

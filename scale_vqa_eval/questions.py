@@ -113,7 +113,9 @@ def _question(record: Record, problems: list[Problem]) -> Question | None:
     stem = next(_values(row, "question"), None)
     if not isinstance(stem, str) or not stem.strip():
         expected = f"a question text under one of {', '.join(FIELD_NAMES['question'])}"
-        problems.append(Problem(location, expected, preview(stem), "add the text"))
+        known = any(name in row for name in FIELD_NAMES["question"])
+        found = preview(stem) if known or stem else f"only the fields {preview(', '.join(map(str, row)))}"
+        problems.append(Problem(location, expected, found, "add the text"))
         return None
     options = _options(row)
     if isinstance(options, str):
@@ -178,7 +180,7 @@ def _options(row: Mapping[str, Any]) -> tuple[str, ...] | str:
     """Returns the option texts in letter order, or a description of what was found instead."""
     raw = next((row[key] for key in FIELD_NAMES["options"] if row.get(key) is not None), None)
     if raw is None:
-        raw = {letter: row[letter] for letter in LETTERS if row.get(letter) not in (None, "")} or None
+        raw = {letter: row[letter] for letter in LETTERS if not _missing(row.get(letter))} or None
     if isinstance(raw, str):
         raw = _literal(raw)
     if isinstance(raw, Mapping):
@@ -193,9 +195,14 @@ def _options(row: Mapping[str, Any]) -> tuple[str, ...] | str:
     strange = [type(text).__name__ for text in raw if text is not None and not isinstance(text, str | Number)]
     if strange:
         return f"an option of type {strange[0]}"
-    texts = tuple("" if text is None else str(text) for text in raw)
+    texts = tuple("" if _missing(text) else str(text) for text in raw)
     empty = [LETTERS[index] for index, text in enumerate(texts) if not text.strip()]
     return f"an empty option {', '.join(empty)}" if empty else texts
+
+
+def _missing(value: Any) -> bool:
+    """Returns whether an option is null, empty, or NaN, which pandas writes for a cell without a value."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def _literal(text: str) -> Any:

@@ -311,7 +311,8 @@ class AmbiguityModel:
         texts = [" ".join(diagnoses[key]) for key in paths]
         self._diagnosis = [question.dimension == "Diagnosis" for question in questions]
         self._known = np.array([bool(text) for text in texts], dtype=bool)
-        vectors = embed or TfidfVectorizer(sublinear_tf=True).fit_transform
+        words = any(re.search(r"\w\w", text) for text in texts)  # else the vocabulary would be empty
+        vectors = embed or TfidfVectorizer(analyzer="word" if words else "char", sublinear_tf=True).fit_transform
         self._vectors = csr_array(vectors(texts)) if any(texts) else None
 
     def reasons(self, row: int, other: int) -> OptionReasons:

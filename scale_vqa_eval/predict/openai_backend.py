@@ -35,6 +35,8 @@ MAX_UNREACHABLE: Final = 20
 _UNREACHABLE: Final = re.compile(r"connection:|timeout:|status (?:429|5\d\d)")
 _CUT_SHORT: Final = re.compile(r"output limit was reached", re.IGNORECASE)
 """Error of a model with hidden reasoning that may generate only one token; the check counts it as an answer."""
+_NO_CREDIT: Final = re.compile(r"status 402|insufficient_quota")
+_TOO_LARGE: Final = re.compile(r"status 413|too large|image\b.*\b(?:exceed|larger|size|dimension)", re.IGNORECASE)
 _CONTEXT_HINT: Final = "give fewer --max-pixels or --max-tokens, or start the server with a longer context"
 _MINIMUM_HINT: Final = "give more --max-tokens"
 _HINTS: Final = (
@@ -161,6 +163,10 @@ class Preflight:
             if second.failure is None or second.refused:
                 return shown
             hint = "see the server's log; if it is busy, wait and run the same command again"
+            if failure.startswith("malformed"):
+                hint = f"check that --base-url is the address of the API; otherwise {hint}"
+            elif _TOO_LARGE.search(failure):
+                hint = "give fewer --max-pixels, or raise the server's limit on the size of images and requests"
         asked = f"an answer to {self.largest.item.question.id} with {self.largest.image_count} images"
         raise InputError(Problem(self.location, asked, failure, hint))
 
@@ -175,6 +181,8 @@ class Preflight:
             return f"put the server's key into ${variable}, or name another variable by --api-key-env"
         if (status in ("404", "405") or failure.startswith("malformed")) and not re.search(r"/v\d", url):
             return "add the path of the API to the address, usually /v1: --base-url .../v1"
+        if _NO_CREDIT.search(failure):
+            return "add credit to the account of this key, then run the same command again"
         if result.fatal:
             known = f", or name one of its models ({self.names})" if self.names else ""
             return f"correct --base-url{known}"

@@ -242,9 +242,6 @@ def _file(path: Path) -> Iterator[Record]:
     except UnicodeDecodeError as error:
         found = f"{error.reason} at byte {error.start} of a block"
         raise InputError(Problem(str(path), "text in UTF-8", found, "save the file as UTF-8")) from error
-    except csv.Error as error:
-        hint = "quote cells that hold commas or line breaks"
-        raise InputError(Problem(str(path), "CSV", str(error), hint)) from error
     except OSError as error:
         found = error.strerror or preview(str(error))
         raise InputError(Problem(str(path), "a file that can be read", found, "check the file")) from error
@@ -274,17 +271,26 @@ def _jsonl(path: Path) -> Iterator[Record]:
 def _csv(path: Path) -> Iterator[Record]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        # strict, because an unclosed quote would take the rows below it into its cell
+        reader = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
         header = list(reader.fieldnames or [])
+        if len(header) == 1 and re.search(r"[;\t|]", header[0]):
+            hint = "save the file with commas between the cells, or with tabs and the ending .tsv"
+            raise InputError(Problem(f"{path}, row 0", "columns with commas between them", preview(header[0]), hint))
         twice = sorted({name for name in header if header.count(name) > 1})
         if twice:
             hint = "rename or remove one of them"
             raise InputError(Problem(f"{path}, row 0", "each column once", f"twice: {', '.join(twice)}", hint))
-        for number, row in enumerate(reader, 1):
-            if None in row:
-                expected, found = f"{len(header)} cells", f"{len(row[None])} more"
-                raise InputError(Problem(f"{path}, row {number}", expected, found, "quote the commas"))
-            yield _record(row, f"{path}, row {number}", number)
+        number = 0
+        try:
+            for number, row in enumerate(reader, 1):
+                if None in row:
+                    expected, found = f"{len(header)} cells", f"{len(row[None])} more"
+                    raise InputError(Problem(f"{path}, row {number}", expected, found, "quote the commas"))
+                yield _record(row, f"{path}, row {number}", number)
+        except csv.Error as error:
+            hint = 'quote cells that hold commas or line breaks, and double the quotes in them ("")'
+            raise InputError(Problem(f"{path}, row {number + 1}", "CSV", str(error), hint)) from error
 
 
 def _record(row: object, location: str, number: int) -> Record:
@@ -354,8 +360,7 @@ def _class_names(path: Path, schema: Any) -> dict[str, list[str]]:
     return {
         name: feature["names"]
         for name, feature in (features.items() if isinstance(features, Mapping) else ())
-        # the class index of an answer is its position among the options
-        if name != "answer" and isinstance(feature, Mapping) and isinstance(feature.get("names"), list)
+        if isinstance(feature, Mapping) and isinstance(feature.get("names"), list)
     }
 
 
@@ -369,8 +374,18 @@ def _plain(row: Mapping[str, Any], labels: Mapping[str, list[str]], location: st
         if not isinstance(index, int) or not 0 <= index < len(names):
             expected, hint = f"a class index from 0 to {len(names) - 1}", "correct the row"
             raise InputError(Problem(f"{location}, {name}", expected, preview(index), hint))
-        result[name] = names[index]
+        if name != "answer" or _names_an_option(names[index], result):
+            result[name] = names[index]
     return result
+
+
+def _names_an_option(name: object, row: Mapping[str, Any]) -> bool:
+    """Returns whether a class name of the answer is a letter or an option; else its index is the option's position.
+
+    ``class_encode_column`` numbers only the letters that occur: without a C among the answers, D is class 2.
+    """
+    options = [row[key] for key in FIELD_NAMES["options"] if isinstance(row.get(key), list)]
+    return isinstance(name, str) and ((len(name) == 1 and name.isalpha()) or any(name in texts for texts in options))
 
 
 def _decoded(value: Any) -> Any:
@@ -387,7 +402,7 @@ def _hub(name: str, split: str | None, config: str | None) -> Iterator[Record]:
         for part in _chosen(name, split, data):
             rows = data[part]
             features = rows.features or {}
-            labels = {key: one.names for key, one in features.items() if key != "answer" and hasattr(one, "names")}
+            labels = {key: one.names for key, one in features.items() if hasattr(one, "names")}
             images = [key for key, one in features.items() if key in IMAGE_COLUMNS or _is_media(one)]
             views = [view for view in VIEWS if isinstance(features.get(view), Image) and "image_path" not in features]
             for view in views:  # before other columns are removed: later, the names of the images would be lost

@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,6 +71,7 @@ class Predictions:
         provenance: provenance of the run; empty if it states none.
         settings: setting of ``SETTING_NAMES`` -> value, or None if it is not stated or differs between rows.
         digest: SHA-256 of the file.
+        mixed: setting of ``SETTING_NAMES`` -> its values, if rows or provenance state several.
     """
 
     path: Path
@@ -78,6 +79,7 @@ class Predictions:
     provenance: Mapping[str, Any]
     settings: Mapping[str, Any]
     digest: str
+    mixed: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 def read_predictions(path: str | Path) -> Predictions:
@@ -115,8 +117,11 @@ def read_predictions(path: str | Path) -> Predictions:
     if problems:
         raise InputError(problems)
     settings = {name: values[0] if len(values) == 1 else None for name, values in stated.items()}
-    settings |= {name: value for name in settings if (value := _first(provenance, SETTING_NAMES[name])) is not None}
-    return Predictions(path, tuple(rows), provenance, settings, sha256_file(path))
+    about = {name: value for name in settings if (value := _first(provenance, SETTING_NAMES[name])) is not None}
+    for name, value in about.items():
+        stated[name] += [value] if stated[name] and value not in stated[name] else []
+    mixed = {name: values for name, values in stated.items() if len(values) > 1}
+    return Predictions(path, tuple(rows), provenance, settings | about, sha256_file(path), mixed)
 
 
 def _provenance(row: dict[str, Any]) -> dict[str, Any]:

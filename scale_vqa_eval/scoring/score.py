@@ -15,7 +15,7 @@ from scipy import special
 
 from scale_vqa_eval import __version__
 from scale_vqa_eval.audit.clusters import is_block_exchange
-from scale_vqa_eval.errors import InputError, Problem
+from scale_vqa_eval.errors import InputError, Problem, preview
 from scale_vqa_eval.questions import Question, read_questions
 from scale_vqa_eval.release_folder.read import release_configs
 from scale_vqa_eval.scale_vqa_acc.clustered import (
@@ -85,6 +85,8 @@ def score_files(
         "partial": {"answered": len(asked), "of": len(questions)} if partial else None,
     }
     warnings = [line for one in runs for line in consistency_warnings(one, questions, about["config"])]
+    if shuffled is not None and (stated := runs[-1].settings["ablation"]) != "shuffled":
+        warnings.append(f"{shuffled} states the ablation {stated!r}, not 'shuffled'; its flip rate is not comparable")
     return results, [*warnings, *bare_letter_warnings(run, answers[0])]
 
 
@@ -205,6 +207,8 @@ def consistency_warnings(run: Predictions, questions: Sequence[Question], config
     stated = run.provenance.get("config")
     if None not in (stated, config) and stated != config:
         found.append(f"{run.path} was made on the config {stated!r}, not on {config!r}")
+    for name, values in run.mixed.items():
+        found.append(f"{run.path} has rows of several runs: {name} {', '.join(map(preview, values[:3]))}")
     return found
 
 

@@ -139,6 +139,10 @@ def test_a_stream_is_joined_and_one_that_was_cut_is_not_an_answer() -> None:
     assert (
         read_reply(stream(*deltas, error={"message": "down", "code": 503}), 200).failure or ""
     ) == "status 503: down"
+    for choices in ({"a": 1}, ["x"], [{"delta": "x"}]):
+        assert (read_reply(stream(choices=choices), 200).failure or "").startswith("malformed")
+    mixed = stream({"content": "a"}, {"content": [{"type": "text", "text": "b"}]})
+    assert (read_reply(mixed, 200).failure or "").startswith("malformed")
 
 
 def test_one_rule_puts_thoughts_in_front_of_the_answer() -> None:

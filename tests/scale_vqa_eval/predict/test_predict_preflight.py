@@ -148,6 +148,25 @@ def test_an_address_without_v1_is_named(release: Path, tmp_path: Path, script: S
     assert isinstance(result.exception, InputError) and result.exception.problems[0].hint.endswith(server.url)
 
 
+@pytest.mark.parametrize(
+    ("reply", "hint"),
+    [
+        (error(402, "Insufficient balance"), "add credit"),
+        (error(429, "You exceeded your quota", code="insufficient_quota"), "add credit"),
+        ((413, b"<html>413 Request Entity Too Large</html>"), "fewer --max-pixels"),
+        (error(400, "image exceeds 5 MB maximum"), "fewer --max-pixels"),
+        ((200, b"<html>log in</html>"), "--base-url is the address of the API"),
+    ],
+    ids=["balance", "quota", "request", "image", "page"],
+)
+def test_the_hint_fits_an_error_of_all_questions(
+    release: Path, tmp_path: Path, reply: tuple[int, Any], hint: str
+) -> None:
+    with chat_server(Trouble(script=lambda body, path: reply if body else None)) as server:
+        found = call(release, tmp_path / "p.jsonl", server.url)
+    assert isinstance(found.exception, InputError) and hint in str(found.exception)
+
+
 def test_a_model_that_only_streams_is_named_and_can_be_asked(release: Path, tmp_path: Path) -> None:
     with chat_server(Trouble(script=streams_only)) as server:
         result = call(release, tmp_path / "p.jsonl", server.url)

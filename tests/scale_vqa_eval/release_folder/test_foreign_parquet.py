@@ -114,6 +114,17 @@ def test_class_names_and_texts_are_the_same_dimension(table: pa.Table, tmp_path:
     assert {question.dimension for question in read_questions(tmp_path / "x.parquet")} == {"Diagnosis"}
 
 
+@pytest.mark.parametrize(
+    ("names", "answers"), [(["A", "B", "D"], "ABD"), (["w", "x", "z"], "DAC"), (["first", "second", "third"], "ABC")]
+)
+def test_classes_of_the_answer_are_read_by_name(names: list[str], answers: str, tmp_path: Path) -> None:
+    """``class_encode_column`` numbers only the answers that occur."""
+    info = {"info": {"features": {"answer": {"names": names, "_type": "ClassLabel"}}}}
+    rows = pa.table({"question": ["a", "b", "c"], "options": [["x", "y", "z", "w"]] * 3, "answer": [0, 1, 2]})
+    pq.write_table(rows.replace_schema_metadata({"huggingface": json.dumps(info)}), tmp_path / "x.parquet")
+    assert "".join(question.letter for question in read_questions(tmp_path / "x.parquet")) == answers
+
+
 @pytest.mark.parametrize("index", [None, "id"])
 def test_rows_picked_with_pandas(folder: Path, tmp_path: Path, index: str | None) -> None:
     """pandas gives lists that are all empty the type null, and may write its index as a column."""

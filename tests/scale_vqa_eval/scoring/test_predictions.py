@@ -50,7 +50,9 @@ def test_what_a_run_notes_of_itself(written, lines):
 
 def test_what_rows_disagree_on_is_unknown(written):
     run = read_predictions(written(*({"id": name, "response": "", "model": name} for name in "aba"[:2])))
-    assert run.settings["model"] is None
+    assert run.settings["model"] is None and run.mixed == {"model": ["a", "b"]}
+    stated = {"id": "a", "response": "", "provenance": {"model": "m"}}
+    assert read_predictions(written(stated, {"id": "b", "response": "", "model": "n"})).mixed == {"model": ["n", "m"]}
 
 
 def test_versions_of_the_run_are_kept(written):
