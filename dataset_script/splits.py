@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
-from scale_vqa_eval.errors import InputError, Problem, preview
+from scale_vqa_eval.errors import InputError, Problem, first_line, preview
 from scale_vqa_eval.files import sha256_file
-from scale_vqa_eval.release_folder.card import read_notes
-from scale_vqa_eval.release_folder.verify import Shards, check_columns, has_images, release_shards
+from scale_vqa_eval.release_folder.card import NO_LICENCE, body, by_heading, head, own_words, read_notes
+from scale_vqa_eval.release_folder.verify import Shards, check_columns, has_images, outside_files, release_shards
 from scale_vqa_eval.release_folder.write import link_or_copy, row_features, shard_names, staged_release
 from scale_vqa_eval.schema import patient_of
 
@@ -126,11 +128,22 @@ def split_table(split_of: Mapping[str, str]) -> bytes:
     return text.getvalue().encode()
 
 
+def notify_case(patients: Iterable[str]) -> None:
+    """Warns on standard error of patients whose names differ only in case."""
+    folded: dict[str, set[str]] = {}
+    for patient in patients:
+        folded.setdefault(patient.casefold(), set()).add(patient)
+    for same in folded.values():
+        if len(same) > 1:
+            names = ", ".join(map(preview, sorted(same)))
+            click.echo(f"patients {names} differ only in case and are taken for {len(same)}", err=True)
+
+
 def join_releases(folders: Sequence[Path], out: Path) -> dict[str, dict[str, int]]:
     """Writes the rows of release folders, in the given order, into one folder.
 
     Other files are copied; files of the same name that differ get the number of their folder. The notes of the cards
-    are concatenated.
+    are concatenated; a licence is kept if all cards state it, else the notes list the licences.
 
     Args:
         folders: at least two release folders.
@@ -140,18 +153,25 @@ def join_releases(folders: Sequence[Path], out: Path) -> dict[str, dict[str, int
         config -> split -> number of rows.
 
     Raises:
-        InputError: if two folders share an id or an exchange group, a patient is in two splits, or columns differ.
+        InputError: if two folders share an id or an exchange group, a patient is in two splits, columns differ, a file
+            is damaged, or a folder lies inside another.
     """
     import pyarrow.parquet as pq
 
+    _check_apart([*folders, out])
     configs = {folder: release_shards(folder) for folder in folders}
+    others = _other_files(configs)
     names = list(dict.fromkeys(name for shards in configs.values() for name in shards))
     splits: dict[str, dict[str, str]] = {name: {} for name in names}
     problems = list(_conflicts(configs, splits))
     if problems:
         raise InputError(problems)
+    notify_case(patient for of_patient in splits.values() for patient in of_patient)
     counts: dict[str, dict[str, int]] = {}
-    with staged_release(out, set(names), _notes(folders, names)) as staging:
+    licences = {folder: _licence(folder) for folder in folders}
+    with staged_release(out, set(names), _notes(configs, names, licences)) as staging:
+        if not (out / "README.md").exists() or out.resolve() in {folder.resolve() for folder in folders}:
+            (staging / "README.md").write_text(_earlier_card(out / "README.md", licences), encoding="utf-8")
         for config in names:
             (staging / config).mkdir()
             parts: dict[str, list[Path]] = {}
@@ -164,17 +184,17 @@ def join_releases(folders: Sequence[Path], out: Path) -> dict[str, dict[str, int
             counts[config] = {
                 split: sum(pq.read_metadata(file).num_rows for file in files) for split, files in parts.items()
             }
-        for name, files in _other_files(configs).items():
+        for name, files in others.items():
             target = staging / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.name == SPLIT_TABLE and target.parent.name in splits:
                 target.write_bytes(split_table(splits[target.parent.name]))
             elif len({sha256_file(file) for file in files.values()}) == 1:
                 target.unlink(missing_ok=True)
-                link_or_copy(next(iter(files.values())), target)
+                link_or_copy(next(iter(files.values())).resolve(), target)
             else:
                 for number, file in files.items():
-                    link_or_copy(file, target.with_name(f"{target.stem}.{number}{target.suffix}"))
+                    link_or_copy(file.resolve(), target.with_name(f"{target.stem}.{number}{target.suffix}"))
     return counts
 
 
@@ -191,7 +211,8 @@ def _conflicts(configs: Mapping[Path, Mapping[str, Shards]], splits: dict[str, d
     for folder, shards_of in configs.items():
         for config, shards in shards_of.items():
             check_columns(shards, row_features(images[config], config))
-            for split, row in _rows(shards):
+            damaged: list[Problem] = []
+            for split, row in _rows(shards, damaged):
                 for column in ("id", "group"):
                     other = ids.setdefault((config, column, row[column]), folder) if row[column] else folder
                     if other != folder and (column, row[column]) not in reported:
@@ -209,37 +230,96 @@ def _conflicts(configs: Mapping[Path, Mapping[str, Shards]], splits: dict[str, d
                     found = f"{earlier[0]} in {earlier[1]}, and {split} in {here[1]}"
                     hint = f"rebuild one with the split table of the other: --splits FOLDER/grounding/{SPLIT_TABLE}"
                     yield Problem(f"patient {preview(patient)}", "one split", found, hint)
+            yield from damaged
 
 
-def _rows(shards: Shards) -> Iterator[tuple[str, dict[str, str | None]]]:
+def _rows(shards: Shards, damaged: list[Problem]) -> Iterator[tuple[str, dict[str, str | None]]]:
+    """Yields (split, row); reads images too, to find files that are damaged, and adds these to ``damaged``."""
     import pyarrow.parquet as pq
 
     columns = ["id", "group", "patient_id", "wsi_name"]
     for split, files in shards.items():
         for file in files:
-            for batch in pq.ParquetFile(file).iter_batches(columns=columns, batch_size=4096):
-                yield from ((split, row) for row in batch.to_pylist())
+            try:
+                with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+                    for batch in parquet.iter_batches(batch_size=64):
+                        yield from ((split, row) for row in batch.select(columns).to_pylist())
+            except (OSError, ValueError) as error:  # all of pyarrow's are one of these
+                hint = "copy the file again, or build the folder again"
+                damaged.append(Problem(str(file), "rows that can be read", first_line(error), hint))
 
 
-def _notes(folders: Sequence[Path], names: Sequence[str]) -> dict[str, str]:
-    """Returns config -> notes of the folders' cards, without repeats."""
-    cards = [read_notes(folder / "README.md") for folder in folders]
-    notes = {name: list(dict.fromkeys(card[name] for card in cards if card.get(name))) for name in names}
-    lead = f"Joined from {len(folders)} folders that were built separately; the notes of each follow."
-    return {name: "\n\n".join(([lead] if len(texts) > 1 else []) + texts) for name, texts in notes.items()}
+def _check_apart(folders: Sequence[Path]) -> None:
+    """Raises InputError if a folder lies inside another, whose files it would be taken for."""
+    real = {Path(os.path.realpath(folder)): folder for folder in folders}
+    problems = [
+        Problem(
+            str(folder), "folders side by side", f"it lies inside of {real[outer]}", "move it, or name another --out"
+        )
+        for path, folder in real.items()
+        for outer in path.parents
+        if outer in real
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+def _licence(folder: Path) -> dict[str, Any]:
+    """Returns the licence that a folder's card states, as its metadata; empty if it states none."""
+    stated = head((folder / "README.md").read_text(encoding="utf-8-sig"))
+    if not stated.get("license") or stated.get("license_name") == NO_LICENCE:
+        return {}
+    return {key: stated[key] for key in ("license", "license_name", "license_link") if stated.get(key)}
+
+
+def licence_text(licence: Mapping[str, Any]) -> str:
+    """Returns a licence (see ``_licence``) on one line."""
+    return ", ".join(str(value) for value in licence.values()) or "none stated"
+
+
+def _earlier_card(card: Path, licences: Mapping[Path, Mapping[str, Any]]) -> str:
+    """Returns the earlier card, or one without text, with the licence that all folders state, if they do."""
+    old = card.read_text(encoding="utf-8-sig") if card.exists() else ""
+    first = next(iter(licences.values()))
+    licence = first if all(one == first for one in licences.values()) else {}
+    kept = {key: value for key, value in head(old).items() if not key.startswith("license")}
+    return f"---\n{json.dumps({**kept, **licence}, default=str)}\n---\n{body(old)}"
+
+
+def _notes(
+    configs: Mapping[Path, Mapping[str, Shards]], names: Sequence[str], licences: Mapping[Path, Mapping[str, Any]]
+) -> dict[str, str]:
+    """Returns config -> notes of the folders' cards, without repeats, and their licences if these differ."""
+    notes = {}
+    for name in names:
+        folders = [folder for folder, shards_of in configs.items() if name in shards_of]
+        texts = list(dict.fromkeys(note for one in folders if (note := read_notes(one / "README.md").get(name))))
+        if len(texts) > 1:
+            texts.insert(
+                0, f"Joined from {len(folders)} folders that were built separately; the notes of each follow."
+            )
+        if len({licence_text(licence) for licence in licences.values()}) > 1:
+            stated = "; ".join(f"{folder.resolve().name}: {licence_text(licences[folder])}" for folder in folders)
+            texts.append(f"Licences that the cards of the joined folders state: {stated}.")
+        notes[name] = "\n\n".join(texts)
+    return notes
 
 
 def _other_files(configs: Mapping[Path, Mapping[str, Shards]]) -> dict[str, dict[int, Path]]:
     """Returns name -> number of the folder -> file, for files that are neither rows nor the card."""
     found: dict[str, dict[int, Path]] = {}
+    problems: list[Problem] = []
     for number, (folder, shards_of) in enumerate(configs.items(), 1):
         skipped = {file for shards in shards_of.values() for files in shards.values() for file in files}
         skipped.add(folder / "README.md")
-        for file in sorted(folder.rglob("*")):
-            name = file.relative_to(folder)
-            hidden = any(part.startswith(".") for part in name.parts)
-            if file.is_file() and not file.is_symlink() and not hidden and file not in skipped:
-                found.setdefault(name.as_posix(), {})[number] = file
+        names = {file: file.relative_to(folder) for file in sorted(folder.rglob("*")) if file not in skipped}
+        shown = {file: name for file, name in names.items() if not any(part.startswith(".") for part in name.parts)}
+        files = [file for file in shown if file.is_file()]
+        problems += outside_files(folder, files)
+        for file in files:
+            found.setdefault(shown[file].as_posix(), {})[number] = file
+    if problems:
+        raise InputError(problems)
     return found
 
 
@@ -259,6 +339,13 @@ def join(folders: Sequence[Path], out: Path) -> None:
     """
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
         raise click.UsageError("expected at least two different release folders")
-    for config, splits in join_releases(folders, out).items():
+    cards = {folder: folder / "README.md" for folder in folders}
+    texts = {one: body(card.read_text("utf-8-sig", "replace")) for one, card in cards.items() if card.exists()}
+    counts_of = join_releases(folders, out)
+    joined = (out / "README.md").read_text(encoding="utf-8")
+    for folder, text in texts.items():
+        if lost := ", ".join(by_heading(own_words(text, joined))):
+            click.echo(f"{folder}: not in the joined card, copy if they apply: the sections {lost}", err=True)
+    for config, splits in counts_of.items():
         counts = ", ".join(f"{split} {count}" for split, count in splits.items())
         click.echo(f"{out}: {config} with {counts} questions")

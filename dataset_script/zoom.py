@@ -259,7 +259,7 @@ def real_rows(
                     zoom = {"slide": name, "evidence": evidence, "query": query, "mpp": settings.mpp}
                     group_name = f"{path.stem}::{kind}::{number:04d}"
                     rows.append(_row(path.stem, patient, path_id, kind, REAL[kind], options, index, group_name, zoom))
-    return rows, list(plan.notes)
+    return rows, [*source.notes, *plan.notes]
 
 
 def _options(kind: str, group: FieldGroup) -> Sequence[Field]:
@@ -321,6 +321,9 @@ def build_zoom(
         if real.exists() and (not real.is_dir() or {entry.name for entry in real.iterdir()} - known):
             expected, found = "no folder yet, or one of this command", "one that holds something else"
             raise InputError(Problem(str(out), expected, found, "name another --out"))
+        if places and (real / "slides").is_dir() and not (real / "slides").is_symlink():
+            expected, found = "no folder yet, or one of questions on real slides", "one with synthetic slides"
+            raise InputError(Problem(str(out), expected, found, "name another --out"))
         real.mkdir(exist_ok=True)
         rows, unused = (_synthetic(real, synthetic, settings.seed, workers, finest) if synthetic else
                         _real(real, places, settings, patients))  # fmt: skip
@@ -362,16 +365,24 @@ def _real(
         return f"queries/{name}"
 
     rows: list[Row] = []
-    unused = []
+    unused: list[Problem] = []
+    problems: list[Problem] = []
     for path in tqdm(files, "slides", unit="slide"):
         name = path.resolve().relative_to(root).as_posix()
-        found, notes = real_rows(path, name, patient_of[path.stem], settings, save)
+        try:
+            found, notes = real_rows(path, name, patient_of[path.stem], settings, save)
+        except InputError as error:
+            problems += error.problems
+            continue
         for note in notes:
             click.echo(f"{path.stem}: {note}", err=True)
         if not found:
-            hint = "give slides with more tissue, or a lower --min-tissue"
+            refused = notes and notes[-1].startswith("refused: ")
+            hint = "leave it out" if refused else "give slides with more tissue, or a lower --min-tissue"
             unused.append(Problem(str(path), "fields for four questions", "; ".join(notes) or "none", hint))
         rows += found
+    if problems:
+        raise InputError(problems)
     for image in (out / "queries").iterdir():
         if image.name not in written:
             image.unlink()

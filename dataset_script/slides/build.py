@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -264,10 +265,19 @@ class _Tally:
 
 
 def _clear_stale(root: Path, works: Sequence[SlideWork], keep: bool) -> None:
-    """Removes files that were being written; without ``keep``, also work on other slides or settings."""
+    """Removes files that were being written; without ``keep``, also work on other slides or settings.
+
+    Raises:
+        InputError: if the folder holds anything else than finished work; nothing is removed then.
+    """
     current = {"blocks", *(work.folder.name for work in works)}
-    (root / "blocks").mkdir(parents=True, exist_ok=True)
-    for folder in root.iterdir():
+    entries = [entry for entry in root.glob("*") if not entry.name.startswith(".")]
+    for entry in [*entries, *root.glob("blocks/*")]:
+        if not re.fullmatch(r"blocks|\.?[0-9a-f]{32}(\.[0-9a-f]{8})?", entry.name):
+            expected, hint = "a new folder, or one with finished work of this command", "name another --work"
+            raise InputError(Problem(str(root), expected, f"{preview(str(entry.relative_to(root)))} in it", hint))
+    Path(os.path.realpath(root), "blocks").mkdir(parents=True, exist_ok=True)
+    for folder in [*entries, root / "blocks"]:
         if folder.name not in current:
             if not keep:
                 shutil.rmtree(folder)

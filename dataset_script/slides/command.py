@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -157,7 +158,8 @@ def slides(
     from scale_vqa_eval.release_folder.write import check_out, exclusive_release
 
     root = work.absolute() if work is not None else work_root(out)
-    if root.is_relative_to(out.absolute()) or out.absolute().is_relative_to(root):
+    real_root, real_out = (Path(os.path.realpath(folder)) for folder in (root, out))
+    if real_root.is_relative_to(real_out) or real_out.is_relative_to(real_root):
         raise click.UsageError("--work and --out: expected two folders, neither inside the other")
     check_out(out)  # fail before hours of reading, not after
     found = find_slides(places)

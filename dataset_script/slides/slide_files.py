@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from dataset_script.splits import SPLITS
+from dataset_script.splits import SPLITS, notify_case
 from scale_vqa_eval.errors import InputError, Problem, did_you_mean, preview
 from scale_vqa_eval.schema import patient_of
 from scale_vqa_eval.wsi import UNKNOWN_FORMAT, not_opened
@@ -95,13 +95,7 @@ def read_patients(slides: Sequence[Path], table: Path | None) -> dict[str, str]:
         named[slide.stem] = found[0] if found else patient_of(slide.stem)
     if problems:
         raise InputError(problems)
-    folded: dict[str, set[str]] = {}
-    for patient in named.values():
-        folded.setdefault(patient.casefold(), set()).add(patient)
-    for same in folded.values():
-        if len(same) > 1:
-            names = ", ".join(map(preview, sorted(same)))
-            click.echo(f"patients {names} differ only in case and are taken for {len(same)}", err=True)
+    notify_case(named.values())
     return named
 
 

@@ -6,7 +6,7 @@ if the card names them. A release folder contains all its images, so both are re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +30,6 @@ def release_shards(folder: Path) -> Mapping[str, Shards]:
     Raises:
         InputError: if the folder has no card, a config is not one of Scale-VQA's, or a file is outside the folder.
     """
-    from huggingface_hub.constants import HF_HUB_CACHE
-
     configs = release_configs(folder)
     expected = f"configs of Scale-VQA ({', '.join(CONFIGS)})"
     problems = [
@@ -39,18 +37,24 @@ def release_shards(folder: Path) -> Mapping[str, Shards]:
         for name in configs
         if name not in CONFIGS
     ]
-    root = folder.resolve()
-    # a snapshot in the Hub's cache consists of links
-    if not root.is_relative_to(Path(HF_HUB_CACHE).resolve()):
-        files = (file for shards in configs.values() for files in shards.values() for file in files)
-        problems += [
-            Problem(str(file), "a file of this folder", f"a link to {file.resolve()}", "copy the file into it")
-            for file in files
-            if not file.resolve().is_relative_to(root)
-        ]
+    problems += outside_files(folder, (file for shards in configs.values() for one in shards.values() for file in one))
     if problems:
         raise InputError(problems)
     return configs
+
+
+def outside_files(folder: Path, files: Iterable[Path]) -> list[Problem]:
+    """Returns a problem for each link out of the folder; a snapshot in the Hub's cache may have some."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    root = folder.resolve()
+    if root.is_relative_to(Path(HF_HUB_CACHE).resolve()):
+        return []
+    return [
+        Problem(str(file), "a file of this folder", f"a link to {file.resolve()}", "copy the file into it")
+        for file in files
+        if not file.resolve().is_relative_to(root)
+    ]
 
 
 def has_images(config: str, shards: Shards) -> bool:

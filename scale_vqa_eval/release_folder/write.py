@@ -180,6 +180,7 @@ def staged_release(out: str | Path, configs: Set[str], notes: Mapping[str, str])
 
     The caller writes files ``<config>/<split>-<shard>-of-<shards>.parquet``. Other configs and files of ``out`` are
     kept, except ``hub`` if a config that it may have been made from is written again. ``out`` is locked meanwhile.
+    What the card of ``out`` states is kept, or what a README.md states that the caller writes into the hidden folder.
 
     Raises:
         InputError: as ``write_release``.
@@ -199,7 +200,8 @@ def staged_release(out: str | Path, configs: Set[str], notes: Mapping[str, str])
                 elif entry.is_file() and entry.name != "README.md":
                     link_or_copy(entry, staging / entry.name)
             yield staging
-            write_card(staging, notes, previous=target / "README.md")
+            card = staging / "README.md"
+            write_card(staging, notes, previous=card if card.exists() else target / "README.md")
             _swap(staging, target, retired)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)

@@ -123,6 +123,11 @@ def test_folders_built_apart_are_joined(drawn: list[Path], tmp_path: Path) -> No
     parts = [tmp_path / "a", tmp_path / "b"]
     build(drawn[:3], parts[0], ZOOM)
     build(drawn[3:], parts[1], ZOOM)
+    for part, licence in zip(parts, ("cc0-1.0", "cc-by-nc-4.0"), strict=True):
+        card = (part / "README.md").read_text()
+        (part / "README.md").write_text(card.replace("license: other\n", f"license: {licence}\n", 1))
+        text = (part / "README.md").read_text()
+        (part / "README.md").write_text(text.replace("license_name: see-the-configs\n", "", 1))
     counts = join_releases(parts, tmp_path / "c")
     ids = [row["id"] for part in parts for row in rows_of(part)]
     joined = rows_of(tmp_path / "c")
@@ -131,6 +136,7 @@ def test_folders_built_apart_are_joined(drawn: list[Path], tmp_path: Path) -> No
     assert json.loads((tmp_path / "c/grounding/build.2.json").read_text())["questions"] == 12
     card = (tmp_path / "c" / "README.md").read_text()
     assert "slide\\_a" in card and "slide\\_f" in card
+    assert "license: other\n" in card and "a: cc0-1.0; b: cc-by-nc-4.0" in card
     names = [path.name for path in sorted((tmp_path / "c" / "grounding").glob("train-*"))]
     assert names == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
 
@@ -149,6 +155,25 @@ def test_what_does_not_fit_together_is_refused_by_name(drawn: list[Path], tmp_pa
     assert not (tmp_path / "c").exists()
     once = CliRunner().invoke(join, [str(tmp_path / "a"), "--out", str(tmp_path / "c")])
     assert once.exit_code == 2
+    with pytest.raises(InputError, match="side by side"):
+        join_releases([tmp_path / "a", tmp_path / "b"], tmp_path / "a" / "c")
+    shard = next((tmp_path / "same" / "grounding").glob("train-*"))
+    content = bytearray(shard.read_bytes())
+    content[2000:4000] = bytes(2000)
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match=r"train-00000-of-00001.parquet: expected rows that can be read"):
+        join_releases([tmp_path / "same", tmp_path / "b"], tmp_path / "c")
+
+
+def test_a_work_folder_with_other_files_is_refused_and_left_alone(drawn: list[Path], tmp_path: Path) -> None:
+    mine = [tmp_path / "x.tif", tmp_path / "work" / "blocks" / "y.tif"]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for work in (tmp_path, tmp_path / "work"):
+        with pytest.raises(InputError, match="name another --work"):
+            build_slides(drawn[:1], {"slide_a": "a"}, ZOOM, tmp_path / "out", 1, print, work=work)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(mine)
 
 
 def test_an_image_of_several_kinds_is_stored_once_per_column(drawn: list[Path], tmp_path: Path) -> None:
