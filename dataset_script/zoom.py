@@ -245,6 +245,7 @@ def real_rows(
     rows: list[Row] = []
     with OpenSlideSource(path, settings.mpp) as source:
         plan = plan_slide(source, settings)
+        notes = [*source.notes, *plan.notes]
         kinds = [("which-place", NEAR), ("join-scales", NEAR), ("search", FAR)]
         for kind, layout in kinds:
             for number, group in enumerate(plan.groups.get(layout, ())):
@@ -259,7 +260,7 @@ def real_rows(
                     zoom = {"slide": name, "evidence": evidence, "query": query, "mpp": settings.mpp}
                     group_name = f"{path.stem}::{kind}::{number:04d}"
                     rows.append(_row(path.stem, patient, path_id, kind, REAL[kind], options, index, group_name, zoom))
-    return rows, [*source.notes, *plan.notes]
+    return rows, notes
 
 
 def _options(kind: str, group: FieldGroup) -> Sequence[Field]:
