@@ -6,7 +6,7 @@ The functions do what the corresponding commands do, and return plain values tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,9 +47,15 @@ def audit_questions(questions: Sequence[Question], seed: int = 0, detailed: bool
     Returns:
         The report: ``verdict`` ("clean", "leaks" or "inconclusive"), ``strongest``, ``probes`` (rows with name,
         accuracy and its 95% interval), ``defects`` (rows), and the other fields that docs/audit.md describes.
+
+    Raises:
+        InputError: if there are no questions.
     """
     from scale_vqa_eval.audit.report import audit_questions as audit
+    from scale_vqa_eval.errors import InputError, Problem
 
+    if not questions:
+        raise InputError(Problem("questions", "at least one question", "none", "check the file or the filter"))
     return audit(questions, seed, detailed=detailed)
 
 
@@ -80,6 +86,7 @@ def score_predictions(
     """
     from scale_vqa_eval.scoring.score import score_files
 
+    _check_name("mode", mode, ("reference", "strict"))
     blind_runs = [blind] if blind is not None else []
     results, warnings = score_files(predictions, str(data), split, config, mode, blind=blind_runs)
     return results | {"warnings": warnings}
@@ -114,6 +121,7 @@ def compare_predictions(
     from scale_vqa_eval.scoring.predictions import join, read_predictions
     from scale_vqa_eval.scoring.score import compare_answers
 
+    _check_name("mode", mode, ("reference", "strict"))
     questions = read(data, split, config)
     return compare_answers(*(join(read_predictions(path), questions, mode) for path in (a, b)))
 
@@ -148,13 +156,22 @@ def build_control(
     from scale_vqa_eval.controls.output import authors_row, exchange_edits, read_source
     from scale_vqa_eval.errors import InputError, Problem
 
+    builders = {"exchange": exchange, "block-exchange": block_exchange}
+    _check_name("method", method, builders)
     source = read_source(data, split, config)
     unknown = sum(question.patient is None for question in source.questions)
     if unknown and not allow_unknown_patients:
         found = f"none in {unknown} of {len(source.questions)} questions"
         hint = "add wsi_name or patient_id, or set allow_unknown_patients"
         raise InputError(Problem(str(data), "a patient or slide for every question", found, hint))
-    build = {"exchange": exchange, "block-exchange": block_exchange}[method]
-    groups = build(PairRules(source.questions), seed).groups
+    groups = builders[method](PairRules(source.questions), seed).groups
     edits = exchange_edits(source.questions, groups, False)
     return [authors_row(source.questions[row], source.rows[row], edits[row]) for row in sorted(edits)]
+
+
+def _check_name(argument: str, value: object, names: Collection[str]) -> None:
+    """Raises InputError if an argument is not one of the names."""
+    from scale_vqa_eval.errors import InputError, Problem, did_you_mean, preview
+
+    if value not in names:
+        raise InputError(Problem(argument, f"one of {', '.join(names)}", preview(value), did_you_mean(value, names)))

@@ -40,3 +40,13 @@ def test_exchange_needs_patients(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"question": "?", "options": ["x", "y"], "answer": "A"}\n' * 4)
     with pytest.raises(InputError, match="none in 4 of 4 questions"):
         scale_vqa_eval.build_control(tmp_path / "q.jsonl")
+
+
+def test_wrong_arguments_are_input_errors(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at least one question"):
+        scale_vqa_eval.audit_questions([])
+    for call in (scale_vqa_eval.score_predictions, scale_vqa_eval.compare_predictions):
+        with pytest.raises(InputError, match="one of reference, strict, found 'stict'; did you mean 'strict'"):
+            call(*[tmp_path / "missing"] * (3 if call is scale_vqa_eval.compare_predictions else 2), mode="stict")
+    with pytest.raises(InputError, match="one of exchange, block-exchange"):
+        scale_vqa_eval.build_control(tmp_path / "missing", method="screened")
