@@ -28,6 +28,7 @@ UM_AT_1X: Final = 10.0
 """By convention an objective of power P scans at 10/P um per pixel: 40x at 0.25, 20x at 0.5."""
 UM_IN: Final = {"um": 1.0, "\u00b5m": 1.0, "\u03bcm": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
 """Units of OME's physical sizes in um; um is OME's default."""
+_OME_SIZE: Final = r'<(?:\w+:)?Pixels\b[^>]*\bSize{}="(\d+)"'
 ANISOTROPY_LIMIT: Final = 1.01
 """Maximum ratio of the scales in x and y; their mean is used, with an error of at most half a per cent."""
 MAGNIFY_LIMIT: Final = 1.15
@@ -149,7 +150,7 @@ class OpenSlideSource:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes on a scale or colours that differ from what the file states."""
+        """Notes on a scale, colours or planes that differ from what the file states."""
         notes: tuple[str, ...] = ()
         properties = {**self._slide.properties}
         try:
@@ -162,6 +163,9 @@ class OpenSlideSource:
                 notes = (f"scale of {self.mpp:g} um/px as given with --mpp, not {stated:g} um/px as stated",)
         if self._to_srgb is not None:
             notes += ("colours converted from the slide's ICC profile to sRGB",)
+        sizes = (re.search(_OME_SIZE.format(axis), properties.get("tiff.ImageDescription", "")) for axis in "ZT")
+        if (planes := math.prod(int(size[1]) for size in sizes if size)) > 1:
+            notes += (f"the first of {planes} focus planes or time points is used",)
         return notes
 
     def __enter__(self) -> OpenSlideSource:
@@ -431,7 +435,7 @@ def slide_mpp(properties: Mapping[str, str], path: Path, given: float | None = N
 
 def _check_channels(description: str, path: Path) -> None:
     """Raises InputError for an OME-TIFF with separate channels, of which OpenSlide would read only the first."""
-    channels = re.search(r'<(?:\w+:)?Pixels\b[^>]*SizeC="(\d+)"', description)
+    channels = re.search(_OME_SIZE.format("C"), description)
     if channels and int(channels[1]) > 1 and re.search(r'<(?:\w+:)?Channel\b[^>]*SamplesPerPixel="1"', description):
         hint = "export it as RGB, or leave it out"
         raise InputError(Problem(str(path), "RGB pixels", f"{channels[1]} channels in separate images", hint))

@@ -119,6 +119,12 @@ def test_questions_of_slides_have_their_evidence_where_the_shown_field_lies(tmp_
     assert "holds something else" in str(result.exception) and (tmp_path / "zoom" / "notes.txt").exists()
 
 
+def test_real_slides_do_not_go_to_a_folder_of_synthetic_ones(tmp_path: Path) -> None:
+    (tmp_path / "zoom" / "slides").mkdir(parents=True)
+    result = CliRunner().invoke(zoom, [str(tmp_path), "--out", str(tmp_path / "zoom")], standalone_mode=False)
+    assert "one with synthetic slides" in str(result.exception)
+
+
 @pytest.mark.parametrize("more", [[], ["--synthetic", "4", "."]], ids=("neither", "both"))
 def test_slides_or_synthetic(more: list[str], tmp_path: Path) -> None:
     result = CliRunner().invoke(zoom, [*more, "--out", str(tmp_path / "zoom")])

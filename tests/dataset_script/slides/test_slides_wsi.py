@@ -379,6 +379,15 @@ def test_an_ome_tiff_of_separate_channels_is_refused(tmp_path: Path) -> None:
         assert slide.mpp == 0.5
 
 
+def test_the_planes_of_an_ome_tiff_are_noted(tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.tif"
+    planes = np.stack([tissue_pixels(512, 300, seed=seed) for seed in (1, 2)])
+    scale = {"axes": "ZYXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+    tifffile.imwrite(path, planes, tile=(256, 256), photometric="rgb", metadata=scale)
+    with OpenSlideSource(path) as slide:
+        assert slide.notes == ("the first of 2 focus planes or time points is used",)
+
+
 def test_what_openslide_does_not_open_is_named(tmp_path: Path) -> None:
     (tmp_path / "note.tif").write_text("no slide")
     with pytest.raises(InputError, match=r"note\.tif.*OpenSlide"):
