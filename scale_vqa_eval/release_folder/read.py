@@ -45,6 +45,7 @@ FIELD_NAMES: Final[dict[str, tuple[str, ...]]] = {
 }
 """Field -> possible names in a file, in order of preference; ``extra_info`` is searched as well."""
 _TEXT_COLUMNS: Final = frozenset(name for names in FIELD_NAMES.values() for name in names) - {"image"}
+_REPEATED: Final = "an object that repeats the key"
 HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -248,11 +249,20 @@ def _file(path: Path) -> Iterator[Record]:
 
 
 def _json(path: Path) -> Iterator[Record]:
-    rows = parse_json(path.read_text(encoding="utf-8-sig"), str(path))
+    rows = parse_json(path.read_text(encoding="utf-8-sig"), str(path), object_pairs_hook=_unique_keys)
     if not isinstance(rows, list):
         raise InputError(Problem(str(path), "a JSON list of rows", type(rows).__name__, "wrap the rows in a list"))
     for number, row in enumerate(rows, 1):
         yield _record(row, f"{path}, row {number}", number)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object; raises ValueError for a repeated key, of which ``json`` would keep only the last value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        raise ValueError(f"{_REPEATED} {preview(repeated[0])}")
+    return found
 
 
 def _jsonl(path: Path) -> Iterator[Record]:
@@ -261,10 +271,11 @@ def _jsonl(path: Path) -> Iterator[Record]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.rstrip("\r\n"))
+                row = json.loads(line.rstrip("\r\n"), object_pairs_hook=_unique_keys)
             except (ValueError, RecursionError) as error:
                 location = f"{path}, line {number}, column {getattr(error, 'colno', 1)}"
-                raise InputError(Problem(location, "one JSON object per line", preview(line), "fix it")) from error
+                found = str(error) if str(error).startswith(_REPEATED) else preview(line)
+                raise InputError(Problem(location, "one JSON object per line", found, "fix it")) from error
             yield _record(row, f"{path}, line {number}", number)
 
 

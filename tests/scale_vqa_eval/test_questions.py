@@ -114,6 +114,8 @@ def test_every_bad_row_is_listed(tmp_path: Path) -> None:
         ("a.csv", "question;A;B;answer\nQ;x;y;A\n", "row 0: expected columns with commas"),
         ("a.csv", "Frage,A,B,answer\nQ,x,y,A\n", "only the fields 'Frage, A, B, answer'"),
         ("a.json", '[{"question": "Q", "options": ["x", NaN], "answer": "A"}]', "an empty option B"),
+        ("a.json", '[{"options": {"A": "x", "B": "y", "B": "z"}}]', "repeats the key 'B'"),
+        ("a.jsonl", '{"options": {"A": "x", "B": "y", "B": "z"}}', "repeats the key 'B'"),
         ("a.xlsx", "", "ends in"),
         ("a.parquet", "no parquet", "a Parquet file"),
     ],
