@@ -48,6 +48,8 @@ def picture(rows: Sequence[Sequence[Drawn]]) -> Image.Image:
     sheet = Image.new("RGB", (max(map(len, rows)) * (TILE_PX + 4), len(rows) * (TILE_PX + 24)), "white")
     draw = ImageDraw.Draw(sheet)
     for number, row in enumerate(rows):
+        if not row:
+            draw.text((2, number * (TILE_PX + 24) + 4), f"no field {'kept' if number else 'left out'}", fill="black")
         for column, (value, path, x, y) in enumerate(row):
             with OpenSlideSource(path) as source:
                 image = source.read_region(x, y, SIDE_UM / TILE_PX, TILE_PX)
