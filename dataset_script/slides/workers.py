@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import socket
 import threading
 import time
@@ -187,7 +188,8 @@ def _ray_runner(address: str, workers: int) -> Iterator[TaskRunner]:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Ends a worker whose parent was killed; it would wait for tasks forever."""
+    """Ends a worker whose parent was killed, which would wait for tasks forever, and silently at Ctrl-C."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
     def watch() -> None:
         while os.getppid() == parent:
