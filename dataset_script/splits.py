@@ -272,7 +272,7 @@ def _licence(folder: Path) -> dict[str, Any]:
     return {key: stated[key] for key in ("license", "license_name", "license_link") if stated.get(key)}
 
 
-def licence_text(licence: Mapping[str, Any]) -> str:
+def _licence_text(licence: Mapping[str, Any]) -> str:
     """Returns a licence (see ``_licence``) on one line."""
     return ", ".join(str(value) for value in licence.values()) or "none stated"
 
@@ -298,8 +298,8 @@ def _notes(
             texts.insert(
                 0, f"Joined from {len(folders)} folders that were built separately; the notes of each follow."
             )
-        if len({licence_text(licence) for licence in licences.values()}) > 1:
-            stated = "; ".join(f"{folder.resolve().name}: {licence_text(licences[folder])}" for folder in folders)
+        if len({_licence_text(licence) for licence in licences.values()}) > 1:
+            stated = "; ".join(f"{folder.resolve().name}: {_licence_text(licences[folder])}" for folder in folders)
             texts.append(f"Licences that the cards of the joined folders state: {stated}.")
         notes[name] = "\n\n".join(texts)
     return notes

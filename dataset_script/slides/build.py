@@ -97,8 +97,7 @@ def build_slides(
             return None
         fixed = _earlier_splits(out, settings, notify) if splits is None else splits
         if absent := sorted(set(splits or ()) - set(patients.values())):
-            names = ", ".join(map(preview, absent[:5])) + (", ..." if len(absent) > 5 else "")
-            notify(f"{len(absent)} of {len(fixed)} patients with a given split have no slide here: {names}")
+            notify(f"{len(absent)} of {len(fixed)} patients with a given split have no slide here: {_first(absent)}")
         split_of = _splits(works, patients, settings, fixed)
         blocks = list(_blocks(root, works, patients, settings, split_of))
         _notify_uncrossed(blocks, notify)
@@ -135,8 +134,12 @@ def _notify_dropped(out: Path, patients: Mapping[str, str], notify: Notify) -> N
     except (OSError, ValueError, KeyError, TypeError):
         return
     if dropped:
-        names = ", ".join(map(preview, dropped[:5])) + (", ..." if len(dropped) > 5 else "")
-        notify(f"{out} will no longer hold {len(dropped)} slides that are not named now: {names}")
+        notify(f"{out} will no longer hold {len(dropped)} slides that are not named now: {_first(dropped)}")
+
+
+def _first(names: Sequence[str]) -> str:
+    """Returns the first five names."""
+    return ", ".join(map(preview, names[:5])) + (", ..." if len(names) > 5 else "")
 
 
 def _earlier_splits(out: Path, settings: GroundingSettings, notify: Notify) -> dict[str, str]:
